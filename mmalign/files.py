@@ -1,0 +1,162 @@
+"""Files: local paths, `pkg:` paths inside an installed package, and any fsspec URL; writes that are whole or absent.
+
+A spec is one of
+    /abs/path, ~/path                 a local path
+    ./path, ../path                   relative to the file that names it (a card, a recipe)
+    pkg:mmalign.toyworld/clip         a folder or file shipped inside a package
+    data:words/2of12.txt              a folder or file of the user's data folder, $MMALIGN_DATA or ./data
+    s3://bucket/key, hf://..., ...    any fsspec URL
+    anything else                     not a path: a hub id, a word
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+from mmalign.errors import MMAlignError, RunError
+
+
+def is_url(spec: str) -> bool:
+    return "://" in spec
+
+
+def anchored(spec: str, folder: Path) -> str:
+    """A `./` or `~` path made absolute against the folder of the file that names it; other specs unchanged."""
+    if spec.startswith("~"):
+        return os.path.expanduser(spec)
+    return os.path.normpath(folder.absolute() / spec) if spec.startswith(("./", "../")) or spec in (".", "..") else spec
+
+
+def local(spec: str) -> Path | None:
+    """The local path a spec means, whether or not it exists; None for URLs, hub ids and words."""
+    if spec.startswith("pkg:"):
+        package, _, inside = spec[4:].partition("/")
+        try:
+            found = find_spec(package)
+        except (ImportError, ValueError):
+            found = None
+        places = list(found.submodule_search_locations or []) if found else []
+        return Path(places[0]) / inside if places else Path(spec)  # which does not exist
+    if spec.startswith("data:"):
+        return Path(os.environ.get("MMALIGN_DATA") or "data") / spec[5:]
+    return Path(spec) if os.path.isabs(spec) else None
+
+
+def exists(place: Path) -> bool:
+    """Whether something is there that can be looked at."""
+    try:
+        return place.exists()
+    except OSError:  # a name that no file can have, or a folder closed to us
+        return False
+
+
+def path(spec: str) -> str:
+    """What a library that takes `a folder or a hub id` is to be given for a spec."""
+    return str(local(spec) or spec)
+
+
+def open_(spec: str, mode: str = "rb") -> IO[Any]:
+    """Open a local path, a `pkg:` path or an fsspec URL for reading."""
+    place = local(spec)
+    if place is None and is_url(spec):
+        import fsspec  # only for URLs: a local run must not need it loaded
+
+        return fsspec.open(spec, mode).open()  # type: ignore[no-any-return]
+    return open(place or spec, mode)
+
+
+def write(target: Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: into a neighbour first, then renamed over the target."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "wb") as out:
+            out.write(data.encode() if isinstance(data, str) else data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writes that were killed left in a folder that nobody else works in."""
+    for place in folder.rglob(".*.part"):
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink()
+
+
+def write_json(target: Path, data: Any) -> None:
+    write(target, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(source: Path, error: type[MMAlignError] = RunError, fix: str = "another file; was it damaged?") -> Any:
+    """The JSON in a file, or an `error` that names it."""
+    try:
+        return json.loads(source.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise error(f"cannot read {source}: {err.strerror}", at=str(source), fix=fix) from err
+    except ValueError as err:
+        raise error(f"not valid JSON: {err}", at=str(source), fix=fix) from err
+
+
+class Hashes:
+    """Content hashes of local files, remembered by (path, size, mtime) so that big files are read once."""
+
+    def __init__(self, memory: Path | None = None) -> None:
+        self.memory = memory
+        self.known: dict[str, list[Any]] = {}
+        self.fresh = False
+        if memory and memory.exists():
+            try:
+                self.known = dict(json.loads(memory.read_text()))
+            except (ValueError, TypeError, OSError):
+                self.known = {}  # only a cache: what it lacks is read again
+
+    def of(self, spec: str) -> str | None:
+        """The hash of a file, or of the files of a checkpoint folder (one with a config.json); else None."""
+        place = local(spec)
+        if place is None or not exists(place):
+            return None
+        if place.is_file():
+            return self._file(place)
+        if not any(place.glob("*config.json")):
+            return None  # a folder of images: too many files to read; its path stands for it
+        names = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
+        return hashlib.sha256("".join(f"{p.name}:{self._file(p)}\n" for p in names).encode()).hexdigest()
+
+    def _file(self, place: Path) -> str:
+        stat = place.stat()
+        key = str(place)
+        seen = self.known.get(key)
+        if not (isinstance(seen, list) and seen[:2] == [stat.st_size, stat.st_mtime_ns]):
+            with open(place, "rb") as source:
+                seen = [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(source, "sha256").hexdigest()]
+            self.known[key] = seen
+            self.fresh = True
+        return str(seen[2])
+
+    def save(self) -> None:
+        if self.memory and self.fresh and self.memory.parent.exists():
+            with suppress(OSError):  # only a cache: a plan also works where nothing can be written
+                write_json(self.memory, self.known)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string in a nest of lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from strings(item)
