@@ -1,0 +1,188 @@
+"""Does a recipe fit together? Answered from the cards' facts, before any weight is loaded."""
+
+from collections.abc import Iterator, Sequence
+
+from mmalign import files, source
+from mmalign.cards import Card, Registry
+from mmalign.errors import CheckError, MMAlignError, nearest
+from mmalign.graph import cards_of, named, order
+from mmalign.recipe import Contrast, Evaluate, Label, Language, Part, Recipe, Report, Stage, Train
+
+# arguments a part gets from the stage, not from its card
+GIVEN = {"adapters": ("patch_dim", "llm_dim", "grid"), "labels": ("keep",)}
+
+
+def check(variants: Sequence[Recipe], registry: Registry | None = None) -> list[str]:
+    """Raise the first thing that is wrong; returns notes a reader should see."""
+    registry = registry or Registry(variants[0].registry)
+    for recipe in variants:
+        for problem in problems(recipe, registry):
+            raise problem
+    return list(dict.fromkeys(note for recipe in variants for note in notes(recipe, registry)))
+
+
+def problems(recipe: Recipe, registry: Registry) -> Iterator[MMAlignError]:
+    """Everything that is wrong with one variant of a recipe."""
+    try:
+        order(recipe)
+    except MMAlignError as err:
+        yield err
+        return
+    for name, stage in recipe.stages.items():
+        try:
+            cards = cards_of(recipe, name, registry)
+        except MMAlignError as err:
+            yield err
+            continue
+        yield from _needed(recipe, name, stage)
+        yield from targets(recipe, name, cards)
+        yield from paths(cards)
+        yield from _images(recipe, name, stage, cards)
+        if isinstance(stage, Train):
+            yield from _train(recipe, name, stage, cards)
+        if isinstance(stage, (Train, Evaluate)):
+            yield from _model(recipe, cards)
+        if isinstance(stage, (Train, Language, Contrast)) and stage.optim.name == "muon" and stage.engine.zero:
+            yield _problem(recipe, name, "engine.zero", "muon steps on whole matrices", "engine: {zero: 0}")
+
+
+def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Does each card name something that exists, and does that take the card's arguments? Read, not imported."""
+    own = {role: (part, key) for role, _, part, key in named(recipe, name)}
+    for role, card in cards.items():
+        part, key = own.get(role, (Part(card.name), ""))
+        try:
+            takes = source.takes(card.target)
+        except source.Absent as err:
+            yield CheckError(f"{card.family} {card.name!r}: {err}", at=f"{card.path}  target", fix="check `target:`")
+            continue
+        if takes is not None:
+            places = {arg: recipe.where(f"{key}.args.{arg}") for arg in part.args}
+            yield from _arguments(card, takes, places)
+            yield from _lacking(card, takes, recipe.where(key))
+
+
+def _arguments(card: Card, takes: source.Arguments, places: dict[str, str]) -> Iterator[MMAlignError]:
+    """Arguments a part does not take. places: where the recipe gives one; the others stand in the card."""
+    given = GIVEN.get(card.family, ())
+    for arg in card.args:
+        at = places.get(arg, f"{card.path}  args.{arg}")
+        if arg in given:
+            yield CheckError(f"{card.family} {card.name!r}: {arg!r} is set by the stage", at=at, fix="take it out")
+        elif arg not in takes:
+            what = f"{card.family} {card.name!r} takes no argument {arg!r}"
+            yield CheckError(what, at=at, fix=nearest(arg, set(takes).difference(given)))
+
+
+def _lacking(card: Card, takes: source.Arguments, at: str) -> Iterator[MMAlignError]:
+    for arg, needed in takes.items():
+        if needed and arg not in card.args and arg not in GIVEN.get(card.family, ()):
+            fix = f"{{card: {card.name}, args: {{{arg}: ...}}}}"
+            yield CheckError(f"{card.family} {card.name!r} needs the argument {arg!r}", at=at, fix=fix)
+
+
+def _images(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Stages that look at images need some."""
+    if not isinstance(stage, (Label, Contrast)):
+        return
+    if not cards["data"].facts.get("images", True):
+        yield _problem(recipe, name, "data", f"{cards['data'].name} has no images", "data with images")
+    if "labels" in cards and cards["labels"].facts.get("truth"):
+        what = f"{cards['labels'].name} takes the data's own words, which need no store"
+        fix = f"labels: {cards['labels'].name} in the training stage, without this one"
+        yield _problem(recipe, name, "source", what, fix)
+
+
+def _problem(recipe: Recipe, stage: str, key: str, what: str, fix: str) -> CheckError:
+    return CheckError(f"stage {stage!r}: {what}", at=recipe.where(f"stages.{stage}.{key}"), fix=fix)
+
+
+def _needed(recipe: Recipe, name: str, stage: Stage) -> Iterator[MMAlignError]:
+    """Parts and edges a stage cannot do without."""
+    for part in stage.parts:
+        if getattr(recipe.model, part) is None:
+            what = f"stage {name!r} (kind {stage.kind}) has no {part}"
+            yield CheckError(what, at=recipe.where("model"), fix=f"model: {{{part}: NAME}}   (mmalign list)")
+    if isinstance(stage, Report) and not stage.reads.scores:
+        fix = "reads: {scores: <a stage of kind evaluate>}"
+        yield _problem(recipe, name, "reads", "a report needs scores to read", fix)
+    if isinstance(stage, Evaluate) and not stage.bench:
+        yield _problem(recipe, name, "bench", "no benchmark is named", "bench: [toy-pope]   (mmalign list benchmarks)")
+    names = [part.card for part in stage.bench] if isinstance(stage, Evaluate) else []
+    for number, bench in enumerate(names):
+        if bench in names[:number]:
+            yield _problem(recipe, name, f"bench.{number}", f"{bench} is named twice", "a stage of its own for each")
+
+
+def paths(cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Do the files and folders that cards name exist?"""
+    for card in cards.values():
+        for key, spec in card.args.items():
+            if isinstance(spec, str) and (place := files.local(spec)) and not files.exists(place):
+                what = f"{card.family} {card.name!r}: {key} {spec} does not exist"
+                fix = "put it there, or set MMALIGN_DATA" if spec.startswith("data:") else "check the path"
+                yield CheckError(what, at=f"{card.path}  args.{key}", fix=fix)
+
+
+def _model(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Do vision encoder, adapter and language model fit? Facts a card does not give are not checked."""
+    vision, adapter, llm = (cards.get(role) for role in ("vision", "adapter", "llm"))
+    if not (vision and adapter and llm):
+        return
+    at = recipe.where("model.adapter")
+    wide, wanted = vision.facts.get("dim"), llm.facts.get("dim")
+    if adapter.facts.get("same_width") and wide and wanted and wide != wanted:
+        what = f"adapter {adapter.name!r} keeps the width, but {vision.name} is {wide} wide and {llm.name} {wanted}"
+        yield CheckError(what, at=at, fix="an adapter that maps widths, such as mlp2x-gelu")
+
+
+def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    if not stage.trains:
+        yield _problem(recipe, name, "trains", "nothing is trained", "trains: [adapter]")
+    if not stage.objectives:
+        yield _problem(recipe, name, "objectives", "no objective", "objectives: {lm: 1.0}")
+    if stage.batch % stage.micro_batch:
+        what = f"batch {stage.batch} is no multiple of micro_batch {stage.micro_batch}"
+        yield _problem(recipe, name, "batch", what, "micro_batch: a divisor of batch")
+    if stage.labels and stage.reads.labels:
+        what = "labels come from `labels` and from `reads.labels`"
+        yield _problem(recipe, name, "labels", what, "keep one of the two")
+    if not cards["data"].facts.get("images", True) and "adapter" in stage.trains:
+        what = f"{cards['data'].name} has no images, so the adapter would learn nothing"
+        yield _problem(recipe, name, "data", what, "data with images")
+    for objective in stage.objectives:
+        yield from _objective(recipe, name, stage, cards, objective)
+    if "labels" in cards and cards["labels"].facts.get("truth") and not cards["data"].facts.get("truth", True):
+        what = f"{cards['labels'].name} takes the data's own words, and {cards['data'].name} has none"
+        yield _problem(recipe, name, "labels", what, "data with per-patch truth, or another label source")
+
+
+def _objective(
+    recipe: Recipe, name: str, stage: Train, cards: dict[str, Card], objective: str
+) -> Iterator[MMAlignError]:
+    facts = cards[f"objectives.{objective}"].facts
+    if "labels" in facts.get("needs", []) and not (stage.labels or stage.reads.labels):
+        fix = "labels: {source: NAME, keep: 10}, or reads: {labels: <a stage of kind label>}"
+        yield _problem(recipe, name, f"objectives.{objective}", f"{objective} needs labels", fix)
+    if facts.get("per_patch") and not cards["adapter"].facts.get("keeps_grid", True):
+        what = f"{objective} supervises single patches, and {cards['adapter'].name} does not keep the grid"
+        yield _problem(recipe, name, f"objectives.{objective}", what, "an adapter with keeps_grid, such as mlp2x-gelu")
+
+
+def notes(recipe: Recipe, registry: Registry) -> Iterator[str]:
+    """What is allowed but should not go unseen."""
+    for name, stage in recipe.stages.items():
+        cards = cards_of(recipe, name, registry)
+        encoder = cards.get("labels.encoder")
+        own = recipe.model.vision
+        if not encoder or not own or (isinstance(stage, Label) and not _labels_used(recipe, name)):
+            continue
+        vision = registry.card("vision", own.card)
+        if encoder.name != vision.name:
+            ours, theirs = vision.facts.get("grid"), encoder.facts.get("grid")
+            more = f"; its {theirs} grid is resampled to {ours}" if ours and theirs and ours != theirs else ""
+            yield f"stage {name!r}: labels come from {encoder.name}, the model sees through {vision.name}{more}"
+
+
+def _labels_used(recipe: Recipe, name: str) -> bool:
+    return any(stage.reads.labels == name for stage in recipe.stages.values())

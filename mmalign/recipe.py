@@ -1,0 +1,334 @@
+"""A recipe: one model and the stages that train it. Every setting of mmalign stands here once, with its unit."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, Literal
+
+from omegaconf import MISSING
+
+SILENT = {"result": False}  # a setting that cannot change what a stage writes: not part of the fingerprint
+
+
+def _above(low: float) -> dict[str, float]:
+    return {"above": low}
+
+
+def _least(low: float) -> dict[str, float]:
+    return {"least": low}
+
+
+SEED = {"least": 0, "most": 2**32 - 1}  # what every random generator takes
+
+
+@dataclass
+class Part:
+    """A card, and constructor arguments that differ from the card's. In YAML a bare name means the card."""
+
+    card: str = MISSING
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Model:
+    vision: Part | None = None
+    adapter: Part | None = None
+    llm: Part | None = None
+
+
+@dataclass
+class Objective:
+    """One term of the loss. In YAML a bare number means the weight."""
+
+    weight: float = field(default=1.0, metadata=_least(0))
+    warmup: float = field(default=0.0, metadata=_least(0) | {"most": 1})  # fraction of the steps over which it rises
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Labels:
+    """Labels made in the training step, from the encoder pass it runs anyway. In YAML a bare name means the source."""
+
+    source: Part = field(default_factory=Part)
+    keep: int = field(default=10, metadata=_above(0))  # words kept per patch (n of SEA, section 4.1)
+    store: str | None = None  # a finished label store, path or URL, read instead; refused if `source` did not make it
+
+
+@dataclass
+class Optim:
+    name: Literal["adamw", "muon"] = "adamw"  # muon: torch.optim.Muon for hidden matrices, AdamW for the rest
+    lr: float = field(default=MISSING, metadata=_least(0))
+    lr_vision: float | None = field(default=None, metadata=_least(0))  # None: the vision encoder uses lr
+    lr_adapter: float | None = field(default=None, metadata=_least(0))  # None: the adapter uses lr
+    lr_llm: float | None = field(default=None, metadata=_least(0))  # None: the language model uses lr
+    lr_muon: float | None = field(default=None, metadata=_least(0))  # None: muon's matrices use their part's lr
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = field(default=0.03, metadata=_least(0) | {"most": 1})  # fraction of the steps
+    weight_decay: float = field(default=0.0, metadata=_least(0))
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata=_least(0) | {"below": 1, "length": 2})
+    clip: float = field(default=1.0, metadata=_least(0))  # gradient norm; 0: no clipping
+
+
+@dataclass
+class Engine:
+    """How a stage is run; none of it changes the result (beyond the last bits of a sum)."""
+
+    zero: Literal[0, 1, 2, 3] = 2  # DeepSpeed ZeRO stage
+    offload: bool = False  # keep optimizer state (and ZeRO-3's parameters) in CPU memory
+    checkpointing: bool = False  # recompute the LLM's activations in the backward pass
+    save_every: int = field(default=500, metadata=_above(0))  # optimizer steps between checkpoints
+    workers: int = field(default=2, metadata=_least(0))  # threads that read and prepare samples
+
+
+@dataclass
+class Reads:
+    """Edges of the graph: slot = the stage that fills it."""
+
+    labels: str | None = None
+    weights: str | None = None
+    vision: str | None = None
+    llm: str | None = None
+    scores: list[str] = field(default_factory=list)  # one or several stages of kind evaluate
+
+    def edges(self) -> list[tuple[str, str]]:
+        """(slot, stage) pairs, in the order of the fields."""
+        single = [(slot, getattr(self, slot)) for slot in ("labels", "weights", "vision", "llm")]
+        return [(slot, stage) for slot, stage in single if stage] + [("scores", stage) for stage in self.scores]
+
+
+@dataclass
+class Stage:
+    kind: str = MISSING
+    reads: Reads = field(default_factory=Reads)
+
+    version: ClassVar[int] = 1  # raise it when the stage's results change
+    gives: ClassVar[tuple[str, ...]] = ()  # slots that other stages may read from it
+    takes: ClassVar[tuple[str, ...]] = ()  # slots it may read
+    seeded: ClassVar[bool] = True  # False: the result does not depend on the recipe's seed
+    parts: ClassVar[tuple[str, ...]] = ()  # parts of the model it uses
+    alone: ClassVar[bool] = False  # True: one process does it all, whatever the number of devices
+
+    def named(self) -> Iterator[tuple[str, str, Part]]:
+        """(role, family, part) of every card the stage names itself."""
+        if isinstance(data := getattr(self, "data", None), Part):
+            yield "data", "data", data
+
+
+@dataclass
+class Label(Stage):
+    """Words for every patch, into a label store (SEA, section 4.1)."""
+
+    source: Part = field(default_factory=Part)
+    data: Part = field(default_factory=Part)
+    keep: int = field(default=10, metadata=_above(0))  # words kept per patch
+    max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1})  # share of unreadable images tolerated
+    shard: int = field(default=4096, metadata=_above(0))  # images per file of the store
+    batch: int = field(default=64, metadata=_above(0) | SILENT)  # images per encoder pass
+
+    gives = ("labels",)
+    takes = ("vision",)
+    seeded = False
+
+    def named(self) -> Iterator[tuple[str, str, Part]]:
+        yield "labels", "labels", self.source
+        yield from super().named()
+
+
+@dataclass
+class Train(Stage):
+    """Train the listed parts on the weighted sum of the objectives."""
+
+    data: Part = field(default_factory=Part)
+    trains: list[Literal["vision", "adapter", "llm"]] = MISSING
+    objectives: dict[str, Objective] = field(default_factory=dict)
+    labels: Labels | None = None  # None: no labels, or those of `reads.labels`
+    optim: Optim = field(default_factory=Optim)
+    batch: int = field(default=MISSING, metadata=_above(0))  # samples per optimizer step, over all devices
+    micro_batch: int = field(default=8, metadata=_above(0))  # samples per device and pass; SEA contrasts within one
+    epochs: float = field(default=1.0, metadata=_above(0))
+    steps: int | None = field(default=None, metadata=_above(0))  # None: as many as the epochs give
+    max_length: int = field(default=2048, metadata=_above(0))  # tokens, visual ones included; longer ones are cut
+    template: str | None = None  # the chat template of this stage's data; None: the language model's
+    precision: Literal["bf16", "fp32"] = "bf16"
+    max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1})  # share of unusable samples tolerated
+    group_by_length: bool = False  # samples of like length share a pass; reads all rows once, then keeps their lengths
+    engine: Engine = field(default_factory=Engine, metadata=SILENT)
+    log_every: int = field(default=10, metadata=_above(0) | SILENT)  # optimizer steps
+    watch_every: int = field(default=100, metadata=_above(0) | SILENT)  # steps between looks at BASIC's premise
+
+    gives = ("weights",)
+    takes = ("labels", "weights", "vision", "llm")
+    parts = ("vision", "adapter", "llm")
+
+    def named(self) -> Iterator[tuple[str, str, Part]]:
+        yield from super().named()
+        if self.labels:
+            yield "labels", "labels", self.labels.source
+        for name, objective in self.objectives.items():
+            yield f"objectives.{name}", "objectives", Part(name, objective.args)
+
+
+@dataclass
+class Evaluate(Stage):
+    """Ask a trained model the questions of each benchmark, store its answers, score them."""
+
+    bench: list[Part] = MISSING
+    batch: int = field(default=32, metadata=_above(0) | SILENT)  # questions per pass
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+    gives = ("scores",)
+    takes = ("weights", "vision", "llm")
+    seeded = False
+    parts = ("vision", "adapter", "llm")
+
+    def named(self) -> Iterator[tuple[str, str, Part]]:
+        for part in self.bench:
+            yield f"bench.{part.card}", "benchmarks", part
+
+
+@dataclass
+class Report(Stage):
+    """One table and one self-contained HTML page for everything the scores rest on."""
+
+    takes = ("scores",)
+    seeded = False
+    alone = True
+
+
+@dataclass
+class Export(Stage):
+    """A folder that plain transformers loads, where the parts allow it; compared with the model, logit by logit."""
+
+    tolerance: float = field(default=1e-3, metadata=_above(0))  # largest difference of a logit, fp32
+
+    takes = ("weights", "vision", "llm")
+    seeded = False
+    parts = ("vision", "adapter", "llm")
+
+
+@dataclass
+class Contrast(Stage):
+    """Train the vision encoder's CLIP from its configuration, on images and captions (arXiv 2103.00020)."""
+
+    data: Part = field(default_factory=Part)
+    optim: Optim = field(default_factory=Optim)
+    pool: Literal["mean", "cls"] = "mean"  # mean: patches carry the words (dense labels are good); cls: CLIP's own
+    batch: int = field(default=MISSING, metadata=_above(0))  # images per step; all contrasted with each other
+    steps: int = field(default=MISSING, metadata=_above(0))
+    precision: Literal["bf16", "fp32"] = "bf16"
+    engine: Engine = field(default_factory=Engine, metadata=SILENT)
+    log_every: int = field(default=10, metadata=_above(0) | SILENT)
+
+    gives = ("vision",)
+    parts = ("vision",)
+    alone = True  # every image of a step is contrasted with every other, in one pass
+
+
+@dataclass
+class Gate:
+    """Go on training until a benchmark's metric is high enough, or the steps are spent (then it is reported)."""
+
+    bench: Part = field(default_factory=Part)
+    metric: str = MISSING
+    at_least: float = MISSING
+    every: int = field(default=100, metadata=_above(0))  # steps between two looks
+
+
+@dataclass
+class Language(Stage):
+    """Train the language model from its configuration, on text."""
+
+    data: Part = field(default_factory=Part)
+    optim: Optim = field(default_factory=Optim)
+    prompt_weight: float = field(default=0.0, metadata=_least(0))  # loss weight of tokens that are no answer
+    gate: Gate | None = None  # None: train all steps
+    batch: int = field(default=MISSING, metadata=_above(0))
+    steps: int = field(default=MISSING, metadata=_above(0))
+    max_length: int = field(default=2048, metadata=_above(0))
+    precision: Literal["bf16", "fp32"] = "bf16"
+    engine: Engine = field(default_factory=Engine, metadata=SILENT)
+    log_every: int = field(default=10, metadata=_above(0) | SILENT)
+
+    gives = ("llm",)
+    parts = ("llm",)
+
+    def named(self) -> Iterator[tuple[str, str, Part]]:
+        yield from super().named()
+        if self.gate:
+            yield "gate", "benchmarks", self.gate.bench
+
+
+KINDS: dict[str, type[Stage]] = {
+    "label": Label,
+    "train": Train,
+    "evaluate": Evaluate,
+    "report": Report,
+    "export": Export,
+    "contrast": Contrast,
+    "language": Language,
+}
+
+
+@dataclass
+class Matrix:
+    """Turns one recipe into a study: every arm with every seed; equal stages are shared."""
+
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)  # arm: {dotted key: value}
+    seeds: list[int] = field(default_factory=list, metadata=SEED)  # empty: the recipe's seed
+
+
+@dataclass
+class RecipeFile:
+    """What a recipe's YAML may say."""
+
+    name: str = MISSING
+    paper: str = ""
+    seed: int = field(default=42, metadata=SEED)
+    model: Model = field(default_factory=Model)
+    stages: dict[str, Any] = field(default_factory=dict)
+    matrix: Matrix | None = None
+    registry: list[str] = field(default_factory=list)  # more folders of cards
+
+
+@dataclass
+class Recipe(RecipeFile):
+    """One variant of a recipe, ready to be planned."""
+
+    arm: str = ""  # the arm of the matrix this is; empty without one
+    where: Callable[[str], str] = str  # dotted key -> file:line  key
+
+
+def out_of_range(item: Any, under: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, what is wrong) for every number outside its range, over nested settings."""
+    for f in fields(item):
+        value, key = getattr(item, f.name), f"{under}.{f.name}".lstrip(".")
+        yield from ((key, f"{key} must {problem}, got {value}") for problem in _range(f.metadata, value))
+        for inner, at in _inner(value, key):
+            yield from out_of_range(inner, at)
+
+
+def _inner(value: Any, key: str) -> Iterator[tuple[Any, str]]:
+    if is_dataclass(value):
+        yield value, key
+    elif isinstance(value, dict):
+        yield from ((item, f"{key}.{name}") for name, item in value.items() if is_dataclass(item))
+
+
+def _range(meta: Mapping[str, Any], value: Any) -> Iterator[str]:
+    """What a number, or every number of a list, must be and is not."""
+    if isinstance(value, list):
+        if len(value) != meta.get("length", len(value)):
+            yield f"have {meta['length']} numbers"
+        yield from (problem for one in value for problem in _range(meta, one))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        yield "be finite"
+    if "above" in meta and not value > meta["above"]:
+        yield f"be above {meta['above']:g}"
+    if "least" in meta and not value >= meta["least"]:
+        yield f"be at least {meta['least']:g}"
+    if "most" in meta and not value <= meta["most"]:
+        yield f"be at most {meta['most']:,}"
+    if "below" in meta and not value < meta["below"]:
+        yield f"be below {meta['below']:g}"
