@@ -1,0 +1,119 @@
+"""Exported models that plain transformers has no class for: a folder that loads where mmalign is installed.
+
+    from mmalign.hub import MMAlignModel
+    model = MMAlignModel.from_pretrained(folder)
+    model.generate("What is this?", image)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mmalign import cards, files
+from mmalign.adapters import Adapter
+from mmalign.answering import Asked
+from mmalign.benchmarks import Benchmark, Question
+from mmalign.cards import Card
+from mmalign.data import Turn
+from mmalign.errors import RunError
+from mmalign.llms import LLM
+from mmalign.packed import Group, Pass
+from mmalign.vision import Vision
+
+FORMAT = 1
+
+
+def save(folder: Path, vision: Vision, adapter: Adapter, llm: LLM, given: Mapping[str, Card]) -> None:
+    """vision/, llm/, adapter.safetensors and mmalign.json, which names the classes that read them."""
+    folder.mkdir(parents=True)
+    vision.save(folder / "vision")
+    llm.save(folder / "llm")
+    write(folder, adapter, given)
+
+
+def write(folder: Path, adapter: Adapter, given: Mapping[str, Card]) -> None:
+    """adapter.safetensors and mmalign.json, into a folder that has vision/ and llm/."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
+    save_file(weights, folder / "adapter.safetensors")
+    roles = ("vision", "vision.encoder", "adapter", "llm")
+    about = {"format": FORMAT, "cards": {role: asdict(given[role]) for role in roles if role in given}}
+    files.write_json(folder / "mmalign.json", about)
+
+
+class MMAlignModel(nn.Module):
+    """vision, adapter and llm of an exported folder, ready to answer."""
+
+    def __init__(self, vision: Vision, adapter: Adapter, llm: LLM) -> None:
+        super().__init__()
+        self.vision, self.adapter, self.llm = vision, adapter, llm
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> "MMAlignModel":
+        """A folder that `save` wrote. Raises RunError for anything else."""
+        place = Path(folder)
+        about = files.read_json(place / "mmalign.json")
+        if about.get("format") != FORMAT:
+            raise RunError(f"exported in format {about.get('format')!r}; this mmalign reads {FORMAT}", at=str(place))
+        given = {role: Card(**card) for role, card in about["cards"].items()}
+        eye = _vision(given, place / "vision")
+        mouth: LLM = cards.build(_at(given["llm"], place / "llm"))
+        made: Adapter = cards.build(given["adapter"], patch_dim=eye.dim, llm_dim=mouth.dim, grid=eye.grid)
+        made.load_state_dict(load_file(place / "adapter.safetensors"))
+        model = cls(eye, made, mouth).eval()
+        return model if dtype is None else model.to(dtype)
+
+    def generate(self, prompts: str | Sequence[str], image: Any = None, max_new_tokens: int = 128) -> list[str]:
+        """Greedy answers to questions about one image (a PIL image), or about none."""
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        bench = _Asking(image, max_new_tokens)
+        questions = [Question(str(n), text, None if image is None else 0) for n, text in enumerate(texts)]
+        found = {question.id: text for question, text in self._asked().answers(bench, questions, batch=32)}
+        return [found[str(n)] for n in range(len(texts))]
+
+    @torch.no_grad()
+    def see(self, image: Any) -> torch.Tensor:
+        """visual_QD: the visual tokens of a PIL image."""
+        return self._asked().visual([image])[0]
+
+    @torch.no_grad()
+    def reply(self, turns: Sequence[Turn], visual_QD: torch.Tensor | None, max_new_tokens: int = 128) -> str:
+        """The next answer of a conversation with at most one image, whose mark stands in one of the turns."""
+        chat = self.llm.chat
+        ids = chat.prompt(turns, [] if visual_QD is None else [len(visual_QD)])
+        asked = self._asked()
+        made = Pass(asked.lm, Group.of([ids], visual_QD, chat.mark), chat.mark, chat.pad)
+        return chat.text(made.write(self.llm.head, chat.ends, max_new_tokens)[0])
+
+    def _asked(self) -> Asked:
+        return Asked(self.vision, self.adapter, self.llm, next(self.llm.parameters()).device)
+
+
+class _Asking(Benchmark):
+    def __init__(self, image: Any, most: int) -> None:
+        self.shown = image
+        self.max_new_tokens = most  # type: ignore[misc]
+
+    def image(self, reference: Any) -> Any:
+        return self.shown
+
+
+def _at(card: Card, place: Path) -> Card:
+    return replace(card, args={**card.args, "checkpoint": str(place)})
+
+
+def _vision(given: Mapping[str, Card], place: Path) -> Vision:
+    card = given["vision"]
+    if "vision.encoder" in given:
+        inner = cards.build(_at(given["vision.encoder"], place))
+        args = {k: v for k, v in card.args.items() if k != "encoder"}
+        wrapped: Vision = cards.build(replace(card, args=args), encoder=inner)
+        return wrapped
+    made: Vision = cards.build(_at(card, place))
+    return made
+
+

@@ -1,0 +1,178 @@
+"""What a language model's layers make of visual tokens, seen in passing; and how much the text looks at each.
+
+Letters: B images, R rows (samples), S positions, Q visual tokens of an image, H heads, T text positions, D width.
+
+Neither keeps a list of layers: outputs are added up as they come (their weights are known beforehand), and attention is
+computed again for the text rows alone, beside the fast kernel, which never returns it.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from mmalign.errors import CheckError
+from mmalign.llms import Places
+from mmalign.objectives import Look
+
+NAME = "mmalign_rows"
+LIMIT = 256 << 20  # bytes of attention weights at a time
+
+
+@dataclass
+class Seen:
+    """What one pass showed. refined[look]: refined_BQD (BASIC, eq. 4); shares[look]: share_BQ (eq. 5), sum 1."""
+
+    places: Places
+    looks: tuple[Look, ...]
+    refined: dict[Look, Tensor] = field(default_factory=dict)
+    looked: dict[Look, Tensor] = field(default_factory=dict)  # looked_RS: attention added up
+    kept: list[Tensor] | None = None  # a list: the output of every layer at the visual tokens, too
+
+    @torch.no_grad()
+    def layer(self, number: int, hidden_RSD: Tensor) -> None:
+        """Add the output of layer `number` (1-based) at the visual tokens."""
+        at_BQD = hidden_RSD.detach()[self.places.row_B[:, None], self.places.column_BQ]
+        if self.kept is not None:
+            self.kept.append(at_BQD)
+        for look in self.looks:
+            if number <= len(look.weights):
+                total = self.refined.setdefault(look, torch.zeros_like(at_BQD, dtype=torch.float32))
+                total.add_(at_BQD, alpha=look.weights[number - 1])
+
+    @torch.no_grad()
+    def attention(self, number: int, weight_RS: Tensor) -> None:
+        for look in self.looks:
+            if look.attention and number <= len(look.weights):
+                total = self.looked.setdefault(look, torch.zeros_like(weight_RS))
+                total.add_(weight_RS)
+
+    @property
+    def shares(self) -> dict[Look, Tensor]:
+        return {look: self._share(look) for look in self.looks}
+
+    def _share(self, look: Look) -> Tensor:
+        columns = self.places.column_BQ
+        if not look.attention:
+            return torch.full(columns.shape, 1 / columns.shape[1], device=columns.device)
+        weight_BQ = self.looked[look][self.places.row_B[:, None], columns]
+        return weight_BQ / weight_BQ.sum(1, keepdim=True)
+
+    @property
+    def attended_layers(self) -> int:
+        return max((len(look.weights) for look in self.looks if look.attention), default=0)
+
+
+_watching: list[Seen] = []  # the pass that is being watched; a recomputation in the backward pass is not
+
+
+def prepare(lm: Any, looks: Iterable[Look]) -> None:
+    """Refuse what cannot be watched, and have attention computed where it can be seen. Called before the first step."""
+    given = tuple(looks)
+    layers(lm)
+    if not any(look.attention for look in given):
+        return
+    if getattr(lm.config, "attn_logit_softcapping", None):
+        what = f"{type(lm).__name__} caps its attention logits, which the fast attention kernels cannot do"
+        raise CheckError(what, at="args.attention", fix="attention: equal")
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)  # without it padding would be seen, in silence
+    lm.set_attn_implementation(NAME)
+
+
+def layers(lm: Any) -> nn.ModuleList:
+    """The decoder layers of a causal LM; a CheckError for a model that does not list them."""
+    found = getattr(lm.base_model, "layers", None)
+    if not isinstance(found, nn.ModuleList):
+        what = f"{type(lm).__name__} has no list of decoder layers, so nobody can look at what they do"
+        raise CheckError(what, fix="a Llama, Mistral, Gemma, Phi-3 or Qwen model")
+    return found
+
+
+@contextmanager
+def watched(lm: Any, looks: Iterable[Look], places: Places) -> Iterator[Seen]:
+    """Watch one forward pass."""
+    seen = Seen(places, tuple(looks))
+    deepest = max(len(look.weights) for look in seen.looks)
+    every = layers(lm)
+    with ExitStack() as stack:
+        for number, module in enumerate(every[:deepest], 1):
+            # transformers' hidden_states ends with the final norm's output, not the last layer's
+            source = lm.base_model.norm if number == len(every) else module
+            hook = source.register_forward_hook(lambda _m, _a, out, n=number: seen.layer(n, _first(out)))
+            stack.callback(hook.remove)
+        _watching.append(seen)
+        stack.callback(_watching.remove, seen)
+        yield seen
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
+) -> tuple[Tensor, None]:
+    """transformers' sdpa attention; where a pass is watched, what the text rows look at is added up beside it."""
+    out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+    number = int(getattr(module, "layer_idx", -1)) + 1
+    if _watching and 0 < number <= _watching[-1].attended_layers:
+        seen = _watching[-1]
+        scaling = given.get("scaling") or query.shape[-1] ** -0.5
+        seen.attention(number, looked_at(query, key, attention_mask, scaling, seen.places))
+    return out
+
+
+@torch.no_grad()
+def looked_at(query_RHSE: Tensor, key_RGSE: Tensor, mask: Tensor | None, scaling: float, places: Places) -> Tensor:
+    """looked_RS: attention from the text rows to every position, summed over heads and text rows. fp32.
+
+    Text before a row's first image cannot see it and is left out. mask: as sdpa takes it (R, 1, S, S), or None for
+    plain causal attention.
+    """
+    first_R = _first_image(places)
+    column_S = torch.arange(query_RHSE.shape[2], device=query_RHSE.device)
+    wanted_RS = places.text_RS & (column_S > first_R[:, None])
+    most = int(wanted_RS.sum(1).max())
+    total_RS = torch.zeros(wanted_RS.shape, device=query_RHSE.device)
+    row_RT = wanted_RS.long().argsort(dim=1, descending=True, stable=True)[:, :most]  # text first, in order
+    real_RT = wanted_RS.gather(1, row_RT)
+    rows, heads = query_RHSE.shape[:2]
+    size = max(1, LIMIT // (4 * rows * heads * len(column_S)))
+    for start in range(0, most, size):
+        part_RT, ok_RT = row_RT[:, start : start + size], real_RT[:, start : start + size]
+        weight_RHTS = _weights(query_RHSE, key_RGSE, mask, scaling, part_RT)
+        total_RS += (weight_RHTS * ok_RT[:, None, :, None]).sum((1, 2))
+    return total_RS
+
+
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, row_RT: Tensor) -> Tensor:
+    """weight_RHTS of some rows, as eager attention computes it: products as given, softmax in fp32."""
+    rows, heads, _, size = query.shape
+    picked_RHTE = query.gather(2, row_RT[:, None, :, None].expand(-1, heads, -1, size))
+    groups = key.shape[1]
+    picked = picked_RHTE.view(rows, groups, heads // groups, -1, size)
+    alike_RHTS = (picked @ key.unsqueeze(2).transpose(-1, -2)).flatten(1, 2).float() * scaling
+    if mask is None:
+        hidden = torch.arange(key.shape[2], device=key.device) > row_RT[:, None, :, None]
+        alike_RHTS = alike_RHTS.masked_fill(hidden, -torch.inf)
+    else:
+        at = row_RT[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+        part = mask.expand(rows, -1, -1, -1).gather(2, at)
+        alike_RHTS = alike_RHTS.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else alike_RHTS + part
+    weight_RHTS: Tensor = alike_RHTS.softmax(-1).nan_to_num()  # a padded row sees nothing
+    return weight_RHTS
+
+
+def _first_image(places: Places) -> Tensor:
+    """The column where each row's first image begins; beyond the end where there is none."""
+    rows, length = places.text_RS.shape
+    first_R = torch.full((rows,), length, device=places.text_RS.device)
+    return first_R.scatter_reduce(0, places.row_B, places.column_BQ[:, 0], "amin")
+
+
+def _first(out: Any) -> Tensor:
+    found: Tensor = out if isinstance(out, Tensor) else out[0]
+    return found
