@@ -1,0 +1,85 @@
+"""What a vision encoder is: pixels to patches and, where it has a text tower, both in one joint space.
+
+Letters: B images, H x W = P patches, C width of a patch, J width of the joint space, W words, N = B x P, S pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from mmalign.errors import CardError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Vision(nn.Module):
+    """pixels_B3SS -> patches_BPC; S is `image_size`.
+
+    dim: C. grid: (H, W). image_size: S, in pixels. joint: J, 0 for an encoder without a text tower, which cannot do
+    `both` and `words`. Subclasses set them when they are built.
+    """
+
+    dim: int
+    grid: tuple[int, int]
+    image_size: int
+    joint: int = 0
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def pixels(self, image: "Image", scale: int = 1) -> Tensor:
+        """pixels_3SS of one image, prepared as the encoder was trained. Runs on the CPU, in reader threads.
+
+        scale: so many times the encoder's size, for wrappers that look closer.
+        """
+        raise NotImplementedError
+
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        """patches_BPC."""
+        raise NotImplementedError
+
+    def both(self, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
+        """patches_BPC and dense_BPJ, the same patches in the joint space of images and text, from one pass."""
+        raise no_text(self.identity())
+
+    def words(self, texts: Sequence[str]) -> Tensor:
+        """text_WJ: texts in the joint space, one unit vector each, fp32."""
+        raise no_text(self.identity())
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        raise NotImplementedError
+
+    def identity(self) -> str:
+        """What tells this encoder from another: a label store made by one is refused where another is expected."""
+        raise NotImplementedError
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the encoder so that a card with `checkpoint: folder` loads it; `state`: weights in place of its own."""
+        raise NotImplementedError
+
+
+def depth(layer: int, layers: int, name: str) -> int:
+    """How many layers patches pass through: every encoder's `layer` counts like transformers' hidden_states."""
+    found = layers + 1 + layer if layer < 0 else layer
+    if not 0 < found <= layers:
+        fix = f"1 to {layers}, or -1 (the last) to -{layers}"
+        raise CardError(f"no layer {layer} in {name}, which has {layers} layers", at="args.layer", fix=fix)
+    return found
+
+
+def no_text(name: str) -> CardError:
+    """What `both` and `words` raise for an encoder whose `joint` is 0."""
+    fix = "take labels from an encoder with a text tower, such as CLIP or SigLIP"
+    return CardError(f"{name} has no text tower", fix=fix)
+
+
+def check_pixels(pixels_B3SS: Tensor, side: int, name: str) -> None:
+    """Refuse images of another size than the encoder's, whose patches would not be the declared grid."""
+    if pixels_B3SS.shape[-2:] != (side, side):
+        found = " x ".join(map(str, pixels_B3SS.shape[-2:]))
+        raise CardError(f"{name} takes images of {side} x {side} pixels, got {found}", fix="prepare them with `pixels`")

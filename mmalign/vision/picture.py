@@ -1,0 +1,38 @@
+"""Pictures as encoders need them: upright 8-bit RGB, square where asked for, none too long to resize."""
+
+from collections.abc import Sequence
+
+from PIL import ExifTags, ImageOps
+from PIL import Image as Pillow
+from PIL.Image import Image
+
+from mmalign.rgb import rgb as plain
+
+SQUARE = 8192  # pixels: larger squares are not made, the image is reduced first
+LONG = 32  # an image longer than so many times its width loses its ends where a centre crop takes them anyway
+
+
+def rgb(image: Image) -> Image:
+    """The image upright (EXIF) and in 8-bit RGB, whatever it came in."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return plain(image)
+
+
+def square(image: Image, mean: Sequence[float]) -> Image:
+    """An RGB image in the middle of a square of the mean colour (LLaVA-1.5, arXiv 2310.03744)."""
+    if (times := -(-max(image.size) // SQUARE)) > 1:
+        image = image.reduce(times)
+    side = max(image.size)
+    made = Pillow.new("RGB", (side, side), tuple(int(255 * m) for m in mean))
+    made.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return made
+
+
+def middle(image: Image) -> Image:
+    """The middle of a very long image. Resizing its short side to the encoder's would take gigabytes for the ends."""
+    wide = min(image.size) * LONG
+    if max(image.size) <= wide:
+        return image
+    left, top = (max(0, (side - wide) // 2) for side in image.size)
+    return image.crop((left, top, left + min(image.width, wide), top + min(image.height, wide)))

@@ -1,0 +1,285 @@
+"""Patches and dense features are what open_clip's own parts give, for its ViTs and for timm's inside it."""
+
+import builtins
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmalign.errors import CardError
+from mmalign.testing import check_vision
+from mmalign.vision.openclip import OpenCLIPVision, load
+from tests.vision.tiny import picture, pixels
+
+open_clip = pytest.importorskip("open_clip")
+
+TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+VISION = {"image_size": 24, "layers": 3, "width": 32, "head_width": 8, "patch_size": 6}
+TIMM = {"image_size": 160, "timm_model_pretrained": False}
+MODELS = {
+    "tiny": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT},
+    "tiny-avg": {"embed_dim": 24, "vision_cfg": {**VISION, "pool_type": "avg"}, "text_cfg": TEXT},
+    "tiny-map": {  # SigLIP
+        "embed_dim": 96,
+        "vision_cfg": {**TIMM, "timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": {**TEXT, "no_causal_mask": True, "pool_type": "last"},
+        "custom_text": True,
+    },
+    "tiny-token": {  # EVA-CLIP
+        "embed_dim": 24,
+        "vision_cfg": {**TIMM, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None},
+        "text_cfg": TEXT,
+        "custom_text": True,
+    },
+    "tiny-timm-avg": {
+        "embed_dim": 24,
+        "vision_cfg": {**TIMM, "timm_model_name": "test_vit4", "timm_pool": "avg", "timm_proj": "linear"},
+        "text_cfg": TEXT,
+        "custom_text": True,
+    },
+    "tiny-coca": {
+        "embed_dim": 24,
+        "vision_cfg": {**VISION, "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True},
+        "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {**TEXT, "attn_pooler_heads": 4},
+        "custom_text": True,
+    },
+    "tiny-resnet": {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16},
+        "text_cfg": TEXT,
+    },
+}
+TEXTED = ("tiny", "tiny-avg", "tiny-map", "tiny-token")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name, config in MODELS.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+
+
+def made(model="tiny", **settings):
+    torch.manual_seed(0)
+    return OpenCLIPVision(model, random=True, **settings).eval()
+
+
+def saved(model, folder, **settings):
+    """The encoder and open_clip's own model, of the same weights."""
+    made(model).save(folder)
+    whole = open_clip.create_model(model)
+    open_clip.load_checkpoint(whole, str(folder / "open_clip_model.safetensors"))
+    return OpenCLIPVision(model, checkpoint=str(folder), **settings).eval(), whole.eval()
+
+
+@pytest.mark.parametrize("model", [*TEXTED, "tiny-coca", "tiny-timm-avg"])
+def test_contract(model, tmp_path):
+    saved(model, tmp_path / "first")
+    make = lambda folder: OpenCLIPVision(model, checkpoint=str(folder))  # noqa: E731
+    check_vision(lambda: make(tmp_path / "first"), tmp_path, make)
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 1])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("model", TEXTED)
+@torch.no_grad()
+def test_patches_are_open_clips(model, norm, layer, tmp_path):
+    vision, whole = saved(model, tmp_path, layer=layer, norm=norm)
+    given = pixels(vision)
+    how = {"image_output_fmt": "NLC", "normalize_intermediates": norm, "normalize": False}
+    hidden = whole.forward_intermediates(given, **how)["image_intermediates"]
+    assert torch.allclose(vision(given), hidden[layer if layer < 0 else layer - 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-avg"])
+@torch.no_grad()
+def test_dense_is_norm_and_projection_of_each_patch(model, tmp_path):
+    vision, whole = saved(model, tmp_path)
+    given = pixels(vision)
+    last = whole.visual.forward_intermediates(given, indices=1, output_fmt="NLC", output_extra_tokens=True)
+    join = lambda x: whole.visual.ln_post(x) @ whole.visual.proj  # noqa: E731
+    _, dense_BPJ = vision.both(given)
+    for image in range(2):
+        for patch in range(vision.patches):
+            expected = join(last["image_intermediates"][0][image, patch])
+            assert torch.allclose(dense_BPJ[image, patch], expected, atol=1e-5)
+    if model == "tiny":  # the same steps on the class token are the image's embedding
+        assert torch.allclose(join(last["image_intermediates_prefix"][0][:, 0]), whole.encode_image(given), atol=1e-5)
+    else:  # and their mean, where the tower averages patches
+        assert torch.allclose(dense_BPJ.mean(1), whole.encode_image(given), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["tiny-map", "tiny-token"])
+@torch.no_grad()
+def test_dense_of_timm_towers_is_their_head_on_each_patch_by_itself(model, tmp_path):
+    vision, whole = saved(model, tmp_path)
+    given = pixels(vision, 1)
+    trunk = whole.visual.trunk
+    last = trunk.forward_features(given)
+    assert torch.allclose(whole.visual.head(trunk.forward_head(last)), whole.encode_image(given), atol=1e-5)
+    _, dense_BPJ = vision.both(given)
+    for patch in range(vision.patches):
+        token = trunk.num_prefix_tokens + patch
+        expected = whole.visual.head(trunk.forward_head(last[:, token : token + 1]))
+        assert torch.allclose(dense_BPJ[:, patch], expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_dense_value_is_the_value_path_of_the_last_layer(tmp_path):
+    vision, whole = saved("tiny", tmp_path, dense="value")
+    given = pixels(vision)
+    hidden = whole.visual.forward_intermediates(given, output_fmt="NLC")["image_intermediates"][-2]
+    block = whole.visual.transformer.resblocks[-1]
+    value = block.attn.in_proj_weight[64:], block.attn.in_proj_bias[64:]
+    seen = hidden + block.attn.out_proj(F.linear(block.ln_1(hidden), *value))
+    seen = seen + block.mlp(block.ln_2(seen))
+    expected = whole.visual.ln_post(seen) @ whole.visual.proj
+    assert torch.allclose(vision.both(given)[1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", TEXTED)
+@torch.no_grad()
+def test_words_are_the_text_towers(model, tmp_path, monkeypatch):
+    vision, whole = saved(model, tmp_path)
+    texts = ["dog", "a photo of a red car", "red house"]
+    expected = whole.encode_text(open_clip.get_tokenizer(model)(texts), normalize=True)
+    assert torch.allclose(vision.words(texts), expected, atol=1e-6)
+    monkeypatch.setattr("mmalign.vision.openclip.TEXTS", 2)
+    assert torch.allclose(vision.words(texts), expected, atol=1e-6)
+
+
+def test_images_are_prepared_by_open_clips_transform():
+    _, _, transform = open_clip.create_model_and_transforms("tiny")
+    assert torch.equal(made().pixels(picture()), transform(picture()))
+    assert made(pad=True).pixels(picture(80, 20))[:, 0].abs().max() < 0.02  # the margin has the mean colour
+
+
+def test_layers_above_are_not_run():
+    vision, calls = made(layer=2), []
+    for number, block in enumerate(vision.tower.transformer.resblocks, 1):
+        block.register_forward_hook(lambda *_, number=number: calls.append(number))
+    vision(pixels(vision))
+    assert calls == [1, 2]
+
+
+def test_other_tools_read_what_is_saved(tmp_path):
+    saved("tiny", tmp_path)
+    whole = open_clip.create_model(f"local-dir:{tmp_path}")
+    ours = open_clip.create_model("tiny")
+    open_clip.load_checkpoint(ours, str(tmp_path / "open_clip_model.safetensors"))
+    assert all(torch.equal(whole.state_dict()[name], value) for name, value in ours.state_dict().items())
+
+
+def test_weights_trained_with_the_quick_gelu_get_it(monkeypatch):
+    """open_clip would warn and use the other."""
+    about = {"quick_gelu": True, "mean": (0.1, 0.2, 0.3)}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, tag: about)
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda model: ["openai"])
+    whole = load("tiny", "openai", "", random=True)
+    assert type(whole.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+    assert whole.visual.preprocess_cfg["mean"] == (0.1, 0.2, 0.3)
+
+
+def test_checkpointed_activations():
+    vision, runs = made().train(), []
+    vision.tower.transformer.resblocks[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+    vision.checkpoint_activations()
+    vision(pixels(vision)).sum().backward()
+    assert len(runs) == 2
+
+
+def test_identity_tells_weights_and_settings(tmp_path):
+    made().save(tmp_path)
+    vision = OpenCLIPVision("tiny", checkpoint=str(tmp_path))
+    found = [made(), made(pad=True), made(dense="value"), made("tiny-avg"), vision]
+    assert len({one.identity() for one in found}) == 5
+
+
+# what can go wrong
+
+
+def test_no_such_model():
+    with pytest.raises(CardError, match="open_clip has no model 'ViT-B-23'") as caught:
+        made("ViT-B-23")
+    assert caught.value.fix == "did you mean 'ViT-B-32'?"
+
+
+def test_no_such_tag():
+    with pytest.raises(CardError, match="open_clip has no weights 'laion2b' for ViT-B-32") as caught:
+        OpenCLIPVision("ViT-B-32", pretrained="laion2b")
+    assert "laion2b_" in caught.value.fix
+
+
+def test_no_weights():
+    with pytest.raises(CardError, match="open_clip model 'ViT-B-32' without weights") as caught:
+        OpenCLIPVision("ViT-B-32")
+    assert caught.value.fix.startswith("pretrained: one of")
+
+
+def test_weights_of_another_model(tmp_path):
+    made("tiny").save(tmp_path)
+    with pytest.raises(CardError, match="cannot load open_clip model 'tiny-map'"):
+        OpenCLIPVision("tiny-map", checkpoint=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [("tiny-coca", "tiny-coca pools with CoCa's queries"), ("tiny-timm-avg", "tiny-timm-avg pools by 'avg'")],
+)
+def test_towers_without_dense_features(model, reason):
+    vision = made(model)
+    assert vision.joint == 0
+    for call in (lambda: vision.both(pixels(vision)), lambda: vision.words(["dog"])):
+        with pytest.raises(CardError, match=reason) as caught:
+            call()
+        assert "another encoder" in caught.value.fix
+
+
+def test_coca_has_no_final_norm_of_patches():
+    with pytest.raises(CardError, match="the final norm of tiny-coca is behind its pool"):
+        made("tiny-coca", norm=True)
+
+
+def test_timm_towers_have_no_value_path():
+    vision = made("tiny-map", dense="value")
+    with pytest.raises(CardError, match="is a timm tower, which has no value path here"):
+        vision.both(pixels(vision))
+
+
+def test_dense_has_two_ways():
+    with pytest.raises(CardError, match="dense is plain or value, not 'clever'"):
+        made(dense="clever")
+
+
+def test_not_a_vit():
+    with pytest.raises(CardError, match="'tiny-resnet' is not built like a ViT"):
+        made("tiny-resnet")
+
+
+def test_wrong_size():
+    with pytest.raises(CardError, match="takes images of 24 x 24 pixels, got 36 x 36"):
+        made()(torch.zeros(1, 3, 36, 36))
+
+
+def test_another_number_of_patches_than_declared():
+    vision = made()
+    vision.grid = (5, 5)
+    with pytest.raises(CardError, match="gives 16 patches, not a grid of 5 x 5"):
+        vision(pixels(vision))
+
+
+def test_open_clip_is_not_installed(monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *rest, **how):
+        if name == "open_clip":
+            raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
+        return real(name, *rest, **how)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(CardError, match="need the package open_clip_torch") as caught:
+        made()
+    assert caught.value.fix == "pip install mmalign[openclip]"

@@ -1,0 +1,147 @@
+"""Images of every kind become the same RGB; squares are LLaVA's; very long images cost no gigabytes."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmalign.vision import picture
+from mmalign.vision.picture import middle, rgb, square
+from tests.vision import tiny
+
+
+def gray(values, mode):
+    types = {"I;16": np.uint16, "I;16B": ">u2", "I": np.int32, "F": np.float32}
+    array = np.array([values], dtype=types[mode])
+    if mode == "I;16B":
+        return Image.frombytes("I;16B", (array.shape[1], 1), array.tobytes())
+    return Image.fromarray(array)
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "expected"),
+    [
+        ("I;16", [0, 255, 256, 32768, 65535], [0, 0, 1, 128, 255]),
+        ("I;16B", [0, 255, 256, 32768, 65535], [0, 0, 1, 128, 255]),
+        ("I", [0, 256, 65535, 70000], [0, 1, 255, 255]),
+        ("I", [0, 100, 255], [0, 100, 255]),  # 8-bit values in a wide mode
+        ("F", [0.0, 0.5, 1.0], [0, 127, 255]),
+        ("F", [0.0, 128.0, 300.0], [0, 128, 255]),
+        ("F", [0.0, float("nan"), 1.0], [0, 0, 255]),
+    ],
+)
+def test_gray_of_more_than_8_bits(mode, values, expected):
+    image = gray(values, mode)
+    assert image.mode == mode
+    assert np.asarray(rgb(image))[0].tolist() == [[v] * 3 for v in expected]
+
+
+def test_16_bit_gray_files_keep_their_tones():
+    """Pillow's own conversion would turn all of them white."""
+    file = io.BytesIO()
+    Image.fromarray(np.linspace(0, 65535, 256, dtype=np.uint16)[None]).save(file, "PNG")
+    image = Image.open(file)
+    assert np.asarray(rgb(image))[0, :, 0].tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_other_modes_are_what_pillow_makes_of_them(mode):
+    image = tiny.picture().convert("RGBA").convert("P").convert("PA") if mode == "PA" else None
+    image = image or tiny.picture().convert("RGB").convert("L" if mode == "LA" else mode if mode != "LAB" else "RGB")
+    image = image.convert("LA") if mode == "LA" else image
+    assert rgb(image).mode == "RGB"
+    assert rgb(image).tobytes() == image.convert("RGB").tobytes()
+
+
+def test_transparency_is_dropped_not_blended():
+    image = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
+    assert rgb(image).getpixel((0, 0)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_exif_orientation(turn):
+    """Eight ways a camera can be held; upright is upright."""
+    upright = Image.new("RGB", (4, 2), (0, 0, 0))
+    upright.putpixel((0, 0), (255, 0, 0))
+    upright.putpixel((3, 0), (0, 255, 0))
+    steps = Image.Transpose
+    back = [None, steps.FLIP_LEFT_RIGHT, steps.ROTATE_180, steps.FLIP_TOP_BOTTOM]
+    back += [steps.TRANSPOSE, steps.ROTATE_90, steps.TRANSVERSE, steps.ROTATE_270]
+    held = upright if back[turn - 1] is None else upright.transpose(back[turn - 1])
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    file = io.BytesIO()
+    held.save(file, "PNG", exif=exif)
+    found = rgb(Image.open(file))
+    assert found.size == (4, 2)
+    assert found.tobytes() == upright.tobytes()
+
+
+def test_rgb_is_not_copied():
+    image = tiny.picture()
+    assert rgb(image) is image
+
+
+def by_hand(image, mean):
+    """LLaVA's padding in loops: the mean colour, cut to whole numbers, and the image in the middle."""
+    side = max(image.size)
+    made = np.empty((side, side, 3), dtype=np.uint8)
+    for channel in range(3):
+        made[..., channel] = int(mean[channel] * 255)
+    top, left = (side - image.height) // 2, (side - image.width) // 2
+    for y in range(image.height):
+        for x in range(image.width):
+            made[top + y, left + x] = image.getpixel((x, y))
+    return made
+
+
+@pytest.mark.parametrize("size", [(5, 3), (3, 5), (4, 1), (1, 1), (7, 7), (8, 3)])
+def test_squares_are_llavas(size):
+    mean = [0.48145466, 0.4578275, 0.40821073]
+    image = tiny.picture(*size)
+    assert (np.asarray(square(image, mean)) == by_hand(image, mean)).all()
+
+
+def test_squares_that_would_be_huge_are_made_smaller(monkeypatch):
+    monkeypatch.setattr(picture, "SQUARE", 100)
+    made = square(tiny.picture(250, 2), [0, 0, 0])
+    assert made.size == (84, 84)  # reduced three times
+    assert square(tiny.picture(100, 2), [0, 0, 0]).size == (100, 100)
+
+
+@pytest.mark.parametrize(("size", "kept"), [((1000, 10), (320, 10)), ((10, 1000), (10, 320)), ((320, 10), (320, 10))])
+def test_the_middle_of_very_long_images(size, kept):
+    image = Image.new("RGB", size)
+    at = (size[0] // 2, size[1] // 2)
+    image.putpixel(at, (255, 0, 0))
+    found = middle(image)
+    assert found.size == kept
+    assert found.getpixel((kept[0] // 2, kept[1] // 2)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 40), (40, 3), (2000, 2), (2, 2000)])
+@pytest.mark.parametrize("settings", [{}, {"pad": True}])
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_encoders_take_every_shape(kind, settings, size, folders):
+    vision = tiny.encoder(folders[kind], **settings)
+    found = vision.pixels(tiny.picture(*size))
+    assert found.shape == (3, vision.image_size, vision.image_size)
+    assert found.isfinite().all()
+
+
+def test_what_a_centre_crop_takes_away_may_go_before(folders):
+    """`middle` changes nothing a processor with a centre crop keeps."""
+    vision = tiny.encoder(folders["clip"])
+    image = tiny.picture(30 * 40, 30)
+    whole = vision.processor(images=image, return_tensors="pt")["pixel_values"][0]
+    assert middle(image).width == 960
+    assert (vision.pixels(image) - whole).abs().max() < 1e-6
+
+
+def test_padding_comes_before_the_processor(folders):
+    vision = tiny.encoder(folders["clip"], pad=True)
+    image = tiny.picture(50, 20)
+    squared = Image.fromarray(by_hand(image, vision.processor.image_mean))
+    expected = vision.processor(images=squared, return_tensors="pt")["pixel_values"][0]
+    assert (vision.pixels(image) == expected).all()

@@ -1,0 +1,178 @@
+"""Patches are what timm's own features are; weights come from tags or safetensors."""
+
+import builtins
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmalign.errors import CardError
+from mmalign.testing import check_vision
+from mmalign.vision.timm import TimmVision
+from tests.vision.tiny import picture
+
+timm = pytest.importorskip("timm")
+
+SMALL = ("test_vit", "test_vit2", "test_vit3", "test_vit4")  # timm's own models for tests
+WITH_PREFIX = "vit_tiny_patch16_224"
+
+
+def made(model="test_vit", **settings):
+    torch.manual_seed(0)
+    return TimmVision(model, random=True, **settings).eval()
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_contract(model, tmp_path):
+    check_vision(lambda: made(model), tmp_path, lambda folder: TimmVision(model, checkpoint=str(folder)))
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize("norm", [False, True])
+@torch.no_grad()
+def test_the_last_block_is_what_timm_gives(model, norm, tmp_path):
+    """Class token, rotary positions and registers: all dropped, the first patch never."""
+    vision = made(model, layer=-1, norm=norm)
+    whole = timm.create_model(model, num_classes=0)
+    whole.load_state_dict(vision.tower.state_dict())
+    given = vision.pixels(picture())[None]
+    before = {}
+    whole.blocks[-1].register_forward_hook(lambda _m, _a, out: before.update(last=out))
+    expected = whole.eval().forward_features(given)
+    hidden = expected if norm else before["last"]
+    assert hidden.shape[1] == whole.num_prefix_tokens + vision.patches
+    assert torch.allclose(vision(given), hidden[:, whole.num_prefix_tokens :], atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [-2, 3])
+@torch.no_grad()
+def test_an_inner_block(layer):
+    vision = made("test_vit", layer=layer)
+    given = vision.pixels(picture())[None]
+    hidden = vision.tower.forward_intermediates(given, intermediates_only=True, output_fmt="NLC")
+    assert torch.equal(vision(given), hidden[layer if layer < 0 else layer - 1])
+
+
+def test_blocks_above_are_not_run():
+    vision, calls = made("test_vit", layer=2), []
+    for number, block in enumerate(vision.tower.blocks, 1):
+        block.register_forward_hook(lambda *_, number=number: calls.append(number))
+    vision(vision.pixels(picture())[None])
+    assert calls == [1, 2]
+
+
+def test_images_are_prepared_by_the_weights_configuration():
+    vision = made("vit_small_patch14_dinov2", image_size=42)
+    assert (vision.image_size, vision.grid) == (42, (3, 3))
+    mean, std = (torch.tensor(vision._config[key])[:, None, None] for key in ("mean", "std"))
+    assert torch.allclose(mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+    shown = vision.pixels(picture(42, 42)) * std + mean  # nothing to resize, nothing cropped
+    from torchvision.transforms.functional import to_tensor
+
+    assert torch.allclose(shown, to_tensor(picture(42, 42)), atol=1e-6)
+
+
+def test_padding():
+    vision = made(pad=True)
+    wide = vision.pixels(picture(80, 20))
+    mean = wide[:, 0, :]  # the upper margin has the mean colour, which is zero when normalised
+    assert mean.abs().max() < 0.02
+
+
+def test_checkpoints_are_files_or_folders(tmp_path):
+    vision = made()
+    given = vision.pixels(picture())[None]
+    vision.save(tmp_path / "folder")
+    save_file(vision.tower.state_dict(), tmp_path / "weights.safetensors")
+    for place in (tmp_path / "folder", tmp_path / "weights.safetensors"):
+        again = TimmVision("test_vit", checkpoint=str(place)).eval()
+        assert torch.equal(again(given), vision(given))
+    assert timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).num_classes == 0
+
+
+def test_a_head_in_the_weights_is_left_out(tmp_path):
+    whole = timm.create_model("test_vit")
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    assert not hasattr(TimmVision("test_vit", checkpoint=str(tmp_path / "w.safetensors")).tower.head, "weight")
+
+
+def test_checkpointed_activations():
+    vision, runs = made().train(), []
+    vision.tower.blocks[0].attn.register_forward_pre_hook(lambda *_: runs.append(1))
+    vision.checkpoint_activations()
+    vision(vision.pixels(picture())[None]).sum().backward()
+    assert len(runs) == 2
+
+
+def test_identity_tells_weights_and_settings(tmp_path):
+    vision = made()
+    vision.save(tmp_path / "a")
+    vision.save(tmp_path / "b", {name: value + 1 for name, value in vision.state_dict().items()})
+    found = [vision, made(pad=True), made(image_size=64)]
+    found += [TimmVision("test_vit", checkpoint=str(tmp_path / name)) for name in "ab"]
+    assert len({one.identity() for one in found}) == 5
+
+
+# what can go wrong
+
+
+def test_no_weights():
+    with pytest.raises(CardError, match="timm model 'test_vit' without weights") as caught:
+        TimmVision("test_vit")
+    assert "pretrained: a tag" in caught.value.fix
+
+
+def test_no_such_model():
+    with pytest.raises(CardError, match="cannot make timm model 'vit_gigantic': Unknown model") as caught:
+        made("vit_gigantic")
+    assert "timm.list_pretrained()" in caught.value.fix
+
+
+def test_no_such_tag():
+    with pytest.raises(CardError, match=r"cannot make timm model 'test_vit.nosuch'"):
+        TimmVision("test_vit", pretrained="nosuch")
+
+
+def test_not_a_vit():
+    with pytest.raises(CardError, match="'test_resnet' is not built like a ViT"):
+        made("test_resnet")
+
+
+def test_wrong_size():
+    vision = made()
+    with pytest.raises(CardError, match="takes images of 160 x 160 pixels, got 64 x 64"):
+        vision(torch.zeros(1, 3, 64, 64))
+
+
+def test_another_grid_than_declared():
+    vision = made()
+    vision.grid = (9, 9)
+    with pytest.raises(CardError, match=r"gives a grid of \(10, 10\), not of \(9, 9\)"):
+        vision(vision.pixels(picture())[None])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("gone", "no checkpoint .*gone"), ("w.bin", "no weights in .*w.bin"), ("empty", "no weights in .*empty")],
+)
+def test_checkpoints_that_cannot_be_used(name, message, tmp_path):
+    (tmp_path / "w.bin").write_bytes(b"pickle")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CardError, match=message) as caught:
+        TimmVision("test_vit", checkpoint=str(tmp_path / name))
+    assert caught.value.at == "args.checkpoint"
+    assert name == "gone" or "pickles are never loaded" in caught.value.fix
+
+
+def test_timm_is_not_installed(monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *rest, **how):
+        if name == "timm":
+            raise ModuleNotFoundError("No module named 'timm'", name="timm")
+        return real(name, *rest, **how)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(CardError, match="need the package timm") as caught:
+        made()
+    assert caught.value.fix == "pip install mmalign[timm]"
