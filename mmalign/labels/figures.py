@@ -1,0 +1,124 @@
+"""What a label store holds, in numbers and pictures: figure 6 of SEA (arXiv 2408.11813), and labels on an image."""
+
+import io
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmalign.errors import RunError
+from mmalign.labels.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BINS = np.linspace(-1, 1, 201)  # of scores, which are cosines or differences of them
+
+
+@dataclass
+class Stats:
+    """Over all labels with a score above 0; the rest says `no word`."""
+
+    images: int
+    bad: int  # images that could not be read
+    patches: int
+    labelled: float  # share of patches with a word
+    kept: float  # words a patch, mean
+    words: int  # in the list
+    used: float  # share of them that are some patch's word (the paper: 61.2 %)
+    score: float  # mean
+    histogram: list[int]  # labels by score, in bins of 0.01 from -1 to 1
+    top: list[tuple[str, int, float]]  # the words used most: word, patches, mean score
+    mean_by_word: list[float]  # mean score of every used word, sorted
+
+
+def stats(store: Store, top: int = 20) -> Stats:
+    """One pass over the store, a shard in memory at a time."""
+    count, total = np.zeros(len(store.words), np.int64), np.zeros(len(store.words))
+    histogram = np.zeros(len(BINS) - 1, np.int64)
+    patches = labelled = 0
+    for words_NPK, scores_NPK in store.shards():
+        real = scores_NPK > 0
+        patches += real.shape[0] * real.shape[1]
+        labelled += int(real.any(2).sum())
+        words, scores = words_NPK[real], scores_NPK[real].astype(np.float64)
+        count += np.bincount(words, minlength=len(count))
+        total += np.bincount(words, scores, minlength=len(count))
+        histogram += np.histogram(scores, BINS)[0]
+    if not patches:
+        raise RunError("the label store is empty", at=store.folder, fix="label some images")
+    mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+    best = np.argsort(-count, kind="stable")[:top]
+    return Stats(
+        images=len(store),
+        bad=len(store.bad),
+        patches=patches,
+        labelled=labelled / patches,
+        kept=int(count.sum()) / patches,
+        words=len(store.words),
+        used=float((count > 0).mean()),
+        score=float(total.sum() / max(1, count.sum())),
+        histogram=histogram.tolist(),
+        top=[(store.words[n], int(count[n]), round(float(mean[n]), 4)) for n in best if count[n]],
+        mean_by_word=np.sort(mean[count > 0]).round(5).tolist(),
+    )
+
+
+def as_json(found: Stats) -> dict[str, Any]:
+    return asdict(found)
+
+
+def figure_6(found: Stats) -> bytes:
+    """PNG: the histogram of scores, the share of words used, the mean score of every word."""
+    pyplot = _pyplot()
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(11, 3))
+    counts = np.array(found.histogram)
+    filled = np.flatnonzero(counts)
+    inside = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 1)
+    left.bar(BINS[:-1][inside], counts[inside], width=0.01, align="edge")
+    left.set(title="scores", xlabel="score", ylabel="labels")
+    middle.pie([found.used, 1 - found.used], labels=["used", "not used"], autopct="%.1f%%", startangle=90)
+    middle.set(title=f"words used, of {found.words:,}")
+    right.plot(found.mean_by_word)
+    right.set(title="mean score of each used word", xlabel="words, sorted", ylabel="score")
+    figure.tight_layout()
+    return _png(pyplot, figure)
+
+
+def overlay(
+    image: "Image", words_PK: NDArray[Any], scores_PK: NDArray[Any], grid: tuple[int, int], words: list[str]
+) -> bytes:
+    """PNG: the image with each patch's best word on it; patches without a word are darkened."""
+    pyplot = _pyplot()
+    rows, columns = grid
+    figure, axes = pyplot.subplots(figsize=(max(4, columns * 0.75), max(4, rows * 0.75)))
+    axes.imshow(image.convert("RGB"), extent=(0, columns, rows, 0), aspect="auto")
+    for patch, (word, score) in enumerate(zip(words_PK[:, 0], scores_PK[:, 0], strict=True)):
+        row, column = divmod(patch, columns)
+        if score > 0:
+            text = f"{words[int(word)]}\n{float(score):.2f}"
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color="white",
+                      bbox={"facecolor": "black", "alpha": 0.55, "pad": 1, "linewidth": 0})  # fmt: skip
+        else:
+            axes.add_patch(pyplot.Rectangle((column, row), 1, 1, color="black", alpha=0.5))
+    axes.set(xticks=range(columns + 1), yticks=range(rows + 1), xticklabels=[], yticklabels=[])
+    axes.grid(color="white", linewidth=0.4)
+    figure.tight_layout(pad=0.2)
+    return _png(pyplot, figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _png(pyplot: Any, figure: Any) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    pyplot.close(figure)
+    return out.getvalue()

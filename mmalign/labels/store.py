@@ -1,0 +1,193 @@
+"""The label store: words and scores of every patch on disk, a fixed number of bytes an image, found by key.
+
+    header.json           what the labels were made from, and one entry a shard with its checksum
+    words.txt             the word list, one a line; labels are line numbers
+    shard-00000.bin       rows of P x K word numbers (u16, or u32 for longer lists), then P x K scores (fp16)
+    shard-00000.json      the keys of its rows, and the images that could not be read, with the reason
+    index.npy             (hash of the key, shard, row), sorted by hash
+
+Letters: P patches, K words kept for a patch, W words in the list.
+"""
+
+import hashlib
+import io
+import json
+import mmap
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmalign import files
+from mmalign.errors import DataError, RunError
+
+FORMAT = 1
+_INDEX = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("row", "<u4")])
+
+
+@dataclass
+class Header:
+    encoder: str  # what made the features
+    words: str  # sha256 of the word list
+    grid: tuple[int, int]  # of the encoder's patches
+    keep: int  # K
+    settings: dict[str, Any]  # of the label source
+    data: str  # what tells the data set from another
+    format: int = FORMAT
+    size: int = 0  # W
+    shards: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def word_type(self) -> np.dtype[Any]:
+        return np.dtype("<u2") if self.size <= 1 << 16 else np.dtype("<u4")
+
+    @property
+    def entries(self) -> int:
+        return self.grid[0] * self.grid[1] * self.keep
+
+    @property
+    def stride(self) -> int:
+        """Bytes an image."""
+        return self.entries * (self.word_type.itemsize + 2)
+
+
+def words_hash(words: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def key_hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def pack(header: Header, words_PK: NDArray[Any], scores_PK: NDArray[Any]) -> bytes:
+    """One image's row."""
+    return words_PK.astype(header.word_type).tobytes() + scores_PK.astype("<f2").tobytes()
+
+
+def write_shard(
+    folder: Path, number: int, header: Header, rows: Sequence[bytes], keys: Sequence[str], bad: Sequence[Sequence[str]]
+) -> None:
+    """A shard, whole or absent: its JSON is written last."""
+    data = b"".join(rows)
+    assert len(data) == len(keys) * header.stride
+    name = f"shard-{number:05d}"
+    files.write(folder / f"{name}.bin", data)
+    about = {"file": f"{name}.bin", "rows": len(keys), "crc32": zlib.crc32(data), "keys": list(keys), "bad": list(bad)}
+    files.write(folder / f"{name}.json", json.dumps(about))
+
+
+def finish(folder: Path, header: Header, words: Sequence[str], shards: int) -> Header:
+    """Gather the shards into header.json, written last. Raises DataError where two images share a key."""
+    index: list[tuple[int, int, int]] = []
+    header.size, header.shards = len(words), []
+    owner: dict[int, str] = {}
+    for number in range(shards):
+        about = files.read_json(folder / f"shard-{number:05d}.json")
+        for row, key in enumerate(about["keys"]):
+            if (hashed := key_hash(key)) in owner:
+                both = {owner[hashed], key}
+                raise DataError(f"two images share the key {' and '.join(both)}", fix="give every record its own id")
+            owner[hashed] = key
+            index.append((hashed, number, row))
+        header.shards.append({k: about[k] for k in ("file", "rows", "crc32", "bad")})
+    table = np.array(index, dtype=_INDEX)
+    table.sort(order="hash")
+    buffer = io.BytesIO()
+    np.save(buffer, table)
+    files.write(folder / "index.npy", buffer.getvalue())
+    files.write(folder / "words.txt", "".join(f"{word}\n" for word in words))
+    files.write_json(folder / "header.json", asdict(header))
+    return header
+
+
+class Store:
+    """A finished store, read by key. Safe to read from threads; shards are checked when first touched.
+
+    folder: a local folder or any fsspec URL.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = str(folder)
+        given = json.loads(self._bytes("header.json"))
+        if given.get("format") != FORMAT:
+            what = f"label store of format {given.get('format')!r}; this mmalign reads format {FORMAT}"
+            raise RunError(what, at=self.folder, fix="label again")
+        self.header = Header(**{**given, "grid": tuple(given["grid"])})
+        self.words = self._bytes("words.txt").decode().split("\n")[:-1]
+        if words_hash(self.words) != self.header.words:
+            raise RunError("words.txt is not the list this store was made with", at=f"{self.folder}/words.txt")
+        self.index = cast(NDArray[Any], np.load(io.BytesIO(self._bytes("index.npy")), allow_pickle=False))
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __contains__(self, key: str) -> bool:
+        return self._find(key) is not None
+
+    @property
+    def bad(self) -> list[list[str]]:
+        """[key, reason] of every image that could not be read."""
+        return [pair for shard in self.header.shards for pair in shard["bad"]]
+
+    def __getitem__(self, key: str) -> tuple[NDArray[Any], NDArray[np.float16]]:
+        """words_PK, numbers into `words`, and scores_PK; DataError when the key has no labels."""
+        if (found := self._find(key)) is None:
+            fix = "label the same data, or raise `max_bad` to go on without"
+            raise DataError(f"no labels for {key!r}", at=self.folder, fix=fix)
+        return self.row(*found)
+
+    def shards(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float16]]]:
+        """words_NPK and scores_NPK of one shard after the other."""
+        header = self.header
+        split = header.entries * header.word_type.itemsize
+        for number, about in enumerate(header.shards):
+            if about["rows"]:
+                rows = np.frombuffer(self._shard(number), np.uint8).reshape(about["rows"], header.stride)
+                words, scores = rows[:, :split].copy().view(header.word_type), rows[:, split:].copy().view("<f2")
+                shape = (about["rows"], -1, header.keep)
+                yield words.reshape(shape), scores.reshape(shape)
+
+    def row(self, shard: int, row: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
+        header = self.header
+        raw = memoryview(self._shard(shard))[row * header.stride : (row + 1) * header.stride]
+        split = header.entries * header.word_type.itemsize
+        words = np.frombuffer(raw[:split], header.word_type).reshape(-1, header.keep)
+        return words, np.frombuffer(raw[split:], "<f2").reshape(-1, header.keep)
+
+    def _find(self, key: str) -> tuple[int, int] | None:
+        hashed = np.uint64(key_hash(key))
+        at = int(np.searchsorted(self.index["hash"], hashed))
+        if at == len(self.index) or self.index["hash"][at] != hashed:
+            return None
+        return int(self.index["shard"][at]), int(self.index["row"][at])
+
+    def _shard(self, number: int) -> Any:
+        if number not in self._open:
+            about = self.header.shards[number]
+            data = self._map(about["file"])
+            if len(data) != about["rows"] * self.header.stride or zlib.crc32(data) != about["crc32"]:
+                place, fix = f"{self.folder}/{about['file']}", "delete the label stage's folder and run again"
+                raise RunError(f"{about['file']} is damaged: its checksum differs", at=place, fix=fix)
+            self._open[number] = data
+        return self._open[number]
+
+    def _map(self, name: str) -> Any:
+        place = files.local(self.folder)
+        if files.is_url(self.folder):
+            return self._bytes(name)
+        with open((place or Path(self.folder)) / name, "rb") as source:
+            source.seek(0, io.SEEK_END)
+            return mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) if source.tell() else b""
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            with files.open_(f"{self.folder}/{name}") as source:
+                return bytes(source.read())
+        except OSError as err:
+            fix = "read labels from a finished stage of kind label"
+            raise RunError(f"no label store here: {name}: {err.strerror or err}", at=self.folder, fix=fix) from err

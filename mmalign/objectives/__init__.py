@@ -1,0 +1,105 @@
+"""What an objective is: one term of the training loss.
+
+Letters, here and in every file of this family: B images, H x W = P patches, K words kept for a patch, W words in the
+list, N pairs or tokens, D width of the language model, V its vocabulary, L its layers.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+# patch_N, counted through all images (b * P + p) -> words_NK by number, scores_NK: 0 or less where there is no word.
+# Asked for patch by patch, since labels made in the pass need not be made for patches that nobody draws.
+Labels = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Words:
+    """The words of a label source as the language model spells them."""
+
+    words: list[str]
+    pieces_WT: Tensor  # token ids of each word's pieces, padded with -1
+    embed: Callable[[Tensor], Tensor]  # token ids -> input embeddings; the model's own module (ZeRO gathers it)
+
+    def scored(self, words_NK: Tensor, scores_NK: Tensor) -> Tensor:
+        """The scores, 0 for words the tokenizer makes nothing of: those are never drawn."""
+        spelled_W = (self.pieces_WT >= 0).any(1).to(words_NK.device)
+        return scores_NK * spelled_W[words_NK]
+
+    def embeddings(self, word_N: Tensor) -> Tensor:
+        """text_ND: the mean of the embeddings of each word's pieces (SEA, section 4.2)."""
+        pieces_NT = self.pieces_WT.to(word_N.device)[word_N]
+        real_NT = (pieces_NT >= 0).unsqueeze(-1)
+        pieces_NTD = self.embed(pieces_NT.clamp(min=0)).float()
+        return (pieces_NTD * real_NT).sum(1) / real_NT.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an objective wants to see of the language model's layers; known before the first step."""
+
+    weights: tuple[float, ...]  # of the outputs of layers 1 .. k, which are added up
+    attention: bool  # whether tokens count as much as the text looks at them, or all the same
+
+
+class Step:
+    """One forward pass, as an objective sees it. Only images that exist are in it: text-only rows are left out."""
+
+    visual_BPD: Tensor  # the visual tokens, as the adapter made them
+    grid: tuple[int, int]  # H, W of those tokens; only where the adapter keeps the grid
+    random: torch.Generator  # this pass's own random numbers; the same for the same step and samples
+
+    answer_ND: Tensor  # answers: final hidden states that predict a trained token
+    answer_N: Tensor  # answers: the trained tokens' ids
+    weight_N: Tensor  # answers: how much each counts
+    head: Callable[[Tensor], Tensor]  # answers: hidden states -> logits over the vocabulary
+
+    labels: Labels  # labels: the words of any patches asked for
+    words: Words  # labels: what the numbers mean
+
+    refined: dict[Look, Tensor]  # layers: refined_BPD, the visual tokens after the layers of a look, fp32
+    shares: dict[Look, Tensor]  # layers: share_BP, how much each token of an image counts; sums to 1
+    vocabulary: Callable[[], AbstractContextManager[Tensor]]  # layers: embed_VD, whole only inside a `with`
+
+    def __init__(self, **filled: object) -> None:
+        self.notes: dict[str, Tensor] = {}
+        vars(self).update(filled)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"this step has no {name}; does the objective list it in `needs`?")
+
+    def note(self, name: str, value: Tensor | float) -> None:
+        """Log a number beside the loss: averaged over the passes of a step and over ranks."""
+        self.notes[name] = torch.as_tensor(value, dtype=torch.float32).detach()
+
+
+@dataclass
+class Context:
+    """What an objective may know about the model before training: set once, before the first step."""
+
+    layers: int = 0  # L
+    distributed: bool = False  # whether there are several ranks
+
+
+class Objective(nn.Module):
+    """One term of the loss, before its weight in the recipe: a scalar, the mean over its `unit` in this pass.
+
+    Parameters it owns are trained, saved and resumed with the rest; give them at least one dimension (DeepSpeed
+    partitions no 0-dimensional tensor).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()  # of answers, labels, layers
+    collective: bool = False  # True: ranks wait for each other in it, so a pass without images calls it too
+    per_patch: ClassVar[bool] = False  # True: token i must be patch i, so the adapter has to keep the grid
+    look: Look | None = None  # layers: what is to be seen of them; set in `prepare`
+    unit: ClassVar[Literal["tokens", "images"]] = "images"  # what the mean is over, so that passes average exactly
+
+    def prepare(self, context: Context) -> None:
+        """Called once, before the first step."""
+
+    def forward(self, step: Step) -> Tensor:
+        raise NotImplementedError

@@ -1,0 +1,20 @@
+"""The language-model loss: predict the next token of the answer."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmalign.objectives import Objective, Step
+
+
+class NextToken(Objective):
+    """Cross-entropy at the trained tokens only: the head is never applied anywhere else."""
+
+    needs = frozenset({"answers"})
+    unit = "tokens"
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean over the trained tokens of this pass, each times its weight. Scalar, fp32."""
+        if not len(step.answer_N):
+            return step.answer_ND.sum() * 0
+        loss_N = F.cross_entropy(step.head(step.answer_ND).float(), step.answer_N, reduction="none")
+        return (loss_N * step.weight_N).sum() / step.weight_N.sum()

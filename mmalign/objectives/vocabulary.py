@@ -1,0 +1,67 @@
+"""KL divergence of two vocabulary distributions without ever holding patches x vocabulary (BASIC, eq. 7).
+
+Letters: M rows (patches of any images), D width, V vocabulary.
+
+Three matrix products cannot be avoided: both logits, and the gradient. Rows are taken in chunks over the whole
+vocabulary, so that no product is done twice, and the gradient is made in the forward pass, so that nothing but it is
+kept.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIMIT = {"cpu": 144 << 20, "cuda": 512 << 20}  # bytes of logits and probabilities at a time
+BYTES = 12  # of three fp32 numbers, the most that is held of a row and token
+
+
+def vocabulary_kl(visual_MD: Tensor, target_MD: Tensor, weight_M: Tensor, embed_VD: Tensor) -> Tensor:
+    """Sum over rows of weight * KL(softmax(target E^T) || softmax(visual E^T)). Scalar, fp32.
+
+    Only `visual_MD` gets a gradient: targets, weights and the embedding matrix E are constants.
+    """
+    loss: Tensor = _KL.apply(visual_MD, target_MD, weight_M, embed_VD)
+    return loss
+
+
+class _KL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, visual_MD: Tensor, target_MD: Tensor, weight_M: Tensor, embed_VD: Tensor) -> Tensor:
+        own_MD, target_MD = visual_MD.detach().to(embed_VD.dtype), target_MD.detach().to(embed_VD.dtype)
+        grad_MD = torch.empty_like(own_MD, dtype=torch.float32)
+        total = torch.zeros((), device=own_MD.device)
+        size = max(1, LIMIT.get(own_MD.device.type, LIMIT["cpu"]) // (BYTES * len(embed_VD)))
+        for start in range(0, len(own_MD), size):
+            rows = slice(start, start + size)
+            kl_R, gap_RV = rows_kl(logits(own_MD[rows], embed_VD), logits(target_MD[rows], embed_VD))
+            total += (weight_M[rows].float() * kl_R).sum()
+            gap_RV *= weight_M[rows, None].float()
+            grad_MD[rows] = gap_RV.to(embed_VD.dtype) @ embed_VD
+        ctx.save_for_backward(grad_MD.to(visual_MD.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad_MD,) = ctx.saved_tensors
+        return grad_MD * grads[0].to(grad_MD.dtype), None, None, None
+
+
+def logits(rows_RD: Tensor, embed_VD: Tensor) -> Tensor:
+    """logits_RV in fp32; on CUDA without rounding them to bf16 on the way."""
+    if rows_RD.is_cuda and rows_RD.dtype != torch.float32:
+        return torch.mm(rows_RD, embed_VD.T, out_dtype=torch.float32)
+    return (rows_RD @ embed_VD.T).float()
+
+
+def rows_kl(own_RV: Tensor, target_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """kl_R and its gradient to the own logits, q - p; both logits are overwritten.
+
+    KL(p || q) = sum p (log p - log q), and log p - log q = target - own - (their logsumexps' difference).
+    """
+    norm_p, norm_q = target_RV.logsumexp(1, keepdim=True), own_RV.logsumexp(1, keepdim=True)
+    p_RV = (target_RV - norm_p).exp_()
+    target_RV -= own_RV
+    kl_R = torch.linalg.vecdot(p_RV, target_RV) - (norm_p - norm_q)[:, 0]
+    own_RV -= norm_q
+    return kl_R, own_RV.exp_().sub_(p_RV)

@@ -1,0 +1,127 @@
+"""The label store: what is written is read, every hash is checked, a kill leaves nothing half done."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmalign.errors import DataError, RunError
+from mmalign.labels import store
+from mmalign.labels.store import Header, Store
+
+WORDS = ["red", "star", "blue", "ring"]
+
+
+def header(grid=(5, 3), keep=3, words=WORDS):
+    return Header("clip abc", store.words_hash(words), grid, keep, {"sign": 1}, "toy", size=len(words))
+
+
+def made(seed, grid=(5, 3), keep=3, words=len(WORDS)):
+    g = np.random.default_rng(seed)
+    shape = (grid[0] * grid[1], keep)
+    return g.integers(0, words, shape), g.random(shape, dtype=np.float32) - 0.3
+
+
+def build(folder, images=7, shard=3, words=WORDS, grid=(5, 3), keep=3):
+    head = header(grid, keep, words)
+    rows = {f"img/{n}": made(n, grid, keep, len(words)) for n in range(images)}
+    keys = list(rows)
+    shards = -(-images // shard)
+    for number in range(shards):
+        part = keys[number * shard : (number + 1) * shard]
+        bad = [["img/bad", "truncated"]] if number == 0 else []
+        store.write_shard(folder, number, head, [store.pack(head, *rows[k]) for k in part], part, bad)
+    store.finish(folder, head, words, shards)
+    return rows
+
+
+@pytest.mark.parametrize(("grid", "keep"), [((5, 3), 3), ((27, 27), 10), ((1, 1), 1)])
+def test_what_is_written_is_read(tmp_path, grid, keep):
+    rows = build(tmp_path, grid=grid, keep=keep)
+    read = Store(tmp_path)
+    assert len(read) == 7
+    assert read.words == WORDS
+    assert read.bad == [["img/bad", "truncated"]]
+    for key, (words, scores) in rows.items():
+        got_words, got_scores = read[key]
+        assert np.array_equal(got_words, words)
+        assert np.array_equal(got_scores, scores.astype(np.float16))
+
+
+def test_bytes_per_image_are_as_promised():
+    head = header((24, 24), 10)
+    assert head.stride == 23_040  # 576 patches x 10 words x (2 bytes number + 2 bytes score)
+    assert len(store.pack(head, *made(0, (24, 24), 10))) == 23_040
+
+
+def test_long_word_lists_take_wider_numbers(tmp_path):
+    words = [f"w{n}" for n in range(70_000)]
+    rows = build(tmp_path, images=2, words=words)
+    assert np.array_equal(Store(tmp_path)["img/1"][0], rows["img/1"][0])
+
+
+def test_a_key_without_labels(tmp_path):
+    build(tmp_path)
+    assert "img/99" not in Store(tmp_path)
+    with pytest.raises(DataError, match="no labels for 'img/99'"):
+        Store(tmp_path)["img/99"]
+
+
+@pytest.mark.parametrize("at", [0, 100, -1])
+def test_a_flipped_byte_is_found_and_named(tmp_path, at):
+    build(tmp_path)
+    place = tmp_path / "shard-00001.bin"
+    data = bytearray(place.read_bytes())
+    data[at] ^= 1
+    place.write_bytes(data)
+    read = Store(tmp_path)
+    assert read["img/0"]  # another shard is whole
+    with pytest.raises(RunError, match=r"shard-00001\.bin is damaged"):
+        read["img/3"]
+
+
+def test_a_cut_shard_a_changed_list_another_format(tmp_path):
+    build(tmp_path)
+    place = tmp_path / "shard-00000.bin"
+    place.write_bytes(place.read_bytes()[:-4])
+    with pytest.raises(RunError, match=r"shard-00000\.bin is damaged"):
+        Store(tmp_path)["img/0"]
+    (tmp_path / "words.txt").write_text("other\n")
+    with pytest.raises(RunError, match=r"words\.txt is not the list"):
+        Store(tmp_path)
+    given = json.loads((tmp_path / "header.json").read_text())
+    (tmp_path / "header.json").write_text(json.dumps({**given, "format": 99}))
+    with pytest.raises(RunError, match="format 99"):
+        Store(tmp_path)
+
+
+def test_no_store_here(tmp_path):
+    with pytest.raises(RunError, match=r"no label store here: header\.json"):
+        Store(tmp_path)
+
+
+def test_two_images_with_one_key(tmp_path):
+    head = header()
+    row = store.pack(head, *made(0))
+    for number in (0, 1):
+        store.write_shard(tmp_path, number, head, [row], ["same"], [])
+    with pytest.raises(DataError, match="two images share the key same"):
+        store.finish(tmp_path, head, WORDS, 2)
+
+
+def test_readable_through_a_url(tmp_path):
+    import fsspec
+
+    rows = build(tmp_path)
+    memory = fsspec.filesystem("memory")
+    for place in tmp_path.iterdir():
+        memory.pipe(f"/labels/{place.name}", place.read_bytes())
+    words, _ = Store("memory://labels")["img/4"]
+    assert np.array_equal(words, rows["img/4"][0])
+
+
+def test_an_empty_shard(tmp_path):
+    head = header()
+    store.write_shard(tmp_path, 0, head, [], [], [["a", "gone"]])
+    store.finish(tmp_path, head, WORDS, 1)
+    assert len(Store(tmp_path)) == 0

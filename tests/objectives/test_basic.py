@@ -1,0 +1,280 @@
+"""BASIC against the paper's sums, written out; the attention of every family against eager; who gets a gradient."""
+
+import math
+
+import pytest
+import torch
+
+from mmalign.adapters.mlp import MLP
+from mmalign.data import Data, Record, Turn
+from mmalign.errors import CheckError, StageError
+from mmalign.llms.causal import CausalLM
+from mmalign.model import Model
+from mmalign.objectives import Context, Look, Step
+from mmalign.objectives.basic import Direction, Distribution, layer_weights
+from mmalign.objectives.lm import NextToken
+from mmalign.training.batches import Bad, Collate
+from mmalign.vision.hf import HFVision
+from tests import parts
+from tests.test_model import picture
+
+KINDS = ("increasing", "constant", "decreasing")
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_eq_4_weights(layers):
+    total = sum(i * i for i in range(1, layers + 1))
+    assert layer_weights(layers, "increasing") == pytest.approx([i * i / total for i in range(1, layers + 1)])
+    assert layer_weights(layers, "constant") == pytest.approx([1 / layers] * layers)
+    assert layer_weights(layers, "decreasing") == pytest.approx([i * i / total for i in range(layers, 0, -1)])
+
+
+def make_step(images, patches, dim, vocab, dtype=torch.float32, seed=0):
+    from contextlib import nullcontext
+
+    g = torch.Generator().manual_seed(seed)
+    visual = torch.randn(images, patches, dim, generator=g).to(dtype).requires_grad_()
+    refined = torch.randn(images, patches, dim, generator=g)
+    share = torch.rand(images, patches, generator=g)
+    share /= share.sum(1, keepdim=True)
+    embed = torch.randn(vocab, dim, generator=g).to(dtype)
+    look = Look((1.0,), True)
+    step = Step(visual_BPD=visual, refined={look: refined}, shares={look: share}, vocabulary=lambda: nullcontext(embed))
+    return step, look, visual, refined, share, embed
+
+
+def by_hand(visual, refined, share, embed):
+    """Equations 6 and 7, patch by patch and word by word."""
+    direction = distribution = 0.0
+    for b in range(len(visual)):
+        for i in range(visual.shape[1]):
+            v, s = visual[b, i].double(), refined[b, i].double()
+            direction += float(share[b, i]) * float((v / v.norm() - s / s.norm()).square().sum())
+            p, q = (embed.double() @ s).softmax(0), (embed.double() @ v).softmax(0)
+            kl = sum(float(p[n]) * math.log(float(p[n]) / float(q[n])) for n in range(len(embed)))
+            distribution += float(share[b, i]) * kl
+    return direction / len(visual), distribution / len(visual)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("shape", [(2, 15, 8, 11), (1, 1, 4, 7), (3, 9, 16, 33)])
+def test_eq_6_and_7(shape, dtype, bound):
+    step, look, visual, refined, share, embed = make_step(*shape, dtype)
+    direction, distribution = Direction(), Distribution()
+    direction.look = distribution.look = look
+    want = by_hand(visual.detach(), refined, share, embed)
+    assert direction(step).item() == pytest.approx(want[0], rel=bound)
+    assert distribution(step).item() == pytest.approx(want[1], rel=bound, abs=bound)
+
+
+def test_the_repairs():
+    step, look, visual, refined, share, embed = make_step(2, 6, 8, 11)
+    direction = Direction(subtract_mean=True)
+    direction.look = look
+    centred = refined - refined.mean(1, keepdim=True)
+    assert direction(step).item() == pytest.approx(by_hand(visual.detach(), centred, share, embed)[0], rel=1e-5)
+    cosine = Distribution(logits="cosine", temperature=0.5)
+    cosine.look = look
+    unit = torch.nn.functional.normalize
+    args = (unit(visual.detach(), dim=-1) / 0.5, unit(refined, dim=-1) / 0.5, share, unit(embed, dim=-1))
+    assert cosine(step).item() == pytest.approx(by_hand(*args)[1], rel=1e-4)
+    cosine(step).backward()
+    assert (visual.grad * visual.detach()).sum(-1).abs().max() < 1e-6  # a length changes nothing
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Direction(layers=0), "layers must be at least 1, got 0"),
+        (lambda: Direction(weights="up"), "weights must be one of increasing, constant, decreasing, got 'up'"),
+        (lambda: Direction(attention="some"), "attention must be one of auto, equal"),
+        (lambda: Distribution(logits="soft"), "logits must be one of plain, cosine"),
+        (lambda: Distribution(temperature=0.0), "temperature must be above 0"),
+        (lambda: Direction(layers=9).prepare(Context(layers=4)), "layers is 9, and the language model has 4"),
+    ],
+)
+def test_bad_settings(make, message):
+    with pytest.raises(CheckError, match=message):
+        make()
+
+
+def test_half_of_the_layers_is_the_default():
+    direction = Direction()
+    direction.prepare(Context(layers=32))
+    assert len(direction.look.weights) == 16
+
+
+class Rows(Data):
+    """One image, none, two images, text before the image, different lengths."""
+
+    users = (
+        "<image>\nWhat colour is the star?",
+        "Describe this image.",
+        "<image> or <image>\nYes or No?",
+        "Is <image> red?",
+    )
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        images = self.users[number].count("<image>")
+        turns = [Turn("user", self.users[number]), Turn("assistant", "a large blue ring" if number % 2 else "Yes")]
+        if number == 2:
+            turns.insert(0, Turn("system", "A chat between a curious user and an assistant."))
+        return Record(f"row-{number}", tuple(turns), tuple(range(number, number + images)))
+
+    def image(self, reference):
+        return picture(reference)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {"clip": parts.clip(tmp_path_factory.mktemp("clip"))}
+    for family in parts.FAMILIES:
+        made[family] = parts.llm(family, tmp_path_factory.mktemp(family), num_hidden_layers=4)
+    return made
+
+
+def build(folders, family, **objectives):
+    torch.manual_seed(0)
+    eye, mouth = HFVision(str(folders["clip"])), CausalLM(str(folders[family]))
+    model = Model(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, objectives).eval()
+    model.prepare()
+    return model
+
+
+def batch_of(model, numbers, left=False):
+    collate = Collate(Rows(), model.llm.chat, model.vision, model.adapter.tokens, 200, Bad(0))
+    batch = collate.batch(numbers, seed=0)
+    if left:  # the same rows, padded in front
+        for n, length in enumerate(batch.mask_RS.sum(1).tolist()):
+            for field in ("ids_RS", "mask_RS", "weight_RS"):
+                row = getattr(batch, field)[n]
+                row.copy_(row.roll(len(row) - length))
+    return batch
+
+
+def eager(model, batch, layers):
+    """hidden_states and attentions of transformers' own eager pass, with the same inputs."""
+    lm = model.llm.lm
+    before = lm.config._attn_implementation
+    lm.set_attn_implementation("eager")
+    position_RS = (batch.mask_RS.long().cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        embeds = model.embed(batch, model.see(batch)[0])
+        out = lm.base_model(
+            inputs_embeds=embeds, attention_mask=batch.mask_RS, position_ids=position_RS, use_cache=False,
+            output_attentions=True, output_hidden_states=True,
+        )  # fmt: skip
+    lm.set_attn_implementation(before)
+    return out.hidden_states[1 : layers + 1], out.attentions[:layers]
+
+
+def slow(model, batch, layers, kind, attention):
+    """refined and share of every image, by loops over images, layers, heads and text positions."""
+    hidden, attentions = eager(model, batch, layers)
+    weights = layer_weights(layers, kind)
+    refined, shares = [], []
+    tokens = model.adapter.tokens
+    for row in range(len(batch.ids_RS)):
+        columns = (batch.ids_RS[row] == batch.mark).nonzero()[:, 0].tolist()
+        text = [s for s, real in enumerate(batch.mask_RS[row].tolist()) if real and s not in columns]
+        for start in range(0, len(columns), tokens):
+            own = columns[start : start + tokens]
+            refined.append(sum(w * h[row, own].float() for w, h in zip(weights, hidden, strict=True)))
+            look = sum(a[row, head, t, own].float() for a in attentions for head in range(a.shape[1]) for t in text)
+            shares.append(look / look.sum() if attention else torch.full((tokens,), 1 / tokens))
+    return torch.stack(refined), torch.stack(shares)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("family", list(parts.FAMILIES))
+@pytest.mark.parametrize(("layers", "kind"), [(2, "increasing"), (4, "constant"), (3, "decreasing")])
+def test_what_is_seen_in_passing_equals_eager(folders, family, layers, kind, left):
+    model = build(folders, family, a=Direction(layers, kind), b=Direction(layers, kind, attention="equal"))
+    batch = batch_of(model, [0, 1, 2, 3], left)
+    step = {}
+    for name in ("a", "b"):
+        model.objectives[name].register_forward_pre_hook(lambda _m, given: step.update(it=given[0]))
+    with torch.no_grad():
+        model(batch)
+    for name, attention in (("a", True), ("b", False)):
+        refined, share = slow(model, batch, layers, kind, attention)
+        look = model.objectives[name].look
+        assert torch.allclose(step["it"].refined[look], refined, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(step["it"].shares[look], share, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_reaches_the_adapter_alone(folders, checkpointing):
+    model = build(folders, "llama", direction=Direction(), distribution=Distribution())
+    model.freeze_all_but(["adapter", "llm"])
+    model.train()
+    if checkpointing:
+        model.llm.checkpoint_activations()
+    terms, _ = model(batch_of(model, [0, 2, 3]))
+    (terms["direction"] + terms["distribution"]).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.adapter.parameters())
+    assert all(p.grad is None for p in [*model.llm.parameters(), *model.vision.parameters()])
+
+
+def test_what_feeds_the_adapter_learns_when_it_is_trained(folders):
+    model = build(folders, "llama", direction=Direction())
+    model.freeze_all_but(["vision", "adapter"])
+    terms, _ = model(batch_of(model, [0]))
+    terms["direction"].backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.vision.parameters())
+
+
+def test_lm_beside_it_is_unchanged(folders):
+    alone = build(folders, "llama", lm=NextToken())
+    both = build(folders, "llama", lm=NextToken(), direction=Direction(), distribution=Distribution())
+    with torch.no_grad():
+        one, two = alone(batch_of(alone, [0, 2]))[0]["lm"], both(batch_of(both, [0, 2]))[0]["lm"]
+    assert torch.equal(one, two)
+
+
+def test_a_pass_without_images_gives_zero(folders):
+    model = build(folders, "llama", direction=Direction(), distribution=Distribution())
+    terms, _ = model(batch_of(model, [1]))
+    assert terms["direction"].item() == terms["distribution"].item() == 0
+
+
+def test_attention_in_chunks_of_text_is_the_same(folders, monkeypatch):
+    from mmalign.llms import watch
+
+    model = build(folders, "llama", a=Direction())
+    with torch.no_grad():
+        whole = model(batch_of(model, [0, 2, 3]))[0]["a"]
+        monkeypatch.setattr(watch, "LIMIT", 1)
+        bits = model(batch_of(model, [0, 2, 3]))[0]["a"]
+    assert torch.allclose(whole, bits, rtol=1e-6)
+
+
+def test_an_image_behind_all_text_is_refused(folders):
+    model = build(folders, "llama", a=Direction())
+    batch = batch_of(model, [0])
+    last = int((batch.ids_RS[0] == batch.mark).nonzero()[-1])
+    batch.mask_RS[0, last + 1 :] = 0
+    with pytest.raises(StageError, match="an image has no text behind it"):
+        model(batch)
+
+
+def test_capped_attention_is_refused(folders, tmp_path):
+    parts.llm("llama", tmp_path)
+    mouth = CausalLM(str(tmp_path))
+    mouth.lm.config.attn_logit_softcapping = 50.0
+    with pytest.raises(CheckError, match="caps its attention logits"):
+        mouth.prepare_looks([Look((1.0,), True)])
+    mouth.prepare_looks([Look((1.0,), False)])
+
+
+def test_a_model_without_a_list_of_layers_is_refused(folders):
+    from mmalign.llms import watch
+
+    class Odd(torch.nn.Module):
+        base_model = torch.nn.Linear(2, 2)
+
+    with pytest.raises(CheckError, match="Odd has no list of decoder layers"):
+        watch.layers(Odd())

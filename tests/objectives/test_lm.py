@@ -1,0 +1,31 @@
+"""The language-model loss: trained tokens only, each times its weight."""
+
+import pytest
+import torch
+
+from mmalign.objectives import Step
+from mmalign.objectives.lm import NextToken
+
+
+@pytest.mark.parametrize(("rows", "dim", "vocab"), [(7, 5, 11), (1, 3, 2)])
+def test_mean_over_trained_tokens(rows, dim, vocab):
+    g = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(rows, dim, generator=g), torch.randn(vocab, dim, generator=g)
+    target, weight = torch.randint(vocab, (rows,), generator=g), torch.rand(rows, generator=g)
+    step = Step(answer_ND=hidden, answer_N=target, weight_N=weight, head=lambda h: h @ head.T)
+    total = 0.0
+    for n in range(rows):
+        share = (head @ hidden[n]).softmax(0)[target[n]]
+        total -= float(weight[n] * share.log())
+    assert NextToken()(step).item() == pytest.approx(total / float(weight.sum()), rel=1e-5)
+
+
+def test_no_trained_token():
+    hidden = torch.randn(0, 4, requires_grad=True)
+    step = Step(answer_ND=hidden, answer_N=torch.zeros(0).long(), weight_N=torch.zeros(0), head=lambda h: h)
+    assert NextToken()(step).item() == 0
+
+
+def test_a_missing_need_is_named():
+    with pytest.raises(AttributeError, match="no answer_N; does the objective list it in `needs`"):
+        NextToken()(Step())

@@ -1,0 +1,78 @@
+"""The chunked vocabulary KL against naive autograd from the definition, value and gradient."""
+
+import pytest
+import torch
+
+from mmalign.objectives import vocabulary
+from mmalign.objectives.vocabulary import vocabulary_kl
+
+
+def naive(visual, target, weight, embed):
+    """Sum of weight * sum_v p log(p / q), by autograd."""
+    p, q = (target @ embed.T).softmax(-1), (visual @ embed.T).softmax(-1)
+    return (weight * (p * (p.log() - q.log())).sum(-1)).sum()
+
+
+def given(rows, dim, vocab, dtype=torch.float64, scale=1.0):
+    g = torch.Generator().manual_seed(0)
+    made = (torch.randn(rows, dim, generator=g) * scale, torch.randn(rows, dim, generator=g) * scale)
+    visual, target = (m.to(dtype) for m in made)
+    weight, embed = torch.rand(rows, generator=g).to(dtype), torch.randn(vocab, dim, generator=g).to(dtype)
+    return visual.requires_grad_(), target.requires_grad_(), weight.requires_grad_(), embed.requires_grad_()
+
+
+SHAPES = [(15, 8, 33), (1, 4, 7), (50, 16, 1001), (9, 3, 2)]
+
+
+@pytest.mark.parametrize(("rows", "dim", "vocab"), SHAPES)
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
+def test_value_and_gradient(rows, dim, vocab, chunk, dtype, bound, monkeypatch):
+    if chunk:
+        monkeypatch.setitem(vocabulary.LIMIT, "cpu", chunk * vocabulary.BYTES * vocab)
+    inputs = given(rows, dim, vocab, dtype)
+    exact = [t.detach().double().requires_grad_(n == 0) for n, t in enumerate(inputs)]
+    want = naive(*exact)
+    (3 * want).backward()
+    loss = vocabulary_kl(*inputs)
+    (3 * loss).backward()
+    assert loss.item() == pytest.approx(want.item(), rel=bound, abs=bound)
+    gap = (inputs[0].grad.double() - exact[0].grad).norm() / exact[0].grad.norm()
+    assert gap < bound
+
+
+@pytest.mark.parametrize(("rows", "dim", "vocab"), SHAPES)
+def test_fp64(rows, dim, vocab, monkeypatch):
+    monkeypatch.setattr(vocabulary, "logits", lambda rows, embed: rows @ embed.T)  # all that is fp32 in it
+    inputs = given(rows, dim, vocab)
+    exact = [t.detach().clone().requires_grad_(n == 0) for n, t in enumerate(inputs)]
+    want = naive(*exact)
+    want.backward()
+
+    kl, gap = vocabulary.rows_kl(inputs[0].detach() @ inputs[3].detach().T, inputs[1].detach() @ inputs[3].detach().T)
+    assert (inputs[2].detach() * kl).sum().item() == pytest.approx(want.item(), rel=1e-9)
+    grad = (gap * inputs[2].detach()[:, None]) @ inputs[3].detach()
+    assert torch.allclose(grad, exact[0].grad, rtol=1e-9, atol=1e-12)
+
+
+def test_only_the_visual_tokens_learn():
+    inputs = given(6, 4, 9, torch.float32)
+    vocabulary_kl(*inputs).backward()
+    assert inputs[0].grad is not None
+    assert all(t.grad is None for t in inputs[1:])
+
+
+def test_equal_distributions_are_at_no_distance():
+    visual, _, weight, embed = given(6, 4, 9, torch.float32)
+    loss = vocabulary_kl(visual, visual.detach(), weight, embed)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert visual.grad.abs().max() < 1e-6
+
+
+def test_large_logits_do_not_overflow():
+    inputs = given(6, 4, 9, torch.float32, scale=1e4)
+    loss = vocabulary_kl(*inputs)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(inputs[0].grad).all()
