@@ -1,0 +1,229 @@
+"""The data doctor: reads every record and every image of a data set, and says what cannot be used and why."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmalign.data import Data, decode
+from mmalign.data.mixture import Mixture
+from mmalign.data.reasons import Unusable, reason_of
+from mmalign.data.rows import Rows
+from mmalign.errors import DataError
+
+CHUNK = 200  # records a process takes at once
+FEW = 400  # records for which no further process is started
+AHEAD = 4  # chunks waiting for every process
+ORIENTATION = 274  # EXIF's tag
+TINY, HUGE = 16, 4096  # pixels of a side that are worth a note
+
+ENDINGS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP"}
+
+Make = Callable[[], Data]
+Progress = Callable[[int, int], None]
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A record that cannot be used. id: what a quarantine calls it. what: the message, which begins with the reason."""
+
+    id: str
+    reason: str
+    what: str
+
+
+@dataclass
+class Found:
+    """What a check of some records, or of all of them, found. notes: usable, but worth knowing: {note: how many}."""
+
+    rows: int = 0
+    images: int = 0  # references to images in the rows
+    files: int = 0  # images decoded: one that several rows refer to counts once for every process
+    bad: list[Bad] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """{reason: bad records}, the most frequent first."""
+        return dict(Counter(one.reason for one in self.bad).most_common())
+
+    def add(self, other: "Found") -> None:
+        self.rows += other.rows
+        self.images += other.images
+        self.files += other.files
+        self.bad += other.bad
+        self.notes += other.notes
+
+
+Chunk = tuple[Found, Hashes]
+Wrong = tuple[str, str] | None  # the reason and the message, None for an image that can be used
+_examiner: "Examiner"  # of a process of the pool
+
+
+def check(make: Make, jobs: int | None = None, progress: Progress | None = None) -> Found:
+    """Check the data set that `make` builds; `make` is sent to other processes, so it must be picklable.
+
+    jobs: processes; None: one for each core. progress: called with the records done and their number.
+    """
+    began = time.monotonic()
+    data = make()
+    found, ids = Found(), []
+    jobs = 1 if len(data) <= FEW else jobs or cores()
+    starts = range(0, len(data), CHUNK)
+    for part, own in map(Examiner(data).chunk, starts) if jobs == 1 else _spread(make, jobs, starts):
+        found.add(part)
+        ids.append(own)
+        if progress:
+            progress(found.rows, len(data))
+    _repeated(data, ids, found)
+    found.seconds = time.monotonic() - began
+    return found
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _spread(make: Make, jobs: int, starts: range) -> Iterator[Chunk]:
+    """The chunks in order, from processes of their own: a decoder that crashes cannot take the check with it."""
+    waiting: deque[tuple[int, Future[Chunk]]] = deque()
+    context, left = multiprocessing.get_context("spawn"), iter(starts)
+    pool = ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(make,))
+    try:
+        for _ in starts:
+            while len(waiting) < jobs * AHEAD and (start := next(left, None)) is not None:
+                waiting.append((start, pool.submit(_chunk, start)))
+            yield waiting[0][1].result()
+            waiting.popleft()
+    except BrokenProcessPool as err:
+        what = f"a process died while it checked records from {waiting[0][0]} on"
+        raise DataError(what, fix="fewer --jobs if memory ran out; --jobs 1 shows where it crashes") from err
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(make: Make) -> None:
+    """In a process of the pool."""
+    global _examiner
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process stops the others
+    _examiner = Examiner(make())
+
+
+def _chunk(start: int) -> Chunk:
+    return _examiner.chunk(start)
+
+
+class Examiner:
+    """Looks at records, at the image of several records once."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.seen: dict[int, Wrong] = {}  # by the hash of a reference
+
+    def chunk(self, start: int) -> Chunk:
+        """(what some records are like, the hashes of their own ids)."""
+        found = Found()
+        numbers = range(start, min(start + CHUNK, len(self.data)))
+        ids = [self._record(number, found) for number in numbers]
+        return found, np.array(ids, np.uint64)
+
+    def _record(self, number: int, found: Found) -> int:
+        """Examine one record; returns the hash of its own id."""
+        found.rows += 1
+        try:
+            record = self.data[number]
+        except DataError as err:
+            name = self.data.id_of(number)
+            found.bad.append(Bad(name, reason_of(err), err.what))
+            return _hash(_own(self.data, name))
+        found.images += len(record.images)
+        wrong = [self._image(reference, found) for reference in record.images]
+        if first := next(filter(None, wrong), None):
+            found.bad.append(Bad(record.id, *first))
+        return _hash(_own(self.data, record.id))
+
+    def _image(self, reference: Any, found: Found) -> Wrong:
+        key = _hash(repr(reference))
+        if key not in self.seen:
+            found.files += 1
+            self.seen[key] = self._decoded(reference, found)
+        return self.seen[key]
+
+    def _decoded(self, reference: Any, found: Found) -> Wrong:
+        """Decode an image as training would."""
+        try:
+            stored = self.data.stored(reference)
+            if stored is None:
+                self.data.image(reference)
+            else:
+                image = decode.opened(*stored)
+                decode.loaded(image, stored[1])
+                found.notes.update(_notes(image, stored[1]))
+        except DataError as err:
+            return reason_of(err), err.what
+        return None
+
+
+def _notes(image: Any, name: str) -> Iterator[str]:
+    """What is worth knowing of an image that can be used."""
+    ending = os.path.splitext(name)[1].lower().lstrip(".")
+    format_ = "JPEG" if image.format == "MPO" else image.format  # of a camera: a JPEG with a preview behind it
+    if ENDINGS.get(ending, format_) != format_:
+        yield f"{format_} named .{ending}"
+    if image.mode in ("P", "CMYK", "1", "F") or image.mode.startswith("I"):
+        yield {"P": "with a palette", "CMYK": "in CMYK", "1": "in black and white"}.get(image.mode, "of 16 or 32 bits")
+    if image.mode in ("RGBA", "LA", "PA"):
+        yield "with transparency, which is dropped"
+    if max(image.size) > HUGE or min(image.size) < TINY:
+        yield f"wider or higher than {HUGE} pixels" if max(image.size) > HUGE else f"smaller than {TINY} pixels"
+    if _turned(image):
+        yield "to be turned upright by its EXIF"
+
+
+def _turned(image: Any) -> bool:
+    with warnings.catch_warnings():  # of damaged EXIF; harmless here, where one thread runs
+        warnings.simplefilter("ignore")
+        try:
+            return image.getexif().get(ORIENTATION, 1) not in (0, 1)
+        except Exception:  # EXIF that cannot be read turns nothing
+            return False
+
+
+def _own(data: Data, id_: str) -> str:
+    """A record's id as its row gives it: without the row's number, which readers of files add."""
+    return id_.rpartition("@")[0] if isinstance(data, (Rows, Mixture)) else id_
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little")
+
+
+def _repeated(data: Data, ids: list[Hashes], found: Found) -> None:
+    """Ids that several records have. Readers of files tell them apart by the row's number; elsewhere it is a fault."""
+    hash_N = np.concatenate(ids) if ids else np.zeros(0, np.uint64)
+    order = np.argsort(hash_N, kind="stable")
+    again = order[1:][np.diff(hash_N[order]) == 0]  # all but the first of each
+    again = again[hash_N[again] != _hash("")]
+    if not len(again):
+        return
+    if isinstance(data, (Rows, Mixture)):
+        found.notes["rows with the id of an earlier row"] += len(again)
+        return
+    for number in sorted(map(int, again)):
+        name = data.id_of(number)
+        err = Unusable("id", f"record {number} has the id of an earlier one, {name}")
+        found.bad.append(Bad(name, err.reason, err.what))

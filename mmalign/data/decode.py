@@ -1,0 +1,93 @@
+"""From an image file's bytes to a whole 8-bit RGB picture, or the reason why there is none."""
+
+import io
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mmalign.data.reasons import Unusable
+from mmalign.errors import DataError
+from mmalign.rgb import rgb
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# What is read, by content and never by name, and Pillow's module for it. Not EPS, which Pillow hands to Ghostscript
+FORMATS = {
+    "JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "GIF": "Gif", "BMP": "Bmp", "TIFF": "Tiff", "AVIF": "Avif",
+    "JPEG2000": "Jpeg2K", "PPM": "Ppm",
+}  # fmt: skip
+PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs; 268 MB as RGB
+EOI, SOS = b"\xff\xd9", b"\xff\xda"  # a JPEG's end, and the beginning of its pixels
+WEB = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
+EARLY = ("truncat", "Truncat", "end of", "could not create decoder object")  # how Pillow's plugins say it
+
+Opener = tuple[Callable[..., Any], Callable[[bytes], bool | str]]
+
+
+def picture(data: bytes, name: str) -> "Image":
+    """8-bit RGB, the first frame of several; Unusable with the reason. `name` stands in the message.
+
+    Nothing is padded or repaired. The picture keeps its EXIF: whether to turn it upright is for the encoder to say,
+    in training and evaluation alike.
+    """
+    return loaded(opened(data, name), name)
+
+
+def opened(data: bytes, name: str) -> "Image":
+    """The image with its format, mode and size known, and its pixels not yet decoded."""
+    _look(data, name)
+    for factory, accepts in _openers():
+        if accepts(data[:16]) is not True:  # a text is Pillow's way to say that it was built without this format
+            continue
+        try:
+            image: Image = factory(io.BytesIO(data), "")
+        except Exception as err:
+            raise _bad(err, name) from err
+        if image.width * image.height > PIXELS:
+            what = f"{name} has {image.width} x {image.height} pixels, and no more than {PIXELS:,} are decoded"
+            raise Unusable("oversized", what)
+        return image
+    raise Unusable("broken", f"{name} begins with {data[:8]!r}, as no image format does that is read here")
+
+
+def loaded(image: "Image", name: str) -> "Image":
+    """The pixels of an opened image, in RGB."""
+    from PIL import ImageFile
+
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        what = "some library has set PIL.ImageFile.LOAD_TRUNCATED_IMAGES, which pads damaged images in silence"
+        raise DataError(what, fix="set it back to False where that library is imported")
+    try:
+        image.load()
+        return rgb(image)
+    except Exception as err:  # Pillow's decoders raise some ten kinds of errors on damaged files
+        raise _bad(err, name) from err
+
+
+@cache
+def _openers() -> list[Opener]:
+    from PIL import Image
+
+    for module in FORMATS.values():
+        import_module(f"PIL.{module}ImagePlugin")
+    found = [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
+    return [(factory, accepts) for factory, accepts in found if accepts]
+
+
+def _look(data: bytes, name: str) -> None:
+    """What can be said about an image from its bytes alone."""
+    if not data:
+        raise Unusable("empty", f"{name} has no bytes")
+    if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(WEB):
+        raise Unusable("html", f"{name} is a web page: {data[:40]!r}", fix="fetch the image again")
+    if data.startswith(b"\xff\xd8") and EOI not in data[-64:] and data.rfind(EOI) <= data.rfind(SOS):
+        raise Unusable("truncated", f"{name} is a JPEG without an end; {len(data):,} bytes are left of it")
+
+
+def _bad(err: Exception, name: str) -> Unusable:
+    if isinstance(err, Unusable):
+        return err
+    said = str(err) or type(err).__name__
+    return Unusable("truncated" if any(word in said for word in EARLY) else "broken", f"{name}: {said}")

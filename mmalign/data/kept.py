@@ -1,0 +1,112 @@
+"""What is worked out once about a data file and kept: indexes, and plain copies of packed or remote files.
+
+Everything is kept under the content's name in $MMALIGN_CACHE/data, else ~/.cache/mmalign/data, and may be deleted at
+any time.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmalign import files
+from mmalign.errors import DataError
+
+SAMPLE = 1 << 16  # bytes at either end of a file that stand for its content, beside its size and time
+COPY = 1 << 22  # bytes copied at once
+
+Array = NDArray[Any]
+
+
+def cache() -> Path:
+    return Path(os.environ.get("MMALIGN_CACHE") or Path.home() / ".cache" / "mmalign") / "data"
+
+
+def path(spec: str) -> Path:
+    """The local path of a spec; a relative one counts from the working folder."""
+    return files.local(spec) or Path(spec)
+
+
+def parent(spec: str) -> str:
+    """The folder a file lies in."""
+    return spec.rpartition("/")[0] if files.is_url(spec) else str(path(spec).parent)
+
+
+def identity(spec: str) -> str:
+    """What changes when the content of a file or URL changes."""
+    try:
+        about = _remote(spec) if files.is_url(spec) else _local(path(spec))
+    except FileNotFoundError as err:
+        raise DataError(f"no file {spec}", at=spec, fix="check the path and $MMALIGN_DATA") from err
+    except Exception as err:  # file systems of fsspec raise whatever their libraries do
+        raise DataError(f"cannot read {spec}: {getattr(err, 'strerror', None) or err}", at=spec) from err
+    return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:32]
+
+
+def _local(place: Path) -> list[Any]:
+    with open(place, "rb") as source:
+        stat = os.fstat(source.fileno())
+        head = source.read(SAMPLE)
+        source.seek(max(0, stat.st_size - SAMPLE))
+        ends = hashlib.sha256(head + source.read(SAMPLE)).hexdigest()
+    return [str(place.absolute()), stat.st_size, stat.st_mtime_ns, ends]
+
+
+def _remote(spec: str) -> list[Any]:
+    fs, inside = filesystem(spec)
+    return [spec, fs.ukey(inside)]
+
+
+def filesystem(spec: str) -> tuple[Any, str]:
+    """(file system, path in it) of a URL."""
+    import fsspec  # only for URLs: a local run must not need it loaded
+
+    return cast(tuple[Any, str], fsspec.core.url_to_fs(spec))
+
+
+def array(kind: str, key: str, make: Callable[[], Array]) -> Array:
+    """A table found in the cache, mapped and not read; made and kept where it is not there."""
+    place = cache() / f"{kind}-{key}.npy"
+    try:
+        return cast(Array, np.load(place, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError):  # not there, or damaged
+        made = make()
+    buffer = io.BytesIO()
+    np.save(buffer, made, allow_pickle=False)
+    with suppress(OSError):  # only a cache: where nothing can be written, it is made again next time
+        files.write(place, buffer.getvalue())
+    return made
+
+
+def plain(spec: str) -> Path:
+    """The file itself, if it is local and not packed; else an unpacked copy in the cache, made once."""
+    packed = spec.endswith(".gz")
+    if not packed and not files.is_url(spec):
+        return path(spec)
+    place = cache() / f"plain-{identity(spec)}"
+    if not place.exists():
+        _copy(spec, packed, place)
+    return place
+
+
+def _copy(spec: str, packed: bool, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = place.with_name(f".{place.name}.{os.getpid()}.part")
+    try:
+        with files.open_(spec if files.is_url(spec) else str(path(spec))) as source, open(beside, "wb") as target:
+            shutil.copyfileobj(cast(IO[bytes], gzip.GzipFile(fileobj=source)) if packed else source, target, COPY)
+        os.replace(beside, place)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as err:
+        raise DataError(f"cannot unpack {spec}: {err}", at=spec, fix="the file may be cut off: fetch it again") from err
+    finally:
+        beside.unlink(missing_ok=True)

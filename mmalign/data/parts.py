@@ -1,0 +1,97 @@
+"""One parquet or Arrow file, read row by row."""
+
+import bisect
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+from mmalign import files
+from mmalign.data.reasons import Unusable
+from mmalign.data.recent import Recent
+from mmalign.errors import DataError
+
+BYTES = ".bytes"  # how the column of an image's bytes ends
+
+
+class Parquet:
+    """texts, pictures: where row groups are kept that were read, without and with the images' bytes."""
+
+    def __init__(self, spec: str, texts: Recent, pictures: Recent) -> None:
+        self.spec, self.texts, self.pictures = spec, texts, pictures
+        self.lock = threading.Lock()  # one file handle, one reader at a time
+        with _readable(spec):
+            self.file = _library("parquet").ParquetFile(files.open_(spec))
+            meta = self.file.metadata
+            self.ends = list(accumulate(meta.row_group(n).num_rows for n in range(meta.num_row_groups)))
+            self.columns = [meta.schema.column(n).path for n in range(len(meta.schema))]
+        self.rows: int = meta.num_rows
+
+    def text(self, row: int) -> dict[str, Any]:
+        columns = [name for name in self.columns if not name.endswith(BYTES)]
+        return dict(self._row(row, self.texts, columns))
+
+    def cell(self, row: int, column: str) -> Any:
+        columns = [name for name in self.columns if name.split(".")[0] == column]
+        return self._row(row, self.pictures, columns)[column]
+
+    def _row(self, row: int, recent: Recent, columns: list[str]) -> dict[str, Any]:
+        group = bisect.bisect_right(self.ends, row)
+        table = recent.get((self.spec, group, *columns), lambda: self._group(group, columns))
+        start = self.ends[group - 1] if group else 0
+        found: dict[str, Any] = table.slice(row - start, 1).to_pylist()[0]
+        return found
+
+    def _group(self, group: int, columns: list[str]) -> tuple[Any, int]:
+        with self.lock, _readable(f"{self.spec}, row group {group}", Unusable):
+            table = self.file.read_row_group(group, columns=columns, use_threads=False)
+        return table, table.nbytes
+
+
+class Arrow:
+    """An Arrow file or stream, mapped: a row costs nothing but itself."""
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+        place = files.local(spec)
+        ipc, arrow = _library("ipc"), _library("")
+        with _readable(spec):
+            source = files.open_(spec) if files.is_url(spec) else arrow.memory_map(str(place or spec))
+            streamed = bytes(source.read(6)) != b"ARROW1"
+            source.seek(0)
+            reader = ipc.open_stream(source) if streamed else ipc.open_file(source)
+            self.batches = list(reader) if streamed else [reader.get_batch(n) for n in range(reader.num_record_batches)]
+        self.ends = list(accumulate(batch.num_rows for batch in self.batches))
+        self.rows: int = self.ends[-1] if self.ends else 0
+
+    def text(self, row: int) -> dict[str, Any]:
+        number = bisect.bisect_right(self.ends, row)
+        inside = row - (self.ends[number] - self.batches[number].num_rows)
+        found: dict[str, Any] = self.batches[number].slice(inside, 1).to_pylist()[0]
+        return found
+
+    def cell(self, row: int, column: str) -> Any:
+        return self.text(row)[column]
+
+
+@contextmanager
+def _readable(what: str, error: type[DataError] = DataError) -> Iterator[None]:
+    arrow = _library("")
+    try:
+        yield
+    except (OSError, ValueError, arrow.ArrowException) as err:
+        said = str(err).splitlines()[0]
+        if error is Unusable:
+            raise Unusable("unreadable", f"{what}: {said}") from err
+        raise DataError(f"cannot read {what}: {said}", at=what, fix="fetch the file again") from err
+
+
+def _library(module: str) -> Any:
+    try:
+        import pyarrow  # 0.2 s: only where such a file is read
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError as err:
+        raise DataError("parquet and Arrow files need pyarrow", fix="pip install mmalign[data]") from err
+    return getattr(pyarrow, module) if module else pyarrow

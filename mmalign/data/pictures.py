@@ -1,0 +1,178 @@
+"""From a row's image reference to the bytes of the image file: a path below a root, an archive's member, a URL."""
+
+import base64
+import binascii
+import errno
+import os
+import posixpath
+import stat
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from mmalign import files
+from mmalign.data import kept
+from mmalign.data.archives import Archive
+from mmalign.data.reasons import BYTES, Unusable, large
+from mmalign.errors import DataError
+
+SHOWN = 80  # characters of a reference that stand in a message
+ARCHIVES = (".tar", ".zip")
+
+
+class Root(Protocol):
+    """Somewhere images lie, by name."""
+
+    def read(self, name: str) -> bytes:
+        """Unusable with `missing` when it is not here, with another reason when it cannot be read."""
+        ...
+
+
+class Pictures:
+    """images: folders, archives or URLs under which image paths are looked for, the first that has one wins."""
+
+    def __init__(self, images: str | Sequence[str] | None) -> None:
+        specs = [images] if isinstance(images, str) else list(images or [])
+        self.roots = [_root(spec) for spec in specs]
+
+    def read(self, reference: Any) -> tuple[bytes, str]:
+        """(bytes, a name for messages) of a reference: a path, a URL, bytes, or an object with bytes and path."""
+        if isinstance(reference, (bytes, bytearray, memoryview)):
+            return _limited(bytes(reference), "the image in the row"), "the image in the row"
+        if isinstance(reference, Mapping):
+            return self._cell(reference)
+        if not isinstance(reference, str):
+            raise Unusable("shape", f"an image is {shown(reference)}, neither a path nor its bytes")
+        name = shown(reference)
+        if reference.startswith("data:"):
+            return _limited(_decoded(reference), name), name
+        if files.is_url(reference):
+            return _limited(_remote(reference), name), name
+        return _limited(self._named(reference), name), name
+
+    def _cell(self, cell: Mapping[str, Any]) -> tuple[bytes, str]:
+        """Hugging Face's way to store an image: its bytes, or its path, or both."""
+        data, path = cell.get("bytes"), cell.get("path")
+        if isinstance(data, bytes):
+            name = shown(path) if isinstance(path, str) else "the image in the row"
+            return _limited(data, name), name
+        if isinstance(path, str):
+            return self.read(path)
+        raise Unusable("shape", f"an image is {shown(cell)}, with neither bytes nor path")
+
+    def _named(self, path: str) -> bytes:
+        for number, root in enumerate(self.roots):
+            try:
+                return root.read(path)
+            except Unusable as err:
+                if err.reason not in ("missing", "outside") or number == len(self.roots) - 1:
+                    raise
+        raise Unusable("missing", f"{shown(path)}: this data has no image folder", fix="images: FOLDER")
+
+
+def shown(reference: Any) -> str:
+    """A reference as a message shows it."""
+    text = reference if isinstance(reference, str) else repr(reference)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def _root(spec: str) -> Root:
+    if spec.endswith(ARCHIVES):
+        return Archive(spec)
+    if files.is_url(spec):
+        return Web(spec)
+    if not (place := kept.path(spec)).is_dir():
+        raise DataError(f"no image folder {spec}", at=str(place.absolute()), fix="check `images` and $MMALIGN_DATA")
+    return Folder(str(place))
+
+
+def _limited(data: bytes, name: str) -> bytes:
+    if len(data) > BYTES:
+        raise large(name, len(data))
+    return data
+
+
+class Folder:
+    """A local folder. Paths may not leave it; links that the user put into it are followed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self.real = os.path.realpath(path)
+
+    def read(self, name: str) -> bytes:
+        place = self._inside(name)
+        try:
+            with open(place, "rb", buffering=0, opener=_opener) as source:
+                about = os.fstat(source.fileno())
+                if not stat.S_ISREG(about.st_mode):
+                    raise Unusable("missing", f"{shown(name)} is no file", at=place)
+                if about.st_size > BYTES:
+                    raise large(name, about.st_size)
+                return source.readall()
+        except (OSError, ValueError) as err:
+            raise _refused(err, name, place) from err
+
+    def _inside(self, name: str) -> str:
+        place = os.path.normpath(os.path.join(self.path, name))
+        for root in (self.path, self.real):
+            if place.startswith(root.rstrip(os.sep) + os.sep):
+                return place
+        raise Unusable("outside", f"{shown(name)} is not in the image folder", at=self.path)
+
+
+def _opener(path: str, flags: int) -> int:
+    """Not blocking: a named pipe among the images must not stop the reader for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _refused(err: OSError | ValueError, name: str, place: str) -> Unusable:
+    if isinstance(err, ValueError):  # a zero byte, or half a surrogate pair
+        return Unusable("missing", f"no file can have the name {name[:SHOWN]!a}")
+    if err.errno == errno.ELOOP:
+        return Unusable("circular", f"{shown(name)} is a link that leads back to itself", at=place)
+    if err.errno == errno.ENAMETOOLONG:
+        fix = "an image in base64 begins with data:image/jpeg;base64,"
+        return Unusable("missing", f"no file can have the name {shown(name)}", fix=fix)
+    if isinstance(err, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return Unusable("missing", f"no image {shown(name)}", at=place)
+    return Unusable("unreadable", f"{shown(name)}: {err.strerror or err}", at=place)
+
+
+class Web:
+    """A folder behind an fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def read(self, name: str) -> bytes:
+        inside = posixpath.normpath(name)
+        if inside.startswith(("/", "..")):
+            raise Unusable("outside", f"{shown(name)} is not under the image URL", at=self.url)
+        return _fetched(f"{self.url}/{inside}", name)
+
+
+def _remote(url: str) -> bytes:
+    """A row may name a URL of its own, but none that leads back to this machine's files."""
+    if url.split("://")[0].lower() in ("file", "local") or "::" in url:
+        raise Unusable("outside", f"{shown(url)} is a file of this machine, and not in the image folder")
+    return _fetched(url, url)
+
+
+def _fetched(url: str, name: str) -> bytes:
+    try:
+        fs, inside = kept.filesystem(url)
+        return bytes(fs.cat_file(inside))
+    except FileNotFoundError as err:
+        raise Unusable("missing", f"no image {shown(name)}", at=url) from err
+    except Exception as err:  # file systems of fsspec raise whatever their libraries do
+        raise Unusable("unreadable", f"{shown(name)}: {err or type(err).__name__}", at=url) from err
+
+
+def _decoded(reference: str) -> bytes:
+    """The bytes of `data:image/png;base64,...`."""
+    kind, comma, text = reference.partition(",")
+    if not comma or not kind.endswith(";base64"):
+        raise Unusable("base64", f"{shown(reference)} is no data:...;base64, URL")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as err:
+        raise Unusable("base64", f"{shown(reference)}: {err}") from err

@@ -1,0 +1,51 @@
+"""Why a row or an image cannot be used: one short word each, the same in errors, checks and quarantine files."""
+
+from mmalign.errors import DataError
+
+BYTES = 1 << 28  # the largest image file that is read
+
+REASONS = {
+    # the image
+    "missing": "no image of that name",
+    "empty": "an image of zero bytes",
+    "html": "a web page where an image should be",
+    "truncated": "an image that ends too early",
+    "broken": "an image that cannot be decoded",
+    "oversized": "more pixels or bytes than are decoded",
+    "outside": "a path that leaves the image folder",
+    "circular": "a link that leads back to itself",
+    "unreadable": "the file system or the network refuses to read it",
+    "base64": "not valid base64",
+    # the row
+    "json": "not valid JSON",
+    "nan": "NaN or Infinity, which JSON does not have",
+    "deep": "nested too deep",
+    "twice": "an object with the same key twice",
+    "surrogate": "half of a surrogate pair, which is no character",
+    "shape": "not built as a conversation",
+    "roles": "unknown roles, or roles that do not take turns",
+    "blank": "a turn that says nothing",
+    "unanswered": "no answer to learn from",
+    "marks": "not one mark for each image",
+    "id": "the id of another record",
+    "other": "anything else",
+}
+
+
+class Unusable(DataError):
+    """A DataError with its reason, one of REASONS, which its text begins with."""
+
+    def __init__(self, reason: str, detail: str, *, at: str = "", fix: str = "") -> None:
+        assert reason in REASONS
+        super().__init__(f"{reason}: {detail}", at=at, fix=fix)
+        self.reason = reason
+
+
+def large(name: str, size: int) -> Unusable:
+    """What is said of a file that is not read for its size alone."""
+    return Unusable("oversized", f"{name[:80]} has {size:,} bytes, and no more than {BYTES:,} are read")
+
+
+def reason_of(err: DataError) -> str:
+    """The reason of an error, `other` for one that gives none."""
+    return err.reason if isinstance(err, Unusable) else "other"

@@ -1,0 +1,157 @@
+"""Where each row of a JSON list or a JSONL file lies: found by one pass over the bytes, without reading any row.
+
+Letters: N rows, Q structural bytes (quotes and brackets) of a block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmalign.data import kept
+from mmalign.errors import DataError
+
+BLOCK = 1 << 21  # bytes looked at together
+BOM = b"\xef\xbb\xbf"
+SHORT = 8  # bytes; only lines this short are looked at to see whether they are blank
+
+Array = NDArray[Any]
+
+_QUOTE, _BACKSLASH, _OPEN, _CLOSE = 1, 2, 3, 4
+_KINDS = {'"': _QUOTE, "\\": _BACKSLASH, "[": _OPEN, "{": _OPEN, "]": _CLOSE, "}": _CLOSE}
+_CLASS = bytes(_KINDS.get(chr(byte), 0) for byte in range(256))
+_SPACE = np.isin(np.arange(256), list(b" \t\r\n"))
+
+
+def spans(place: Path) -> Array:
+    """span_N2: the first byte of each row and the one behind its last. Kept; made again when the file changes."""
+    return kept.array("rows", kept.identity(str(place)), lambda: find(place))
+
+
+def find(place: Path) -> Array:
+    """span_N2 of a file, read once. A file that begins with `[` is a list, any other has a row in each line."""
+    with open(place, "rb") as source:
+        head = source.read(SHORT * 512)
+        start = len(BOM) if head.startswith(BOM) else 0
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError("the file is UTF-16, not UTF-8", at=str(place), fix="save it as UTF-8")
+        source.seek(start)
+        listed = head[start:].lstrip()[:1] == b"["
+        return _List(place, start, start).find(source) if listed else _lines(source, start)
+
+
+def _blocks(source: IO[bytes]) -> Iterator[Array]:
+    """The rest of a file; the same memory is used for every block."""
+    buffer = bytearray(BLOCK)
+    while size := source.readinto(buffer):  # type: ignore[attr-defined]
+        yield np.frombuffer(buffer, np.uint8, size)
+
+
+def _lines(source: IO[bytes], start: int) -> Array:
+    """Blank lines do not count."""
+    ends: list[Array] = []
+    at = start
+    for block in _blocks(source):
+        ends.append(np.flatnonzero(block == ord("\n")) + at)
+        at += len(block)
+    end_N = np.concatenate([*ends, [at]]).astype(np.int64)
+    span_N2: Array = np.stack([np.concatenate([[start], end_N[:-1] + 1]), end_N], 1)
+    size_N = span_N2[:, 1] - span_N2[:, 0]
+    keep_N = size_N > 0
+    for row in np.flatnonzero(keep_N & (size_N <= SHORT)):
+        source.seek(int(span_N2[row, 0]))
+        keep_N[row] = bool(source.read(int(size_N[row])).strip())
+    return span_N2[keep_N]
+
+
+@dataclass
+class _List:
+    """The elements of a JSON list, found by counting brackets outside strings."""
+
+    place: Path
+    first: int  # the list's first byte
+    at: int  # bytes before the block
+    depth: int = 0
+    in_string: bool = False
+    escaped: bool = False  # the block before ended in a backslash that escapes the next byte
+    closed: bool = False
+    starts: list[Array] = field(default_factory=list)
+    ends: list[Array] = field(default_factory=list)
+
+    def find(self, source: IO[bytes]) -> Array:
+        for block in _blocks(source):
+            self._block(block)
+            self.at += len(block)
+        start_N, end_N = np.concatenate(self.starts), np.concatenate(self.ends)
+        if self.depth or self.in_string:
+            what = f"the JSON list is cut off in or behind row {len(end_N)}"
+            raise DataError(what, at=str(self.place), fix="fetch the file again")
+        self._between(source, start_N, end_N)
+        return np.stack([start_N, end_N], 1)
+
+    def _block(self, block: Array) -> None:
+        class_ = np.frombuffer(block.tobytes().translate(_CLASS), np.uint8)
+        at_Q = np.flatnonzero(class_ != 0)
+        class_Q = class_[at_Q]
+        quotes_Q = np.cumsum((class_Q == _QUOTE) & ~self._escaped(at_Q, class_Q, len(block)))
+        outside_Q = (class_Q >= _OPEN) & ((quotes_Q + self.in_string) % 2 == 0)
+        self.in_string ^= bool(len(at_Q) and quotes_Q[-1] % 2)
+        brackets, opens = at_Q[outside_Q], class_Q[outside_Q] == _OPEN
+        depth = self.depth + np.cumsum(np.where(opens, 1, -1))
+        self.starts.append(brackets[opens & (depth == 2)] + self.at)
+        self.ends.append(brackets[~opens & (depth == 1)] + self.at + 1)
+        self._gaps(block, self.ends[-1] - self.at, self.starts[-1] - self.at)
+        if len(depth):
+            if self.closed or (depth[:-1] <= 0).any() or depth[-1] < 0:
+                raise self._error("there is more behind the end of the JSON list")
+            self.depth = int(depth[-1])
+            self.closed = not self.depth
+
+    def _escaped(self, at_Q: Array, class_Q: Array, size: int) -> Array:
+        """Which bytes a backslash escapes. In a run of backslashes, every second one is escaped itself."""
+        at = np.flatnonzero(class_Q == _BACKSLASH)
+        count = np.arange(len(at))
+        begins = np.diff(at_Q[at], prepend=-2) != 1
+        place = count - np.maximum.accumulate(np.where(begins, count, 0))
+        if self.escaped and len(at) and at_Q[at[0]] == 0:
+            place[place == count] += 1  # the first run
+        escapes = at[place % 2 == 0]
+        escaped_Q = np.zeros(len(at_Q) + 1, bool)
+        escaped_Q[escapes + 1] = np.append(at_Q, size)[escapes + 1] == at_Q[escapes] + 1
+        escaped_Q[0] = self.escaped and len(at_Q) and at_Q[0] == 0
+        self.escaped = bool(len(escapes)) and int(at_Q[escapes[-1]]) == size - 1
+        return escaped_Q[:-1]
+
+    def _gaps(self, block: Array, ends: Array, starts: Array) -> None:
+        """Between two elements of one block stands a comma, and nothing else but white space."""
+        starts = starts[np.searchsorted(starts, ends[0]) :] if len(ends) else starts[:0]
+        ends = ends[: len(starts)]
+        size = starts - ends
+        if not len(size):
+            return
+        first = np.cumsum(size) - size
+        bytes_ = block[np.repeat(ends - first, size) + np.arange(size.sum())]
+        solid = ~_SPACE[bytes_]
+        commas = np.add.reduceat(solid, first) if size.all() else size
+        if (commas != 1).any() or (bytes_[solid] != ord(",")).any():
+            raise self._error("something between the rows is no object")
+
+    def _between(self, source: IO[bytes], start_N: Array, end_N: Array) -> None:
+        """The same before the first row, behind the last, and where a block ends between two."""
+        across = np.flatnonzero((end_N[:-1] - 1 - self.first) // BLOCK != (start_N[1:] - self.first) // BLOCK)
+        gaps = [(int(end_N[row]), int(start_N[row + 1]), b",") for row in across]
+        if len(start_N):
+            gaps += [(self.first, int(start_N[0]), b"["), (int(end_N[-1]), self.at, b"]")]
+        else:
+            gaps.append((self.first, self.at, b"[]"))
+        for start, end, wanted in gaps:
+            source.seek(start)
+            if b"".join(source.read(end - start).split()) != wanted:
+                raise self._error("something beside the rows is no object")
+
+    def _error(self, what: str) -> DataError:
+        fix = "a list of objects, or JSONL: an object a line"
+        return DataError(f"{what}, near byte {self.at:,}", at=str(self.place), fix=fix)

@@ -1,0 +1,10 @@
+"""Data tests keep nothing outside their own folders."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("MMALIGN_CACHE", str(place))
+    return place / "data"

@@ -1,0 +1,202 @@
+"""JSON and JSONL: any row by its number, from threads, packed or remote, with rows left out."""
+
+import gzip
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from mmalign.data import Record, Turn, quarantine
+from mmalign.data.conversations import Conversations
+from mmalign.data.reasons import Unusable
+from mmalign.errors import DataError
+from tests.data.made import images, jpeg, jsonl, row, same
+
+
+def rows(count=5):
+    return [row(f"r{n}", f"{n % 3}.jpg", answer=f"Answer {n}.") for n in range(count)]
+
+
+def written(folder, name, given):
+    """The rows in any of the file formats."""
+    text = json.dumps(given, indent=1) if ".jsonl" not in name else "".join(json.dumps(one) + "\n" for one in given)
+    (folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    return str(folder / name)
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.json.gz", "x.jsonl.gz", "x.txt"])
+def test_every_format_gives_the_same_records(tmp_path, name):
+    images(tmp_path)
+    for _ in range(2):
+        data = Conversations(written(tmp_path, name, rows()))
+        assert len(data) == 5
+        turns = (Turn("user", "<image>\nWhat is it?"), Turn("assistant", "Answer 4."))
+        assert data[4] == Record("r4@4", turns, ("1.jpg",))
+        assert same(data.image(data[4].images[0]), 1, "JPEG")
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.jsonl.gz"])
+def test_remote_files(tmp_path, name):
+    for place, data in ((name, Path(written(tmp_path, name, rows())).read_bytes()), ("0.jpg", jpeg(0))):
+        with fsspec.open(f"memory://{tmp_path.name}/{place}", "wb") as target:
+            target.write(data)
+    found = Conversations(f"memory://{tmp_path.name}/{name}")
+    assert found[3].id == "r3@3"
+    assert same(found.image(found[3].images[0]), 0, "JPEG")
+
+
+def test_many_threads(tmp_path):
+    images(tmp_path)
+    data = Conversations(written(tmp_path, "x.jsonl", rows(300)))
+
+    def read(number):
+        record = data[number]
+        return record.id, data.image(record.images[0]).tobytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(read, [n % 300 for n in range(2000)]))
+    assert found == [read(n % 300) for n in range(2000)]
+
+
+def test_ids_that_repeat_or_lack_are_still_told_apart(tmp_path):
+    given = [row("same"), row("same"), row(7), {k: v for k, v in row().items() if k != "id"}, row(None)]
+    data = Conversations(jsonl(tmp_path / "x.jsonl", [{**one, "image": "0.jpg"} for one in given]))
+    assert [record.id for record in data] == ["same@0", "same@1", "7@2", "@3", "@4"]
+
+
+def test_text_alone_and_several_images(tmp_path):
+    given = [row("t", None, "Hello."), row("two", ["0.jpg", "1.jpg"], "<image> or <image>?")]
+    data = Conversations(jsonl(tmp_path / "x.jsonl", given))
+    assert data[0].images == ()
+    assert data[1].images == ("0.jpg", "1.jpg")
+    assert data[1].keys == ["two@1#0", "two@1#1"]
+
+
+@pytest.mark.parametrize("number", [-1, 5, 10**9])
+def test_numbers_outside(tmp_path, number):
+    data = Conversations(written(tmp_path, "x.json", rows()))
+    with pytest.raises(DataError, match=f"no record {number}"):
+        data[number]
+
+
+def test_rows_that_cannot_be_read_have_a_name(tmp_path):
+    data = Conversations(jsonl(tmp_path / "x.jsonl", [row("a"), "{broken", row("c", None, "<image>")]))
+    assert [data.id_of(n) for n in range(3)] == ["a@0", "@1", "c@2"]
+    with pytest.raises(Unusable, match="row 1 is not valid JSON"):
+        data[1]
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path):
+    place = written(tmp_path, "x.jsonl", rows())
+    data = Conversations(place)
+    os.truncate(place, 20)
+    with pytest.raises(Unusable, match="row 4 is not there any more"):
+        data[4]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("/nowhere/x.json", "no file /nowhere/x.json"), ("memory://nowhere/x.json", "no file memory://nowhere/x.json"),
+     ("nosuch://x/y.json", "cannot read nosuch://x/y.json")],
+)  # fmt: skip
+def test_files_that_are_not_there(path, said):
+    with pytest.raises(DataError) as caught:
+        Conversations(path)
+    assert said in caught.value.what
+
+
+def test_a_packed_file_that_is_cut(tmp_path):
+    place = tmp_path / written(tmp_path, "x.json.gz", rows(200))
+    place.write_bytes(place.read_bytes()[:-30])
+    with pytest.raises(DataError, match="cannot unpack"):
+        Conversations(str(place))
+    place.write_bytes(b"not packed at all")
+    with pytest.raises(DataError, match="cannot unpack"):
+        Conversations(str(place))
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(DataError, match="cannot read"):
+        Conversations(str(tmp_path))
+
+
+def test_paths_of_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMALIGN_DATA", str(tmp_path))
+    images(tmp_path)
+    written(tmp_path, "x.json", rows())
+    data = Conversations("data:x.json")
+    assert same(data.image(data[0].images[0]), 0, "JPEG")
+    assert len(Conversations("data:x.json", "data:")) == 5
+
+
+def left_out(folder, *ids):
+    quarantine.write(folder / "q.jsonl", [(id_, "missing: gone") for id_ in ids])
+    return str(folder / "q.jsonl")
+
+
+def test_quarantined_rows_are_left_out(tmp_path):
+    place = written(tmp_path, "x.json", rows(10))
+    data = Conversations(place, quarantine=left_out(tmp_path, "r0@0", "r4@4", "r5@5", "r9@9"))
+    assert len(data) == 6
+    assert data.left_out == 4
+    assert [record.id for record in data] == ["r1@1", "r2@2", "r3@3", "r6@6", "r7@7", "r8@8"]
+    with pytest.raises(DataError, match="no record 6"):
+        data[6]
+    data.leave_out(["r1@1", "r4@4"])
+    assert [record.id for record in data] == ["r2@2", "r3@3", "r6@6", "r7@7", "r8@8"]
+    assert data.left_out == 5
+
+
+def test_rows_nobody_can_read_are_left_out_by_their_number(tmp_path):
+    place = jsonl(tmp_path / "x.jsonl", [row("a"), "{broken", row("c")])
+    assert len(Conversations(place, quarantine=left_out(tmp_path, "@1"))) == 2
+
+
+def test_everything_left_out(tmp_path):
+    place = written(tmp_path, "x.json", rows(2))
+    assert len(Conversations(place, quarantine=left_out(tmp_path, "r0@0", "r1@1"))) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"id": "x9@9"}', "row 9 is r9@9, not x9@9"),
+        ('{"id": "r99@99"}', "it names row 99, and there are 10"),
+        ('{"id": "r9"}', "must end in @ and its row, got 'r9'"),
+        ('{"id": "7"}', "must end in @ and its row"),
+        ('{"id": "r@-1"}', "must end in @ and its row"),
+        ('{"name": 1}', "not a line of a quarantine"),
+        ("[1]", "not a line of a quarantine"),
+        ('"x@1"', "not a line of a quarantine"),
+        ("x", "not a line of a quarantine: 'x'"),
+        (b"\xff", "cannot read the quarantine"),
+    ],
+)
+def test_quarantines_of_something_else(tmp_path, text, said):
+    (tmp_path / "q.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError) as caught:
+        Conversations(written(tmp_path, "x.json", rows(10)), quarantine=str(tmp_path / "q.jsonl"))
+    assert said in caught.value.what
+
+
+def test_no_quarantine_there(tmp_path):
+    with pytest.raises(DataError, match="cannot read the quarantine"):
+        Conversations(written(tmp_path, "x.json", rows()), quarantine=str(tmp_path / "none.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_million_rows_open_quickly(tmp_path):
+    import time
+
+    line = (json.dumps(row("x" * 9, "coco/x.jpg", answer="word " * 60)) + "\n").encode()
+    with open(tmp_path / "x.jsonl", "wb") as target:
+        for _ in range(1000):
+            target.write(line * 1000)
+    for limit in (2.0, 0.2):  # the first time, and from the kept index
+        began = time.monotonic()
+        data = Conversations(str(tmp_path / "x.jsonl"))
+        assert data[999_999].id.endswith("@999999")
+        assert time.monotonic() - began < limit

@@ -1,0 +1,109 @@
+"""Records of like length share a pass; everything else about an epoch's order is random, and repeatable."""
+
+import numpy as np
+import pytest
+
+from mmalign.data import Data, Record, Turn, order
+from mmalign.errors import DataError
+
+
+def heavy_tailed(count=20_000, seed=0):
+    """Lengths and kinds of something like LLaVA's mix: images with short talks, some texts, a few very long."""
+    random = np.random.default_rng(seed)
+    kinds = (random.random(count) > 0.06).astype(int)
+    texts = np.exp(random.normal(np.where(kinds, 4.6, 6.2), 1.0))
+    return np.where(kinds, 576 + texts, texts).astype(int).clip(8, 4096), kinds
+
+
+@pytest.mark.parametrize("micro", [1, 4, 8, 16, 32])
+def test_hardly_anything_is_padded(micro):
+    lengths, kinds = heavy_tailed()
+    made = order.grouped(lengths, micro, 128, (7, 0), kinds)
+    assert order.padded(lengths, made, micro) <= 1.02
+    at_random = np.random.default_rng(0).permutation(len(lengths))
+    assert micro == 1 or order.padded(lengths, at_random, micro) > 1.25
+
+
+def test_text_alone_with_a_heavy_tail():
+    lengths = np.exp(np.random.default_rng(1).normal(5, 1.2, 20_000)).astype(int).clip(5, 4096)
+    assert order.padded(lengths, order.grouped(lengths, 32, 128, 0), 32) <= 1.02
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 7, 8, 100, 129])
+@pytest.mark.parametrize("micro", [1, 4, 8])
+@pytest.mark.parametrize("start", [0, 1, 5, 64])
+def test_every_record_once(count, micro, start):
+    lengths, kinds = heavy_tailed(count)
+    made = order.grouped(lengths, micro, 16, 3, kinds, start)
+    assert sorted(made) == list(range(count))
+
+
+def test_the_same_arguments_give_the_same_order():
+    lengths, kinds = heavy_tailed(500)
+    made = order.grouped(lengths, 4, 16, (1, 2), kinds)
+    assert (made == order.grouped(list(lengths), 4, 16, (1, 2), list(kinds))).all()
+    assert (made != order.grouped(lengths, 4, 16, (1, 3), kinds)).any()
+
+
+def passes(made, micro):
+    return made[: len(made) // micro * micro].reshape(-1, micro)
+
+
+def test_a_pass_has_one_kind():
+    lengths, kinds = heavy_tailed(1000)
+    mixed = [len(set(kinds[one])) > 1 for one in passes(order.grouped(lengths, 8, 32, 0, kinds), 8)]
+    assert sum(mixed) <= 1  # what is left over of both kinds
+
+
+def test_epochs_meet_other_records_and_steps_are_samples():
+    lengths, _ = heavy_tailed()
+    first, second = (passes(order.grouped(lengths, 8, 128, (0, epoch)), 8) for epoch in (0, 1))
+    pairs = [{(a, b) for one in made for a in one for b in one if a < b} for made in (first, second)]
+    assert len(pairs[0] & pairs[1]) < 0.1 * len(pairs[0])
+    steps = lengths[first[: len(first) // 16 * 16]].reshape(-1, 128).mean(1)
+    assert steps.std() < 2 * lengths.std() / np.sqrt(16)  # as passes drawn at random would have it
+
+
+def test_devices_side_by_side_get_passes_of_like_length():
+    lengths, _ = heavy_tailed()
+    longest = lengths[passes(order.grouped(lengths, 8, 128, 0), 8)].max(1)
+    for step in longest[: len(longest) // 16 * 16].reshape(-1, 16):
+        assert (np.diff(step) <= 0).all()
+
+
+def test_passes_go_on_across_epochs():
+    """1003 records and passes of 8: the second epoch begins in the middle of a pass, and its own are whole."""
+    lengths, kinds = heavy_tailed(1003)
+    epochs = [order.grouped(lengths, 8, 32, (0, epoch), kinds, epoch * 1003) for epoch in range(3)]
+    every = passes(np.concatenate(epochs), 8)
+    mixed = [len(set(kinds[one])) > 1 for one in every]
+    assert sum(mixed) <= 2 * len(epochs)
+    flat = np.concatenate(epochs)[: len(every) * 8]
+    assert order.padded(lengths, flat, 8) < 1.1
+
+
+class Few(Data):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, number):
+        if number == 1:
+            raise DataError("broken")
+        images = (number,) if number else ()
+        return Record(str(number), (Turn("user", "x" * 36), Turn("assistant", "y" * 4)), images)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_lengths_of_records(workers):
+    lengths, kinds = order.lengths(Few(), tokens=576, workers=workers)
+    assert lengths.tolist() == [11, 0, 587]
+    assert kinds.tolist() == [0, 0, 1]
+    assert order.lengths(Few(), lambda record: len(record.turns))[0].tolist() == [2, 0, 2]
+
+
+def test_no_lengths():
+    class None_(Few):
+        def __len__(self):
+            return 0
+
+    assert order.lengths(None_())[0].tolist() == []
