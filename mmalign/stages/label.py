@@ -1,0 +1,150 @@
+"""The labelling stage: images to words for every patch, on disk (SEA, section 4.1)."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmalign.data import Data
+from mmalign.errors import DataError, StageError
+from mmalign.labels import LabelSource, store
+from mmalign.labels.store import Header
+from mmalign.recipe import Label
+from mmalign.stages import build
+from mmalign.task import Task
+from mmalign.training.engine import connect, device, world
+from mmalign.training.events import Events
+from mmalign.vision import Vision
+
+
+def source(
+    task: Task, keep: int, data: Data, events: Events, own: Vision | None = None
+) -> tuple[LabelSource, Vision | None]:
+    """The task's label source, ready to label, and its encoder; `own`: the model's encoder, used if it is the same."""
+    encoder: Vision | None = None
+    if "labels.encoder" in task.cards:
+        mine = "vision" in task.cards and task.cards["labels.encoder"].name == task.cards["vision"].name
+        where = build.places(task)
+        encoder = own if own is not None and mine else build.vision(task, "labels.encoder", where, task.folder.parent)
+        encoder.to(device()).eval()
+    made = build.labels(task, keep, encoder)
+    found = made.prepare(lambda: _captions(data), lambda images: _sample(encoder, data, images))
+    if found:
+        events.say("labels: " + ", ".join(f"{key} {value}" for key, value in found.items()))
+    return made.to(device()), encoder
+
+
+def _captions(data: Data) -> Iterator[str]:
+    for number in range(len(data)):
+        try:
+            yield data[number].caption
+        except DataError:
+            continue  # met again, counted and listed when it is labelled
+
+
+def _sample(encoder: Vision | None, data: Data, images: int) -> list[tuple[Tensor, str]]:
+    """(dense_PJ, caption) of images spread evenly over the data."""
+    assert encoder is not None
+    found: list[tuple[Tensor, str]] = []
+    stride = max(1, len(data) // max(1, images))
+    for number in range(0, stride * min(images, len(data)), stride):
+        try:
+            record = data[number]
+            pixels = [encoder.pixels(data.image(reference)) for reference in record.images]
+        except DataError:
+            continue
+        found += [(dense_PJ, record.caption) for dense_PJ in (_dense(encoder, torch.stack(pixels)) if pixels else [])]
+    return found
+
+
+@torch.no_grad()
+def _dense(encoder: Vision, pixels_B3SS: Tensor) -> Tensor:
+    return encoder.both(pixels_B3SS.to(device()))[1]
+
+
+def run(task: Task) -> dict[str, Any]:
+    stage = cast(Label, task.stage)
+    connect()
+    rank, ranks = world()
+    events = Events(task.folder, rank)
+    data = build.data(task.cards["data"])
+    if not len(data):
+        raise StageError("the data set is empty", at=task.cards["data"].path, fix="check its path and split")
+    made, encoder = source(task, stage.keep, data, events)
+    grid = encoder.grid if encoder else (1, 1)
+    header = Header(
+        encoder=made.identity(),
+        words=store.words_hash(made.words),
+        grid=grid,
+        keep=min(stage.keep, len(made.words)),
+        settings=task.cards["labels"].args,
+        data=task.cards["data"].name,
+        size=len(made.words),
+    )
+    shards = -(-len(data) // stage.shard)
+    for number in range(rank, shards, ranks):
+        _shard(task, stage, made, encoder, data, header, number, events)
+        events.progress(min((number + ranks) * stage.shard, len(data)), len(data))
+    if ranks > 1:
+        dist.barrier()
+    return _finish(task, stage, made, header, shards, rank)
+
+
+def _shard(
+    task: Task, stage: Label, made: LabelSource, encoder: Vision | None, data: Data, header: Header, number: int,
+    events: Events,
+) -> None:  # fmt: skip
+    folder = task.folder / "labels"
+    if (folder / f"shard-{number:05d}.json").exists():
+        return  # made before the stage was interrupted
+    rows: list[bytes] = []
+    keys: list[str] = []
+    bad: list[list[str]] = []
+    last = min((number + 1) * stage.shard, len(data))
+    for start in range(number * stage.shard, last, stage.batch):
+        images = list(_images(data, range(start, min(start + stage.batch, last)), encoder, bad))
+        if images:
+            pixels = torch.stack([pixels for _, pixels in images])
+            assert encoder is not None
+            words_NK, scores_NK = made.label(_dense(encoder, pixels).flatten(0, 1))
+            each = (t.cpu().view(len(images), -1, header.keep).numpy() for t in (words_NK, scores_NK))
+            rows += [store.pack(header, *pair) for pair in zip(*each, strict=True)]
+            keys += [key for key, _ in images]
+        events.progress(min(start + stage.batch, last), len(data))
+    store.write_shard(folder, number, header, rows, keys, bad)
+
+
+def _images(data: Data, numbers: range, encoder: Vision | None, bad: list[list[str]]) -> Iterator[tuple[str, Tensor]]:
+    """(key, pixels) of every image of some records; what cannot be read goes into `bad` with the reason."""
+    assert encoder is not None
+    for number in numbers:
+        name = ""
+        try:
+            record = data[number]
+            for key, reference in zip(record.keys, record.images, strict=True):
+                name = key
+                yield key, encoder.pixels(data.image(reference))
+        except DataError as err:
+            bad.append([name or data.id_of(number), err.what])
+
+
+def _finish(task: Task, stage: Label, made: LabelSource, header: Header, shards: int, rank: int) -> dict[str, Any]:
+    if rank:
+        return {}
+    folder = task.folder / "labels"
+    done = store.finish(folder, header, made.words, shards)
+    bad = [pair for shard in done.shards for pair in shard["bad"]]
+    images = sum(shard["rows"] for shard in done.shards)
+    if len(bad) > stage.max_bad * (images + len(bad)):
+        for number, shard in enumerate(done.shards):
+            if shard["bad"]:  # so that mended images are read when the same command goes on
+                (folder / f"shard-{number:05d}.json").unlink()
+        first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
+        share = f"{len(bad)} of {images + len(bad)} images"
+        what = f"{share} could not be read, more than max_bad {stage.max_bad:g}: {first}"
+        raise StageError(what, at=str(folder), fix="mend them and run the same command, or raise max_bad")
+    about = {k: v for k, v in asdict(done).items() if k != "shards"}
+    return {"metrics": {"images": images, "bad": len(bad)}, "labels": about, "bad": bad[:100]}

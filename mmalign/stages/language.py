@@ -1,0 +1,91 @@
+"""Trains the language model from its configuration, on text, until a gate opens or the steps are spent."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+
+from mmalign import cards, files
+from mmalign.answering import Asked
+from mmalign.benchmarks import Benchmark
+from mmalign.cards import Card
+from mmalign.errors import CardError
+from mmalign.llms import LLM
+from mmalign.model import Model
+from mmalign.objectives.lm import NextToken
+from mmalign.recipe import Language
+from mmalign.stages import build, evaluate
+from mmalign.stages.build import DTYPES
+from mmalign.task import Task
+from mmalign.training import optim
+from mmalign.training.batches import Bad, Batches, Collate
+from mmalign.training.engine import Engine, connect, world
+from mmalign.training.events import Events
+from mmalign.training.loop import Fit, Term
+
+
+def run(task: Task) -> dict[str, Any]:
+    stage = cast(Language, task.stage)
+    connect()
+    rank, ranks = world()
+    events = Events(task.folder, rank)
+    card = task.cards["llm"]
+    torch.manual_seed(task.seed)
+    mouth = cast(LLM, cards.build(replace(card, args={**card.args, "random": True})))
+    data = build.data(task.cards["data"])
+    collate = Collate(data, mouth.chat, None, 0, stage.max_length, Bad(0, task.folder), stage.prompt_weight)
+    model = Model(None, None, mouth, {"lm": NextToken()}).to(DTYPES[stage.precision])
+    model.freeze_all_but(["llm"])
+    batches = Batches(
+        collate, len(data), stage.batch, stage.batch // ranks, task.seed, rank, ranks, stage.engine.workers
+    )
+    groups = optim.groups(model.named_parameters(), stage.optim)
+    engine = Engine(model, groups, stage.optim, stage.engine, stage.precision, stage.batch // ranks, 1)
+    gate = Gate(task, stage, mouth, engine) if stage.gate else None
+    fit = Fit(
+        engine, lambda start: batches.run(start, stage.steps), stage.steps, stage.optim, {"lm": Term(unit="tokens")},
+        task.folder, events, stage.engine.save_every, stage.log_every, stop=gate,
+    )  # fmt: skip
+    last = fit.run()
+    state = {name: value.to(DTYPES[stage.precision]) for name, value in engine.weights("llm").items()}
+    if not rank:
+        mouth.save(task.folder / "weights" / "llm", state)
+    return {
+        "metrics": last | (gate.report(events) if gate else {}),
+        "parts": {"llm": f"{task.folder.name}/weights/llm"},
+    }
+
+
+class Gate:
+    """Asked after every step: is the metric high enough to stop?"""
+
+    def __init__(self, task: Task, stage: Language, mouth: LLM, engine: Engine) -> None:
+        assert stage.gate is not None
+        self.given, self.mouth, self.engine = stage.gate, mouth, engine
+        card: Card = task.cards["gate"]
+        bench = evaluate.bench_of(task, "gate")
+        if not isinstance(bench, Benchmark):
+            raise CardError(f"{card.name!r} asks no questions, so it cannot be a gate", at=card.path)
+        self.bench, self.found = bench, task.folder / "gate.json"
+        self.value: float = files.read_json(self.found)["value"] if self.found.exists() else 0.0  # of an earlier look
+
+    def __call__(self, done: int) -> bool:
+        if done % self.given.every:
+            return False
+        self.mouth.eval()
+        asked = Asked(None, None, self.mouth, self.engine.device)
+        score = self.bench.score({q.id: text for q, text in asked.answers(self.bench, self.bench.questions(), 64)})
+        self.mouth.train()
+        if self.given.metric not in score.metrics:
+            what = f"the gate's benchmark has no metric {self.given.metric!r}"
+            raise CardError(what, at="gate.metric", fix="one of " + ", ".join(score.metrics))
+        self.value = score.metrics[self.given.metric]
+        files.write_json(self.found, {"step": done, "value": self.value, "metrics": score.metrics})
+        return self.value >= self.given.at_least
+
+    def report(self, events: Events) -> dict[str, float]:
+        """How the gate stands; a cap that was hit is said aloud."""
+        opened = self.value >= self.given.at_least
+        if not opened:
+            events.say(f"the gate stayed shut: {self.given.metric} is {self.value:.3g}, below {self.given.at_least:g}")
+        return {"gate": self.value, "gate_open": float(opened)}

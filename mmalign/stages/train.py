@@ -1,0 +1,282 @@
+"""The training stage: parts, data and objectives, under DeepSpeed, to weights that other stages read."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmalign import cards
+from mmalign.data import Data, Record, kept, order
+from mmalign.errors import CheckError, DataError, StageError
+from mmalign.labels import LabelSource
+from mmalign.labels.store import Store
+from mmalign.llms.chat import Chat
+from mmalign.model import Batch, Model, counts, keep_reached
+from mmalign.objectives import Objective, Words
+from mmalign.recipe import Train
+from mmalign.stages import build, label
+from mmalign.stages.build import DTYPES, Parts
+from mmalign.task import Task
+from mmalign.training import optim
+from mmalign.training.batches import Bad, Batches, Collate
+from mmalign.training.engine import Engine, connect, device, world
+from mmalign.training.events import Events
+from mmalign.training.loop import Fit, Term
+from mmalign.training.premise import IMAGES, Premise
+from mmalign.vision import Vision
+
+LOOKED = 64  # samples looked through for one with an image, before the first step
+
+
+def run(task: Task) -> dict[str, Any]:
+    stage = cast(Train, task.stage)
+    connect()
+    rank, ranks = world()
+    events = Events(task.folder, rank)
+    parts, data = build.parts(task), build.data(task.cards["data"])
+    made = _labels(task, stage, parts, data, events)
+    collate = _collate(task, stage, parts, data, made)
+    model = _model(task, stage, parts, made, distributed=ranks > 1)
+    batches = Batches(
+        collate, len(data), stage.batch, stage.micro_batch, task.seed, rank, ranks, stage.engine.workers,
+        _by_length(task, stage, collate) if stage.group_by_length else None,
+    )  # fmt: skip
+    _probe(model, collate)
+    _table(model, events)
+    engine = _engine(stage, model, batches)
+    premise = _premise(task, stage, model, collate) if model.looks else None
+    last = _fit(task, stage, engine, batches, model, events, premise).run()
+    warning = premise.warning() if premise else None
+    if warning:
+        events.say(warning)
+    return {
+        "metrics": last,
+        "parts": parts.places | _save(task, stage, engine, model),
+        "bad": len(collate.bad.found),
+        "warnings": [warning] if warning else [],
+    }
+
+
+def _model(task: Task, stage: Train, parts: Parts, made: "_Labels", distributed: bool) -> Model:
+    objectives = {name: cast(Objective, cards.build(task.cards[f"objectives.{name}"])) for name in stage.objectives}
+    _fits(objectives, parts, made)
+    model = Model(parts.vision, parts.adapter, parts.llm, objectives, made.words, made.source, made.encoder)
+    build.cast_all(stage.precision, model)
+    model.prepare(distributed)
+    model.freeze_all_but(stage.trains)
+    if stage.engine.checkpointing:
+        parts.llm.checkpoint_activations()
+        if "vision" in stage.trains:
+            parts.vision.checkpoint_activations()
+    return model
+
+
+def _by_length(task: Task, stage: Train, collate: Collate) -> Callable[[int], Any]:
+    """The order of every epoch; the rows' lengths are measured once and kept by what they depend on."""
+    chat, rows = collate.chat, len(collate.data)
+
+    def measured() -> Any:
+        def tokens(record: Record) -> int:
+            ids = chat.encode(record.turns, [collate.tokens] * len(record.images)).ids
+            return min(stage.max_length, len(ids))
+
+        return np.stack(order.lengths(collate.data, tokens, workers=stage.engine.workers))
+
+    about = [task.what["cards"]["data"], chat.checkpoint, chat.template, collate.tokens, stage.max_length, rows]
+    length_N, kind_N = kept.array("lengths", hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32], measured)
+    return lambda epoch: order.grouped(
+        length_N, stage.micro_batch, stage.batch, [task.seed, epoch], kind_N, start=epoch * rows
+    )
+
+
+def _premise(task: Task, stage: Train, model: Model, collate: Collate) -> Premise | None:
+    """A few fixed images whose tokens are looked at while the stage runs; None where the data has too few."""
+    seen = [number for number in range(min(LOOKED, len(collate.data))) if _has_image(collate.data, number)][:IMAGES]
+    if not seen:
+        return None
+    batch = collate.batch(seen, seed=0).to(device())
+    chat = model.llm.chat
+    tokens = chat.tokenizer.convert_ids_to_tokens(list(range(model.llm.vocab)))
+    word_V = torch.tensor([token is not None and chat.is_word(token) for token in tokens])
+    right = _truths(model, collate, seen) if task.cards["data"].facts.get("truth") else None
+    place = task.folder / "premise.jsonl"
+    return Premise(model, batch, word_V, right, place, stage.watch_every, silent=world()[0] > 0)
+
+
+def _has_image(data: Data, number: int) -> bool:
+    try:
+        return bool(data[number].images)
+    except DataError:
+        return False
+
+
+def _truths(model: Model, collate: Collate, numbers: list[int]) -> list[list[set[int]]]:
+    """The token ids that would be right for each patch of an object, of each image."""
+    found = []
+    for number in numbers:
+        for reference in collate.data[number].images:
+            truth = collate.data.truth(reference, collate.grid)
+            known = sorted({word for words in truth.words for word in words})
+            pieces = dict(zip(known, model.llm.chat.pieces(known), strict=True))
+            objects = truth.object or [True] * len(truth.words)
+            each = zip(truth.words, objects, strict=True)
+            found.append([{p for w in words for p in pieces[w]} if thing else set() for words, thing in each])
+    return found
+
+
+class _Labels:
+    """Where labels come from: a store, a source that runs in the pass, or the data itself."""
+
+    def __init__(
+        self,
+        store: Store | None = None,
+        source: LabelSource | None = None,
+        encoder: Vision | None = None,
+        words: Words | None = None,
+    ) -> None:
+        self.store, self.source, self.encoder, self.words = store, source, encoder, words
+
+
+def _labels(task: Task, stage: Train, parts: Parts, data: Data, events: Events) -> _Labels:
+    if (folder := task.parent("labels")) is not None:
+        store = Store(folder / "labels")
+        return _Labels(store=store, words=spelled(store.words, parts, events))
+    if stage.labels is None:
+        return _Labels()
+    source, encoder = label.source(task, stage.labels.keep, data, events, own=parts.vision)
+    if stage.labels.store:
+        store = _expected(Store(stage.labels.store), source)
+        return _Labels(store=store, words=spelled(store.words, parts, events))
+    shared = encoder is None or encoder is parts.vision
+    return _Labels(source=source, encoder=None if shared else encoder, words=spelled(source.words, parts, events))
+
+
+def _expected(store: Store, source: LabelSource) -> Store:
+    """The store, if it holds what the source would have made."""
+    if store.header.encoder != source.identity():
+        raise StageError(
+            f"the label store was made by [{store.header.encoder}], the recipe asks for [{source.identity()}]",
+            at=store.folder,
+            fix="name the source that made it, or label again",
+        )
+    return store
+
+
+def _fits(objectives: dict[str, Objective], parts: Parts, made: _Labels) -> None:
+    """What `check` knows from facts; parts of other packages may have none."""
+    for name, objective in objectives.items():
+        at = f"objectives.{name}"
+        if "labels" in objective.needs and not (made.store or made.source):
+            raise CheckError(f"{name} needs labels", at=at, fix="labels: {source: NAME, keep: 10}")
+        if objective.per_patch and not parts.adapter.keeps_grid:
+            what = f"{name} supervises single patches, and {type(parts.adapter).__name__} does not keep the grid"
+            raise CheckError(what, at=at, fix="an adapter with keeps_grid, such as mlp2x-gelu")
+
+
+def spelled(words: list[str], parts: Parts, events: Events) -> Words:
+    """A word list as the language model spells it; words it makes nothing of are counted and never drawn."""
+    pieces = parts.llm.chat.pieces(words)
+    if silent := [word for word, ids in zip(words, pieces, strict=True) if not ids]:
+        events.say(f"{len(silent)} words have no token and are never drawn: {', '.join(silent[:5])}")
+    if len(silent) == len(words):
+        raise StageError("the tokenizer makes nothing of any word in the list", fix="another word list")
+    wide = max(map(len, pieces))
+    table = torch.tensor([ids + [-1] * (wide - len(ids)) for ids in pieces])
+    return Words(words, table, parts.llm.embed)
+
+
+def _collate(task: Task, stage: Train, parts: Parts, data: Data, made: _Labels) -> Collate:
+    own = parts.llm.chat
+    return Collate(
+        data,
+        own if stage.template is None else Chat(own.checkpoint, stage.template),
+        parts.vision,
+        parts.adapter.tokens,
+        stage.max_length,
+        Bad(int(stage.max_bad * len(data)), task.folder),
+        store=made.store,
+        source=made.source,
+        grid=parts.adapter.grid,
+    )
+
+
+def _probe(model: Model, collate: Collate) -> None:
+    """One forward pass on one sample: refuse what cannot learn, freeze what no loss reaches."""
+    batch: Batch | None = None
+    for number in range(min(LOOKED, len(collate.data))):
+        batch = collate.batch([number], seed=0)
+        if batch.images:
+            break
+    assert batch is not None
+    model.to(device())
+    terms, _ = model(batch.to(device()))
+    keep_reached(model, terms)
+
+
+def _table(model: Model, events: Events) -> None:
+    """What trains, before anything does."""
+    for part, (all_, trained) in counts(model).items():
+        state = "trains" if trained == all_ else f"trains {trained:,} of them" if trained else "frozen"
+        events.say(f"{part:<10} {all_:>14,} parameters  {state}")
+
+
+def _engine(stage: Train, model: Model, batches: Batches) -> Engine:
+    groups = optim.groups(model.named_parameters(), stage.optim)
+    return Engine(model, groups, stage.optim, stage.engine, stage.precision, stage.micro_batch, batches.passes)
+
+
+def _fit(
+    task: Task, stage: Train, engine: Engine, batches: Batches, model: Model, events: Events, premise: Premise | None
+) -> Fit:
+    steps = stage.steps or batches.steps(stage.epochs)
+    units = {name: cast(Objective, objective).unit for name, objective in model.objectives.items()}
+    return Fit(
+        engine,
+        lambda start: batches.run(start, steps),
+        steps,
+        stage.optim,
+        {name: Term(given.weight, units[name], given.warmup) for name, given in stage.objectives.items()},
+        task.folder,
+        events,
+        stage.engine.save_every,
+        stage.log_every,
+        stop=premise,
+    )
+
+
+def _save(task: Task, stage: Train, engine: Engine, model: Model) -> dict[str, str]:
+    """Trained parts and what objectives own, each in its own place; {part: place relative to the runs folder}."""
+    rank, ranks = world()
+    folder = task.folder / "weights"
+    found: dict[str, str] = {}
+    for name in [*stage.trains, "objectives"]:
+        state = engine.weights(name)
+        if state and not rank:
+            _write(name, state, folder, model, DTYPES[stage.precision])
+        if state and name != "objectives":
+            found[name] = f"{task.folder.name}/weights/{_place(name)}"
+    if ranks > 1:
+        dist.barrier()
+    return found
+
+
+def _place(name: str) -> str:
+    return name if name in ("vision", "llm") else f"{name}.safetensors"
+
+
+def _write(name: str, state: dict[str, Tensor], folder: Path, model: Model, dtype: torch.dtype) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if name in ("vision", "llm"):
+        whole = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+        getattr(model, name).save(folder / name, whole)
+    else:
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / _place(name))
+
+

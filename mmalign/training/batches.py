@@ -1,0 +1,215 @@
+"""Which samples each pass of each step sees, and how they become tensors.
+
+Everything is a function of (seed, step, pass): the same for any number of processes, and after a resume.
+"""
+
+import json
+import math
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmalign import files
+from mmalign.data import Data, Record
+from mmalign.errors import DataError, StageError
+from mmalign.labels import LabelSource
+from mmalign.labels.store import Store
+from mmalign.llms.chat import Chat
+from mmalign.model import Batch, resampled
+from mmalign.vision import Vision
+
+
+@dataclass
+class Bad:
+    """Samples that could not be used: counted against a budget, listed with the reason, never replaced in silence."""
+
+    budget: int
+    folder: Path | None = None  # where bad.jsonl is written; None: nowhere
+    found: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, what: str, reason: str) -> None:
+        with self.lock:
+            self.found.setdefault(what, reason)
+            if self.folder:
+                lines = (json.dumps({"sample": k, "reason": v}, ensure_ascii=False) for k, v in self.found.items())
+                files.write(self.folder / "bad.jsonl", "".join(f"{line}\n" for line in lines))
+            if len(self.found) > self.budget:
+                first = "; ".join(f"{k}: {v}" for k, v in list(self.found.items())[:3])
+                raise StageError(
+                    f"{len(self.found)} unusable samples, more than `max_bad` allows ({self.budget}): {first}",
+                    at=str(self.folder / "bad.jsonl") if self.folder else "",
+                    fix="mend or remove them, or raise `max_bad`",
+                )
+
+
+@dataclass
+class Sample:
+    """One record as tensors and lists."""
+
+    id: str
+    ids: list[int]
+    weights: list[float]
+    pixels: list[Tensor]
+    words: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Collate:
+    """Records to batches: chat format, images, labels.
+
+    tokens: visual tokens an image becomes. prompt_weight: loss weight of tokens that are no answer. store, source:
+    where labels come from, if anything here brings them. grid: of the visual tokens, for labels of another grid.
+    """
+
+    data: Data
+    chat: Chat
+    vision: Vision | None
+    tokens: int
+    max_length: int
+    bad: Bad
+    prompt_weight: float = 0.0
+    store: Store | None = None
+    source: LabelSource | None = None
+    grid: tuple[int, int] = (0, 0)
+
+    def batch(self, numbers: Sequence[int], seed: int) -> Batch:
+        """The samples of these numbers, unusable ones left out; right padding."""
+        samples = [sample for number in numbers if (sample := self._usable(number))]
+        longest = max([len(s.ids) for s in samples], default=1)
+        rows = max(1, len(samples))
+        ids_RS = torch.full((rows, longest), self.chat.pad, dtype=torch.long)
+        mask_RS, weight_RS = torch.zeros(rows, longest, dtype=torch.long), torch.zeros(rows, longest)
+        mask_RS[:, 0] = 1  # a row nobody could use still has one real position
+        for row, sample in enumerate(samples):
+            ids_RS[row, : len(sample.ids)] = torch.tensor(sample.ids)
+            mask_RS[row, : len(sample.ids)] = 1
+            weight_RS[row, : len(sample.ids)] = torch.tensor(sample.weights)
+        weight_RS[:, 0] = 0  # nothing predicts the first token
+        pixels = [p for s in samples for p in s.pixels]
+        words, scores = [w for s in samples for w in s.words], [x for s in samples for x in s.scores]
+        return Batch(
+            ids_RS=ids_RS,
+            mask_RS=mask_RS,
+            weight_RS=weight_RS,
+            pixels_B3SS=torch.stack(pixels) if pixels else None,
+            mark=self.chat.mark,
+            words_BPK=torch.stack(words) if words else None,
+            scores_BPK=torch.stack(scores) if scores else None,
+            seed=seed,
+            ids=[s.id for s in samples],
+        )
+
+    def _usable(self, number: int) -> Sample | None:
+        try:
+            return self.sample(self.data[number])
+        except DataError as err:
+            self.bad.add(self.data.id_of(number), err.what)
+            return None
+
+    def sample(self, record: Record) -> Sample:
+        """One record; DataError when it has no trained token left, or an image or label is missing."""
+        found = self.chat.encode(record.turns, [self.tokens] * len(record.images))
+        weights = [1.0 if t else self.prompt_weight if i != self.chat.mark else 0.0
+                   for i, t in zip(found.ids, found.trained, strict=True)]  # fmt: skip
+        ids, weights = found.ids[: self.max_length], weights[: self.max_length]
+        if found.ids[self.max_length :].count(self.chat.mark):
+            raise DataError(f"max_length {self.max_length} cuts into an image", fix="raise max_length")
+        if not any(weights[1:]):
+            raise DataError("no trained token is left in it", fix="an empty answer, or max_length cuts it away")
+        images = [self.data.image(reference) for reference in record.images]
+        pixels = [self.vision.pixels(image) for image in images] if self.vision else []
+        sample = Sample(record.id, ids, weights, pixels)
+        if self.store or (self.source and self.source.needs == "truth"):
+            for key, reference in zip(record.keys, record.images, strict=True):
+                words_PK, scores_PK = self._labels(key, reference)
+                sample.words.append(words_PK)
+                sample.scores.append(scores_PK)
+        return sample
+
+    def _labels(self, key: str, reference: Any) -> tuple[Tensor, Tensor]:
+        if self.store:
+            words, scores = self.store[key]
+            under_P = resampled(self.store.header.grid, self.grid)
+            words_PK, scores_PK = words.astype(np.int64), scores.astype(np.float32)
+            return torch.from_numpy(words_PK)[under_P], torch.from_numpy(scores_PK)[under_P]
+        assert self.source is not None
+        return self.source.given(self.data.truth(reference, self.grid).words)
+
+
+@dataclass
+class Batches:
+    """The passes of every step for one rank, prepared ahead by reader threads.
+
+    rows: samples in the data. batch: samples a step. micro: samples a pass. rank, ranks: whose passes these are;
+    pass m of a step belongs to rank m % ranks. order: epoch -> a permutation of the rows; None: a random one.
+    """
+
+    collate: Collate
+    rows: int
+    batch: int
+    micro: int
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+    workers: int = 2
+    order: Callable[[int], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise StageError("the data set is empty", fix="check its path and split")
+        if self.batch % (self.micro * self.ranks):
+            what = f"batch {self.batch} is no multiple of micro_batch {self.micro} x {self.ranks} devices"
+            raise StageError(what, at="batch", fix="another micro_batch or number of devices")
+
+    @property
+    def passes(self) -> int:
+        """Passes a step on this rank."""
+        return self.batch // (self.micro * self.ranks)
+
+    def steps(self, epochs: float) -> int:
+        return max(1, math.ceil(epochs * self.rows / self.batch))
+
+    def numbers(self, step: int) -> list[list[int]]:
+        """Sample numbers of every pass of a step, over all ranks: each epoch is a permutation of its own."""
+        wanted = range(step * self.batch, (step + 1) * self.batch)
+        flat = [int(self._order(at // self.rows)[at % self.rows]) for at in wanted]
+        return [flat[start : start + self.micro] for start in range(0, self.batch, self.micro)]
+
+    def _order(self, epoch: int) -> Any:
+        if getattr(self, "_epoch", None) != (epoch, self.seed):
+            self._epoch = (epoch, self.seed)
+            random = np.random.default_rng([self.seed, epoch])
+            self._permutation = self.order(epoch) if self.order else random.permutation(self.rows)
+        return self._permutation
+
+    def one(self, step: int) -> list[tuple[list[int], int]]:
+        """(sample numbers, seed) of this rank's passes of a step."""
+        seeds = [zlib.crc32(f"{self.seed}/{step}/{m}".encode()) for m in range(self.batch // self.micro)]
+        return list(zip(self.numbers(step), seeds, strict=True))[self.rank :: self.ranks]
+
+    def run(self, start: int, steps: int) -> Iterator[list[Batch]]:
+        """The batches of steps start .. steps-1; reading stays two steps ahead."""
+        if not self.workers:
+            for step in range(start, steps):
+                yield [self.collate.batch(numbers, seed) for numbers, seed in self.one(step)]
+            return
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="reader") as pool:
+            ahead: deque[list[Future[Batch]]] = deque()
+            for step in range(start, steps + 2):
+                if step < steps:
+                    ahead.append([pool.submit(self.collate.batch, *given) for given in self.one(step)])
+                if len(ahead) > 2 or step >= steps:
+                    if not ahead:
+                        return
+                    yield [future.result() for future in ahead.popleft()]

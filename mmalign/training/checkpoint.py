@@ -1,0 +1,88 @@
+"""Checkpoints of a running stage: whole or absent, safetensors and JSON, the newest kept."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmalign import files
+from mmalign.errors import RunError
+
+SHARD = 4 << 30  # bytes a file
+
+
+def save(folder: Path, step: int, state: Iterable[tuple[str, Tensor]], extra: dict[str, Any], rank: int) -> None:
+    """Write `folder`/step-N; every rank iterates the state, rank 0 writes it, older checkpoints go afterwards."""
+    if rank:
+        for _ in state:
+            pass
+        return
+    beside = folder / f".step-{step}.part"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    tensors = 0
+    for number, shard in enumerate(_shards(state)):
+        save_file(shard, beside / f"state-{number:05d}.safetensors")
+        tensors += len(shard)
+    files.write_json(beside / "step.json", {"step": step, "tensors": tensors, **extra})
+    target = folder / f"step-{step}"
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+    for old in folder.glob("step-*"):
+        if old != target:
+            shutil.rmtree(old)
+
+
+def _shards(state: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in state:
+        shard[name] = tensor.contiguous()
+        size += tensor.nbytes
+        if size >= SHARD:
+            yield shard
+            shard, size = {}, 0
+    if shard:
+        yield shard
+
+
+def newest(folder: Path) -> Path | None:
+    """The last complete checkpoint in a folder."""
+    found = [place for place in folder.glob("step-*") if (place / "step.json").exists()]
+    return max(found, key=lambda place: int(place.name.removeprefix("step-")), default=None)
+
+
+def load(place: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    """(step, state, extra) of a checkpoint; a RunError that names a damaged file."""
+    about = files.read_json(place / "step.json", fix=f"delete {place}")
+    state: dict[str, Tensor] = {}
+    for shard in sorted(place.glob("state-*.safetensors")):
+        try:
+            with safe_open(shard, framework="pt") as source:
+                state |= {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
+        except Exception as err:
+            what = f"the checkpoint {shard.name} is damaged: {err}"
+            raise RunError(what, at=str(shard), fix=f"delete {place}") from err
+    if not isinstance(about, dict) or about.pop("tensors", None) != len(state):
+        raise RunError(f"the checkpoint {place.name} is not whole", at=str(place), fix=f"delete {place}")
+    return int(about.pop("step")), state, about
+
+
+def trim(log: Path, step: int) -> None:
+    """Drop the lines of a JSONL log that a checkpoint of `step` has not reached (and a last line cut by a kill)."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            if int(json.loads(line)["step"]) <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    files.write(log, "".join(f"{line}\n" for line in kept))
+

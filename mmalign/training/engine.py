@@ -1,0 +1,269 @@
+"""DeepSpeed under the loop: its configuration from the recipe, and the optimizer's state by parameter name.
+
+The state is read and written in full precision under the parameter's own name, whatever the ZeRO stage and the number
+of processes: a checkpoint of eight devices goes on with two.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+
+from mmalign import recipe
+from mmalign.errors import RunError
+from mmalign.training.optim import Group, optimizer
+
+KEYS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW, and of Muon
+
+
+def world() -> tuple[int, int]:
+    """(rank, processes)."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def connect() -> None:
+    """Join the process group: NCCL on GPUs, gloo on CPUs; a single process needs no network for it."""
+    if dist.is_initialized():
+        return
+    rank, size = world()
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    if size == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, rank=rank, world_size=size)
+
+
+def _deepspeed() -> Any:
+    """DeepSpeed, without the shared-memory op that it would compile with g++ at its first use on CPUs."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # it insists, also for one process
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def config(given: recipe.Engine, precision: str, micro_batch: int, passes: int, clip: float) -> dict[str, Any]:
+    """DeepSpeed's configuration for a stage."""
+    zero: dict[str, Any] = {"stage": given.zero}
+    if given.zero == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = False  # weights are written by name, see checkpoint.py
+    if given.offload and given.zero:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if given.zero == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    found: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": passes,
+        "gradient_clipping": clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 62,
+    }
+    if precision == "bf16":
+        found["bf16"] = {"enabled": True}
+        if given.zero:
+            found["data_types"] = {"grad_accum_dtype": "fp32"}
+    return found
+
+
+class Engine:
+    """A module under DeepSpeed. groups: what is trained; passes: gradient accumulation."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: Sequence[Group],
+        optim: recipe.Optim,
+        given: recipe.Engine,
+        precision: str,
+        micro_batch: int,
+        passes: int,
+    ) -> None:
+        connect()
+        deepspeed = _deepspeed()
+        deepspeed.init_distributed(dist_init_required=False, verbose=False)
+        self.module, self.groups, self.zero, self.precision = module, list(groups), given.zero, precision
+        self.passes, self.steps = passes, 0
+        self.engine: Any = deepspeed.initialize(
+            model=module.to(device()),
+            optimizer=optimizer(groups, optim),
+            config=config(given, precision, micro_batch, passes, optim.clip),
+        )[0]
+        self.device: torch.device = self.engine.device
+        self.base.state.clear()  # bf16 without ZeRO steps once at its start, which would shift Adam's bias correction
+
+    def __call__(self, *given: Any) -> Any:
+        return self.engine(*given)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, factor: float, last: bool) -> float | None:
+        """After every pass; at the `last` of a step the weights move. Returns the gradient's norm then."""
+        norm: float | None = None
+        if last:
+            for group, settings in zip(self.groups, self._ordered(), strict=True):
+                settings["lr"] = group.lr * factor
+            norm = self._norm() if not self.zero and self.precision == "fp32" else None
+        self.engine.step()
+        if last:
+            self.steps += 1
+            found = self.engine.get_global_grad_norm() if norm is None else norm
+            return None if found is None else float(found)
+        return None
+
+    def _norm(self) -> float:
+        grads = [p.grad for group in self.groups for p in group.params if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+
+    @property
+    def base(self) -> torch.optim.Optimizer:
+        """The torch optimizer at the bottom; its groups hold the fp32 weights it steps on."""
+        found = self.engine.optimizer
+        while not isinstance(found, torch.optim.Optimizer) or hasattr(found, "optimizer"):
+            found = found.optimizer
+        return found
+
+    def _ordered(self) -> list[dict[str, Any]]:
+        """The optimizer's groups in the order of ours (Muon's come first there)."""
+        order = sorted(range(len(self.groups)), key=lambda n: not self.groups[n].muon)
+        theirs = dict(zip(order, self.engine.optimizer.param_groups, strict=True))
+        return [theirs[n] for n in range(len(self.groups))]
+
+    # The state by name. Every rank must take part in every call.
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, weight) and (name/key, optimizer state) of every trained parameter: full tensors, fp32, on the CPU."""
+        self._link()
+        for name, parameter, slot in self._slots():
+            for key in (None, *KEYS):
+                if (found := self._get(parameter, slot, key)) is not None:
+                    yield (name if key is None else f"{name}/{key}"), found.detach().float().cpu()
+
+    def weights(self, part: str) -> dict[str, Tensor]:
+        """Every parameter and buffer of a part under its name inside the part: trained ones fp32, on the CPU."""
+        prefix = f"{part}."
+        trained = {name: value for name, value in self.state() if name.startswith(prefix) and "/" not in name}
+        found: dict[str, Tensor] = {}
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            if name.startswith(prefix):
+                whole = trained.get(name)
+                found[name.removeprefix(prefix)] = self._gathered(value) if whole is None else whole
+        return found
+
+    def _gathered(self, value: Tensor) -> Tensor:
+        if not hasattr(value, "ds_id"):
+            return value.detach().cpu()
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([value]):
+            return value.detach().cpu().clone()
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor], steps: int) -> None:
+        """Put back what `state` gave after `steps` optimizer steps."""
+        self.steps = steps
+        for flat, settings in self._masters():
+            self.base.state[flat] = self._fresh(flat, settings, steps)
+        self._link()
+        for name, parameter, slot in self._slots():
+            if name not in state:
+                raise RunError(f"the checkpoint has no {name}", fix="delete the stage's folder `checkpoints`")
+            for key in (None, *KEYS):
+                full = name if key is None else f"{name}/{key}"
+                if full in state:
+                    self._set(parameter, slot, key, state[full].to(self.device))
+
+    def _masters(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """(fp32 tensor the optimizer steps on, settings of its group)."""
+        if self.zero == 3:  # between steps the groups of its torch optimizer are empty
+            for flat in self.engine.optimizer.fp32_partitioned_groups_flat:
+                yield flat, self.base.param_groups[0]
+            return
+        for settings in self.base.param_groups:
+            yield from ((flat, settings) for flat in settings["params"])
+
+    def _fresh(self, flat: Tensor, settings: dict[str, Any], steps: int) -> dict[str, Any]:
+        if "momentum" in settings and "betas" not in settings:
+            return {"momentum_buffer": torch.zeros_like(flat)}
+        zeros = {key: torch.zeros_like(flat, memory_format=torch.preserve_format) for key in KEYS[:2]}
+        return {"step": torch.tensor(float(steps)), **zeros}
+
+    def _link(self) -> None:
+        if self.zero in (1, 2) and any(self.base.state.values()):
+            self.engine.optimizer._hp_optimizer_states_linked = False
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _slots(self) -> Iterator[tuple[str, nn.Parameter, Tensor | None]]:
+        """(name, parameter, its fp32 twin in the optimizer where that is one whole tensor)."""
+        order = sorted(self.groups, key=lambda group: not group.muon)
+        if self.zero:
+            for group in order:
+                yield from ((name, p, None) for name, p in zip(group.names, group.params, strict=True))
+            return
+        for group, settings in zip(order, self.base.param_groups, strict=True):
+            yield from zip(group.names, group.params, settings["params"], strict=True)
+
+    def _get(self, parameter: nn.Parameter, slot: Tensor | None, key: str | None) -> Tensor | None:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if slot is not None:
+            found = slot if key is None else self.base.state[slot].get(key)
+            return found if isinstance(found, Tensor) else None
+        if key is None:
+            return safe_get_full_fp32_param(parameter)  # type: ignore[no-any-return]
+        if key == KEYS[2]:
+            return None  # Muon runs without ZeRO
+        return safe_get_full_optimizer_state(parameter, key)  # type: ignore[no-any-return]
+
+    def _set(self, parameter: nn.Parameter, slot: Tensor | None, key: str | None, value: Tensor) -> None:
+        if slot is not None:
+            (slot if key is None else self.base.state[slot][key]).copy_(value)
+        elif self.zero == 3:
+            _set_partition(parameter, key, value)
+        else:
+            _set_whole(parameter, key, value)
+        if key is None and self.zero < 3:
+            parameter.data.copy_(value)  # the copy in the model's own precision
+
+
+def _set_whole(parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    if key is None:
+        safe_set_full_fp32_param(parameter, value)
+    else:
+        safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _set_partition(parameter: Any, key: str | None, value: Tensor) -> None:
+    """This rank's share of a ZeRO-3 parameter; the last ranks' shares are padded with zeros."""
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    size = parameter.ds_tensor.ds_numel
+    start = dist.get_rank() * size
+    share = torch.zeros(size, dtype=value.dtype, device=value.device)
+    piece = value.flatten()[start : start + size]
+    share[: len(piece)] = piece
+    if key is None:
+        safe_set_local_fp32_param(parameter, share)
+        parameter.ds_tensor.data.copy_(share)
+    else:
+        safe_set_local_optimizer_state(parameter, share, key)

@@ -1,0 +1,100 @@
+"""The optimizer of a recipe: parameter groups by part, and the learning rate at every step."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmalign.errors import CheckError
+from mmalign.recipe import Optim
+
+
+@dataclass
+class Group:
+    """Parameters that share a learning rate and a weight decay."""
+
+    names: list[str]
+    params: list[nn.Parameter]
+    lr: float  # at the peak of the schedule
+    weight_decay: float
+    muon: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """As a torch optimizer takes it; the rate of every step is set by the loop."""
+        return {"params": self.params, "lr": 0.0, "weight_decay": self.weight_decay}
+
+
+def groups(named: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> list[Group]:
+    """Trained parameters by part (the first word of a name), decayed ones (matrices) apart from the rest."""
+    found: dict[tuple[str, bool, bool], Group] = {}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        if parameter.dim() == 0:
+            fix = "give it the shape [1]: DeepSpeed partitions no 0-dimensional tensor"
+            raise CheckError(f"the parameter {name} is a 0-dimensional tensor", fix=fix)
+        part, matrix = name.split(".")[0], parameter.dim() > 1
+        muon = optim.name == "muon" and parameter.dim() == 2 and not _is_table(name)
+        lr = getattr(optim, f"lr_{part}", None)
+        lr = optim.lr if lr is None else lr
+        if muon and optim.lr_muon is not None:
+            lr = optim.lr_muon
+        group = found.setdefault(
+            (part, matrix, muon), Group([], [], lr, optim.weight_decay if matrix else 0.0, muon)
+        )
+        group.names.append(name)
+        group.params.append(parameter)
+    return list(found.values())
+
+
+def _is_table(name: str) -> bool:
+    """Embeddings, heads and projections into a joint space are no hidden matrices: AdamW trains them under muon."""
+    return any(word in name for word in ("embed", "lm_head", "projection"))
+
+
+def optimizer(given: Sequence[Group], optim: Optim) -> torch.optim.Optimizer:
+    betas = (optim.betas[0], optim.betas[1])
+    rest = [g.settings() for g in given if not g.muon]
+    if not any(g.muon for g in given):
+        return torch.optim.AdamW(rest, betas=betas)
+    return MuonAdamW([g.settings() for g in given if g.muon], rest, betas)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """torch.optim.Muon for some groups and AdamW for the others, as one optimizer with one state."""
+
+    def __init__(self, muon: list[dict[str, Any]], adamw: list[dict[str, Any]], betas: tuple[float, float]) -> None:
+        self.inner: list[torch.optim.Optimizer] = [torch.optim.Muon(muon, lr=0.0)]
+        if adamw:
+            self.inner.append(torch.optim.AdamW(adamw, betas=betas))
+        super().__init__([group for inner in self.inner for group in inner.param_groups], {})
+        for inner in self.inner:
+            inner.state = self.state
+        self._share()
+
+    def _share(self) -> None:
+        """The inner optimizers look at our groups, so a rate set here reaches them."""
+        start = 0
+        for inner in self.inner:
+            inner.param_groups = self.param_groups[start : start + len(inner.param_groups)]
+            start += len(inner.param_groups)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = closure() if closure else None
+        for inner in self.inner:
+            inner.step()
+        return loss
+
+
+def factor(step: int, steps: int, optim: Optim) -> float:
+    """What the peak rate is multiplied by at a step (0-based): linear warm-up, then the schedule down to 0."""
+    warm = math.ceil(optim.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if optim.schedule == "constant":
+        return 1.0
+    done = (step - warm) / max(1, steps - warm)
+    return 0.5 * (1 + math.cos(math.pi * done)) if optim.schedule == "cosine" else 1 - done

@@ -1,0 +1,91 @@
+"""BASIC's premise, watched: do the shallow layers turn visual tokens into words more than they were words at first?
+
+The paper's figure 2 shows it for LLaVA-1.5; a language model for which it does not hold is taught worse directions
+(arXiv 2508.06895, section 3). A few fixed images are looked at now and then, at every layer.
+
+Letters: B images, Q visual tokens, D width of the language model, V its vocabulary.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmalign.model import Batch, Model
+
+IMAGES = 4
+MARGIN = 0.01  # of shares: less is no difference
+
+
+@dataclass
+class Premise:
+    """Called after every step; every `every` steps it writes a line to premise.jsonl.
+
+    word_V: whether a vocabulary token is a word by itself (the proxy for `meaningful`). right_BQ: where the data knows
+    what a patch shows, the token ids that would be right, else None. A line holds, for `layer 0` (the tokens as the
+    adapter makes them), each layer after it and `refined`, the share of tokens whose nearest vocabulary token (cosine)
+    is a word and, with truth, is right on an object.
+    """
+
+    model: Model
+    batch: Batch
+    word_V: Tensor
+    right_BQ: Sequence[Sequence[set[int]]] | None
+    place: Path
+    every: int
+    silent: bool = False  # a rank that takes part and writes nothing
+    last: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __call__(self, done: int) -> bool:
+        if done % self.every == 0:
+            self.last = self.look()
+            if not self.silent:
+                with open(self.place, "a", encoding="utf-8") as out:
+                    out.write(json.dumps({"step": done, **self.last}) + "\n")
+        return False  # it never ends a stage
+
+    @torch.no_grad()
+    def look(self) -> dict[str, dict[str, float]]:
+        model, was = self.model, self.model.training
+        model.eval()
+        visual_BQD, _ = model.see(self.batch)
+        assert visual_BQD is not None
+        with model.llm.watched(model.looks, model.places(self.batch)) as seen:
+            seen.kept = []
+            model.llm(model.embed(self.batch, visual_BQD), self.batch.mask_RS)
+        model.train(was)
+        stages = {"layer 0": visual_BQD, **{f"layer {n}": kept for n, kept in enumerate(seen.kept, 1)}}
+        stages["refined"] = seen.refined[model.looks[0]]
+        with model.vocabulary() as embed_VD:
+            unit_VD = F.normalize(embed_VD.float(), dim=-1)
+            nearest = {name: (F.normalize(s.float(), dim=-1) @ unit_VD.T).argmax(-1) for name, s in stages.items()}
+        found = {"words": {name: self.word_V.to(at.device)[at].float().mean().item() for name, at in nearest.items()}}
+        if self.right_BQ is not None:
+            found["right"] = {name: _right(at, self.right_BQ) for name, at in nearest.items()}
+        return found
+
+    def warning(self) -> str | None:
+        """What a reader must be told when the premise does not hold at the last look."""
+        shares = self.last.get("right") or self.last.get("words")
+        if not shares or shares["refined"] > shares["layer 0"] + MARGIN:
+            return None
+        kind = "true words" if "right" in self.last else "words"
+        before, after = f"{shares['layer 0']:.1%}", f"{shares['refined']:.1%}"
+        return (
+            f"BASIC's premise does not hold here: {before} of visual tokens are nearest to {kind} before the language "
+            f"model, {after} after its shallow layers; what they are taught is no better than what they are"
+        )
+
+
+def _right(nearest_BQ: Tensor, right_BQ: Sequence[Sequence[set[int]]]) -> float:
+    pairs = [
+        (token, right)
+        for row, rights in zip(nearest_BQ.tolist(), right_BQ, strict=True)
+        for token, right in zip(row, rights, strict=True)
+        if right
+    ]
+    return sum(token in right for token, right in pairs) / max(1, len(pairs))

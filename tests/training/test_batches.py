@@ -1,0 +1,122 @@
+"""What each pass sees: a function of seed and step alone, bad samples counted, labels beside their images."""
+
+import json
+
+import pytest
+import torch
+
+from mmalign.data import Data, Record, Turn
+from mmalign.errors import DataError, StageError
+from mmalign.llms.chat import Chat
+from mmalign.training.batches import Bad, Batches, Collate
+from tests import parts
+
+
+class Rows(Data):
+    """Text rows; some cannot be used."""
+
+    def __init__(self, count=10, broken=()):
+        self.count, self.broken = count, broken
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        if number in self.broken:
+            raise DataError(f"row {number} is broken")
+        return Record(f"r{number}", (Turn("user", "What?"), Turn("assistant", f"{number} red")))
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat")
+    parts.tokenizer("bytelevel", folder)
+    return Chat(str(folder))
+
+
+def make(chat, rows=10, batch=4, micro=2, rank=0, ranks=1, workers=0, seed=1, broken=(), bad=None, **more):
+    collate = Collate(Rows(rows, broken), chat, None, 0, 60, bad or Bad(9), **more)
+    return Batches(collate, rows, batch, micro, seed, rank, ranks, workers)
+
+
+def test_every_epoch_sees_every_row_once(chat):
+    batches = make(chat, rows=12)
+    seen = [n for step in range(3) for numbers in batches.numbers(step) for n in numbers]
+    assert sorted(seen) == list(range(12))
+    again = [n for step in range(3, 6) for numbers in batches.numbers(step) for n in numbers]
+    assert sorted(again) == list(range(12))
+    assert again != seen
+
+
+def test_ranks_share_the_passes_of_one_process(chat):
+    whole = make(chat).one(3)
+    halves = [make(chat, rank=rank, ranks=2).one(3) for rank in (0, 1)]
+    assert [halves[n % 2][n // 2] for n in range(2)] == whole
+    assert len({seed for _, seed in whole}) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_reading_ahead_changes_nothing(chat, workers):
+    want = [[b.ids for b in step] for step in make(chat).run(0, 5)]
+    assert [[b.ids for b in step] for step in make(chat, workers=workers).run(0, 5)] == want
+    assert [[b.ids for b in step] for step in make(chat, workers=workers).run(3, 5)] == want[3:]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "steps"), [(10, 4, 1, 3), (8, 4, 1, 2), (8, 4, 2.5, 5), (3, 4, 1, 1)]
+)
+def test_steps(chat, rows, batch, epochs, steps):
+    assert make(chat, rows, batch).steps(epochs) == steps
+
+
+def test_padding_is_neither_read_nor_trained(chat):
+    batch = make(chat).collate.batch([0, 1, 2], seed=0)
+    for row, mask in enumerate(batch.mask_RS.tolist()):
+        length = sum(mask)
+        assert mask == [1] * length + [0] * (len(mask) - length)
+        assert not batch.weight_RS[row, length:].any()
+    assert batch.units == {"tokens": float(batch.weight_RS.sum()), "images": 0.0}
+
+
+def test_weights_of_tokens_that_are_no_answer(chat):
+    plain = make(chat).collate.batch([3], seed=0)
+    light = make(chat, prompt_weight=0.25).collate.batch([3], seed=0)
+    answers = plain.weight_RS[0] == 1
+    assert torch.equal(light.weight_RS[0] == 1, answers)
+    assert set(light.weight_RS[0, 1:][~answers[1:]].tolist()) == {0.25}
+    assert light.weight_RS[0, 0] == 0
+
+
+def test_bad_rows_are_left_out_counted_and_listed(chat, tmp_path):
+    bad = Bad(2, tmp_path)
+    batch = make(chat, broken={1, 4}, bad=bad).collate.batch([0, 1, 4, 5], seed=0)
+    assert batch.ids == ["r0", "r5"]
+    lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert lines == [{"sample": f"row {n}", "reason": f"row {n} is broken"} for n in (1, 4)]
+
+
+def test_the_budget_stops_a_stage(chat, tmp_path):
+    collate = make(chat, broken={1, 4}, bad=Bad(1, tmp_path)).collate
+    said = r"2 unusable samples, more than `max_bad` allows \(1\): row 1: row 1 is broken"
+    with pytest.raises(StageError, match=said):
+        collate.batch([0, 1, 4, 5], seed=0)
+
+
+def test_a_pass_nobody_could_use_is_still_a_pass(chat):
+    batch = make(chat, broken={1}, bad=Bad(1)).collate.batch([1], seed=0)
+    assert batch.ids == []
+    assert batch.ids_RS.shape == (1, 1)
+    assert batch.units["tokens"] == 0
+
+
+def test_a_row_cut_until_no_answer_is_left_is_bad(chat):
+    bad = Bad(1)
+    collate = Collate(Rows(), chat, None, 0, 3, bad)
+    collate.batch([0], seed=0)
+    assert "no trained token is left" in bad.found["r0"]
+
+
+def test_a_given_order_is_kept(chat):
+    batches = make(chat, rows=8)
+    batches.order = lambda epoch: [7, 6, 5, 4, 3, 2, 1, 0] if epoch == 0 else list(range(8))
+    assert [batches.numbers(step) for step in range(3)] == [[[7, 6], [5, 4]], [[3, 2], [1, 0]], [[0, 1], [2, 3]]]

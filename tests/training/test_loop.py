@@ -1,0 +1,147 @@
+"""The loop: every logged number is the exact mean over its unit, whatever the passes, ranks and lines of the log."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from mmalign.errors import StageError
+from mmalign.recipe import Engine as Settings
+from mmalign.recipe import Optim
+from mmalign.training.engine import Engine
+from mmalign.training.events import Events
+from mmalign.training.loop import Fit, Term
+from mmalign.training.optim import groups
+
+
+@dataclass
+class Pass:
+    """Passes of unequal size: some with few tokens, some without an image."""
+
+    x: torch.Tensor
+    images: int
+    seed: int
+    ids: tuple[str, ...] = ("a",)
+
+    @property
+    def units(self):
+        return {"tokens": float(len(self.x)), "images": float(self.images)}
+
+    def to(self, device):
+        return self
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.adapter = nn.Linear(3, 1)
+
+    def forward(self, batch):
+        made = self.adapter(batch.x)[:, 0]
+        per_image = made[: batch.images].abs().mean() if batch.images else made.sum() * 0
+        notes = {"pairs": torch.tensor(float(batch.images))} if batch.images else {}
+        return {"lm": made.square().mean(), "sea": per_image}, notes
+
+
+def passes(step):
+    g = torch.Generator().manual_seed(step)
+    sizes = [(1, 0), (7, 3), (2, 2), (5, 0)]
+    return [Pass(torch.randn(n, 3, generator=g), images, step * 4 + m) for m, (n, images) in enumerate(sizes)]
+
+
+def fit(folder, steps=6, log_every=1, save_every=100, stop=None, make=passes, lr=1e-2):
+    net, optim = Net(), Optim(lr=lr, clip=0.0)
+    engine = Engine(net, groups(net.named_parameters(), optim), optim, Settings(zero=0), "fp32", 1, 4)
+    terms = {"lm": Term(1.0, "tokens"), "sea": Term(0.5, "images")}
+    batches = lambda start: (make(step) for step in range(start, steps))  # noqa: E731
+    (folder / "events.jsonl").touch()
+    return net, Fit(engine, batches, steps, optim, terms, folder, Events(folder), save_every, log_every, stop)
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def by_hand(steps):
+    """The same in one batch a step: means over all tokens and all images."""
+    net, optim = Net(), Optim(lr=1e-2, clip=0.0)
+    adam = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.0)
+    from mmalign.training.optim import factor
+
+    rows = []
+    for step in range(steps):
+        made = [(net.adapter(p.x)[:, 0], p.images) for p in passes(step)]
+        lm = torch.cat([m for m, _ in made]).square().mean()
+        sea = torch.cat([m[:images].abs() for m, images in made]).mean()
+        for settings in adam.param_groups:
+            settings["lr"] = 1e-2 * factor(step, steps, optim)
+        (lm + 0.5 * sea).backward()
+        adam.step()
+        adam.zero_grad()
+        rows.append((lm.item(), sea.item()))
+    return net, rows
+
+
+def test_losses_and_gradients_are_those_of_the_whole_step(tmp_path):
+    net, run = fit(tmp_path)
+    run.run()
+    want, rows = by_hand(6)
+    for line, (lm, sea) in zip(log(tmp_path), rows, strict=True):
+        assert line["lm"] == pytest.approx(lm, rel=1e-5)
+        assert line["sea"] == pytest.approx(sea, rel=1e-5)
+        assert line["loss"] == pytest.approx(lm + 0.5 * sea, rel=1e-5)
+        assert (line["tokens"], line["images"]) == (15, 5)
+        assert line["pairs"] == 2.5  # over the two passes that noted it
+    assert torch.allclose(net.adapter.weight, want.adapter.weight, rtol=1e-5)
+
+
+def test_a_line_over_several_steps_is_their_mean(tmp_path):
+    _, run = fit(tmp_path, steps=5, log_every=2)
+    run.run()
+    _, rows = by_hand(5)
+    found = log(tmp_path)
+    assert [line["step"] for line in found] == [2, 4, 5]
+    assert found[0]["lm"] == pytest.approx((rows[0][0] + rows[1][0]) / 2, rel=1e-5)
+    assert found[2]["lm"] == pytest.approx(rows[4][0], rel=1e-5)
+
+
+def test_stop_ends_it_early(tmp_path):
+    _, run = fit(tmp_path, stop=lambda done: done == 3)
+    run.run()
+    assert log(tmp_path)[-1]["step"] == 3
+
+
+def test_an_interrupted_run_writes_the_log_and_weights_of_an_uninterrupted_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    net, run = fit(one, steps=9, log_every=2, save_every=3)
+    run.run()
+
+    def broken(step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return passes(step)
+
+    _, cut = fit(two, steps=9, log_every=2, save_every=3, make=broken)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    again, rest = fit(two, steps=9, log_every=2, save_every=3)
+    rest.run()
+    assert torch.equal(again.adapter.weight, net.adapter.weight)
+    keep = ("step", "loss", "lm", "sea", "pairs", "lr", "norm")
+    assert [[line[k] for k in keep] for line in log(two)] == [[line[k] for k in keep] for line in log(one)]
+
+
+def test_a_term_that_is_not_a_number_is_named(tmp_path):
+    _, run = fit(tmp_path, make=lambda step: [Pass(p.x * float("nan"), p.images, 0, ("row-7",)) for p in passes(step)])
+    with pytest.raises(StageError, match=r"the loss term 'lm' is nan by step 1\n  at   samples row-7"):
+        run.run()
+
+
+def test_a_weight_that_warms_up():
+    assert [Term(2.0, "images", 0.4).at(step, 10) for step in range(6)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+    assert Term(2.0).at(0, 10) == 2.0

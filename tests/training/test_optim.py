@@ -1,0 +1,84 @@
+"""Parameter groups, the schedule, and Muon beside AdamW."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mmalign.errors import CheckError
+from mmalign.recipe import Optim
+from mmalign.training.optim import MuonAdamW, factor, groups, optimizer
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.vision = nn.Linear(4, 4)
+        self.adapter = nn.Linear(4, 6)
+        self.llm = nn.ModuleDict({"embed_tokens": nn.Embedding(9, 6), "up": nn.Linear(6, 8)})
+
+
+def test_each_part_has_its_rate_and_only_matrices_decay():
+    optim = Optim(lr=1e-3, lr_vision=1e-5, lr_llm=1e-4, weight_decay=0.1)
+    made = groups(Parts().named_parameters(), optim)
+    found = {name: (g.lr, g.weight_decay) for g in made for name in g.names}
+    assert found["vision.weight"] == (1e-5, 0.1)
+    assert found["vision.bias"] == (1e-5, 0.0)
+    assert found["adapter.weight"] == (1e-3, 0.1)
+    assert found["llm.up.bias"] == (1e-4, 0.0)
+
+
+def test_frozen_parameters_are_in_no_group():
+    parts = Parts()
+    parts.vision.requires_grad_(False)
+    assert not [n for g in groups(parts.named_parameters(), Optim(lr=1)) for n in g.names if n.startswith("vision")]
+
+
+def test_a_rate_of_zero_is_a_rate():
+    (group,) = groups([("vision.w", nn.Parameter(torch.ones(1)))], Optim(lr=1e-3, lr_vision=0.0))
+    assert group.lr == 0
+
+
+def test_a_0_dimensional_parameter_is_refused():
+    with pytest.raises(CheckError, match="objectives.tau is a 0-dimensional"):
+        groups([("objectives.tau", nn.Parameter(torch.tensor(1.0)))], Optim(lr=1))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_schedule_by_its_definition(schedule):
+    optim, steps = Optim(lr=1.0, warmup=0.1, schedule=schedule), 50
+    for step in range(steps):
+        if step < 5:
+            want = (step + 1) / 5
+        else:
+            done = (step - 5) / 45
+            want = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[schedule]
+        assert factor(step, steps, optim) == pytest.approx(want)
+    assert factor(0, 1, Optim(lr=1.0)) == 1
+
+
+def test_muon_takes_hidden_matrices_and_adamw_the_rest():
+    parts, optim = Parts(), Optim(name="muon", lr=1e-3, lr_muon=2e-2)
+    made = groups(parts.named_parameters(), optim)
+    assert {n for g in made if g.muon for n in g.names} == {"vision.weight", "adapter.weight", "llm.up.weight"}
+    assert all(g.lr == 2e-2 for g in made if g.muon)
+    torch.manual_seed(0)
+    both = optimizer(made, optim)
+    assert isinstance(both, MuonAdamW)
+    twin = Parts()
+    twin.load_state_dict(parts.state_dict())
+    twins = dict(twin.named_parameters())
+    muon = torch.optim.Muon([twins[n] for g in made if g.muon for n in g.names], lr=1e-2, weight_decay=0.0)
+    adamw = torch.optim.AdamW([twins[n] for g in made if not g.muon for n in g.names], lr=1e-2, weight_decay=0.0)
+    for settings in both.param_groups:
+        settings["lr"] = 1e-2
+    for step in range(3):
+        for net in (parts, twin):
+            g = torch.Generator().manual_seed(step)
+            for p in net.parameters():
+                p.grad = torch.randn(p.shape, generator=g)
+        both.step()
+        muon.step()
+        adamw.step()
+    assert all(torch.equal(p, twins[n]) for n, p in parts.named_parameters())

@@ -1,0 +1,59 @@
+"""BASIC's premise: shares by layer against transformers' hidden states, and the warning when it fails."""
+
+import json
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from mmalign.objectives.basic import Direction
+from mmalign.training.premise import Premise
+from tests.objectives.test_basic import batch_of, build, eager, folders  # noqa: F401
+
+
+def made(model, tmp_path, right=None):
+    batch = batch_of(model, [0, 2])
+    words = torch.arange(model.llm.vocab) % 3 == 0
+    return batch, words, Premise(model, batch, words, right, tmp_path / "premise.jsonl", every=2)
+
+
+def test_shares_by_layer(folders, tmp_path):  # noqa: F811
+    model = build(folders, "llama", a=Direction(3))
+    right = [[{n % model.llm.vocab, 5} if n % 2 else set() for n in range(25)] for _ in range(3)]
+    batch, words, premise = made(model, tmp_path, right)
+    found = premise.look()
+    hidden, _ = eager(model, batch, 3)
+    at = torch.where(batch.ids_RS == batch.mark)
+    with torch.no_grad():
+        stages = [model.see(batch)[0].flatten(0, 1), *(h[at] for h in hidden)]
+        weights = model.looks[0].weights
+        stages.append(sum(w * h for w, h in zip(weights, stages[1:], strict=True)))
+        embed = normalize(model.llm.vocabulary(), dim=-1)
+    for name, tokens in zip(["layer 0", "layer 1", "layer 2", "layer 3", "refined"], stages, strict=True):
+        nearest = [int((embed @ normalize(t, dim=-1)).argmax()) for t in tokens]
+        assert found["words"][name] == pytest.approx(sum(bool(words[n]) for n in nearest) / len(nearest))
+        flat = [r for rows in right for r in rows]
+        hits = [n in r for n, r in zip(nearest, flat, strict=True) if r]
+        assert found["right"][name] == pytest.approx(sum(hits) / len(hits))
+
+
+def test_a_line_now_and_then(folders, tmp_path):  # noqa: F811
+    model = build(folders, "llama", a=Direction())
+    _, _, premise = made(model, tmp_path)
+    assert [premise(done) for done in range(1, 6)] == [False] * 5
+    lines = [json.loads(line) for line in premise.place.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"), [(0.5, 0.2, True), (0.5, 0.505, True), (0.1, 0.4, False)]
+)  # fmt: skip
+def test_the_warning(folders, tmp_path, before, after, says):  # noqa: F811
+    _, _, premise = made(build(folders, "llama", a=Direction()), tmp_path)
+    assert premise.warning() is None
+    premise.last = {"words": {"layer 0": before, "refined": after}}
+    found = premise.warning()
+    assert (found is not None) == says
+    if says:
+        assert f"{before:.1%} of visual tokens" in found
+        assert f"{after:.1%} after its shallow layers" in found
