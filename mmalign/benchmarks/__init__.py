@@ -1,0 +1,96 @@
+"""What a benchmark is: questions about images, and the official score of the answers. Scoring never needs a model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mmalign.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str  # unique in its benchmark; answers are joined by it, never by position
+    text: str  # the user's turn, without the image's mark
+    image: Any = None  # a reference `Benchmark.image` understands; None: no image
+    options: tuple[str, ...] = ()  # not empty: the answer is the likeliest of these, not generated text
+
+
+# What to do about questions without an answer and answers without a question. strict: DataError. lenient: a missing
+# answer is an empty one, an unknown one is left out. official: as the official tool does, where it goes on at all.
+Gaps = Literal["strict", "lenient", "official"]
+
+
+@dataclass
+class Score:
+    metrics: dict[str, float]  # in the unit of the official tool (percent or fraction), not rounded; empty: not scored
+    headline: str  # the name of the metric the papers mean
+    items: dict[str, float] = field(default_factory=dict)  # question id: its value, for paired comparisons
+    counts: dict[str, int] = field(default_factory=dict)  # asked, answered, missing, duplicate, unparsable, ...
+    notes: list[str] = field(default_factory=list)  # what a reader of the number has to know
+    printed: dict[str, float] = field(default_factory=dict)  # the metrics the official tool rounds, rounded as it does
+    taken: dict[str, str] = field(default_factory=dict)  # question id: what the rule took the answer for
+
+
+class Benchmark:
+    """A benchmark asked in words. `data` is the folder or file with its official files, where it has any."""
+
+    max_new_tokens: ClassVar[int] = 128
+    protocols: ClassVar[tuple[str, ...]] = ("official",)  # whose rules `score` can follow, where there are several
+    found: str = ""  # which files were read, and in which layout
+
+    def questions(self) -> Sequence[Question]:
+        """Every question, in the official order; DataError when the files are missing or damaged."""
+        raise NotImplementedError
+
+    def image(self, reference: Any) -> "Image":
+        """The picture behind a question's reference: RGB, or as it lies in the file where the official script does
+        not convert it (MMBench, ScienceQA)."""
+        raise NotImplementedError
+
+    def read(self, source: str) -> Mapping[str, str]:
+        """{question id: answer text} of a file of answers: {"id", "text"} on each line."""
+        from mmalign.benchmarks.answers import Answers, rows  # it imports this module
+
+        return Answers((row.id, row.text) for row in rows(source))
+
+    def score(self, answers: Mapping[str, str]) -> Score:
+        """The official metric on {question id: answer text}."""
+        raise NotImplementedError
+
+    def submission(self, answers: Mapping[str, str], target: Path) -> None:
+        """Write the file that the benchmark's server takes."""
+        raise DataError(f"{type(self).__name__} has no server to submit to", fix="score the answers: mmalign score")
+
+
+class Probe:
+    """A measurement of the model itself, not of its answers."""
+
+    def measure(self, model: "Subject") -> Score:
+        raise NotImplementedError
+
+
+class Subject:
+    """What a probe may ask of a model. Letters: B images, P patches, D width of the LLM, V its vocabulary."""
+
+    grid: tuple[int, int]
+
+    def visual(self, images: Sequence["Image"]) -> "Tensor":
+        """visual_BPD, fp32, on the CPU: the images' visual tokens as the adapter makes them."""
+        raise NotImplementedError
+
+    def vocabulary(self) -> tuple["Tensor", list[str]]:
+        """embed_VD, fp32, on the CPU, and the text of each token."""
+        raise NotImplementedError
+
+    def pieces(self, words: Sequence[str]) -> list[list[int]]:
+        """The token ids each word has inside a sentence."""
+        raise NotImplementedError
+
+    def perplexity(self, texts: Sequence[str], before: bool = False) -> float:
+        """exp of the mean loss per token over texts without images; `before`: of the LLM before any training here."""
+        raise NotImplementedError

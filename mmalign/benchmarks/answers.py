@@ -1,0 +1,126 @@
+"""Answers: read from a file, and joined by id to the questions they answer, with every gap counted."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from mmalign.benchmarks import Gaps, reading
+from mmalign.errors import DataError, nearest
+
+FEW = 5  # ids named in a message
+
+
+class Row(NamedTuple):
+    """One line of an answer file."""
+
+    id: str  # as the file has it
+    text: str
+    raw: Mapping[str, Any]
+
+
+def rows(path: str, texts: bool = True) -> list[Row]:
+    """The lines of an answer file: {"id", "text"} (ours) or {"question_id", "text"} (LLaVA's).
+
+    texts: False where a line may hold something else than text (log-probabilities).
+    """
+    found = []
+    for number, raw in enumerate(reading.json_lines(path), 1):
+        name, text = raw.get("id", raw.get("question_id")), raw.get("text", None if texts else "")
+        if name is None:
+            raise _unusable("neither `id` nor `question_id`", path, number)
+        if not isinstance(text, str):
+            raise _unusable(f"a `text` that is no text: {text!r}" if "text" in raw else "no `text`", path, number)
+        found.append(Row(str(name), text, raw))
+    return found
+
+
+def _unusable(what: str, path: str, number: int) -> DataError:
+    fix = 'each line is {"id": ..., "text": ...} or LLaVA\'s {"question_id": ..., "text": ...}'
+    return DataError(f"answer {number} has {what}", at=path, fix=fix)
+
+
+class Answers(dict[str, str]):
+    """{question id: text}; the last row of an id counts. `rows` keeps every row, in the order they came."""
+
+    def __init__(self, rows: Iterable[tuple[str, str]] = ()) -> None:
+        self.rows = list(rows)
+        super().__init__(self.rows)
+
+    @classmethod
+    def of(cls, answers: Mapping[str, str]) -> "Answers":
+        return answers if isinstance(answers, cls) else cls(answers.items())
+
+
+class Official(NamedTuple):
+    """What the official tool does about gaps."""
+
+    missing: Literal["refuse", "skip"] = "refuse"  # skip: averages over what there is
+    unknown: Literal["refuse", "skip"] = "refuse"
+
+
+@dataclass
+class Joined:
+    """Answers next to their questions."""
+
+    texts: dict[str, str]  # in the order of the questions; an id that is not there was skipped
+    rows: list[tuple[str, str]]  # every row of a known id, duplicates too, for tools that count rows
+    gaps: Gaps
+    counts: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+
+def join(asked: Collection[str], given: Mapping[str, str], gaps: Gaps, official: Official) -> Joined:
+    """Each asked id with its answer; `gaps` says what to do about the others."""
+    if gaps not in ("strict", "lenient", "official"):
+        raise DataError(f"no such way to treat gaps: {gaps!r}", fix=nearest(gaps, ("strict", "lenient", "official")))
+    answers = Answers.of(given)
+    known = asked if isinstance(asked, (dict, set)) else set(asked)
+    missing = [name for name in asked if name not in answers]
+    unknown = [name for name in answers if name not in known]
+    _refuse(missing, unknown, len(asked), official if gaps == "official" else _RULES[gaps])
+    texts = {name: answers[name] for name in asked if name in answers}
+    if gaps == "lenient":
+        texts = {name: answers.get(name, "") for name in asked}
+    if not texts:
+        raise DataError("there are no answers to score", fix="name a file with answers to these questions")
+    rows = [row for row in answers.rows if row[0] in known]
+    counts, notes = _counts(answers, asked, missing, unknown), list(_told(missing, unknown, len(asked), gaps))
+    return Joined(texts, rows, gaps, counts, notes)
+
+
+_RULES = {"strict": Official("refuse", "refuse"), "lenient": Official("skip", "skip")}
+
+
+def _refuse(missing: list[str], unknown: list[str], asked: int, rule: Official) -> None:
+    if missing and rule.missing == "refuse":
+        raise DataError(
+            f"{len(missing)} of {asked} questions have no answer: {few(missing)}",
+            fix="finish the run, or score leniently: a missing answer then counts as an empty one",
+        )
+    if unknown and rule.unknown == "refuse":
+        raise DataError(
+            f"{len(unknown)} answers belong to no question: {few(unknown)}",
+            fix="name the data these answers are for, or score leniently: they are then left out",
+        )
+
+
+def few(names: list[str]) -> str:
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
+
+
+def _counts(answers: Answers, asked: Collection[str], missing: list[str], unknown: list[str]) -> dict[str, int]:
+    return {
+        "asked": len(asked),
+        "answered": len(asked) - len(missing),
+        "missing": len(missing),
+        "duplicate": len(answers.rows) - len(answers),
+        "unknown": len(unknown),
+    }
+
+
+def _told(missing: list[str], unknown: list[str], asked: int, gaps: Gaps) -> Iterable[str]:
+    if missing:
+        done = "left out of the mean" if gaps == "official" else "counted as empty answers"
+        yield f"{len(missing)} of {asked} questions have no answer; {done}"
+    if unknown:
+        yield f"{len(unknown)} answers belong to no question; left out"

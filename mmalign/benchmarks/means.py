@@ -1,0 +1,21 @@
+"""Means of items over the groups they fall into."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from statistics import fmean
+
+Groups = Callable[[str], Iterable[str]]  # the groups of a question, by their full names: answer_type/other
+
+
+def over(items: Mapping[str, float] | Iterable[tuple[str, float]], groups: Groups) -> dict[str, float]:
+    """{group: mean of the items in it}, in order of appearance."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for name, value in items.items() if isinstance(items, Mapping) else items:
+        for group in groups(name):
+            found[group].append(value)
+    return {group: fmean(values) for group, values in found.items()}
+
+
+def sizes(names: Iterable[str], groups: Groups) -> dict[str, int]:
+    """{group: how many items are in it}."""
+    return dict(Counter(group for name in names for group in groups(name)))

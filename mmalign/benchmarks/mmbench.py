@@ -1,0 +1,229 @@
+"""MMBench and MMBench-CN: multiple choice, asked once for every rotation of the options (arXiv 2307.06281)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from statistics import fmean
+from string import ascii_uppercase
+from typing import Any, Literal
+
+from mmalign.benchmarks import Question, Score, means, reading
+from mmalign.benchmarks.answers import Joined, Official
+from mmalign.benchmarks.filed import LETTER, FiledBenchmark, no_answers
+from mmalign.benchmarks.options import VERSIONS, option
+from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.places import Layout
+from mmalign.benchmarks.reading import Row, Stored
+from mmalign.errors import DataError, nearest
+
+LETTERS = "ABCD"
+PASS = 1_000_000  # pass k of question i has index k * PASS + i
+REFERENCE = 64  # an image cell up to this long names the row that has the picture (VLMEvalKit's TSV)
+LETTER_CN = "请直接回答选项字母。"
+
+# What pandas reads as an empty cell; both official tools read the file with it (section 5.1).
+EMPTY = frozenset(
+    {"", "NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "nan", "NaN", "-nan", "-NaN"}
+    | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
+)
+ABBREVIATIONS = {
+    "coarse_perception": "CP",
+    "finegrained_perception (instance-level)": "FP-S",
+    "finegrained_perception (cross-instance)": "FP-C",
+    "logic_reasoning": "LR",
+    "relation_reasoning": "RR",
+    "attribute_reasoning": "AR",
+}
+SUBMITTED = ("index", "question", *LETTERS, "prediction", "answer", "split")
+
+
+class MMBench(FiledBenchmark):
+    """language: en or cn. split: dev, or test, whose answers the server keeps; None: the one that is there.
+
+    extraction: the version of VLMEvalKit's rule that finds the letter in an answer (options.VERSIONS). "head" is the
+    official one of today; nearly all published numbers are by "before-2025-08". Bare letters mean the same by all.
+    all_rounds: ask each row once for every rotation of its options; not for files that are circular already.
+    """
+
+    max_new_tokens = 1024
+    protocols = same = ("official", "vlmevalkit")  # VLMEvalKit is the official tool
+    rgb = False
+    official_gaps = Official(missing="skip", unknown="skip")
+
+    def __init__(
+        self,
+        data: str,
+        language: Literal["en", "cn"] = "en",
+        split: Literal["dev", "test"] | None = None,
+        extraction: str = "head",
+        all_rounds: bool = False,
+        images: str | None = None,
+    ) -> None:
+        if extraction not in VERSIONS:
+            raise DataError(f"no extraction rule {extraction!r}", fix=nearest(extraction, VERSIONS))
+        self.language, self.split, self.extraction, self.all_rounds = language, split, extraction, all_rounds
+        super().__init__(data, images)
+
+    def layouts(self) -> Sequence[Layout]:
+        splits = [self.split] if self.split else ["dev", "test"]
+        found = [one for split in splits for one in _patterns(split, self.language)]
+        return [Layout(name, {"questions": pattern}, {}) for name, pattern in found]
+
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        """{index: the row}, pass by pass; every cell a raw string."""
+        source = self.files.one("questions")
+        with reading.shape(source):
+            if self.files.layout == "parquet":
+                return {str(row["index"]): _from_parquet(row) for row in reading.parquet(self.files.files["questions"])}
+            return {str(int(row["index"])): dict(row) for row in reading.tsv(source)}
+
+    @cached_property
+    def truth(self) -> dict[str, Row]:
+        if not any(row["answer"] for row in self.rows.values()):
+            raise no_answers("MMBench", self.files, "the MMBench site")
+        return self.rows
+
+    @cached_property
+    def asked(self) -> list[Question]:
+        with reading.shape(self.files.one("questions")):
+            return [question for name, row in self.rows.items() for question in self._rounds(name, row)]
+
+    def _rounds(self, name: str, row: Row) -> Iterable[Question]:
+        """The row's question; with `all_rounds` once more for each rotation, under ids of their own."""
+        suffix = LETTER_CN if self.language == "cn" else LETTER
+        for turn in range(len(given(row)) if self.all_rounds else 1):
+            own = f"{name}/{turn}" if turn else name
+            yield Question(own, f"{prompt(row, turn)}\n{suffix}", self._picture(row))
+
+    def _picture(self, row: Row) -> Any:
+        cell = row["image"]
+        if isinstance(cell, Stored) or cell is None:
+            return cell
+        return Encoded(self.rows[cell]["image"] if len(cell) <= REFERENCE and cell in self.rows else cell)
+
+    def scored(self, joined: Joined, protocol: str) -> Score:
+        """CircularEval: a question counts when every pass of it is right; as fractions, with the first pass beside it.
+
+        Letters are found by exact matching (section 5.3); what would need a judge counts as wrong and is told.
+        """
+        told = joined.rows if joined.gaps == "official" else list(joined.texts.items())
+        taken = {name: self.letter(name, text) for name, text in joined.texts.items()}
+        right = [(name, self.letter(name, text) == self.rows[name]["answer"]) for name, text in told]
+        items = {name: float(all(passes)) for name, passes in _by_question(right).items()}
+        counted = [name for name, _ in right if _first(name) == name]  # a first pass told twice counts twice
+        joined.counts["unparsable"] = sum(not letter for letter in taken.values())
+        joined.notes.append(f"option extraction: exact matching, rule {self.extraction!r} of VLMEvalKit, no judge")
+        metrics = self._means(counted, items) | _passes(right)
+        return Score(metrics, "Overall", items, joined.counts, joined.notes, taken=taken)
+
+    def letter(self, name: str, text: str) -> str:
+        """The option an answer means; empty: unresolved. Empty answers reach the tool as the text "nan"."""
+        said = option("nan" if text in EMPTY else text, options(self.rows[name]), self.extraction)
+        return said or ""
+
+    def _means(self, counted: Sequence[str], items: Mapping[str, float]) -> dict[str, float]:
+        """Overall, by the six abilities and by category: the mean over questions."""
+        if not counted:
+            raise DataError("no question has an answer to its first pass", fix="finish the run: every row is asked")
+        values = [(name, items[name]) for name in counted]
+        return {"Overall": fmean(items[name] for name in counted), **means.over(values, self._groups)}
+
+    def _groups(self, name: str) -> list[str]:
+        row = self.rows[name]
+        found = [row[column] for column in ("l2-category", "category") if row.get(column)]
+        return [ABBREVIATIONS.get(group, group) for group in found]
+
+    def submission(self, answers: Mapping[str, str], target: Path) -> None:
+        """LLaVA's sheet for the MMBench site: the question, the options and the answer; empty where there is none."""
+        columns = [name for name in SUBMITTED if name == "prediction" or name in next(iter(self.rows.values()))]
+        sheet(target, columns, (_told(name, row, columns, answers.get(name)) for name, row in self.rows.items()))
+
+
+def _patterns(split: str, language: str) -> list[tuple[str, str]]:
+    """(layout, file) by which a split goes around."""
+    tsv = f"MMBench_{split.upper()}_{language.upper()}"
+    return [
+        ("LLaVA", f"mmbench_{split}_cn_*.tsv" if language == "cn" else f"mmbench_{split}_[!c]*.tsv"),
+        ("TSV", f"{tsv}.tsv"),
+        ("TSV", f"{tsv}_V11.tsv"),
+        ("parquet", f"{language}/{split}-*.parquet"),
+        ("parquet", f"{split}-*.parquet"),
+    ]
+
+
+def prompt(row: Row, turn: int = 0) -> str:
+    """Hint, question and options, the options rotated left `turn` times (section 5.2)."""
+    hint = [] if _none(row["hint"]) else [row["hint"]]
+    turned = given(row)[turn:] + given(row)[:turn]
+    return "\n".join([*hint, row["question"], *(f"{one}. {text}" for one, text in zip(LETTERS, turned, strict=False))])
+
+
+def given(row: Row) -> list[str]:
+    """The options that are shown: they end before the first that is missing."""
+    return list(takewhile(lambda text: not _none(text), (row.get(letter, "") for letter in LETTERS)))
+
+
+def _none(cell: str) -> bool:
+    """Missing to LLaVA: empty to pandas, or nan or none in any case."""
+    return cell in EMPTY or cell.lower() in ("nan", "none")
+
+
+def options(row: Row) -> dict[str, str]:
+    """The options as VLMEvalKit sees them: without the empty ones."""
+    return {letter: row[letter] for letter in ascii_uppercase if row.get(letter, "") not in EMPTY}
+
+
+def _first(name: str) -> str:
+    return str(int(name) % PASS)
+
+
+def _by_question(right: Iterable[tuple[str, bool]]) -> dict[str, list[bool]]:
+    """{question: whether each of its passes is right}. The number of passes is not that of the options: some
+    four-option questions have three. Without its first pass a question does not count."""
+    found: dict[str, list[bool]] = {}
+    for name, hit in sorted(right, key=lambda one: int(one[0]) // PASS):
+        if name == _first(name):
+            found.setdefault(name, []).append(hit)
+        elif _first(name) in found:
+            found[_first(name)].append(hit)
+    return found
+
+
+def _passes(right: Sequence[tuple[str, bool]]) -> dict[str, float]:
+    """Accuracy over the first passes, and over all passes as if they were questions."""
+    first = [hit for name, hit in right if name == _first(name)]
+    return {"first_pass": fmean(first) if first else 0.0, "all_passes": fmean(hit for _, hit in right)}
+
+
+def _from_parquet(row: Row) -> Row:
+    """The parquet files spell one column otherwise and hold empty cells as null or the text nan."""
+    low = {key.replace("L2-", "l2-"): cell for key, cell in row.items() if key not in ("image", "image_name")}
+    return {key: "" if cell in (None, "nan") else str(cell) for key, cell in low.items()} | {"image": row["image"]}
+
+
+def _told(name: str, row: Row, columns: Iterable[str], answer: str | None) -> list[Any]:
+    """A row of the sheet; nothing where pandas would have nothing."""
+    cells = {key: None if cell in EMPTY else cell for key, cell in row.items()}
+    cells |= {"index": int(name), "prediction": answer or None}
+    return [cells[column] for column in columns]
+
+
+def sheet(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """One sheet with a header, no index column."""
+    try:
+        from openpyxl import Workbook
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    except ImportError as err:
+        raise DataError("writing the sheet needs openpyxl", fix="pip install openpyxl") from err
+    book = Workbook()
+    page = book.active
+    for number, row in enumerate([columns, *rows], 1):
+        for at, value in enumerate(row, 1):
+            if value is not None:
+                clean = ILLEGAL_CHARACTERS_RE.sub("", value) if isinstance(value, str) else value
+                cell = page.cell(number, at, clean)
+                cell.data_type = "s" if isinstance(value, str) else "n"  # an answer that starts with = is no formula
+    target.parent.mkdir(parents=True, exist_ok=True)
+    book.save(target)

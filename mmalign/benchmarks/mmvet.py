@@ -1,0 +1,201 @@
+"""MM-Vet: 218 open questions that need several abilities at once, graded by a language model (arXiv 2308.02490)."""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from math import sqrt
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mmalign import files
+from mmalign.benchmarks import Gaps, Question, Score, reading
+from mmalign.benchmarks.answers import Joined, Official, Row, few
+from mmalign.benchmarks.filed import FiledBenchmark, no_answers
+from mmalign.benchmarks.judge import MODEL, Grade, Judge, Sheet, graded, prompt_in
+from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.places import Layout
+from mmalign.errors import DataError
+
+AGAIN = "\nPredict the correctness of the answer (digit): "  # what the evaluator adds when a reply was no number
+
+
+class MMVet(FiledBenchmark):
+    """Aggregates grades; asks a judge for them only where an endpoint is named. Without either it is not graded.
+
+    grades: a grades file ({id: {model[], content[], score[]}}); where a judge is asked, it is written after each grade,
+    and what it already holds is not asked again.
+    judge: the address of an OpenAI-compatible API (https://.../v1); its key is read from $OPENAI_API_KEY.
+    evaluator: the official mm-vet_evaluator.py, whose prompt the judge gets; None: the one beside the data.
+    runs: how often each answer is graded (the paper: 5); None: as often as the grades file has.
+    """
+
+    max_new_tokens = 1024
+    folders = ("mm-vet/images", "images")
+    official_gaps = Official(unknown="skip")
+
+    def __init__(
+        self,
+        data: str,
+        grades: str | None = None,
+        judge: str | None = None,
+        judge_model: str = MODEL,
+        evaluator: str | None = None,
+        runs: int | None = None,
+        images: str | None = None,
+    ) -> None:
+        super().__init__(data, images)
+        self.grades, self.runs = grades, runs
+        self.judge = Judge(judge, judge_model) if judge else None
+        if judge and not grades:
+            raise DataError("a judge is named, but no file to keep its grades in", fix="grades=FILE.json")
+        self.prompt, self.official_prompt = prompt_in(evaluator, self.place) if judge else ("", True)
+
+    def layouts(self) -> Sequence[Layout]:
+        official = {"questions": "mm-vet.json"}
+        return [
+            Layout("LLaVA", {"llava": "llava-mm-vet.jsonl"}, official),
+            Layout("official", official, {}),
+            Layout("parquet", {"questions": "test-*.parquet"}, {}),
+            Layout("TSV", {"questions": "MMVet.tsv"}, {}),
+        ]
+
+    @cached_property
+    def truth(self) -> dict[str, dict[str, Any]]:
+        """{id: question, answer, capability, picture}; ids are v1_0, v1_1, ..."""
+        if not self.files.has("questions"):
+            raise no_answers("MM-Vet", self.files, "the online evaluator")
+        source = self.files.one("questions")
+        with reading.shape(source):
+            if self.files.layout == "TSV":
+                cells = reading.tsv(source)
+                return {_own(row["index"]): _flat(row, row["category"], Encoded(row["image"])) for row in cells}
+            if self.files.layout == "parquet":
+                rows = reading.parquet(self.files.files["questions"])
+                return {_own(row["question_id"]): _flat(row, row["capability"], row["image"]) for row in rows}
+            return {name: {**row, "picture": row["imagename"]} for name, row in reading.json_file(source).items()}
+
+    @cached_property
+    def asked(self) -> list[Question]:
+        if self.files.layout != "LLaVA":
+            return [Question(name, row["question"], row["picture"]) for name, row in self.truth.items()]
+        source = self.files.one("llava")
+        with reading.shape(source):
+            return [Question(_own(row["question_id"]), row["text"], row["image"]) for row in reading.json_lines(source)]
+
+    def own_id(self, row: Row) -> str:
+        return _own(row.id)
+
+    def scored(self, joined: Joined, protocol: str) -> Score:
+        """The mean grade, in percent, in total, by ability and by set of abilities (section 8.3)."""
+        sheet = self._sheet(joined)
+        if sheet is None:
+            joined.notes.append("not graded: MM-Vet needs a judge; name a grades file, or a judge's endpoint")
+            return Score({}, "total", {}, joined.counts, joined.notes)
+        joined.notes += self._ungraded(sheet, joined.gaps)
+        runs = self._runs(sheet)
+        joined.notes.append(f"judge: {', '.join(sorted({name for one in sheet.values() for name in one['model']}))}")
+        metrics = self._means(sheet, runs)
+        items = {name: 100 * fmean(sheet[name]["score"][:runs]) for name in self.truth if name in sheet}
+        taken = {name: ", ".join(map(str, sheet[name]["content"][:runs])) for name in items}
+        printed = {name: nearest_tenth(value) for name, value in metrics.items()}
+        return Score(metrics, "total", items, joined.counts, joined.notes, printed, taken)
+
+    def _sheet(self, joined: Joined) -> Sheet | None:
+        """{id: its grades}: from the file, completed by the judge where one is named."""
+        sheet = _read_sheet(self.grades) if self.grades and os.path.exists(self.grades) else None
+        if self.judge is None:
+            if self.grades and sheet is None:
+                raise DataError(f"no grades file {self.grades}", fix="name a judge's endpoint, or leave the file out")
+            return sheet
+        joined.notes.append(f"judge's prompt: {'the official one' if self.official_prompt else 'NOT the official one'}")
+        return self._graded(joined.texts, sheet or {}, self.judge)
+
+    def _graded(self, texts: Mapping[str, str], sheet: Sheet, judge: Judge) -> Sheet:
+        assert self.grades is not None
+        for run in range(self.runs or 1):
+            for name, text in texts.items():
+                grades = sheet.setdefault(name, {"model": [], "content": [], "score": []})
+                if len(grades["score"]) <= run:
+                    _append(grades, graded(judge.ask, *self.prompts(name, text), judge.wait))
+                    files.write_json(Path(self.grades), sheet)
+        return sheet
+
+    def prompts(self, name: str, text: str) -> tuple[str, str]:
+        """What the judge is asked about an answer, and what it is asked again; nothing is escaped (section 8.3)."""
+        row = self.truth[name]
+        answer = row["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+        first = self.prompt + "\n" + " | ".join([row["question"], answer, text, ""])
+        return first, first + AGAIN
+
+    def _ungraded(self, sheet: Sheet, gaps: Gaps) -> list[str]:
+        missing = [name for name in self.truth if name not in sheet]
+        if missing and (gaps != "lenient" or len(missing) == len(self.truth)):
+            raise DataError(f"{len(missing)} questions have no grade: {few(missing)}", fix="let the judge finish")
+        return [f"{len(missing)} questions have no grade; counted as 0"] if missing else []
+
+    def _runs(self, sheet: Sheet) -> int:
+        """How many runs are averaged; each question needs as many grades."""
+        often = {name: len(sheet[name]["score"]) for name in self.truth if name in sheet}
+        runs = self.runs or max(often.values())
+        short = [name for name, number in often.items() if number < runs]
+        if short:
+            what = f"{len(short)} questions have fewer than {runs} grades: {few(short)}"
+            raise DataError(what, fix=f"let the judge finish, or runs={min(often.values())}")
+        return runs
+
+    def _means(self, sheet: Sheet, runs: int) -> dict[str, float]:
+        """Denominators come from the questions, not from the grades."""
+        found: dict[str, float] = {}
+        for group, names in self._groups().items():
+            found[group] = fmean(_share(sheet, names, run) for run in range(runs))
+        totals = [_share(sheet, self.truth, run) for run in range(runs)]
+        mean = fmean(totals)
+        found |= {"total": mean, "std": sqrt(fmean((total - mean) ** 2 for total in totals))}
+        return found | {f"run/{run + 1}": total for run, total in enumerate(totals)}
+
+    def _groups(self) -> dict[str, list[str]]:
+        """Questions by ability, and by their exact set of abilities ("integration")."""
+        found: dict[str, list[str]] = {}
+        for name, row in self.truth.items():
+            abilities = sorted(set(row["capability"]))
+            for group in [*abilities, f"set/{'_'.join(abilities)}"]:
+                found.setdefault(group, []).append(name)
+        return found
+
+    def submission(self, answers: Mapping[str, str], target: Path) -> None:
+        """The results file of the evaluator and of the online one (section 8.5)."""
+        files.write_json(target, dict(answers))
+
+
+def _own(name: Any) -> str:
+    """LLaVA and VLMEvalKit count 0, 1, ...; the official ids have a prefix."""
+    return str(name) if str(name).startswith("v1_") else f"v1_{name}"
+
+
+def _flat(row: Mapping[str, Any], abilities: str, picture: Any) -> dict[str, Any]:
+    found = [one.strip() for one in abilities.split(",")]
+    return {"question": row["question"], "answer": row["answer"], "capability": found, "picture": picture}
+
+
+def _share(sheet: Sheet, names: Collection[str], run: int) -> float:
+    return sum(float(sheet[name]["score"][run]) for name in names if name in sheet) / len(names) * 100
+
+
+def _append(grades: dict[str, list[Any]], grade: Grade) -> None:
+    grades["model"].append(grade.model)
+    grades["content"].append(grade.content)
+    grades["score"].append(grade.score)
+
+
+def _read_sheet(path: str) -> Sheet:
+    with reading.shape(path):
+        found = reading.json_file(path)
+        return {
+            str(name): {key: list(one[key]) for key in ("model", "content", "score")} for name, one in found.items()
+        }
+
+
+def nearest_tenth(value: float) -> float:
+    """Rounded as numpy does it, which the official tool uses: the nearest tenth of the scaled number."""
+    return float(round(value * 10) / 10) if value == value else value

@@ -1,0 +1,42 @@
+"""What training did to the language: perplexity on texts without images, now and before."""
+
+import re
+from typing import TYPE_CHECKING
+
+from mmalign.benchmarks import Probe, Score, Subject
+from mmalign.errors import CheckError, DataError
+
+if TYPE_CHECKING:
+    from mmalign.data import Data
+
+MARK = re.compile(r"\s*<image>\s*")
+
+
+class Perplexity(Probe):
+    """exp of the mean loss per token over the first `texts` texts of a data set, images left out.
+
+    `perplexity` is the trained model's, `before` that of the language model it started from. A text is all that is
+    said in a record, its turns joined by blanks.
+    """
+
+    def __init__(self, data: "Data", texts: int = 200) -> None:
+        if texts < 1:
+            raise CheckError(f"perplexity: texts must be at least 1, got {texts}")
+        self.data, self.texts = data, texts
+
+    def measure(self, model: Subject) -> Score:
+        texts = self._said()
+        now, before = model.perplexity(texts), model.perplexity(texts, before=True)
+        metrics = {"perplexity": now, "before": before, "change": now - before}
+        return Score(metrics, "perplexity", counts={"texts": len(texts)})
+
+    def _said(self) -> list[str]:
+        said: list[str] = []
+        for record in self.data:
+            text = " ".join(MARK.sub(" ", turn.text).strip() for turn in record.turns).strip()
+            said += [text] if text else []
+            if len(said) == self.texts:
+                return said
+        if not said:
+            raise DataError("perplexity: the data has no text", fix="a data set with turns that say something")
+        return said

@@ -1,0 +1,95 @@
+"""Open the picture behind a question: a file in a folder, a base64 cell, or a row of a parquet file."""
+
+import base64
+import binascii
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from mmalign import files
+from mmalign.benchmarks.places import Place
+from mmalign.benchmarks.reading import Stored, parquet_library
+from mmalign.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture written into a table's cell."""
+
+    cell: str
+
+
+class Pictures:
+    """folders: where named pictures may lie, below the benchmark's own folder; rgb: convert what is opened."""
+
+    def __init__(self, place: Place, folders: Sequence[str], given: str | None = None, rgb: bool = True) -> None:
+        self.place, self.rgb = place, rgb
+        usual = [os.path.join(place.folder, folder) for folder in (*folders, "images", ".")]
+        self.folders = [given] if given else usual
+
+    def open(self, reference: Any) -> "Image":
+        """RGB, or unconverted where the official script does not convert (BENCHMARKS, section 0)."""
+        from PIL import Image  # only where a picture is opened
+
+        data, name = self._data(reference)
+        try:
+            image = Image.open(io.BytesIO(data))
+            image.load()
+        except (OSError, SyntaxError, ValueError) as err:
+            raise DataError(f"cannot read the picture: {err}", at=name, fix="fetch the file again") from err
+        return image.convert("RGB") if self.rgb else image
+
+    def _data(self, reference: Any) -> tuple[bytes, str]:
+        if isinstance(reference, Encoded):
+            return _decoded(reference.cell), f"base64 {reference.cell[:20]}..."
+        if isinstance(reference, Stored):
+            return _stored(reference), f"{reference.path} row {reference.row}"
+        return self._named(str(reference))
+
+    def _named(self, name: str) -> tuple[bytes, str]:
+        for folder in self.folders:
+            path = os.path.join(folder, name)
+            if self.place.exists(path):
+                with files.open_(path, "rb") as source:
+                    return source.read(), path
+        raise DataError(f"no picture {name!r}", at=", ".join(self.folders), fix="name their folder: images=FOLDER")
+
+
+def _decoded(cell: str) -> bytes:
+    try:
+        return base64.b64decode(cell)
+    except (binascii.Error, ValueError) as err:
+        raise DataError(f"not base64: {err}", at=f"{cell[:40]!r}", fix="the table may be damaged") from err
+
+
+def _stored(reference: Stored) -> bytes:
+    """The bytes in one row, read with the row group it lies in."""
+    starts = _groups(reference.path)
+    group = max(number for number, start in enumerate(starts) if start <= reference.row)
+    cell = _column(reference.path, group)[reference.row - starts[group]]
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(data, bytes):
+        raise DataError("the row has no picture", at=f"{reference.path} row {reference.row}")
+    return data
+
+
+@lru_cache(maxsize=64)
+def _groups(path: str) -> list[int]:
+    """The first row of every row group."""
+    with files.open_(path, "rb") as source:
+        meta = parquet_library().ParquetFile(source).metadata
+    sizes = [meta.row_group(number).num_rows for number in range(meta.num_row_groups)]
+    return [sum(sizes[:number]) for number in range(len(sizes))] or [0]
+
+
+@lru_cache(maxsize=2)  # questions are asked in order: one group at a time, and the next
+def _column(path: str, group: int) -> list[Any]:
+    with files.open_(path, "rb") as source:
+        table = parquet_library().ParquetFile(source).read_row_group(group, columns=["image"])
+    return list(table.column("image").to_pylist())

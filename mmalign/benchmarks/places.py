@@ -1,0 +1,94 @@
+"""Where a benchmark's files lie: found by looking, in one of the layouts that exist in the wild."""
+
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from mmalign import files
+from mmalign.errors import DataError
+
+DEPTH = 2  # folders below the given one in which a file is still found: hf/data/x.parquet
+
+
+class Place:
+    """A folder or one file, local or behind an fsspec URL."""
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+        self.remote = files.is_url(spec)
+        self.root = spec.rstrip("/") if self.remote else str(files.local(spec) or Path(spec))
+        if not self.exists(self.root):
+            raise DataError(f"no such file or folder: {spec}", fix="name the folder with the benchmark's files")
+        self.is_file = Path(self.root).is_file() if not self.remote else bool(os.path.splitext(self.root)[1])
+        self.folder = os.path.dirname(self.root) if self.is_file else self.root
+
+    def find(self, pattern: str) -> list[str]:
+        """The files a pattern matches in the nearest level of folders that has any; sorted."""
+        if self.is_file:
+            return [self.root] if fnmatch(os.path.basename(self.root), pattern.rsplit("/", 1)[-1]) else []
+        return next(filter(None, (self._glob("*/" * depth + pattern) for depth in range(DEPTH + 1))), [])
+
+    def exists(self, path: str) -> bool:
+        if not self.remote:
+            return os.path.exists(path)
+        fs, inside = _filesystem(path)
+        return bool(fs.exists(inside))
+
+    def _glob(self, pattern: str) -> list[str]:
+        if not self.remote:
+            return sorted(os.path.join(self.root, name) for name in glob.glob(pattern, root_dir=self.root))
+        fs, inside = _filesystem(self.root)
+        return sorted(fs.unstrip_protocol(name) for name in fs.glob(f"{inside}/{pattern}"))
+
+
+def _filesystem(path: str) -> tuple["fsspec.AbstractFileSystem", str]:  # type: ignore[name-defined]  # noqa: F821
+    from fsspec.core import url_to_fs  # only for URLs
+
+    return url_to_fs(path)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which the same benchmark is handed around: the pattern of each file it needs, by role."""
+
+    name: str  # LLaVA, official, parquet, TSV
+    needs: Mapping[str, str]
+    may: Mapping[str, str]  # files that some questions can do without
+
+    def look(self, place: Place) -> "Found | None":
+        found = {role: place.find(pattern) for role, pattern in self.needs.items()}
+        if not all(found.values()):
+            return None
+        return Found(self.name, found | {role: place.find(pattern) for role, pattern in self.may.items()})
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of one layout that are there."""
+
+    layout: str
+    files: Mapping[str, list[str]]
+
+    def has(self, role: str) -> bool:
+        return bool(self.files.get(role))
+
+    def one(self, role: str) -> str:
+        """The file of a role; the first where a pattern matched several."""
+        return self.files[role][0]
+
+    def __str__(self) -> str:
+        there = [found for found in self.files.values() if found]
+        names = [os.path.basename(found[0]) + (" ..." if len(found) > 1 else "") for found in there]
+        return f"{self.layout} layout: {', '.join(names)}"
+
+
+def look(place: Place, layouts: Sequence[Layout], benchmark: str) -> Found:
+    """The first layout whose files are all there; DataError with what each of them would need."""
+    for layout in layouts:
+        if found := layout.look(place):
+            return found
+    wanted = "; ".join(dict.fromkeys(f"{' + '.join(one.needs.values())} ({one.name})" for one in layouts))
+    raise DataError(f"no files of {benchmark} in {place.spec}", at=place.root, fix=f"put there one of: {wanted}")

@@ -1,0 +1,261 @@
+"""POPE: is there such an object in the picture? Hallucination by yes and no (arXiv 2305.10355)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import PurePath
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from mmalign.benchmarks import Question, Score, reading, vqatext
+from mmalign.benchmarks.answers import Joined, few
+from mmalign.benchmarks.filed import SHORT, FiledBenchmark
+from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.places import Layout
+from mmalign.benchmarks.reading import Row
+from mmalign.errors import DataError
+
+# What LLaVA's file adds to the ids of each category, whose official files all count from 1; in the order of its file.
+OFFSETS = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
+LLAVA_RANDOM = 2910  # rows of the random file LLaVA's questions were made from; POPE's current one has 3,000
+
+
+class Item(NamedTuple):
+    question: str
+    image: Any
+    picture: str  # its file name, where the layout tells it
+    yes: bool
+    categories: tuple[str, ...]
+
+
+class POPE(FiledBenchmark):
+    """Three categories of questions: about objects drawn at random, popular ones, and those that often come along."""
+
+    protocols = ("official", "lmms-eval", "vlmevalkit")
+    folders = ("val2014", "images/val2014")
+
+    def layouts(self) -> Sequence[Layout]:
+        labels = {"labels": "coco_pope_*.json"}
+        full = {category: f"{category}-*.parquet" for category in OFFSETS}
+        return [
+            Layout("LLaVA", {"llava": "llava_pope_test.jsonl", **labels}, {}),
+            Layout("official", labels, {}),
+            Layout("parquet", {"questions": "test-*.parquet"}, {}),
+            Layout("parquet", full, {}),
+            Layout("TSV", {"questions": "POPE.tsv"}, {}),
+        ]
+
+    @cached_property
+    def truth(self) -> dict[str, Item]:
+        """{question id: question and label}."""
+        if self.files.layout == "LLaVA":
+            return _matched(self._llava, self._official)
+        if self.files.layout == "official":
+            return self._official
+        paths = [path for found in self.files.files.values() for path in found]
+        with reading.shape(paths[0]):
+            if self.files.layout == "TSV":
+                return {row["index"]: _from_tsv(row) for row in reading.tsv(paths[0])}
+            return dict(map(_from_parquet, reading.parquet(paths)))
+
+    @cached_property
+    def _llava(self) -> list[Row]:
+        return reading.json_lines(self.files.one("llava"))
+
+    @cached_property
+    def _official(self) -> dict[str, Item]:
+        found = {PurePath(path).stem.removeprefix("coco_pope_"): path for path in self.files.files["labels"]}
+        return {
+            name: item
+            for category in sorted(found, key=lambda one: list(OFFSETS).index(one) if one in OFFSETS else 9)
+            for name, item in _labels(found[category], category)
+        }
+
+    @cached_property
+    def asked(self) -> list[Question]:
+        if self.files.layout == "LLaVA":
+            with reading.shape(self.files.one("llava")):
+                return [Question(str(row["question_id"]), row["text"], row["image"]) for row in self._llava]
+        return [Question(name, f"{item.question}\n{SHORT}", item.image) for name, item in self.truth.items()]
+
+    def scored(self, joined: Joined, protocol: str) -> Score:
+        """F1 of yes in each category and their mean, as fractions (section 6.3); joined by id, never by position."""
+        joined.notes += self._revision()
+        if protocol == "official":
+            return self._mean_of_three(joined)
+        return self._peer(joined, *PEERS[protocol])
+
+    def _mean_of_three(self, joined: Joined) -> Score:
+        taken = {name: yes_or_no(text) for name, text in joined.texts.items()}
+        joined.counts["unparsable"] = sum(unclear(text) for text in joined.texts.values())
+        metrics: dict[str, float] = {}
+        for category, names in self._categories().items():
+            pairs = [(self.truth[name].yes, taken[name] == "yes") for name in names]
+            metrics |= {f"{category}/{name}": value for name, value in official(pairs).items()}
+            if not any(said for _, said in pairs):
+                joined.notes.append(f"{category}: no answer is yes; the official script stops here, we give an F1 of 0")
+        for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
+            metrics[name] = fmean(metrics[f"{category}/{name}"] for category in self._categories())
+        items = {name: float(self.truth[name].yes == (said == "yes")) for name, said in taken.items()}
+        return Score(metrics, "f1", items, joined.counts, joined.notes, taken=taken)
+
+    def _peer(self, joined: Joined, said: Callable[[str], str], metrics_of: "Metrics") -> Score:
+        """Both toolkits pool the questions for their headline, and give each category beside it."""
+        taken = {name: said(text) for name, text in joined.texts.items()}
+        groups = self._categories()
+        pooled = [name for names in groups.values() for name in names]
+        metrics: dict[str, float] = {}
+        for group, names in {"all": pooled, **groups}.items():
+            pairs = [(self.truth[name].yes, taken[name]) for name in names]
+            metrics |= {f"{group}/{name}": value for name, value in metrics_of(pairs).items()}
+        items = {name: float(("yes" if self.truth[name].yes else "no") == one) for name, one in taken.items()}
+        return Score(metrics, "all/f1", items, joined.counts, joined.notes, taken=taken)
+
+    def _categories(self) -> dict[str, list[str]]:
+        """{category: its question ids}; a question of VLMEvalKit's TSV may be in several."""
+        found: dict[str, list[str]] = {}
+        for name, item in self.truth.items():
+            for category in item.categories:
+                found.setdefault(category, []).append(name)
+        return found
+
+    def _revision(self) -> list[str]:
+        rows = len(self._categories().get("random", ()))
+        if rows <= LLAVA_RANDOM:
+            return []
+        return [f"{rows} random questions: POPE's current revision; LLaVA's published numbers are on {LLAVA_RANDOM}"]
+
+
+Metrics = Callable[[Sequence[tuple[bool, str]]], dict[str, float]]
+
+
+def _labels(path: str, category: str) -> list[tuple[str, Item]]:
+    with reading.shape(path):
+        return [
+            (
+                str(OFFSETS.get(category, 0) + int(row["question_id"])),
+                Item(row["text"], row["image"], row["image"], row["label"] != "no", (category,)),
+            )
+            for row in reading.json_lines(path)
+        ]
+
+
+def _matched(llava: Sequence[Row], labels: Mapping[str, Item]) -> dict[str, Item]:
+    """LLaVA's questions with their labels: by id where all of a category agree, else by picture and question.
+
+    The trap: POPE's repository later replaced the random file. LLaVA's own scorer, which goes by position, then gives
+    an F1 of 46 for 87 and says nothing (section 6.1).
+    """
+    found: dict[str, Item | None] = {}
+    for category in dict.fromkeys(str(row["category"]) for row in llava):
+        rows = {str(row["question_id"]): row for row in llava if row["category"] == category}
+        own = {name: item for name, item in labels.items() if category in item.categories}
+        same = all(name in own and _same(row, own[name]) for name, row in rows.items())
+        found |= {name: own[name] for name in rows} if same else _by_content(rows, list(own.values()))
+    strangers = [name for name, item in found.items() if item is None]
+    if strangers:
+        raise DataError(
+            f"the label files are of another revision than LLaVA's questions; of its {len(found)} questions,"
+            f" {len(strangers)} have no label: {few(strangers)}",
+            fix="take coco_pope_*.json of RUCAIBox/POPE at commit e3e3926 (2,910 random rows)",
+        )
+    return {name: item for name, item in found.items() if item}
+
+
+def _by_content(rows: Mapping[str, Row], items: Sequence[Item]) -> dict[str, Item | None]:
+    """The label of the same picture and question; None where there is none, or two that differ."""
+    known: dict[tuple[str, str], Item | None] = {}
+    for item in items:
+        key = item.picture, _spelt(item.question)
+        other = known.get(key, item)
+        known[key] = item if other and other.yes == item.yes else None
+    return {name: known.get((row["image"], _spelt(_bare(row["text"])))) for name, row in rows.items()}
+
+
+def _same(row: Row, item: Item) -> bool:
+    return bool(row["image"] == item.picture and _spelt(_bare(row["text"])) == _spelt(item.question))
+
+
+def _bare(text: str) -> str:
+    return text.removesuffix(f"\n{SHORT}")
+
+
+def _spelt(question: str) -> str:
+    """Later revisions mend a spelling."""
+    return question.replace("imange", "image")
+
+
+def yes_or_no(text: str) -> str:
+    """The official reading: no where the first sentence has the word No, no or not; yes for everything else."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+def unclear(text: str) -> bool:
+    """Taken for a yes only because it is no `no`."""
+    return yes_or_no(text) == "yes" and "yes" not in vqatext.without_marks(text.lower()).split()
+
+
+def official(pairs: Sequence[tuple[bool, bool]]) -> dict[str, float]:
+    """Counts and rates of (label, answer) pairs, both True for yes; a rate over nothing is 0."""
+    hits, false = pairs.count((True, True)), pairs.count((False, True))
+    missed, rejected = pairs.count((True, False)), pairs.count((False, False))
+    precision, recall = _share(hits, hits + false), _share(hits, hits + missed)
+    return {
+        "TP": hits,
+        "FP": false,
+        "TN": rejected,
+        "FN": missed,
+        "accuracy": (hits + rejected) / len(pairs),
+        "precision": precision,
+        "recall": recall,
+        "f1": _share(2 * precision * recall, precision + recall),
+        "yes_ratio": (hits + false) / len(pairs),
+    }
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _lmms_metrics(pairs: Sequence[tuple[bool, str]]) -> dict[str, float]:
+    """Answers that are neither are wrong for accuracy, nothing for the others; yes_ratio is that of the labels."""
+    clear = official([(yes, said == "yes") for yes, said in pairs if said in ("yes", "no")] or [(False, False)])
+    right = fmean(said == ("yes" if yes else "no") for yes, said in pairs)
+    rates = {name: clear[name] for name in ("precision", "recall", "f1")}
+    return {"accuracy": right, **rates, "yes_ratio": fmean(yes for yes, _ in pairs)}
+
+
+def _word(text: str) -> str:
+    """VLMEvalKit's reading: the word yes or no, but not both; in percent."""
+    words = vqatext.without_marks(text.lower()).split()
+    return "unknown" if ("yes" in words) == ("no" in words) else "yes" if "yes" in words else "no"
+
+
+def _vlmevalkit_metrics(pairs: Sequence[tuple[bool, str]]) -> dict[str, float]:
+    """Unknown answers count as no for precision, recall and F1, and as wrong for accuracy."""
+    rates = official([(yes, said == "yes") for yes, said in pairs])
+    rates["accuracy"] = fmean(said == ("yes" if yes else "no") for yes, said in pairs)
+    return {name: 100 * rates[name] for name in ("f1", "accuracy", "precision", "recall")}
+
+
+def _bare_word(text: str) -> str:
+    return text.lower().strip()
+
+
+# protocol: its reading of an answer, its metrics (section 6.4)
+PEERS: dict[str, tuple[Callable[[str], str], Metrics]] = {
+    "lmms-eval": (_bare_word, _lmms_metrics),
+    "vlmevalkit": (_word, _vlmevalkit_metrics),
+}
+
+
+def _from_parquet(row: Mapping[str, Any]) -> tuple[str, Item]:
+    category = str(row["category"])
+    name = f"{row['image_source']}.jpg"
+    item = Item(row["question"], row["image"], name, str(row["answer"]).lower() != "no", (category,))
+    return str(OFFSETS.get(category, 0) + int(row["question_id"])), item
+
+
+def _from_tsv(row: Mapping[str, str]) -> Item:
+    yes, categories = row["answer"].lower() != "no", tuple(row["category"].split(","))
+    return Item(row["question"], Encoded(row["image"]), row.get("image_path", ""), yes, categories)

@@ -1,0 +1,140 @@
+"""Read JSON, JSON lines, TSV, CSV and parquet into rows; every error names the file and the line."""
+
+import contextlib
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmalign import files
+from mmalign.errors import DataError
+
+Row = dict[str, Any]
+
+
+def text(path: str) -> str:
+    with _readable(path), files.open_(path, "rb") as source:
+        return str(source.read().decode("utf-8-sig"))
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise DataError(f"cannot read {path}: {err.strerror or err}", at=path) from err
+    except UnicodeDecodeError as err:
+        raise DataError(f"not UTF-8 text: {err}", at=path, fix="the file may be damaged, or packed") from err
+
+
+def json_file(path: str) -> Any:
+    try:
+        return json.loads(text(path))
+    except ValueError as err:
+        raise DataError(f"not valid JSON: {err}", at=path, fix="the file may be cut off: fetch it again") from err
+
+
+def json_lines(path: str) -> list[Row]:
+    """The objects of a JSON-lines file; empty lines do not count."""
+    found: list[Row] = []
+    for number, line in enumerate(text(path).split("\n"), 1):
+        if line.strip():
+            found.append(_object(line, path, number))
+    return found
+
+
+def _object(line: str, path: str, number: int) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as err:
+        raise DataError(f"not valid JSON: {err}", at=f"{path}:{number}", fix="the line may be cut off") from err
+    if not isinstance(row, dict):
+        raise DataError(f"an object was expected, got {line.strip()[:40]!r}", at=f"{path}:{number}")
+    return row
+
+
+@contextlib.contextmanager
+def shape(path: str) -> Iterator[None]:
+    """Around code that takes a file's content apart: what is not there as it should be is the file's fault."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as err:
+        what = f"no {err}" if isinstance(err, KeyError) else str(err)
+        fix = "is it really the file of this name?"
+        raise DataError(f"the file is not built as expected: {what}", at=path, fix=fix) from err
+
+
+def tsv(path: str) -> list[dict[str, str]]:
+    """The rows of a tab-separated file with a header; every cell a raw string, an absent one empty."""
+    rows = _cells(path, "\t")
+    if not rows:
+        raise DataError("the file is empty", at=path)
+    header = rows[0]
+    return [dict(zip(header, [*row, *[""] * (len(header) - len(row))], strict=False)) for row in rows[1:] if row]
+
+
+def csv_rows(path: str) -> list[list[str]]:
+    """The rows of a comma-separated file without a header, as raw strings."""
+    return [row for row in _cells(path, ",") if row]
+
+
+def _cells(path: str, delimiter: str) -> list[list[str]]:
+    with _long_cells(), _readable(path), files.open_(path, "rb") as source:
+        return list(csv.reader(io.TextIOWrapper(source, "utf-8-sig", newline=""), delimiter=delimiter))
+
+
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """Cells that hold a picture are longer than the csv module's default allows; its limit is global, so put back."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Stands for the picture in a row of a parquet file, which is read when it is asked for."""
+
+    path: str
+    row: int  # counted through the file
+
+
+def parquet(paths: Sequence[str]) -> list[Row]:
+    """The rows of parquet files. Pictures stay in the file: `image` is a Stored or None, `image_name` its file name."""
+    pq = parquet_library()
+    rows: list[Row] = []
+    for path in paths:
+        try:
+            with files.open_(path, "rb") as source:
+                rows += _with_pictures(_table(pq.ParquetFile(source)).to_pylist(), path)
+        except (OSError, ValueError) as err:
+            raise DataError(f"not a readable parquet file: {err}", at=path, fix="fetch the file again") from err
+    return rows
+
+
+def _table(source: Any) -> Any:
+    """All columns but the pictures' bytes; a picture's path tells whether there is one."""
+    names = [name for name in source.schema_arrow.names if name != "image"]
+    return source.read(columns=[*names, "image.path"])  # pyarrow leaves out what is not there
+
+
+def _with_pictures(rows: list[Row], path: str) -> list[Row]:
+    for number, row in enumerate(rows):
+        if "image" in row:
+            cell = row["image"]
+            row["image_name"] = (cell or {}).get("path")
+            row["image"] = None if cell is None else Stored(path, number)
+    return rows
+
+
+def parquet_library() -> Any:
+    try:
+        import pyarrow.parquet as pq  # 0.2 s: only where a parquet file is read
+    except ImportError as err:
+        raise DataError("reading parquet files needs pyarrow", fix="pip install pyarrow") from err
+    return pq

@@ -1,0 +1,176 @@
+"""TextVQA: questions about text in pictures, ten answers each (arXiv 1904.08920)."""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mmalign import files
+from mmalign.benchmarks import Question, Score, reading, vqatext
+from mmalign.benchmarks.answers import Answers, Joined, Official, Row, rows
+from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
+from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.places import Layout
+from mmalign.errors import DataError
+
+OCR = "Reference OCR token: "
+PEOPLE = 10  # the official scorer takes exactly ten answers
+Key = tuple[str, str]  # image id, question in lower case: what LLaVA's files name a question by
+
+
+class TextVQA(FiledBenchmark):
+    """ocr: give the OCR tokens in the prompt, as LLaVA-1.5 does; only LLaVA's file and the parquet layout have them.
+
+    split: val, test or train.
+    """
+
+    protocols = ("official", "lmms-eval", "vlmevalkit")
+    same = ("official", "lmms-eval")
+    folders = ("train_images", "test_images")
+    official_gaps = Official(missing="skip")
+
+    def __init__(self, data: str, split: str = "val", ocr: bool = True, images: str | None = None) -> None:
+        self.split, self.ocr = split, ocr
+        super().__init__(data, images)
+
+    def layouts(self) -> Sequence[Layout]:
+        official = {"questions": f"TextVQA_0.5.1_{self.split}.json"}
+        prefix = {"val": "validation"}.get(self.split, self.split)
+        layouts = [
+            Layout("official", official, {}),
+            Layout("parquet", {"questions": f"{prefix}-*.parquet"}, {}),
+            Layout("TSV", {"questions": f"TextVQA_{self.split.upper()}.tsv"}, {}),
+        ]
+        llava = Layout("LLaVA", {"llava": f"llava_textvqa_{self.split}_v051_ocr.jsonl", **official}, {})
+        return [llava, *layouts] if self.ocr else layouts
+
+    @cached_property
+    def annotations(self) -> list[dict[str, Any]]:
+        """question_id, image_id, question and answers of each question, in the order of the file."""
+        source = self.files.one("questions")
+        with reading.shape(source):
+            if self.files.layout == "parquet":
+                return reading.parquet(self.files.files["questions"])
+            if self.files.layout == "TSV":
+                return [_from_tsv(row) for row in reading.tsv(source)]
+            return list(reading.json_file(source)["data"])
+
+    @cached_property
+    def asked(self) -> list[Question]:
+        if self.ocr and self.files.layout in ("official", "TSV"):
+            raise DataError(
+                f"the {self.files} has no OCR tokens, which LLaVA-1.5's prompts contain",
+                at=self.place.root,
+                fix="add LLaVA's llava_textvqa_val_v051_ocr.jsonl, or ask without them: ocr=false (scores drop)",
+            )
+        with reading.shape(self.files.one("questions")):
+            if self.files.layout == "LLaVA":
+                return self._llava()
+            return [Question(str(row["question_id"]), self._prompt(row), _picture(row)) for row in self.annotations]
+
+    def _llava(self) -> list[Question]:
+        """LLaVA's rows; their `question_id` is the image's, so each is given its annotation's own."""
+        rows = reading.json_lines(self.files.one("llava"))
+        names = self._own_ids([Row(str(row["question_id"]), "", {"prompt": row["text"]}) for row in rows])
+        return [Question(name, row["text"], row["image"]) for name, row in zip(names, rows, strict=True)]
+
+    def _prompt(self, row: Mapping[str, Any]) -> str:
+        """`capitalize` lower-cases all but the first letter: USB becomes usb, as in LLaVA's file (section 3.2)."""
+        tokens = [OCR + ", ".join(row["ocr_tokens"])] if self.ocr else []
+        return "\n".join([row["question"].capitalize(), *tokens, SHORT])
+
+    @cached_property
+    def _ids(self) -> dict[Key, list[str]]:
+        """The ids of the questions of a key: usually one."""
+        found: dict[Key, list[str]] = {}
+        for row in self.annotations:
+            found.setdefault(_key(row), []).append(str(row["question_id"]))
+        return found
+
+    @cached_property
+    def truth(self) -> dict[str, list[str]]:
+        """{question id: ten answers}. Of two annotations with one key, the official scorer keeps the later."""
+        later = {_key(row): row["answers"] for row in self.annotations}
+        if not any(any(said) for said in later.values()):
+            raise no_answers("TextVQA", self.files, "EvalAI")
+        found = {str(row["question_id"]): list(later[_key(row)]) for row in self.annotations}
+        for name, said in found.items():
+            if len(said) != PEOPLE:
+                what = f"question {name} has {len(said)} answers, not {PEOPLE}"
+                raise DataError(what, at=self.files.one("questions"), fix="the file is damaged: fetch it again")
+        return found
+
+    def read(self, source: str) -> Answers:
+        """Our ids as they are; LLaVA's rows by (image, question), the question taken from the logged prompt."""
+        lines = rows(source)
+        return Answers(zip(self._own_ids(lines), (line.text for line in lines), strict=True))
+
+    def _own_ids(self, lines: Sequence[Row]) -> list[str]:
+        """Rows with one key go to the questions of that key in turn."""
+        own = {name for names in self._ids.values() for name in names}
+        seen: Counter[Key] = Counter()
+        found = []
+        for line in lines:
+            if line.id in own or "prompt" not in line.raw:
+                found.append(line.id)
+                continue
+            key = (line.id, question_of(str(line.raw["prompt"])).lower())
+            names = self._ids.get(key, [f"{key[0]} {key[1]!r}"])
+            found.append(names[min(seen[key], len(names) - 1)])
+            seen[key] += 1
+        return found
+
+    def scored(self, joined: Joined, protocol: str) -> Score:
+        """The M4C evaluator's accuracy, in percent (section 3.3); lmms-eval's is the same."""
+        normal = vqatext.vlmevalkit if protocol == "vlmevalkit" else vqatext.m4c
+        taken = {name: normal(text) for name, text in joined.texts.items()}
+        items = {name: 100 * self._value(name, text, normal) for name, text in joined.texts.items()}
+        values = list(items.values())
+        if joined.gaps == "official":  # LLaVA's script averages over rows, repeated ones too
+            values = [100 * self._value(name, text, normal) for name, text in joined.rows]
+        metrics = {"accuracy": fmean(values)}
+        printed = {"accuracy": round(metrics["accuracy"], 2)}
+        return Score(metrics, "accuracy", items, joined.counts, joined.notes, printed, taken)
+
+    def _value(self, name: str, text: str, normal: vqatext.Normalise) -> float:
+        return vqatext.consensus(normal(text), [normal(one) for one in self.truth[name]])
+
+    def submission(self, answers: Mapping[str, str], target: Path) -> None:
+        """The list EvalAI takes (section 3.5)."""
+        rows = [{"question_id": int(one.id), "answer": answers.get(one.id, "")} for one in self.asked]
+        files.write_json(target, rows)
+
+
+def question_of(prompt: str) -> str:
+    """The question in a logged prompt, in the forms LLaVA's scorer knows; DataError for any other (section 3.3)."""
+    lines = prompt.split("\n")
+    if prompt.startswith("OCR tokens: "):
+        if legacy := re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL):
+            return legacy[1]
+    elif len(lines) == 3 and OCR in prompt:
+        return lines[1] if prompt.startswith(OCR.rstrip()) else lines[0]
+    elif len(lines) == 2:
+        return lines[0]
+    raise DataError(f"no question can be found in the prompt {prompt[:60]!r}", fix="give the answers our question ids")
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return str(row["image_id"]), str(row["question"]).lower()
+
+
+def _picture(row: Mapping[str, Any]) -> Any:
+    return row["image"] if "image" in row else f"{row['image_id']}.jpg"
+
+
+def _from_tsv(row: Mapping[str, str]) -> dict[str, Any]:
+    """VLMEvalKit's rows have no question id: their index stands for it."""
+    try:
+        answers = ast.literal_eval(row["answer"])
+    except (ValueError, SyntaxError):
+        answers = [row["answer"]]
+    own = {"question_id": row["index"], "image_id": row["index"]}
+    return {**row, **own, "answers": answers, "image": Encoded(row["image"])}

@@ -1,0 +1,185 @@
+"""VizWiz-VQA: questions blind people asked about their own photographs, ten answers each (arXiv 1802.08218)."""
+
+import ast
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mmalign import files
+from mmalign.benchmarks import Question, Score, means, reading, vqatext
+from mmalign.benchmarks.answers import Joined, Official, Row
+from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
+from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.places import Layout
+from mmalign.errors import DataError, nearest
+
+UNSURE = "When the provided information is insufficient, respond with 'Unanswerable'."
+SPLITS = ("val", "test", "train")  # test: no answers
+
+
+class VizWiz(FiledBenchmark):
+    """split: val, test or train; None: the first of them that is there. A question's id is the name of its picture."""
+
+    protocols = ("official", "lmms-eval", "vlmevalkit")
+    folders = SPLITS
+    official_gaps = Official(unknown="skip")
+
+    def __init__(self, data: str, split: str | None = None, images: str | None = None) -> None:
+        if split is not None and split not in SPLITS:
+            raise DataError(f"VizWiz has no split {split!r}", fix=nearest(split, SPLITS))
+        self.split = split
+        super().__init__(data, images)
+
+    def layouts(self) -> Sequence[Layout]:
+        return [one for split in ([self.split] if self.split else SPLITS) for one in _layouts(split)]
+
+    @cached_property
+    def annotations(self) -> list[dict[str, Any]]:
+        """name, question, and answers where the split has them."""
+        if not self.files.has("questions"):
+            return []
+        source = self.files.one("questions")
+        with reading.shape(source):
+            if self.files.layout == "TSV":
+                return [_from_tsv(row) for row in reading.tsv(source)]
+            if self.files.layout == "parquet":
+                return [_from_parquet(row) for row in reading.parquet(self.files.files["questions"])]
+            return [{**row, "name": row["image"]} for row in reading.json_file(source)]
+
+    @cached_property
+    def _llava(self) -> list[dict[str, Any]]:
+        return reading.json_lines(self.files.one("llava")) if self.files.has("llava") else []
+
+    @cached_property
+    def asked(self) -> list[Question]:
+        with reading.shape(self.files.one("llava" if self._llava else "questions")):
+            if self._llava:
+                return [Question(row["image"], row["text"], row["image"]) for row in self._llava]
+            return [Question(row["name"], _prompt(row["question"]), row["image"]) for row in self.annotations]
+
+    @cached_property
+    def truth(self) -> dict[str, list[str]]:
+        """{question id: the answers of ten people, as they wrote them}."""
+        found = {row["name"]: [_said(one) for one in row["answers"]] for row in self.annotations if row.get("answers")}
+        if not found:
+            raise no_answers("VizWiz", self.files, "EvalAI (challenge 2185)")
+        return found
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        return {row["name"]: row for row in self.annotations}
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """{LLaVA's running number: picture}: from its file, else the place in the official one."""
+        if self._llava:
+            return {str(row["question_id"]): row["image"] for row in self._llava}
+        return {str(number): row["name"] for number, row in enumerate(self.annotations)}
+
+    def own_id(self, row: Row) -> str:
+        return row.id if row.id in self._rows else self._names.get(row.id, row.id)
+
+    def scored(self, joined: Joined, protocol: str) -> Score:
+        """Consensus with ten people, in percent: the answer normalised, theirs raw (section 7.3).
+
+        Most published val numbers follow lmms-eval instead, so its value stands next to the official one.
+        """
+        said, theirs = RULES[protocol]
+        taken = {name: said(text) for name, text in joined.texts.items()}
+        items = {name: 100 * self._value(name, text, theirs) for name, text in taken.items()}
+        if protocol == "lmms-eval":  # it gives one fraction
+            fraction = {"exact_match": fmean(items.values()) / 100}
+            return Score(fraction, "exact_match", items, joined.counts, joined.notes, taken=taken)
+        metrics = {"overall": fmean(items.values()), **means.over(items, self._type)}
+        if protocol == "official":
+            metrics |= {**self._answerability(taken), "lmms-eval": self._lmms_eval(joined.texts)}
+        printed = {name: round(value, 2) for name, value in metrics.items()}
+        return Score(metrics, "overall", items, joined.counts, joined.notes, printed, taken)
+
+    def _lmms_eval(self, texts: Mapping[str, str]) -> float:
+        return fmean(100 * self._value(name, vqatext.m4c(text), vqatext.m4c) for name, text in texts.items())
+
+    def _value(self, name: str, text: str, theirs: vqatext.Normalise) -> float:
+        return vqatext.consensus(text, [theirs(one) for one in self.truth[name]])
+
+    def _type(self, name: str) -> list[str]:
+        """The type of answer, where the layout tells it (the official files)."""
+        kind = self._rows[name].get("answer_type")
+        return [f"answer_type/{kind}"] if kind else []
+
+    def _answerability(self, taken: Mapping[str, str]) -> dict[str, float]:
+        """How well the answer `unanswerable` finds the unanswerable questions; percent.
+
+        The official tool takes a number of its own for this; we take the answer at its word (section 7.3).
+        """
+        if not all("answerable" in self._rows[name] for name in taken):
+            return {}
+        pairs = [(not self._rows[name]["answerable"], text == "unanswerable") for name, text in taken.items()]
+        found = {"average_precision": average_precision(pairs), "f1": f1(pairs)}
+        return {f"answerability/{name}": 100 * value for name, value in found.items()}
+
+    def submission(self, answers: Mapping[str, str], target: Path) -> None:
+        """The upload for EvalAI, as LLaVA makes it: every picture, the M4C form of the answer (section 7.5)."""
+        missing = [one.id for one in self.asked if one.id not in answers]
+        if missing:
+            raise DataError(f"the server wants every picture; {len(missing)} have no answer", fix="finish the run")
+        files.write_json(target, [{"image": one.id, "answer": vqatext.m4c(answers[one.id])} for one in self.asked])
+
+
+def _layouts(split: str) -> list[Layout]:
+    official = {"questions": f"{split}.json"}
+    return [
+        Layout("LLaVA", {"llava": f"llava_{split}.jsonl"}, official),
+        Layout("official", official, {}),
+        Layout("parquet", {"questions": f"{split}-*.parquet"}, {}),
+        Layout("TSV", {"questions": "VizWiz.tsv" if split == "val" else f"VizWiz_{split.upper()}.tsv"}, {}),
+    ]
+
+
+def _prompt(question: str) -> str:
+    """Capitalised as in LLaVA's file: all but the first letter in lower case (section 7.2)."""
+    return f"{question.capitalize()}\n{UNSURE}\n{SHORT}"
+
+
+def _said(answer: Mapping[str, Any] | str) -> str:
+    return answer if isinstance(answer, str) else str(answer["answer"])
+
+
+def _from_parquet(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "name": row.get("image_name") or f"{row['question_id']}.jpg"}
+
+
+def _from_tsv(row: Mapping[str, str]) -> dict[str, Any]:
+    """VLMEvalKit's rows name no picture: their index stands for it."""
+    return {**row, "name": row["index"], "answers": ast.literal_eval(row["answers"]), "image": Encoded(row["image"])}
+
+
+def average_precision(pairs: Sequence[tuple[bool, bool]]) -> float:
+    """The area under precision and recall of a yes/no prediction; pairs of (true, predicted)."""
+    hits, said, true = _tally(pairs)
+    recall, precision = hits / true if true else 0.0, hits / said if said else 0.0
+    return recall * precision + (1 - recall) * true / len(pairs)
+
+
+def f1(pairs: Sequence[tuple[bool, bool]]) -> float:
+    hits, said, true = _tally(pairs)
+    return 2 * hits / (said + true) if said + true else 0.0
+
+
+def _tally(pairs: Sequence[tuple[bool, bool]]) -> tuple[int, int, int]:
+    """(both, predicted, true)."""
+    return sum(a and b for a, b in pairs), sum(b for _, b in pairs), sum(a for a, _ in pairs)
+
+
+def _raw(text: str) -> str:
+    return text
+
+
+# protocol: what is done to the answer, and to people's answers
+RULES: dict[str, tuple[vqatext.Normalise, vqatext.Normalise]] = {
+    "official": (vqatext.vizwiz, _raw),
+    "lmms-eval": (vqatext.m4c, vqatext.m4c),
+    "vlmevalkit": (vqatext.vlmevalkit, vqatext.vlmevalkit),
+}

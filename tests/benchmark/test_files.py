@@ -1,0 +1,166 @@
+"""Finding, reading and opening what a benchmark is made of."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmalign.benchmarks import reading
+from mmalign.benchmarks.pictures import Encoded, Pictures
+from mmalign.benchmarks.places import Layout, Place, look
+from mmalign.benchmarks.reading import Stored
+from mmalign.errors import DataError
+
+
+def png(color: Any = (250, 10, 10), mode: str = "RGB") -> bytes:
+    held = io.BytesIO()
+    Image.new(mode, (3, 2), color).save(held, "PNG")
+    return held.getvalue()
+
+
+def parquet(path: Path, rows: list[dict[str, Any]], group: int = 2) -> Path:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
+    return path
+
+
+def test_files_are_found_in_the_nearest_level(tmp_path: Path) -> None:
+    for name in ("deep/er/x.json", "hf/x.json", "hf/y-1.json", "hf/y-0.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    place = Place(str(tmp_path))
+    assert place.find("x.json") == [str(tmp_path / "hf/x.json")]
+    assert place.find("y-*.json") == [str(tmp_path / "hf/y-0.json"), str(tmp_path / "hf/y-1.json")]
+    assert place.find("z.json") == []
+    one = Place(str(tmp_path / "hf/x.json"))
+    assert (one.find("deep/x.json"), one.find("y*")) == ([str(tmp_path / "hf/x.json")], [])
+    assert one.folder == str(tmp_path / "hf")
+
+
+def test_files_behind_a_url() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/bench/sub/rows.jsonl", b'{"a": 1}\n')
+    fs.pipe("/bench/images/red.png", png())
+    place = Place("memory://bench")
+    [found] = place.find("rows.jsonl")
+    assert reading.json_lines(found) == [{"a": 1}]
+    assert Pictures(place, ()).open("red.png").size == (3, 2)
+
+
+def test_a_layout_is_taken_when_all_of_it_is_there(tmp_path: Path) -> None:
+    layouts = [
+        Layout("LLaVA", {"q": "q.jsonl", "a": "a.json"}, {}),
+        Layout("official", {"a": "a.json"}, {"c": "c.json"}),
+    ]
+    with pytest.raises(DataError, match="no files of Quiz in") as error:
+        look(Place(str(tmp_path)), layouts, "Quiz")
+    assert "q.jsonl + a.json (LLaVA); a.json (official)" in error.value.fix
+    (tmp_path / "a.json").write_text("{}")
+    found = look(Place(str(tmp_path)), layouts, "Quiz")
+    assert str(found) == "official layout: a.json"
+    assert not found.has("c")
+
+
+def test_no_such_folder() -> None:
+    with pytest.raises(DataError, match="no such file or folder: /nowhere/at/all"):
+        Place("/nowhere/at/all")
+
+
+def test_tables_keep_their_cells_as_they_are(tmp_path: Path) -> None:
+    table = tmp_path / "t.tsv"
+    table.write_text('index\thint\tA\n007\t"two\nlines, ""quoted"""\tNA\n8\n', encoding="utf-8")
+    first, second = reading.tsv(str(table))
+    assert first == {"index": "007", "hint": 'two\nlines, "quoted"', "A": "NA"}
+    assert second == {"index": "8", "hint": "", "A": ""}
+    long = "x" * 200_000  # longer than the csv module's own limit
+    table.write_text(f"image\n{long}\n")
+    assert reading.tsv(str(table))[0]["image"] == long
+
+
+def test_parquet_leaves_the_pictures_in_the_file(tmp_path: Path) -> None:
+    cells = [{"bytes": png((n, 0, 0)), "path": f"{n}.png"} for n in range(5)]
+    rows = [{"name": n, "image": cell} for n, cell in enumerate(cells)]
+    rows[3]["image"] = None
+    path = str(parquet(tmp_path / "p.parquet", rows))
+    found = reading.parquet([path])
+    assert [row["image"] for row in found] == [Stored(path, 0), Stored(path, 1), Stored(path, 2), None, Stored(path, 4)]
+    assert found[4]["image_name"] == "4.png"
+    pictures = Pictures(Place(str(tmp_path)), ())
+    assert [pictures.open(Stored(path, n)).getpixel((0, 0)) for n in (4, 0, 2)] == [(4, 0, 0), (0, 0, 0), (2, 0, 0)]
+    with pytest.raises(DataError, match="the row has no picture"):
+        pictures.open(Stored(path, 3))
+
+
+def test_pictures_are_converted_unless_the_official_script_does_not(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png(7, "P"))
+    place = Place(str(tmp_path))
+    assert Pictures(place, ()).open("a.png").mode == "RGB"
+    assert Pictures(place, (), rgb=False).open("a.png").mode == "P"
+    assert Pictures(place, (), given=str(tmp_path / "images")).open("a.png").mode == "RGB"
+    cell = base64.b64encode(png(7, "P")).decode()
+    assert Pictures(place, (), rgb=False).open(Encoded(cell)).mode == "P"
+
+
+def test_pictures_that_cannot_be_opened(tmp_path: Path) -> None:
+    pictures = Pictures(Place(str(tmp_path)), ("val2014",))
+    with pytest.raises(DataError, match=r"no picture 'gone.jpg'") as error:
+        pictures.open("gone.jpg")
+    assert str(tmp_path / "val2014") in error.value.at
+    assert "images=FOLDER" in error.value.fix
+    (tmp_path / "half.png").write_bytes(png()[:40])
+    with pytest.raises(DataError, match="cannot read the picture"):
+        pictures.open("half.png")
+    with pytest.raises(DataError, match="not base64"):
+        pictures.open(Encoded("abc"))
+
+
+BAD = {
+    "not UTF-8 text": (b"\xff\xfe\x00", reading.text),
+    "not valid JSON": (b'{"a": ', reading.json_file),
+    "an object was expected, got '3'": (b'{"a": 1}\n3\n', reading.json_lines),
+    "the file is empty": (b"", reading.tsv),
+    "not a readable parquet file": (b"PAR0", lambda path: reading.parquet([path])),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_damaged_files_are_named(what: str, tmp_path: Path) -> None:
+    content, read = BAD[what]
+    (tmp_path / "bad").write_bytes(content)
+    with pytest.raises(DataError, match=what) as error:
+        read(str(tmp_path / "bad"))
+    assert str(tmp_path / "bad") in error.value.at
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a"\n')
+    with pytest.raises(DataError, match="not valid JSON") as error:
+        reading.json_lines(str(tmp_path / "a.jsonl"))
+    assert error.value.at.endswith("a.jsonl:3")
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(DataError, match=r"cannot read /nowhere/x\.json: No such file"):
+        reading.json_file("/nowhere/x.json")
+
+
+def test_a_file_built_otherwise() -> None:
+    with (
+        pytest.raises(DataError, match="the file is not built as expected: no 'answers'") as error,
+        reading.shape("f.json"),
+    ):
+        json.loads("{}")["answers"]
+    assert error.value.at == "f.json"
+
+
+def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    with pytest.raises(DataError, match="reading parquet files needs pyarrow"):
+        reading.parquet(["x.parquet"])

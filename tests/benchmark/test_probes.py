@@ -1,0 +1,118 @@
+"""The probes, on a model whose visual tokens are known."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from mmalign.benchmarks import Subject
+from mmalign.benchmarks.alignment import Alignment
+from mmalign.benchmarks.perplexity import Perplexity
+from mmalign.data import Data, Record, Truth, Turn
+from mmalign.errors import CheckError, DataError
+
+WORDS = ["red", "star", "pur", "##ple", "back"]  # the vocabulary; "purple" has two pieces
+
+
+class Model(Subject):
+    """Patch p of image i is twice the embedding of token `shown[i][p]`, and a little of another's."""
+
+    grid = (1, 3)
+
+    def __init__(self, shown: dict[int, list[int]]) -> None:
+        self.shown = shown
+        self.texts: list[str] = []
+
+    def visual(self, images: Sequence[int]) -> torch.Tensor:
+        embed_VD, _ = self.vocabulary()
+        return torch.stack([2 * embed_VD[self.shown[image]] + 0.1 * embed_VD[0] for image in images])
+
+    def vocabulary(self) -> tuple[torch.Tensor, list[str]]:
+        return torch.diag(torch.arange(1.0, 6.0)), WORDS  # unlike norms: the cosine must not mind
+
+    def pieces(self, words: Sequence[str]) -> list[list[int]]:
+        return [[2, 3] if word == "purple" else [WORDS.index(word)] for word in words]
+
+    def perplexity(self, texts: Sequence[str], before: bool = False) -> float:
+        self.texts = list(texts)
+        return 3.0 if before else 4.0
+
+
+class Known(Data):
+    """Images whose references are their numbers; each with its truth."""
+
+    truths = [
+        Truth([("red", "star"), ("back",), ()], [True, False, None]),
+        Truth([("purple",), ("purple",), ("back",)], [True, True, False]),
+    ]
+
+    def __len__(self) -> int:
+        return len(self.truths)
+
+    def __getitem__(self, number: int) -> Record:
+        return Record(f"r{number}", (Turn("user", "<image>\nwhat is it?"), Turn("assistant", "a star")), (number,))
+
+    def image(self, reference: int) -> int:
+        return reference
+
+    def truth(self, reference: int, grid: Sequence[int]) -> Truth:
+        return self.truths[reference]
+
+
+class Unseen(Data):
+    """Texts only."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, number: int) -> Record:
+        return Record(f"r{number}", (Turn("assistant", f"text {number}"),))
+
+
+def test_alignment_counted_by_hand():
+    score = Alignment(Known()).measure(Model({0: [1, 0, 4], 1: [3, 1, 4]}))
+    assert score.headline == "object"
+    assert score.metrics["object"] == pytest.approx(100 * 2 / 3)  # star; ##ple; not: star for purple
+    assert score.metrics["background"] == pytest.approx(100 * 1 / 2)  # not: red; back
+    # image 0's star against purple: wrong; image 1's ##ple and star against (red, star): wrong, right
+    assert score.metrics["object_shuffled"] == pytest.approx(100 * 1 / 3)
+    assert score.metrics["background_shuffled"] == pytest.approx(100 * 1 / 2)
+    assert score.metrics["distinct"] == 4
+    assert score.items == {"r0": 100.0, "r1": 50.0}
+    assert score.counts == {"images": 2, "object_patches": 3, "background_patches": 2}
+
+
+def test_alignment_where_the_data_does_not_tell_objects_apart():
+    data = Known()
+    data.truths = [Truth([("red",), (), ("star",)]), Truth([("back",), (), ()])]
+    score = Alignment(data).measure(Model({0: [0, 0, 0], 1: [4, 4, 4]}))
+    assert score.counts["object_patches"] == 3
+    assert score.metrics["object"] == pytest.approx(100 * 2 / 3)
+
+
+def test_alignment_looks_at_the_first_images_only():
+    data = Known()
+    data.truths = Known.truths * 3
+    assert Alignment(data, images=3).measure(Model({0: [1, 0, 4], 1: [3, 1, 4], 2: [1, 0, 4]})).counts["images"] == 3
+
+
+def test_alignment_refuses_what_it_cannot_compare():
+    with pytest.raises(CheckError, match="images must be at least 2, got 1"):
+        Alignment(Known(), images=1)
+    with pytest.raises(DataError, match="the data has 0 images"):
+        Alignment(Unseen()).measure(Model({}))
+
+
+def test_perplexity_reads_what_is_said_without_the_image():
+    model = Model({})
+    score = Perplexity(Known()).measure(model)
+    assert model.texts == ["what is it? a star"] * 2
+    assert score.metrics == {"perplexity": 4.0, "before": 3.0, "change": 1.0}
+
+
+def test_perplexity_of_the_first_texts_only():
+    model = Model({})
+    assert Perplexity(Unseen(), texts=2).measure(model).counts == {"texts": 2}
+    assert model.texts == ["text 0", "text 1"]
+    with pytest.raises(CheckError, match="texts must be at least 1, got 0"):
+        Perplexity(Unseen(), texts=0)
