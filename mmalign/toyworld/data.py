@@ -1,0 +1,144 @@
+"""The toy world's data sets: captions for both kinds of alignment, conversations about images, and texts."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from numpy.random import Generator
+from PIL import Image
+
+from mmalign.data import MARK, Data, Record, Truth, Turn
+from mmalign.errors import CheckError, DataError, nearest
+from mmalign.toyworld import language, render
+from mmalign.toyworld.world import SIDE, Scene, scene, stream
+
+SPLITS = ("train", "eval")  # no scene of one is a scene of the other
+MOST_QUESTIONS = 12  # that differ, about any scene
+
+
+class Scenes:
+    """The images of one split: drawn when asked for, always the same."""
+
+    def __init__(self, split: str, seed: int) -> None:
+        if split not in SPLITS:
+            raise CheckError(f"the toy world has no split {split!r}", fix=nearest(split, SPLITS))
+        self.split, self.seed = split, seed
+
+    def scene(self, number: int) -> Scene:
+        return scene(self.seed, self.split, number)
+
+    def image(self, number: int) -> Image.Image:
+        noise = self.stream("noise", number).bytes(SIDE * SIDE * 3)
+        return Image.fromarray(render.pixels(self.scene(number), noise))
+
+    def truth(self, number: int, grid: Sequence[int]) -> Truth:
+        return render.truth(self.scene(number), grid)
+
+    def stream(self, purpose: str, number: int) -> Generator:
+        return stream(purpose, self.seed, self.split, number)
+
+
+class Toy(Data):
+    """`size` records of a split. The same number means the same scene in every data set of that split and seed."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, size: int, split: str = "train", seed: int = 0) -> None:
+        self.size, self.scenes = size, Scenes(split, seed)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, number: int) -> Record:
+        if not 0 <= number < self.size:
+            raise DataError(f"no record {number}", fix=f"0 to {self.size - 1}")
+        said = self.said(self.scenes.stream(self.kind, number), self.scenes.scene(number))
+        turns = tuple(Turn("assistant" if at % 2 else "user", text) for at, text in enumerate(said))
+        return Record(f"{self.scenes.split}-{number}", turns, (number,) if MARK in said[0] else ())
+
+    def said(self, random: Generator, scene: Scene) -> list[str]:
+        """What user and assistant say in turn."""
+        raise NotImplementedError
+
+    def image(self, reference: int) -> Image.Image:
+        return self.scenes.image(reference)
+
+    def truth(self, reference: int, grid: Sequence[int]) -> Truth:
+        return self.scenes.truth(reference, grid)
+
+
+class Pairs(Toy):
+    """Images with short, incomplete captions, as CLIP is trained on."""
+
+    kind = "pairs"
+
+    def said(self, random: Generator, scene: Scene) -> list[str]:
+        return [MARK, language.alt_text(random, scene)]
+
+
+class Captions(Toy):
+    """Images with brief captions that leave things out, for the align stage."""
+
+    kind = "captions"
+
+    def said(self, random: Generator, scene: Scene) -> list[str]:
+        return [f"{MARK} {language.WHAT}", language.brief(random, scene)]
+
+
+class Chat(Toy):
+    """Images with a conversation of `questions` questions and answers, for the tune stage."""
+
+    kind = "chat"
+
+    def __init__(self, size: int, split: str = "train", seed: int = 0, questions: int = 3) -> None:
+        super().__init__(size, split, seed)
+        self.questions = _askable(questions)
+
+    def said(self, random: Generator, scene: Scene) -> list[str]:
+        said = conversation(random, scene, self.questions)
+        return [f"{MARK} {said[0]}", *said[1:]]
+
+
+class Texts(Toy):
+    """Texts without images: scenes told and asked about, scenes told again in other words, lists to repeat, and tales.
+
+    retold, repeats, tales: shares of those; the rest are told scenes, `questions` questions each.
+    """
+
+    kind = "texts"
+
+    def __init__(
+        self,
+        size: int,
+        split: str = "train",
+        seed: int = 0,
+        questions: int = 4,
+        retold: float = 0.2,
+        repeats: float = 0.12,
+        tales: float = 0.1,
+    ) -> None:
+        super().__init__(size, split, seed)
+        self.questions, self.retold, self.repeats, self.tales = _askable(questions), retold, repeats, tales
+
+    def said(self, random: Generator, scene: Scene) -> list[str]:
+        lot = random.random()
+        if lot < self.repeats:
+            return list(language.repeat(random))
+        if lot < self.repeats + self.tales:
+            return [language.TELL, language.tale(random)]
+        told = language.description(random, scene)
+        if lot < self.repeats + self.tales + self.retold:
+            return [f"{told} {language.DESCRIBE}", language.caption(random, scene)]
+        said = conversation(random, scene, self.questions)
+        return [f"{told} {said[0]}", *said[1:]]
+
+
+def _askable(questions: int) -> int:
+    if not 1 <= questions <= MOST_QUESTIONS:
+        raise CheckError(f"questions must be 1 to {MOST_QUESTIONS}, got {questions}")
+    return questions
+
+
+def conversation(random: Generator, scene: Scene, questions: int) -> list[str]:
+    """Questions and answers in turn."""
+    asked = language.questions(random, scene, questions)
+    return [text for one in asked for text in (one.text, one.answer)]

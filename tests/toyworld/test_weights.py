@@ -1,0 +1,61 @@
+"""The shipped weights do what the toy world needs of them."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmalign.answering import Asked
+from mmalign.llms.causal import CausalLM
+from mmalign.toyworld import render
+from mmalign.toyworld.benchmarks import Lookup
+from mmalign.toyworld.world import COLORS, SHAPES, SIDE, scene, stream
+from mmalign.vision.hf import HFVision
+
+
+@pytest.fixture(scope="module")
+def clip() -> HFVision:
+    return HFVision("pkg:mmalign.toyworld/clip", norm=True).float().eval()
+
+
+def pixels(clip: HFVision, number: int) -> torch.Tensor:
+    from PIL import Image
+
+    noise = stream("test", number).bytes(SIDE * SIDE * 3)
+    return clip.pixels(Image.fromarray(render.pixels(scene(0, "test", number, things=1), noise)))
+
+
+@torch.no_grad()
+def test_clip_knows_colors_and_shapes_of_images_it_has_not_seen(clip: HFVision):
+    _, dense_BPJ = clip.both(torch.stack([pixels(clip, number) for number in range(100)]))
+    things = [scene(0, "test", number, things=1).things[0] for number in range(100)]
+    for words, true in ((COLORS, [t.color for t in things]), (SHAPES, [t.shape for t in things])):
+        said = (dense_BPJ.mean(1) @ clip.words(list(words)).T).argmax(-1)
+        assert np.mean([list(words)[at] == word for at, word in zip(said, true, strict=True)]) > 0.95
+
+
+@torch.no_grad()
+def test_clip_names_what_each_patch_shows(clip: HFVision):
+    _, dense_BPJ = clip.both(torch.stack([pixels(clip, number) for number in range(50)]))
+    alike_BPW = torch.nn.functional.normalize(dense_BPJ, dim=-1) @ clip.words(list(COLORS)).T
+    right = []
+    for number in range(50):
+        truth = render.truth(scene(0, "test", number, things=1), clip.grid)
+        right += [list(COLORS)[int(at)] in words for at, words in zip(alike_BPW[number].argmax(-1), truth.words, strict=True)
+                  if len(words) == 3]  # fmt: skip
+    assert np.mean(right) > 0.9
+
+
+@torch.no_grad()
+def test_features_have_no_dimension_that_drowns_the_others(clip: HFVision):
+    patches_BPC = clip(torch.stack([pixels(clip, number) for number in range(50)]))
+    spread_C = patches_BPC.flatten(0, 1).std(0)
+    assert spread_C.max() < 4 * spread_C.median()
+    assert 0.5 < patches_BPC.square().mean().sqrt() < 2
+
+
+def test_llama_passes_the_gate():
+    llm = CausalLM("pkg:mmalign.toyworld/llama").float()
+    quiz = Lookup(images=60)
+    asked = Asked(None, None, llm, torch.device("cpu"))
+    answers = {question.id: text for question, text in asked.answers(quiz, quiz.questions(), 64)}
+    assert quiz.score(answers).metrics["gate"] >= 90
