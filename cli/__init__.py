@@ -1,0 +1,221 @@
+"""The mmalign command. Every verb is a few lines over the library; what is slow to import is imported by its verb."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmalign.errors import MMAlignError, nearest
+
+INTERRUPTED = 130  # Ctrl-C, as shells count it; Typer makes it an exit code without a word
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Align visual tokens with the words a language model knows.",
+)
+
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="a path, or the name of a shipped recipe")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="settings laid over the recipe")]
+Runs = Annotated[Path, typer.Option(help="where stages are kept")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@app.command()
+def run(
+    recipe: RecipeArg,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    devices: Annotated[int, typer.Option(min=1, help="processes on this machine, one a device")] = 1,
+    hosts: Annotated[Path | None, typer.Option(help="a DeepSpeed host file")] = None,
+    force: Annotated[list[str] | None, typer.Option(help="run this stage again; its old folder is kept aside")] = None,
+) -> None:
+    """Run every stage of a recipe that is not done."""
+    from mmalign.run import Launch
+    from mmalign.run import run as run_
+
+    from . import live, show
+
+    nodes, notes = show.planned(recipe, overrides or [], runs)
+    show.tell(notes)
+    with live.display() as display:
+        run_(nodes, Launch(devices, hosts), display, force or [])
+    show.results(nodes)
+
+
+@app.command()
+def plan(recipe: RecipeArg, overrides: Overrides = None, runs: Runs = Path("runs"), as_json: Json = False) -> None:
+    """Show the stages of a recipe: which are done, and why the others are not."""
+    from . import show
+
+    nodes, notes = show.planned(recipe, overrides or [], runs)
+    show.plan(nodes, notes, as_json)
+
+
+@app.command()
+def check(recipe: RecipeArg, overrides: Overrides = None) -> None:
+    """Say what is wrong with a recipe; nothing is run."""
+    from . import show
+
+    nodes, notes = show.planned(recipe, overrides or [], Path("runs"))
+    show.tell(notes)
+    show.out.print(f"{nodes[0].recipe.name}: {len(nodes)} stages, nothing wrong")
+
+
+@app.command("list")
+def list_(
+    family: Annotated[str | None, typer.Argument(help="vision, adapters, llms, ..., recipes, stages")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the parts of a family, with where each comes from."""
+    from . import listing
+
+    listing.family(family, as_json)
+
+
+@app.command("show")
+def show_(family: str, name: str, as_json: Json = False) -> None:
+    """Show one part: its class, arguments and facts."""
+    from . import listing
+
+    listing.part(family, name, as_json)
+
+
+@app.command("eval")
+def eval_(
+    checkpoint: Annotated[Path | None, typer.Argument(help="a finished training stage; left out: the newest")] = None,
+    bench: Annotated[str, typer.Option(help="benchmarks, separated by commas")] = "",
+    data: Annotated[Path | None, typer.Option(help="the folder with the benchmarks' files")] = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Evaluate a trained model."""
+    from mmalign import trained
+    from mmalign.cards import Registry
+    from mmalign.errors import RunError
+    from mmalign.run import Launch
+    from mmalign.run import run as run_
+
+    from . import live, show
+
+    names = [name.strip() for name in bench.split(",") if name.strip()]
+    if not names:
+        raise RunError("no benchmark is named", fix="--bench toy-pope   (mmalign list benchmarks)")
+    place = checkpoint or trained.newest(runs)
+    registry = Registry()
+    node = trained.evaluation(place, trained.benches(names, data, registry), registry)
+    show.err.print(f"evaluating {place}")
+    with live.display() as display:
+        run_([node], Launch(), display)
+    show.scores(trained.scores(node.folder), as_json)
+
+
+@app.command()
+def report(
+    place: Annotated[Path | None, typer.Argument(help="a report folder; left out: the newest under --runs")] = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Print the table of a report and where its page is."""
+    from . import show
+
+    show.report(place, runs, as_json)
+
+
+@app.command("doctor")
+def doctor_(as_json: Json = False) -> None:
+    """Say what this machine can run."""
+    from . import doctor
+
+    doctor.examine(as_json)
+
+
+labels_app = typer.Typer(no_args_is_help=True, help="Look at a label store.")
+app.add_typer(labels_app, name="labels")
+Store = Annotated[str, typer.Argument(metavar="LABELS", help="the folder of a label stage, or a store (path or URL)")]
+
+
+@labels_app.command("stats")
+def labels_stats(
+    place: Store,
+    out: Annotated[Path | None, typer.Option(help="write figure 6 of SEA there, as .png and .json")] = None,
+    as_json: Json = False,
+) -> None:
+    """Scores, words used and mean score of each word (SEA, figure 6)."""
+    from . import labels as verbs
+
+    verbs.stats(place, out, as_json)
+
+
+@labels_app.command("show")
+def labels_show(
+    place: Store,
+    keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="record ids; left out: the first")] = None,
+    out: Annotated[Path, typer.Option(help="the picture")] = Path("labels.png"),
+) -> None:
+    """Draw the labels of images onto them."""
+    from . import labels as verbs
+
+    verbs.show(place, keys or [], out)
+
+
+def main(args: list[str] | None = None) -> Any:
+    """The command; every error of mmalign ends here, without a traceback."""
+    try:
+        code = app(args, prog_name="mmalign", standalone_mode=False)
+        sys.stdout.flush()
+        return _interrupted() if code == INTERRUPTED else code
+    except BrokenPipeError:  # `mmalign list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MMAlignError as err:
+        print(f"error: {err}", file=sys.stderr)
+        for line in getattr(err, "tail", []):
+            print(f"  | {line}", file=sys.stderr)
+        return err.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except OSError as err:
+        print(f"error: {err.strerror or err}\n  at   {err.filename or ''}", file=sys.stderr)
+        return 2
+    except Exception as err:
+        if (code := _usage(err)) is None:
+            raise
+        return code
+
+
+def _interrupted() -> int:
+    print("interrupted; the same command goes on", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _usage(err: Exception) -> int | None:
+    """What click has to say about a command line, in our three lines; None for anything else."""
+    say = getattr(err, "format_message", None)
+    if say is None:
+        return None
+    what, context = str(say()), getattr(err, "ctx", None)
+    if what.startswith("Usage: "):  # no words at all, so the help
+        print(what)
+        return 0
+    fix = f"{getattr(context, 'command_path', None) or 'mmalign'} --help"
+    if found := re.match(r"No such command '(.*?)'", what):
+        what = f"no command {found[1]!r}"
+        fix = nearest(found[1], context.command.commands) if context else fix
+    print(f"error: {what.rstrip('.')}\n  try  {fix}", file=sys.stderr)
+    return int(getattr(err, "exit_code", 2))
+
+
+def dump(value: Any) -> None:
+    """JSON on stdout."""
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def entry() -> None:
+    sys.exit(main() or 0)

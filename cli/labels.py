@@ -1,0 +1,60 @@
+"""`labels show` and `labels stats`: a label store on an image, and in numbers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmalign import files, task
+from mmalign.cards import build
+from mmalign.errors import RunError
+from mmalign.labels.figures import as_json as plain
+from mmalign.labels.figures import figure_6, overlay
+from mmalign.labels.figures import stats as count
+from mmalign.labels.store import Store
+
+from . import dump
+from .show import out
+
+
+def store(place: str) -> Store:
+    """The store of a label stage's folder, or a store itself."""
+    inside = Path(place) / "labels"
+    return Store(inside if (inside / "header.json").exists() else place)
+
+
+def stats(place: str, target: Path | None, as_json: bool) -> None:
+    found = count(store(place))
+    if target:
+        files.write(target.with_suffix(".png"), figure_6(found))
+        files.write_json(target.with_suffix(".json"), plain(found))
+    if as_json:
+        dump(plain(found))
+        return
+    out.print(f"images      {found.images:,}, and {found.bad:,} that could not be read")
+    out.print(f"labelled    {found.labelled:.1%} of {found.patches:,} patches, {found.kept:.2f} words each")
+    out.print(f"words used  {found.used:.1%} of {found.words:,}")
+    out.print(f"mean score  {found.score:.4f}")
+    out.print("most used   " + ", ".join(f"{word} {patches:,}" for word, patches, _ in found.top[:10]))
+    if target:
+        out.print(f"figure      {target.with_suffix('.png')}")
+
+
+def show(place: str, keys: Sequence[str], target: Path) -> None:
+    """The labels of some images, drawn onto them; the images come from the data the stage labelled."""
+    read = store(place)
+    if not (Path(place) / "stage.yaml").exists():
+        fix = "the folder of a finished stage of kind label, runs/label-..."
+        raise RunError(f"{place} does not say which data it labels", at=place, fix=fix)
+    data = build(task.load(Path(place)).cards["data"])
+    wanted = set(keys) or {next(iter(data)).keys[0]}
+    for record in data:
+        for key, reference in zip(record.keys, record.images, strict=True):
+            if key in wanted:
+                wanted.remove(key)
+                picture = overlay(data.image(reference), *read[key], read.header.grid, read.words)
+                name = target if len(keys) < 2 else target.with_stem(f"{target.stem}-{key.replace('/', '_')}")
+                files.write(name, picture)
+                out.print(f"{key}   {name}")
+        if not wanted:
+            return
+    missing = ", ".join(sorted(wanted))
+    raise RunError(f"no image {missing} in the labelled data", at=place, fix="keys are the ids of the data's records")

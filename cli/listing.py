@@ -1,0 +1,106 @@
+"""`list` and `show`: what the registry holds. Imports only what reading cards needs."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from mmalign import files, lines
+from mmalign.cards import FAMILIES, Registry
+from mmalign.errors import CardError, RecipeError, nearest
+
+MORE = ("recipes", "stages")
+
+
+def family(name: str | None, as_json: bool) -> None:
+    from . import dump
+
+    if name is None:
+        rows = [{"family": f, "parts": ", ".join(_names(f))} for f in (*FAMILIES, *MORE)]
+    else:
+        rows = _rows(name)
+    dump(rows) if as_json else table(rows)
+
+
+def _names(name: str) -> list[str]:
+    return [row["name"] for row in _rows(name)] if name in MORE else Registry().names(name)
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    if name == "recipes":
+        return [{"name": place.stem, "summary": _first_comment(place)} for place in _recipes()]
+    if name == "stages":
+        from mmalign.recipe import KINDS
+
+        return [{"name": kind, "summary": (cls.__doc__ or "").splitlines()[0]} for kind, cls in KINDS.items()]
+    if name not in FAMILIES:
+        raise CardError(f"no family {name!r}", fix=nearest(name, (*FAMILIES, *MORE)))
+    return [{"name": c.name, "origin": c.origin, "summary": c.summary} for c in Registry().every(name)]
+
+
+def _recipes() -> list[Path]:
+    folder = files.local("pkg:mmalign.recipes/")
+    assert folder is not None
+    return sorted(folder.glob("*.yaml"))
+
+
+def _first_comment(place: Path) -> str:
+    """A recipe's summary is the comment it opens with."""
+    with open(place, encoding="utf-8") as source:
+        return source.readline().strip().removeprefix("#").strip()
+
+
+def part(family: str, name: str, as_json: bool) -> None:
+    from . import dump
+
+    if family == "recipes":
+        found = {place.stem: place for place in _recipes()}
+        if name not in found:
+            raise RecipeError(f"no recipe {name!r}", fix=nearest(name, found))
+        given = lines.read(found[name], RecipeError).raw
+        dump(given) if as_json else print(found[name].read_text(encoding="utf-8"), end="")
+        return
+    if family == "stages":
+        stage(name, as_json)
+        return
+    if family not in FAMILIES:
+        raise CardError(f"no family {family!r}", fix=nearest(family, (*FAMILIES, *MORE)))
+    card = asdict(Registry().card(family, name))
+    if as_json:
+        dump(card)
+        return
+    for key, item in card.items():
+        if item not in ("", {}, None):
+            print(f"{key:<8} {item}")
+
+
+def stage(kind: str, as_json: bool) -> None:
+    """The settings of a stage kind, with their defaults."""
+    from mmalign.recipe import KINDS
+
+    from . import dump
+
+    if kind not in KINDS:
+        raise RecipeError(f"no stage kind {kind!r}", fix=nearest(kind, KINDS))
+    rows = [{"setting": key, "default": default} for key, default in _settings(KINDS[kind], "")]
+    dump(rows) if as_json else table(rows)
+
+
+def _settings(cls: Any, under: str) -> Iterator[tuple[str, str]]:
+    for f in fields(cls):
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        if is_dataclass(default) and f.name in ("optim", "engine"):
+            yield from _settings(default, f"{f.name}.")
+        elif f.name != "kind":
+            needed = is_dataclass(default) and any(v == "???" for v in vars(default).values())
+            known = "needed" if default == "???" or needed else str(default if default is not None else "none")
+            yield f"{under}{f.name}", "" if is_dataclass(default) and not needed else known
+
+
+def table(rows: list[dict[str, str]]) -> None:
+    """Columns as wide as they need to be; the last one may be long."""
+    if not rows:
+        return
+    wide = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    for row in [{key: key for key in rows[0]}, *rows]:
+        print("  ".join(f"{row[key]:<{wide[key]}}" for key in row).rstrip())

@@ -1,0 +1,150 @@
+"""What the verbs print: plans, scores, reports."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mmalign import compose, files, graph
+from mmalign.cards import Registry
+from mmalign.check import check
+from mmalign.errors import RunError
+from mmalign.graph import Node
+from mmalign.recipe import Evaluate, Label, Report, Stage, Train
+
+WIDE = None if sys.stdout.isatty() else 1000  # columns; in a file or a pipe no cell is folded
+
+out = Console(highlight=False, soft_wrap=True, markup=False, width=WIDE)  # a path may hold what looks like markup
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def planned(recipe: str, overrides: Sequence[str], runs: Path) -> tuple[list[Node], list[str]]:
+    """The plan of a recipe, checked, and the notes a reader should see."""
+    variants = compose.load(recipe, overrides)
+    registry = Registry(variants[0].registry)
+    notes = check(variants, registry)
+    return graph.plan(variants, runs, registry), notes
+
+
+def table(*columns: str) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        err.print(f"note: {note}", style="yellow")
+
+
+def plan(nodes: Sequence[Node], notes: Sequence[str], as_json: bool) -> None:
+    rows = [_row(node) for node in nodes]
+    if as_json:
+        from . import dump
+
+        dump({"recipe": nodes[0].recipe.name, "stages": rows, "notes": notes})
+        return
+    recipe = nodes[0].recipe
+    parts = [p.card for p in (recipe.model.vision, recipe.model.adapter, recipe.model.llm) if p]
+    out.print(f"{recipe.name}   {' + '.join(parts)}\n", style="bold")
+    shown = table("", "stage", "kind", "what", "reads", "folder")
+    for row in rows:
+        state = Text(row["state"], style="green" if row["state"] == "done" else "")
+        shown.add_row(state, _armed(row), row["kind"], row["what"], ", ".join(row["reads"]) or "-", row["folder"])
+    out.print(shown)
+    for note in notes:
+        out.print(f"note: {note}")
+
+
+def _row(node: Node) -> dict[str, Any]:
+    return {
+        "state": "done" if node.done else graph.why(node),
+        "stage": node.name,
+        "kind": node.stage.kind,
+        "what": what(node.stage),
+        "reads": list(dict.fromkeys(other.name for _, other in node.reads)),
+        "folder": str(node.folder),
+        "arms": node.arms if any(node.arms) else [],
+    }
+
+
+def _armed(row: Mapping[str, Any]) -> str:
+    """A stage of a study with the arm it is of, or how many share it."""
+    arms = row["arms"]
+    return f"{row['stage']} ({arms[0] if len(arms) == 1 else f'{len(arms)} arms'})" if arms else row["stage"]
+
+
+def what(stage: Stage) -> str:
+    """A stage in one line."""
+    if isinstance(stage, Label):
+        return f"{stage.source.card} on {stage.data.card}, {stage.keep} words a patch"
+    if isinstance(stage, Train):
+        losses = " + ".join(name if o.weight == 1 else f"{o.weight:g} {name}" for name, o in stage.objectives.items())
+        return f"{' + '.join(stage.trains)} on {stage.data.card}; {losses}; lr {stage.optim.lr:g}, batch {stage.batch}"
+    if isinstance(stage, Evaluate):
+        return ", ".join(part.card for part in stage.bench)
+    if isinstance(stage, Report):
+        return "a table and a page"
+    return str(getattr(getattr(stage, "data", None), "card", ""))
+
+
+def results(nodes: Sequence[Node]) -> None:
+    """The tables of a finished run: of its reports, else of its evaluations."""
+    reports = [node for node in nodes if isinstance(node.stage, Report)]
+    for node in reports:
+        report(node.folder, node.folder.parent, False)
+    if not reports:
+        for node in nodes:
+            if isinstance(node.stage, Evaluate):
+                scores(files.read_json(node.folder / "stage.json")["metrics"], False)
+    out.print(f"done: {len(nodes)} stages in {nodes[0].folder.parent}")
+
+
+def scores(found: dict[str, dict[str, float]], as_json: bool) -> None:
+    if as_json:
+        from . import dump
+
+        dump(found)
+        return
+    shown = table("benchmark", "metric", "value")
+    for bench, metrics in found.items():
+        for metric, value in metrics.items():
+            shown.add_row(bench, metric, f"{value:.2f}")
+    out.print(shown)
+
+
+def report(place: Path | None, runs: Path, as_json: bool) -> None:
+    found = place or _newest(runs)
+    given = files.read_json(found / "report.json", fix="the folder of a finished report stage, runs/report-...")
+    if as_json:
+        from . import dump
+
+        dump(given)
+        return
+    study = len({cell["arm"] for cell in given["cells"]}) > 1
+    shown = table(*(["arm"] if study else []), "benchmark", "metric", "value", *(["difference"] if study else []))
+    for cell in given["cells"]:
+        values = list(cell["values"].values())
+        mean = sum(values) / len(values)
+        gap = "" if cell["difference"] is None else f"{cell['difference']:+.2f} [{_interval(cell['interval'])}]"
+        row = [cell["bench"], cell["metric"], f"{mean:.2f}"]
+        shown.add_row(*([cell["arm"], *row, gap] if study else row), style="bold" if cell["headline"] else None)
+    out.print(shown)
+    out.print(f"page: {found / 'report.html'}")
+
+
+def _interval(pair: Sequence[float] | None) -> str:
+    return f"{pair[0]:+.2f}, {pair[1]:+.2f}" if pair else ""
+
+
+def _newest(runs: Path) -> Path:
+    places = (place for place in runs.glob("report-*/stage.json") if "." not in place.parent.name)
+    found = max(places, key=lambda p: p.stat().st_mtime, default=None)
+    if found is None:
+        raise RunError(f"no report under {runs}", fix="mmalign run a recipe with a stage of kind report")
+    return found.parent

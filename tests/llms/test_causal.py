@@ -1,0 +1,48 @@
+"""The language model's wrapper: RoPE under casts, heads, saving."""
+
+import pytest
+import torch
+
+from mmalign.llms.causal import CausalLM
+from tests import parts
+
+
+@pytest.mark.parametrize("family", list(parts.FAMILIES))
+def test_rope_keeps_its_precision_when_weights_are_cast(tmp_path, family):
+    parts.llm(family, tmp_path)
+    mouth = CausalLM(str(tmp_path))
+    exact = [f.clone() for _, f in mouth._frequencies]
+    torch.nn.ModuleDict({"llm": mouth}).bfloat16()  # as DeepSpeed casts the whole model
+    assert mouth.lm.get_input_embeddings().weight.dtype == torch.bfloat16
+    found = [m.inv_freq for m in mouth.lm.modules() if hasattr(m, "inv_freq")]
+    assert found
+    assert all(torch.equal(a, b) for a, b in zip(found, exact, strict=True))
+
+
+@pytest.mark.parametrize("family", list(parts.FAMILIES))
+def test_save_and_load(tmp_path, family):
+    parts.llm(family, tmp_path / "a")
+    mouth = CausalLM(str(tmp_path / "a"))
+    state = {name: value + 1 if "norm" in name else value for name, value in mouth.state_dict().items()}
+    mouth.save(tmp_path / "b", state)
+    again = CausalLM(str(tmp_path / "b"))
+    assert again.chat.template == mouth.chat.template
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", list(parts.FAMILIES))
+def test_padding_on_either_side_and_batch_size_change_nothing(tmp_path, family):
+    parts.llm(family, tmp_path)
+    mouth = CausalLM(str(tmp_path)).eval()
+    rows = [[3, 7, 9, 11, 4], [5, 6], [8, 9, 10]]
+    alone = [mouth.head(mouth(mouth.embed(torch.tensor([r])), torch.ones(1, len(r)).long()))[0] for r in rows]
+    for left in (False, True):
+        ids, mask = torch.zeros(3, 5).long(), torch.zeros(3, 5).long()
+        for n, row in enumerate(rows):
+            at = slice(5 - len(row), None) if left else slice(0, len(row))
+            ids[n, at], mask[n, at] = torch.tensor(row), 1
+        both = mouth.head(mouth(mouth.embed(ids), mask))
+        for n, want in enumerate(alone):
+            assert torch.allclose(both[n][mask[n] > 0], want, atol=1e-5)

@@ -1,0 +1,62 @@
+"""Estimates from facts: published sizes, ZeRO's shares, and what they leave open."""
+
+import pytest
+
+from mmalign import compose, estimate, graph
+from mmalign.compose import shipped
+
+
+def stage(recipe, name="align", *overrides, devices=8, tmp_path="runs"):
+    nodes = graph.plan(compose.load(recipe, overrides), tmp_path)
+    return estimate.of(next(n for n in nodes if n.name == name), devices)
+
+
+def test_llava_7b():
+    found = stage("llava_vicuna7b")
+    assert found.parameters == {"vision": 304_293_888, "adapter": 20_979_712, "llm": 6_738_415_616}
+    assert found.trained == 20_979_712  # LLaVA-1.5's projector has 21 M
+    assert found.visual == 576
+    assert found.steps == 2_181  # 558,128 rows in batches of 256
+    tune = stage("llava_vicuna7b", "tune")
+    assert tune.trained == 20_979_712 + 6_738_415_616
+    zero = {n: tune.memory[f"ZeRO {n}"] for n in range(4)}
+    every = sum(tune.parameters.values())
+    assert zero[0]["weights"] == pytest.approx(2 * every / estimate.GIB)
+    assert zero[3]["weights"] == pytest.approx(zero[0]["weights"] / 8)
+    assert zero[1]["optimizer"] == pytest.approx(12 * tune.trained / estimate.GIB / 8)
+    assert zero[1]["gradients"] == zero[0]["gradients"]
+    assert zero[2]["gradients"] == pytest.approx(zero[0]["gradients"] / 8)
+    assert [zero[n]["total"] for n in range(4)] == sorted((zero[n]["total"] for n in range(4)), reverse=True)
+
+
+def test_checkpointing_keeps_less():
+    long = stage("llava_vicuna7b", "tune", "stages.tune.engine.checkpointing=false")
+    assert long.memory["ZeRO 3"]["activations"] > 5 * stage("llava_vicuna7b", "tune").memory["ZeRO 3"]["activations"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "tokens"),
+    [("linear", 576), ("pixel-shuffle", 144), ("perceiver-resampler", 64), ("c-abstractor", 144)],
+)
+def test_visual_tokens_of_every_kind_of_adapter(adapter, tokens):
+    assert stage("llava_vicuna7b", "align", f"model.adapter={adapter}").visual == tokens
+
+
+def test_what_the_facts_do_not_say_is_left_open():
+    found = stage("llava_vicuna7b", "align", "model.adapter=q-former")
+    assert found.parameters["adapter"] is None
+    assert found.trained is None
+    assert not found.memory
+    assert "adapter ?" in estimate.lines(found, compose.load("llava_vicuna7b")[0].stages["align"])[0]
+
+
+def test_a_label_store():
+    recipe = compose.load("quickstart")[0]
+    found = stage("quickstart", "label")
+    assert found.store == pytest.approx(4000 * 36 * recipe.stages["label"].keep * 4 / estimate.GIB)
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_can_be_planned_offline(name, tmp_path):
+    for node in graph.plan(compose.load(name), tmp_path):
+        estimate.of(node)
