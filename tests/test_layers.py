@@ -33,9 +33,10 @@ PLAN_SIDE = set().union(*LAYERS)
 # What a family may know of the others: their contracts, and these two that belong to one.
 CONTRACTS = {*FAMILIES, "labels.store", "llms.chat"}
 
-EVERYWHERE = {"mmalign", "errors", "files"}
+EVERYWHERE = {"mmalign", "errors", "files", "rgb"}
 WORK_SIDE = {  # package or module: what it may import besides EVERYWHERE and itself
     **dict.fromkeys(FAMILIES, CONTRACTS),
+    "rgb": set(),
     "toyworld": CONTRACTS,
     "model": CONTRACTS,
     "packed": CONTRACTS,

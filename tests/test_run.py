@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -184,7 +185,10 @@ def test_a_worker_ends_with_the_process_that_began_it(tiny):
         assert orchestrator.stderr.readline().startswith("label: begins")
         import psutil
 
-        (worker,) = psutil.Process(orchestrator.pid).children()
+        while not (workers := psutil.Process(orchestrator.pid).children()):
+            assert orchestrator.poll() is None
+            time.sleep(0.01)
+        (worker,) = workers
         orchestrator.kill()
         orchestrator.wait()
         worker.wait(30)  # raises where it lives on

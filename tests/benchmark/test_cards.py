@@ -1,12 +1,13 @@
 """The cards of the ten benchmarks: built by name, and their facts held to the classes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmalign.cards import Registry, build
+from mmalign.cards import Card, Registry, build
 from mmalign.errors import CardError
 
 NAMES = ("vqav2", "gqa", "textvqa", "scienceqa", "mmbench", "mmbench_cn", "pope", "vizwiz", "mmvet", "mmlu")
@@ -51,10 +52,15 @@ def files(folder: Path, name: str) -> str:
     return str(folder)
 
 
+def on(card: Card, **args: object) -> Any:
+    """The benchmark of a card with other arguments, as a recipe gives them."""
+    return build(replace(card, args={**card.args, **args}))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_facts_of_a_card_are_those_of_its_class(name: str, tmp_path: Path) -> None:
     card = Registry().card("benchmarks", name)
-    bench = build(card, data=files(tmp_path, name))
+    bench = on(card, data=files(tmp_path, name))
     assert bench.max_new_tokens == card.facts["max_new_tokens"]
     [question] = bench.questions()
     answer = {"gqa": "urn", "pope": "Yes", "scienceqa": "A", "mmbench": "A", "mmbench_cn": "A", "mmlu": " A"}.get(
@@ -70,7 +76,7 @@ def test_the_facts_of_a_card_are_those_of_its_class(name: str, tmp_path: Path) -
 
 def test_a_card_takes_the_arguments_of_its_class(tmp_path: Path) -> None:
     card = Registry().card("benchmarks", "mmbench_cn")
-    bench = build(card, data=files(tmp_path, "mmbench_cn"), extraction="before-2025-08")
+    bench = on(card, data=files(tmp_path, "mmbench_cn"), extraction="before-2025-08")
     assert bench.questions()[0].text.endswith("\n请直接回答选项字母。")
     with pytest.raises(CardError, match="unexpected keyword argument 'language_'"):
-        build(card, data=str(tmp_path), language_="cn")
+        on(card, data=str(tmp_path), language_="cn")

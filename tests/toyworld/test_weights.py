@@ -40,8 +40,8 @@ def test_clip_names_what_each_patch_shows(clip: HFVision):
     right = []
     for number in range(50):
         truth = render.truth(scene(0, "test", number, things=1), clip.grid)
-        right += [list(COLORS)[int(at)] in words for at, words in zip(alike_BPW[number].argmax(-1), truth.words, strict=True)
-                  if len(words) == 3]  # fmt: skip
+        nearest_P = [list(COLORS)[at] for at in alike_BPW[number].argmax(-1).tolist()]
+        right += [word in words for word, words in zip(nearest_P, truth.words, strict=True) if len(words) == 3]
     assert np.mean(right) > 0.9
 
 
