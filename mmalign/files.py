@@ -122,12 +122,17 @@ class Hashes:
                 self.known = {}  # only a cache: what it lacks is read again
 
     def of(self, spec: str) -> str | None:
-        """The hash of a file, or of the files of a checkpoint folder (one with a config.json); else None."""
+        """The hash of a file, of a checkpoint folder's files (it has a config.json), or of a label store; else None.
+
+        A label store is known by its header, which holds the checksums of its shards.
+        """
         place = local(spec)
         if place is None or not exists(place):
             return None
         if place.is_file():
             return self._file(place)
+        if (header := place / "header.json").is_file():
+            return self._file(header)
         if not any(place.glob("*config.json")):
             return None  # a folder of images: too many files to read; its path stands for it
         names = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))

@@ -170,7 +170,8 @@ def _node(
         "kind": stage.kind,
         "version": stage.version,
         **({"seed": recipe.seed} if stage.seeded else {}),
-        "settings": result_settings(stage),
+        "settings": (settings := result_settings(stage)),
+        **({"content": content} if (content := _content(settings, hashes)) else {}),
         "cards": {role: identity(card, hashes) for role, card in cards.items()},
         "reads": [[slot, node.folder.name] for slot, node in reads],
         **({"arms": [arm for arm, _ in scores]} if scores else {}),
@@ -188,9 +189,14 @@ def result_settings(stage: Stage) -> dict[str, Any]:
 
 def identity(card: Card, hashes: files.Hashes) -> dict[str, Any]:
     """What of a card can change a result: what it builds, and the content of the local files it points at."""
-    content = {spec: found for spec in files.strings(card.args) if (found := hashes.of(spec))}
+    content = _content(card.args, hashes)
     plugin = {} if card.origin == SHIPPED or card.origin.startswith("shelf") else {"origin": card.origin}
     return {"target": card.target, "args": card.args, **({"content": content} if content else {}), **plugin}
+
+
+def _content(given: Any, hashes: files.Hashes) -> dict[str, str]:
+    """{spec: hash} of the local files among given strings."""
+    return {spec: found for spec in files.strings(given) if (found := hashes.of(spec))}
 
 
 def why(node: Node) -> str:

@@ -121,6 +121,17 @@ def test_the_content_of_a_checkpoint_folder_is_in_it(plan, here):
     assert changed(before, plan(TINY, word)) == AFTER_ALIGN
 
 
+def test_the_content_of_what_a_setting_points_at_is_in_it(plan, here):
+    (here / "store").mkdir()
+    (here / "store" / "header.json").write_text("{}")
+    words = ("stages.align.reads.labels=~", f"stages.align.labels={{source: toy-words, store: {here / 'store'}}}")
+    before = plan(TINY, *words)
+    (here / "store" / "shard-00000.bin").write_bytes(b"the header holds its checksum")
+    assert not changed(before, plan(TINY, *words))
+    (here / "store" / "header.json").write_text('{"keep": 3}')
+    assert changed(before, plan(TINY, *words)) == AFTER_ALIGN
+
+
 def test_cards_of_a_shelf_count_by_what_they_say(plan, here):
     shelf, word = here / "shelf", ("registry=[./shelf]", "model.adapter=mine")
     card(shelf, "adapters", "mine", "mmalign.adapters.mlp.MLP", "{depth: 1}")

@@ -1,0 +1,197 @@
+"""The README: its files are written, its commands run in their order, and what they print compared with what it says.
+
+python -m tests.test_readme   writes what the commands print now into the README, for a reader to look over.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from mmalign.cli import app
+from typer.main import get_command
+
+from mmalign.cards import FAMILIES
+from mmalign.compose import shipped
+from mmalign.run import Launch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = """
+stages.label.data.args.size=64 stages.align.data.args.size=64 stages.tune.data.args.size=64 stages.align.steps=2
+stages.tune.steps=2 stages.score.bench=[{bench}]
+"""
+
+
+@dataclass
+class Block:
+    """One fenced block: its language, the file it is (or nothing), its text."""
+
+    kind: str
+    file: str
+    text: str
+
+
+def blocks(text: str = README) -> Iterator[Block]:
+    for kind, file, inner in re.findall(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", text, re.S | re.M):
+        yield Block(kind, file, inner)
+
+
+def commands(block: Block) -> list[tuple[str, list[str]]]:
+    """(command, the lines it is said to print) of a console block."""
+    parts = re.split(r"^\$ ", block.text, flags=re.M)[1:]
+    return [(part.splitlines()[0], part.splitlines()[1:]) for part in parts]
+
+
+class Terminal:
+    """Runs the README's commands in one folder, with one environment, as a reader would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MMALIGN_REGISTRY")}
+        self.site = str(folder / "site")
+
+    def run(self, line: str) -> list[str]:
+        """The lines it prints."""
+        words = shlex.split(line)
+        if words[0] == "export":
+            given = dict(word.split("=", 1) for word in words[1:])
+            self.env |= {key: str(self.folder / value) for key, value in given.items()}
+            return []
+        if words[0] == "pip":
+            return self.python("-m", "pip", *words[1:], "--no-deps", "--no-build-isolation", "--target", self.site)
+        assert words[0] == "mmalign", line
+        return self.python("-c", "from mmalign.cli import entry; entry()", *words[1:])
+
+    def python(self, *words: str) -> list[str]:
+        path = os.pathsep.join(filter(None, [self.env.get("PYTHONPATH"), self.site]))
+        done = subprocess.run(
+            [sys.executable, *words], cwd=self.folder, env={**self.env, "PYTHONPATH": path},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        assert "Traceback" not in done.stdout, done.stdout
+        return [line.rstrip() for line in done.stdout.splitlines()]
+
+
+def matches(said: list[str], real: list[str]) -> bool:
+    """Whether the lines are those; a line `...` stands for any number of them."""
+    pattern = "".join(r"(?:.*\n)*" if line == "..." else re.escape(line.rstrip()) + r"\n" for line in said)
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in real)) is not None
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, list[str], list[str]]]]:
+    """The folder of somebody who did all that the README says, and (command, said, real) of each command."""
+    terminal, found = Terminal(tmp_path_factory.mktemp("reader")), []
+    for block in blocks():
+        if block.file:
+            place = terminal.folder / block.file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(block.text)
+        elif block.kind == "console":
+            found += [(line, said, terminal.run(line)) for line, said in commands(block)]
+    return terminal.folder, found
+
+
+def test_the_commands_print_what_the_readme_says(followed):
+    _, found = followed
+    assert len(found) >= 7
+    for line, said, real in found:
+        assert matches(said, real), "\n".join([f"$ {line}", *real])
+
+
+def test_the_comparison_can_fail():
+    assert matches(["a", "...", "d"], ["a", "b", "c", "d"])
+    assert not matches(["a", "...", "d"], ["a", "b", "c"])
+    assert not matches(["a"], ["a", "b"])
+    assert matches([], [])
+
+
+def test_the_part_it_shows_keeps_the_contract(followed):
+    folder, _ = followed
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_adapters.py"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_first_recipe_runs_with_the_part(followed):
+    folder, _ = followed
+    terminal = Terminal(folder)
+    terminal.run("export MMALIGN_REGISTRY=shelf PYTHONPATH=.")
+    small = SMALL.format(bench="toy-perplexity").split()
+    printed = terminal.run(" ".join(["mmalign run my.yaml model.adapter=gated matrix.seeds=[7]", *small]))
+    assert printed[-1].startswith("done: 8 stages in runs"), "\n".join(printed)
+
+
+def test_the_quickstart_prints_the_table_of_the_readme(tmp_path):
+    """The same rows and columns; the numbers are those of another machine and of more steps."""
+    (shown,) = [block.text for block in blocks() if block.kind == "text"]
+    bench = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())["stages"]["score"]["bench"]
+    small = SMALL.format(bench=",".join(bench)).split()
+    real = Terminal(tmp_path).run(" ".join(["mmalign run quickstart", *small]))
+    table = "\n".join(real[real.index(shown.splitlines()[0].rstrip()) :])
+    assert form(table) == form(shown)
+
+
+def form(text: str) -> list[list[str]]:
+    """The words of every line, numbers and fingerprints left out."""
+    return [re.sub(r"-[0-9a-f]{12}|[-+]?\d[\d.,]*|\s[-–]\s", " ", line).split() for line in text.splitlines()]
+
+
+def test_the_two_commands_are_those_of_ci():
+    first, second = (block.text.strip() for block in blocks() if block.kind == "sh" and "pip install" in block.text)
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert first.startswith('pip install -e ".[train]" && mmalign run quickstart')
+    for part in (*first.split(" && "), *second.split(" && ")):
+        assert part in ci
+
+
+def test_every_other_command_it_names_exists():
+    verbs = get_command(app).commands
+    for line in re.findall(r"`mmalign ([^`]+)`", README) + re.findall(r"^mmalign (.+)$", README, re.M):
+        words = line.replace("\\|", "|").split()
+        assert words[0] in verbs, line
+        inner = getattr(verbs[words[0]], "commands", None)
+        assert inner is None or set(words[1].split("|")) <= set(inner), line
+        options = {option for parameter in verbs[words[0]].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, line
+        if words[0] in ("run", "plan", "check") and "_" in words[1]:
+            assert words[1] in shipped(), line
+
+
+def test_what_it_says_of_folders_groups_and_options():
+    assert all(f"`mmalign.{family}`" in README for family in FAMILIES)
+    folders = re.findall(r"^\| `(\w+)/` \|", README, re.M)
+    assert set(folders) == {"recipes", "registry", "mmalign", "cli", "tests"}
+    assert Launch(devices=8).size == 8
+    extras = re.search(r'pip install -e "\.\[([\w,]+)\]"` for timm', README)
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert extras
+    assert all(re.search(rf"^{name} = \[", pyproject, re.M) for name in extras[1].split(","))
+
+
+def _write() -> None:
+    import tempfile
+
+    text, terminal = README, Terminal(Path(tempfile.mkdtemp()))
+    for block in blocks():
+        if block.file:
+            place = terminal.folder / block.file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(block.text)
+        for line, said in commands(block) if block.kind == "console" else ():
+            real = terminal.run(line)
+            if not matches(said, real):
+                old, new = (("".join(f"{one}\n" for one in [f"$ {line}", *lines])) for lines in (said, real))
+                text = text.replace(old, new)
+    (ROOT / "README.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _write()
