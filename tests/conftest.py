@@ -62,7 +62,8 @@ class Said:
 def command(*words: str | Path, cwd: Path | None = None, **options: object) -> Said:
     """`mmalign words ...` as a process of its own."""
     line = [sys.executable, "-c", "from mmalign.cli import entry; entry()", *map(str, words)]
-    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=600, check=False, **options)
+    options = {"timeout": 600, "check": False, **options}
+    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, **options)
     return Said(done.returncode, done.stdout, done.stderr)
 
 

@@ -3,12 +3,17 @@
     python -m mmalign.toyworld.parts [FOLDER]
 
 writes them into FOLDER/clip and FOLDER/llama, by default the folders shipped here (weights stay as they are).
+
+    python -m mmalign.toyworld.parts --weights RUNS
+
+puts the weights that recipes/toyworld.yaml gave under RUNS into the folders shipped here, as bf16.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPImageProcessor, LlamaConfig, PreTrainedTokenizerFast
 
@@ -105,5 +110,22 @@ def write(folder: Path) -> None:
     llama(folder / "llama")
 
 
+def ship(trained: Path, folder: Path) -> None:
+    """The weights of a trained checkpoint into a folder that holds its configuration, as bf16."""
+    state = load_file(trained / "model.safetensors")
+    halved = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}
+    save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _newest(runs: Path, kind: str) -> Path:
+    """The folder of the last finished stage of a kind."""
+    return max(runs.glob(f"{kind}-*/stage.json"), key=lambda place: place.stat().st_mtime).parent
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    here = Path(__file__).parent
+    if sys.argv[1:2] == ["--weights"]:
+        ship(_newest(Path(sys.argv[2]), "contrast") / "weights" / "vision", here / "clip")
+        ship(_newest(Path(sys.argv[2]), "language") / "weights" / "llm", here / "llama")
+    else:
+        write(Path(sys.argv[1]) if len(sys.argv) > 1 else here)

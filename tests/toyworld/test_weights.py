@@ -1,4 +1,6 @@
-"""The shipped weights do what the toy world needs of them."""
+"""The shipped weights do what the toy world needs of them, and so do weights that its recipe makes from nothing."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,26 @@ from mmalign.toyworld.benchmarks import Lookup
 from mmalign.toyworld.world import COLORS, SHAPES, SIDE, scene, stream
 from mmalign.vision.hf import HFVision
 
+from ..conftest import command
+
+AFTER = ("label", "align", "tune", "score", "report")  # the stages that use what the first two make
+
+
+@pytest.fixture(scope="module", params=["shipped", pytest.param("from nothing", marks=pytest.mark.slow)])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The checkpoint of each part."""
+    if request.param == "shipped":
+        return {"clip": "pkg:mmalign.toyworld/clip", "llama": "pkg:mmalign.toyworld/llama"}
+    folder: Path = tmp_path_factory.mktemp("toyworld")
+    said = command("run", "toyworld", *(f"stages.{name}=~" for name in AFTER), cwd=folder, timeout=3600)
+    assert said.code == 0, said.err
+    places = {"clip": "contrast-*/weights/vision", "llama": "language-*/weights/llm"}
+    return {part: str(next(folder.glob(f"runs/{place}"))) for part, place in places.items()}
+
 
 @pytest.fixture(scope="module")
-def clip() -> HFVision:
-    return HFVision("pkg:mmalign.toyworld/clip", norm=True).float().eval()
+def clip(trained: dict[str, str]) -> HFVision:
+    return HFVision(trained["clip"], norm=True).float().eval()
 
 
 def pixels(clip: HFVision, number: int) -> torch.Tensor:
@@ -53,8 +71,8 @@ def test_features_have_no_dimension_that_drowns_the_others(clip: HFVision):
     assert 0.5 < patches_BPC.square().mean().sqrt() < 2
 
 
-def test_llama_passes_the_gate():
-    llm = CausalLM("pkg:mmalign.toyworld/llama").float()
+def test_llama_passes_the_gate(trained: dict[str, str]):
+    llm = CausalLM(trained["llama"]).float()
     quiz = Lookup(images=60)
     asked = Asked(None, None, llm, torch.device("cpu"))
     answers = {question.id: text for question, text in asked.answers(quiz, quiz.questions(), 64)}
