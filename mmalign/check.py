@@ -1,24 +1,44 @@
 """Does a recipe fit together? Answered from the cards' facts, before any weight is loaded."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 from mmalign import files, source
 from mmalign.cards import Card, Registry
 from mmalign.errors import CheckError, MMAlignError, nearest
 from mmalign.graph import cards_of, named, order
 from mmalign.recipe import Contrast, Evaluate, Label, Language, Part, Recipe, Report, Stage, Train
+from mmalign.wordlist import read_words
 
 # arguments a part gets from the stage, not from its card
 GIVEN = {"adapters": ("patch_dim", "llm_dim", "grid"), "labels": ("keep",)}
 
 
-def check(variants: Sequence[Recipe], registry: Registry | None = None) -> list[str]:
-    """Raise the first thing that is wrong; returns notes a reader should see."""
+class NotThereError(CheckError):
+    """Something of the user's data folder that is not there yet."""
+
+
+def check(variants: Sequence[Recipe], registry: Registry | None = None, ahead: bool = False) -> list[str]:
+    """Raise the first thing that is wrong; returns notes a reader should see.
+
+    ahead: what the data folder lacks are notes, so that a recipe can be planned before its data is fetched.
+    """
     registry = registry or Registry(variants[0].registry)
+    found = []
     for recipe in variants:
         for problem in problems(recipe, registry):
-            raise problem
-    return list(dict.fromkeys(note for recipe in variants for note in notes(recipe, registry)))
+            if not (ahead and isinstance(problem, NotThereError)):
+                raise problem
+            found.append(problem.what)
+    found += [note for recipe in variants for note in notes(recipe, registry)]
+    return list(dict.fromkeys([*found, *_equal_arms(variants)]))
+
+
+def _equal_arms(variants: Sequence[Recipe]) -> Iterator[str]:
+    """Arms are there to be compared. The usual slip: a mapping meant to replace one, which is laid over it."""
+    for one, other in combinations(variants, 2):
+        if one.seed == other.seed and (one.model, one.stages) == (other.model, other.stages):
+            yield f"the arms {one.arm!r} and {other.arm!r} are the same; null takes a thing away: objectives.sea: null"
 
 
 def problems(recipe: Recipe, registry: Registry) -> Iterator[MMAlignError]:
@@ -37,7 +57,9 @@ def problems(recipe: Recipe, registry: Registry) -> Iterator[MMAlignError]:
         yield from _needed(recipe, name, stage)
         yield from targets(recipe, name, cards)
         yield from paths(cards)
+        yield from protocols(recipe, name, stage, cards)
         yield from _images(recipe, name, stage, cards)
+        yield from _labels(recipe, name, stage, cards)
         if isinstance(stage, Train):
             yield from _train(recipe, name, stage, cards)
         if isinstance(stage, (Train, Evaluate)):
@@ -114,14 +136,52 @@ def _needed(recipe: Recipe, name: str, stage: Stage) -> Iterator[MMAlignError]:
             yield _problem(recipe, name, f"bench.{number}", f"{bench} is named twice", "a stage of its own for each")
 
 
+def protocols(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Does every benchmark know the rules it is to be scored by? A card that does not tell knows the official ones."""
+    if not isinstance(stage, Evaluate):
+        return
+    for part in stage.bench:
+        known = cards[f"bench.{part.card}"].facts.get("protocols", ["official"])
+        if stage.protocol not in known:
+            what = f"{part.card} has no protocol {stage.protocol!r}"
+            yield _problem(recipe, name, "protocol", what, nearest(stage.protocol, known))
+
+
 def paths(cards: dict[str, Card]) -> Iterator[MMAlignError]:
     """Do the files and folders that cards name exist?"""
     for card in cards.values():
         for key, spec in card.args.items():
             if isinstance(spec, str) and (place := files.local(spec)) and not files.exists(place):
-                what = f"{card.family} {card.name!r}: {key} {spec} does not exist"
-                fix = "put it there, or set MMALIGN_DATA" if spec.startswith("data:") else "check the path"
-                yield CheckError(what, at=f"{card.path}  args.{key}", fix=fix)
+                what, at = f"{card.family} {card.name!r}: {key} {spec} does not exist", f"{card.path}  args.{key}"
+                if spec.startswith("data:"):
+                    yield NotThereError(what, at=at, fix="put it there, or set MMALIGN_DATA")
+                else:
+                    yield CheckError(what, at=at, fix="check the path")
+
+
+def _labels(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Can the label source know words at all, and is there a store where one is named?"""
+    key = "source" if isinstance(stage, Label) else "labels"
+    if (encoder := cards.get("labels.encoder")) and encoder.facts.get("text") is False:
+        what = f"{cards['labels'].name} compares patches with words, and {encoder.name} has no text tower"
+        fix = "an encoder with one, such as clip-vit-l-336; the model may keep its own"
+        yield _problem(recipe, name, key, what, fix)
+    if "labels" in cards and cards["labels"].target.startswith("mmalign.labels."):
+        yield from _word_list(cards["labels"].args.get("words"))
+    if isinstance(stage, Train) and stage.labels and stage.labels.store:
+        place = files.local(stage.labels.store)
+        if place and not files.exists(place / "header.json"):
+            what = f"there is no label store in {stage.labels.store}"
+            yield _problem(recipe, name, "labels.store", what, "the folder `labels` of a finished stage of kind label")
+
+
+def _word_list(spec: object) -> Iterator[MMAlignError]:
+    """What is wrong with a local word list; `paths` says it where there is none."""
+    if isinstance(spec, str) and (place := files.local(spec)) and files.exists(place):
+        try:
+            read_words(spec)
+        except MMAlignError as err:
+            yield err
 
 
 def _model(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
@@ -134,6 +194,16 @@ def _model(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
     if adapter.facts.get("same_width") and wide and wanted and wide != wanted:
         what = f"adapter {adapter.name!r} keeps the width, but {vision.name} is {wide} wide and {llm.name} {wanted}"
         yield CheckError(what, at=at, fix="an adapter that maps widths, such as mlp2x-gelu")
+    grid, factor = vision.facts.get("grid"), adapter.args.get(adapter.facts.get("divides", ""))
+    if grid and isinstance(factor, int) and (factor < 1 or any(side % factor for side in grid)):
+        what = f"adapter {adapter.name!r} joins squares of {factor} x {factor} patches, "
+        what += f"and {vision.name} has {grid[0]} x {grid[1]}"
+        yield CheckError(what, at=at, fix=f"{adapter.facts['divides']}: a divisor of both, or another encoder")
+    come, go = adapter.facts.get("patch_dim", wide), adapter.facts.get("llm_dim", wanted)
+    if None not in (wide, wanted) and (come, go) != (wide, wanted):  # one that has weights
+        what = f"adapter {adapter.name!r} was trained for {come} to {go}"
+        what += f", but {vision.name} is {wide} wide and {llm.name} {wanted}"
+        yield CheckError(what, at=at, fix="the parts it was trained with")
 
 
 def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
@@ -141,6 +211,12 @@ def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> I
         yield _problem(recipe, name, "trains", "nothing is trained", "trains: [adapter]")
     if not stage.objectives:
         yield _problem(recipe, name, "objectives", "no objective", "objectives: {lm: 1.0}")
+    bits = cards["llm"].args.get("bits")
+    if bits and "llm" in stage.trains and not cards["llm"].args.get("lora"):
+        what = f"weights held in {bits} bits cannot learn"
+        yield _problem(recipe, name, "trains", what, f"llm: {{args: {{bits: {bits}, lora: 16}}}}")
+    if bits and stage.engine.zero == 3:
+        yield _problem(recipe, name, "engine.zero", f"ZeRO 3 cannot divide weights in {bits} bits", "engine: {zero: 2}")
     if stage.batch % stage.micro_batch:
         what = f"batch {stage.batch} is no multiple of micro_batch {stage.micro_batch}"
         yield _problem(recipe, name, "batch", what, "micro_batch: a divisor of batch")

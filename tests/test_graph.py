@@ -7,6 +7,7 @@ import pytest
 
 from mmalign import compose, graph, task
 from mmalign.cards import Registry
+from mmalign.check import check
 from mmalign.errors import GraphError, RunError
 
 from .conftest import TINY
@@ -191,9 +192,11 @@ def test_arms_and_seeds_share_what_is_equal(here):
     assert [node.arms for _, node in report.reads] == [["lm 1"], ["lm 2"], ["sea 1"], ["sea 2"]]
 
 
-def test_equal_arms_are_one(here):
-    nodes = graph.plan(compose.load(_written(here, TINY + "matrix: {arms: {a: {}, b: {}}}\n")), "runs")
+def test_equal_arms_are_one_and_a_note_says_so(here):
+    variants = compose.load(_written(here, TINY + "matrix: {arms: {a: {}, b: {}}}\n"))
+    nodes = graph.plan(variants, "runs")
     assert len(nodes) == 5
+    assert check(variants) == ["the arms 'a' and 'b' are the same; null takes a thing away: objectives.sea: null"]
     assert nodes[1].arms == ["a 3", "b 3"]
 
 

@@ -80,9 +80,13 @@ class Terminal:
 
 
 def matches(said: list[str], real: list[str]) -> bool:
-    """Whether the lines are those; a line `...` stands for any number of them."""
-    pattern = "".join(r"(?:.*\n)*" if line == "..." else re.escape(line.rstrip()) + r"\n" for line in said)
-    return re.fullmatch(pattern, "".join(f"{line}\n" for line in real)) is not None
+    """Whether the lines are those, however wide their columns; a line `...` stands for any number of them."""
+    pattern = "".join(r"(?:.*\n)*" if line == "..." else re.escape(_narrow(line)) + r"\n" for line in said)
+    return re.fullmatch(pattern, "".join(f"{_narrow(line)}\n" for line in real)) is not None
+
+
+def _narrow(line: str) -> str:
+    return " ".join(line.split())
 
 
 @pytest.fixture(scope="module")
