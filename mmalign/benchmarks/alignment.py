@@ -20,16 +20,20 @@ BATCH = 64  # images per pass
 
 @dataclass
 class Seen:
-    """One image: the token nearest to each patch, and the tokens that would be right; P entries each."""
+    """One image: the token nearest to each patch, and the tokens that would be right; P entries each.
+
+    nearest: of the visual tokens; deeper: of what each layer of the language model makes of them.
+    """
 
     key: str
     nearest: list[int]
+    deeper: list[list[int]]
     right: list[set[int]]
     object: list[bool | None]  # True: an object, False: background, None: neither
 
-    def patches(self, is_object: bool) -> list[tuple[int, set[int]]]:
-        """(nearest, right) of the patches of one kind."""
-        each = zip(self.nearest, self.right, self.object, strict=True)
+    def patches(self, is_object: bool, layer: int = 0) -> list[tuple[int, set[int]]]:
+        """(nearest, right) of the patches of one kind; layer 0: the visual tokens."""
+        each = zip([self.nearest, *self.deeper][layer], self.right, self.object, strict=True)
         return [(nearest, right) for nearest, right, kind in each if kind is is_object]
 
 
@@ -38,7 +42,8 @@ class Alignment(Probe):
 
     Object and background patches are counted apart, for most patches are background. `*_shuffled` compares with
     patches of the same kind in the next image: what a model gains that calls every object "large". `distinct` is
-    the number of different nearest tokens.
+    the number of different nearest tokens. `object_layer_N`: the same of the language model's N-th layer, which shows
+    whether BASIC's premise holds (arXiv 2508.06895, figure 2).
 
     data: must know its truth. images: how many of its images are looked at, from the first.
     """
@@ -58,18 +63,21 @@ class Alignment(Probe):
             "background_shuffled": percent(hits(_shuffled(backgrounds))),
             "distinct": len({token for one in seen for token in one.nearest}),
         }
+        for layer in range(1, 1 + len(seen[0].deeper)):
+            metrics[f"object_layer_{layer}"] = percent(hits([one.patches(True, layer) for one in seen]))
         items = {one.key: percent(hits([own])) for one, own in zip(seen, objects, strict=True) if own}
         patches = {"object_patches": sum(map(len, objects)), "background_patches": sum(map(len, backgrounds))}
         return Score(metrics, "object", items, {"images": len(seen), **patches})
 
     def _seen(self, model: Subject) -> list[Seen]:
         shown = self._shown()
-        nearest = [
-            tokens
-            for at in range(0, len(shown), BATCH)
-            for tokens in nearest_tokens(model, [self.data.image(reference) for _, reference in shown[at : at + BATCH]])
-        ]
-        return [self._compared(model, *one, tokens) for one, tokens in zip(shown, nearest, strict=True)]
+        found = []
+        for at in range(0, len(shown), BATCH):
+            part = shown[at : at + BATCH]
+            nearest, *deeper = nearest_tokens(model, [self.data.image(reference) for _, reference in part])
+            for n, (key, reference) in enumerate(part):
+                found.append(self._compared(model, key, reference, nearest[n], [layer[n] for layer in deeper]))
+        return found
 
     def _shown(self) -> list[tuple[str, Any]]:
         """(key, reference) of the first images."""
@@ -82,22 +90,22 @@ class Alignment(Probe):
             raise DataError(f"alignment: the data has {len(found)} images", fix="a data set with images")
         return found
 
-    def _compared(self, model: Subject, key: str, reference: Any, nearest: list[int]) -> Seen:
+    def _compared(self, model: Subject, key: str, reference: Any, nearest: list[int], deeper: list[list[int]]) -> Seen:
         truth = self.data.truth(reference, model.grid)
         known = sorted({word for words in truth.words for word in words})
         pieces = dict(zip(known, model.pieces(known), strict=True))
         right = [{piece for word in words for piece in pieces[word]} for words in truth.words]
-        return Seen(key, nearest, right, truth.object or [True if words else None for words in truth.words])
+        return Seen(key, nearest, deeper, right, truth.object or [True if words else None for words in truth.words])
 
 
-def nearest_tokens(model: Subject, images: Sequence[Any]) -> list[list[int]]:
-    """The vocabulary token nearest to each visual token, by cosine."""
+def nearest_tokens(model: Subject, images: Sequence[Any]) -> list[list[list[int]]]:
+    """The vocabulary token nearest (cosine) to each visual token of each image, then to what each layer makes of it."""
     from torch.nn.functional import normalize
 
     embed_VD, _ = model.vocabulary()
-    visual_BPD: Tensor = normalize(model.visual(images), dim=-1)
-    nearest: list[list[int]] = (visual_BPD @ normalize(embed_VD, dim=-1).T).argmax(-1).tolist()
-    return nearest
+    unit_VD = normalize(embed_VD, dim=-1)
+    seen: list[Tensor] = [model.visual(images), *model.layers(images)]
+    return [(normalize(tokens_BPD, dim=-1) @ unit_VD.T).argmax(-1).tolist() for tokens_BPD in seen]
 
 
 Patches = list[tuple[int, set[int]]]

@@ -62,7 +62,8 @@ class Seen:
         if not look.attention:
             return torch.full(columns.shape, 1 / columns.shape[1], device=columns.device)
         weight_BQ = self.looked[look][self.places.row_B[:, None], columns]
-        return weight_BQ / weight_BQ.sum(1, keepdim=True)
+        tiny = torch.finfo(weight_BQ.dtype).tiny  # an image out of every window of the text counts nothing
+        return weight_BQ / weight_BQ.sum(1, keepdim=True).clamp(min=tiny)
 
     @property
     def attended_layers(self) -> int:
@@ -91,7 +92,7 @@ def layers(lm: Any) -> nn.ModuleList:
     found = getattr(lm.base_model, "layers", None)
     if not isinstance(found, nn.ModuleList):
         what = f"{type(lm).__name__} has no list of decoder layers, so nobody can look at what they do"
-        raise CheckError(what, fix="a Llama, Mistral, Gemma, Phi-3 or Qwen model")
+        raise CheckError(what, at="model.llm", fix="a Llama, Mistral, Gemma, Phi-3 or Qwen model")
     return found
 
 

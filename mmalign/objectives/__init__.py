@@ -7,7 +7,8 @@ list, N pairs or tokens, D width of the language model, V its vocabulary, L its 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NoReturn
+from functools import wraps
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +99,31 @@ class Objective(nn.Module):
     look: Look | None = None  # layers: what is to be seen of them; set in `prepare`
     unit: ClassVar[Literal["tokens", "images"]] = "images"  # what the mean is over, so that passes average exactly
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "forward" in vars(cls):
+            cls.forward = _where_images(cls.forward)  # type: ignore[method-assign, assignment]
+
     def prepare(self, context: Context) -> None:
         """Called once, before the first step."""
 
     def forward(self, step: Step) -> Tensor:
         raise NotImplementedError
+
+
+def _where_images(forward: Callable[[Any, Step], Tensor]) -> Callable[[Any, Step], Tensor]:
+    """`forward`, but 0 for a pass without images, which only a collective objective has to see.
+
+    The module is called nevertheless: under ZeRO-3 all ranks must call the same modules in the same order, or they wait
+    for each other for ever.
+    """
+
+    @wraps(forward)
+    def guarded(self: Any, step: Step) -> Tensor:
+        visual_BPD = vars(step).get("visual_BPD")
+        if visual_BPD is None or len(visual_BPD) or self.collective or self.unit != "images":
+            return forward(self, step)
+        none: Tensor = sum((p.float().sum() * 0 for p in self.parameters()), visual_BPD.float().sum())
+        return none
+
+    return guarded

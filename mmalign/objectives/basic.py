@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmalign.errors import CheckError
 from mmalign.objectives import Context, Look, Objective, Step
-from mmalign.objectives.vocabulary import vocabulary_kl
+from mmalign.objectives.vocabulary import vocabulary_kl, wide
 
 
 class Basic(Objective):
@@ -48,12 +48,12 @@ class Basic(Objective):
         self.look = Look(layer_weights(layers, self.weights), attention=self.attention == "auto")
 
     def refined(self, step: Step) -> tuple[Tensor, Tensor]:
-        """refined_BPD (eq. 4) and share_BP (eq. 5), constants, fp32."""
+        """refined_BPD (eq. 4) and share_BP (eq. 5), constants, fp32 or wider."""
         assert self.look is not None, "prepare first"
-        refined_BPD = step.refined[self.look].detach().float()
+        refined_BPD = wide(step.refined[self.look].detach())
         if self.subtract_mean:
             refined_BPD = refined_BPD - refined_BPD.mean(1, keepdim=True)
-        return refined_BPD, step.shares[self.look].detach().float()
+        return refined_BPD, wide(step.shares[self.look].detach())
 
 
 class Direction(Basic):
@@ -62,7 +62,7 @@ class Direction(Basic):
     def forward(self, step: Step) -> Tensor:
         """Mean over images of sum_i a_i ||v_i/|v_i| - s_i/|s_i|||^2. Scalar, fp32."""
         refined_BPD, share_BP = self.refined(step)
-        gap_BPD = F.normalize(step.visual_BPD.float(), dim=-1) - F.normalize(refined_BPD, dim=-1)
+        gap_BPD = F.normalize(wide(step.visual_BPD), dim=-1) - F.normalize(refined_BPD, dim=-1)
         return (share_BP * gap_BPD.square().sum(-1)).sum(-1).mean()
 
 
@@ -72,6 +72,8 @@ class Distribution(Basic):
     logits: plain, v E^T (the paper); cosine, unit vectors over a temperature, so that only directions speak (not in
     the paper, whose plain logits also drive the tokens' lengths). temperature: of the cosine logits.
     """
+
+    collective = True  # ZeRO-3 gathers E from all ranks
 
     def __init__(
         self,
@@ -90,14 +92,17 @@ class Distribution(Basic):
 
     def forward(self, step: Step) -> Tensor:
         """Mean over images of sum_i a_i KL(softmax(s_i E^T) || softmax(v_i E^T)). Scalar, fp32."""
+        if not len(step.visual_BPD):
+            with step.vocabulary():
+                return wide(step.visual_BPD).sum()
         refined_BPD, share_BP = self.refined(step)
         visual_MD, refined_MD = step.visual_BPD.flatten(0, 1), refined_BPD.flatten(0, 1)
         weight_M = share_BP.flatten() / len(share_BP)
         with step.vocabulary() as embed_VD:
             embed_VD = embed_VD.detach()
             if self.cosine:
-                embed_VD = F.normalize(embed_VD.float(), dim=-1).to(embed_VD.dtype)
-                visual_MD = F.normalize(visual_MD.float(), dim=-1) / self.temperature
+                embed_VD = F.normalize(wide(embed_VD), dim=-1).to(embed_VD.dtype)
+                visual_MD = F.normalize(wide(visual_MD), dim=-1) / self.temperature
                 refined_MD = F.normalize(refined_MD, dim=-1) / self.temperature
             return vocabulary_kl(visual_MD, refined_MD, weight_M, embed_VD)
 
@@ -115,5 +120,3 @@ def layer_weights(layers: int, kind: str) -> tuple[float, ...]:
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise CheckError(f"{name} must be one of {', '.join(known)}, got {value!r}", at=f"args.{name}")
-
-

@@ -14,10 +14,11 @@ from torch import Tensor
 
 LIMIT = {"cpu": 144 << 20, "cuda": 512 << 20}  # bytes of logits and probabilities at a time
 BYTES = 12  # of three fp32 numbers, the most that is held of a row and token
+LEAST = 128  # rows at a time, whatever the vocabulary: thinner products are slow, for E is read for each of them
 
 
 def vocabulary_kl(visual_MD: Tensor, target_MD: Tensor, weight_M: Tensor, embed_VD: Tensor) -> Tensor:
-    """Sum over rows of weight * KL(softmax(target E^T) || softmax(visual E^T)). Scalar, fp32.
+    """Sum over rows of weight * KL(softmax(target E^T) || softmax(visual E^T)). Scalar, fp32 (fp64 from fp64).
 
     Only `visual_MD` gets a gradient: targets, weights and the embedding matrix E are constants.
     """
@@ -29,15 +30,16 @@ class _KL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, visual_MD: Tensor, target_MD: Tensor, weight_M: Tensor, embed_VD: Tensor) -> Tensor:
         own_MD, target_MD = visual_MD.detach().to(embed_VD.dtype), target_MD.detach().to(embed_VD.dtype)
-        grad_MD = torch.empty_like(own_MD, dtype=torch.float32)
-        total = torch.zeros((), device=own_MD.device)
-        size = max(1, LIMIT.get(own_MD.device.type, LIMIT["cpu"]) // (BYTES * len(embed_VD)))
+        grad_MD = wide(torch.empty_like(own_MD))
+        total = grad_MD.new_zeros(())
+        size = max(LEAST, LIMIT.get(own_MD.device.type, LIMIT["cpu"]) // (BYTES * len(embed_VD)))
         for start in range(0, len(own_MD), size):
             rows = slice(start, start + size)
             kl_R, gap_RV = rows_kl(logits(own_MD[rows], embed_VD), logits(target_MD[rows], embed_VD))
-            total += (weight_M[rows].float() * kl_R).sum()
-            gap_RV *= weight_M[rows, None].float()
+            total += (wide(weight_M[rows]) * kl_R).sum()
+            gap_RV *= wide(weight_M[rows, None])
             grad_MD[rows] = gap_RV.to(embed_VD.dtype) @ embed_VD
+            del gap_RV  # before the next rows' logits are made
         ctx.save_for_backward(grad_MD.to(visual_MD.dtype))
         return total
 
@@ -47,21 +49,33 @@ class _KL(torch.autograd.Function):
         return grad_MD * grads[0].to(grad_MD.dtype), None, None, None
 
 
+def wide(given: Tensor) -> Tensor:
+    """A tensor in fp32 or, where it comes in fp64, as it is."""
+    return given.to(torch.promote_types(given.dtype, torch.float32))
+
+
 def logits(rows_RD: Tensor, embed_VD: Tensor) -> Tensor:
-    """logits_RV in fp32; on CUDA without rounding them to bf16 on the way."""
-    if rows_RD.is_cuda and rows_RD.dtype != torch.float32:
+    """logits_RV in fp32 (fp64 from fp64); on CUDA without rounding them to bf16 on the way."""
+    if rows_RD.is_cuda and rows_RD.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(rows_RD, embed_VD.T, out_dtype=torch.float32)
-    return (rows_RD @ embed_VD.T).float()
+    return wide(rows_RD @ embed_VD.T)
 
 
 def rows_kl(own_RV: Tensor, target_RV: Tensor) -> tuple[Tensor, Tensor]:
-    """kl_R and its gradient to the own logits, q - p; both logits are overwritten.
+    """kl_R and its gradient to the own logits, q - p; both logits are overwritten, one more of their size is made.
 
     KL(p || q) = sum p (log p - log q), and log p - log q = target - own - (their logsumexps' difference).
     """
-    norm_p, norm_q = target_RV.logsumexp(1, keepdim=True), own_RV.logsumexp(1, keepdim=True)
-    p_RV = (target_RV - norm_p).exp_()
+    target_RV -= target_RV.amax(1, keepdim=True)
+    own_RV -= own_RV.amax(1, keepdim=True)
+    p_RV = target_RV.exp()
+    sum_p_R1 = p_RV.sum(1, keepdim=True)
+    p_RV /= sum_p_R1
     target_RV -= own_RV
-    kl_R = torch.linalg.vecdot(p_RV, target_RV) - (norm_p - norm_q)[:, 0]
-    own_RV -= norm_q
-    return kl_R, own_RV.exp_().sub_(p_RV)
+    target_RV *= p_RV
+    q_RV = own_RV.exp_()
+    sum_q_R1 = q_RV.sum(1, keepdim=True)
+    kl_R = target_RV.sum(1) - (sum_p_R1 / sum_q_R1).log()[:, 0]
+    q_RV /= sum_q_R1
+    q_RV -= p_RV
+    return kl_R, q_RV

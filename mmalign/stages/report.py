@@ -16,6 +16,7 @@ from mmalign import files, task
 from mmalign.task import Task
 
 RESAMPLES = 10_000
+Line = list[tuple[float, float]]  # (step, value)
 
 
 @dataclass
@@ -23,27 +24,30 @@ class Cell:
     """One metric of one arm over its seeds; `difference` and `interval` against the first arm, paired by seed."""
 
     arm: str
-    bench: str
+    bench: str  # or the training stage whose loss it is
     metric: str
     values: dict[str, float]  # seed: value
     headline: bool
     difference: float | None = None
-    interval: tuple[float, float] | None = None  # 95 %, bootstrap over the pairs
+    interval: tuple[float, float] | None = None  # 95 %, bootstrap over the pairs; None: fewer than two
 
     @property
     def mean(self) -> float:
         return statistics.fmean(self.values.values())
 
     @property
-    def spread(self) -> float:
-        """Standard deviation over seeds."""
-        return statistics.stdev(self.values.values()) if len(self.values) > 1 else 0.0
+    def spread(self) -> float | None:
+        """Standard deviation over seeds; None: one seed has none."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
 
 @dataclass
 class Chart:
+    """One loss term of one training stage; an arm has a line for each of its seeds."""
+
     title: str
-    lines: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # name: (step, value)
+    across: str = "step"
+    lines: dict[str, dict[str, Line]] = field(default_factory=dict)  # arm: {folder: line}
 
 
 def run(given: Task) -> dict[str, Any]:
@@ -52,37 +56,50 @@ def run(given: Task) -> dict[str, Any]:
     found = cells(scores, arms)
     page = html(given, scores, arms, found)
     files.write(given.folder / "report.html", page)
-    summary = {"recipe": given.recipe, "cells": [asdict(cell) for cell in found]}
+    summary = {"recipe": given.recipe, "cells": [{**asdict(c), "mean": c.mean, "spread": c.spread} for c in found]}
     files.write_json(given.folder / "report.json", summary)
     return {"metrics": {}, "html": f"{given.folder.name}/report.html"}
 
 
 def cells(scores: Sequence[Path], arms: Sequence[str]) -> list[Cell]:
-    """Every metric of every arm, the first arm's first; differences where there are several arms."""
-    found: dict[tuple[str, str, str], Cell] = {}
+    """Every score and every final loss, metric by metric, the first arm first; differences to that one."""
+    found: dict[tuple[str, str], dict[str, Cell]] = {}
     for folder, arm_seed in zip(scores, arms, strict=True):
-        about = task.done(folder)
         arm, _, seed = arm_seed.rpartition(" ")
-        for bench, metrics in about["metrics"].items():
-            for metric, value in metrics.items():
-                headline = about["headlines"][bench] == metric
-                cell = found.setdefault((arm, bench, metric), Cell(arm, bench, metric, {}, headline))
-                cell.values[seed or str(about["seed"])] = value
-    first = next(iter(found.values())).arm if found else ""
-    for (arm, bench, metric), cell in found.items():
-        base = found.get((first, bench, metric))
-        if arm != first and base:
-            cell.difference, cell.interval = paired(base.values, cell.values)
-    return list(found.values())
+        for bench, metric, value, headline in [*_scored(folder), *_losses(folder)]:
+            of_arms = found.setdefault((bench, metric), {})
+            cell = of_arms.setdefault(arm, Cell(arm, bench, metric, {}, headline))
+            cell.values[seed or str(task.done(folder)["seed"])] = value
+    first = arms[0].rpartition(" ")[0] if arms else ""
+    for of_arms in found.values():
+        for arm, cell in of_arms.items():
+            if arm != first and first in of_arms:
+                cell.difference, cell.interval = paired(of_arms[first].values, cell.values)
+    return [cell for of_arms in found.values() for cell in of_arms.values()]
+
+
+def _scored(folder: Path) -> Iterator[tuple[str, str, float, bool]]:
+    """(benchmark, metric, value, whether it is the benchmark's headline) of an evaluation."""
+    about = task.done(folder)
+    for bench, metrics in about["metrics"].items():
+        for metric, value in metrics.items():
+            yield bench, metric, value, about["headlines"][bench] == metric
+
+
+def _losses(folder: Path) -> Iterator[tuple[str, str, float, bool]]:
+    """(stage, loss term, its mean over the last logged steps, False) of every training stage below an evaluation."""
+    for _, about in ancestors(folder):
+        for term in about["what"]["settings"].get("objectives", {}):
+            yield about["name"], f"{term} loss", about["metrics"][term], False
 
 
 def paired(base: dict[str, float], other: dict[str, float]) -> tuple[float | None, tuple[float, float] | None]:
-    """Mean difference over the seeds both have, and its 95 % bootstrap interval."""
+    """Mean difference over the seeds both have, and its 95 % bootstrap interval, which takes two of them."""
     import numpy as np
 
     gaps = np.array([other[seed] - base[seed] for seed in base if seed in other])
-    if not len(gaps):
-        return None, None
+    if len(gaps) < 2:
+        return (float(gaps[0]) if len(gaps) else None), None
     drawn = np.random.default_rng(0).choice(gaps, (RESAMPLES, len(gaps))).mean(1)
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(gaps.mean()), (float(low), float(high))
@@ -105,25 +122,23 @@ def ancestors(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def curves(scores: Sequence[Path], arms: Sequence[str]) -> list[Chart]:
-    """A chart for every loss term of every training stage, a line for every arm and seed."""
+    """A chart for every loss term of every training stage."""
     charts: dict[tuple[str, str], Chart] = {}
-    seen: set[Path] = set()
-    for folder, arm in zip(scores, arms, strict=True):
+    for folder, arm_seed in zip(scores, arms, strict=True):
         for place, about in ancestors(folder):
-            if place in seen or not (place / "metrics.jsonl").exists():
+            if not (place / "metrics.jsonl").exists():
                 continue
-            seen.add(place)
             for term, line in _lines(place / "metrics.jsonl").items():
                 chart = charts.setdefault((about["name"], term), Chart(f"{about['name']}: {term}"))
-                chart.lines[arm or about["name"]] = line
+                chart.lines.setdefault(arm_seed.rpartition(" ")[0] or about["name"], {})[place.name] = line
     return list(charts.values())
 
 
 SHOWN = ("tokens", "images", "lr", "steps_per_second", "norm", "step")  # in the log, but no curve of the report
 
 
-def _lines(place: Path) -> dict[str, list[tuple[float, float]]]:
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+def _lines(place: Path) -> dict[str, Line]:
+    found: dict[str, Line] = defaultdict(list)
     for text in place.read_text(encoding="utf-8").splitlines():
         row = json.loads(text)
         for name, value in row.items():
@@ -132,26 +147,74 @@ def _lines(place: Path) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
+NEAREST = {"words": "nearest to a word", "right": "nearest to a true word"}  # of visual tokens: the premise's shares
+BEFORE, REFINED = "as the adapter makes them", "refined by the shallow layers"
+
+
+def premise(scores: Sequence[Path], arms: Sequence[str]) -> list[Chart]:
+    """BASIC's premise as it was watched: over the steps for each arm, and by layer at the last look."""
+    charts: dict[tuple[str, ...], Chart] = {}
+    for folder, arm_seed in zip(scores, arms, strict=True):
+        for place, about in ancestors(folder):
+            looks = _looks(place / "premise.jsonl")
+            arm, stage = arm_seed.rpartition(" ")[0], about["name"]
+            for kind in [kind for kind in NEAREST if looks and kind in looks[-1]]:
+                title = f"{' '.join(filter(None, (stage, arm)))}: {NEAREST[kind]}"
+                over = charts.setdefault((stage, arm, kind), Chart(title))
+                for name, key in ((BEFORE, "layer 0"), (REFINED, "refined")):
+                    over.lines.setdefault(name, {})[place.name] = [(look["step"], look[kind][key]) for look in looks]
+                by = charts.setdefault((stage, kind), Chart(f"{stage}: {NEAREST[kind]}, by layer", across="layer"))
+                by.lines.setdefault(arm or stage, {})[place.name] = _by_layer(looks[-1][kind])
+    return list(charts.values())
+
+
+def _looks(place: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()] if place.exists() else []
+
+
+def _by_layer(shares: dict[str, float]) -> Line:
+    return [(float(name.split()[1]), share) for name, share in shares.items() if name.startswith("layer ")]
+
+
+def warnings(scores: Sequence[Path], arms: Sequence[str]) -> list[tuple[str, str]]:
+    """(stage and arm, what it warned of) of all that the scores rest on."""
+    return list(dict.fromkeys(
+        (" ".join(filter(None, (about["name"], arm))), text)
+        for folder, arm in zip(scores, arms, strict=True)
+        for _, about in ancestors(folder)
+        for text in about.get("warnings", [])
+    ))  # fmt: skip
+
+
 def svg(chart: Chart) -> str:
-    """A chart as inline SVG."""
+    """A chart as inline SVG: the seeds of an arm thin, their mean thick."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(4.2, 2.4))
-    for name, points in chart.lines.items():
-        axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
+    for number, (arm, seeds) in enumerate(chart.lines.items()):
+        for line in seeds.values() if len(seeds) > 1 else ():
+            axes.plot(*zip(*line, strict=True), color=f"C{number}", linewidth=0.5, alpha=0.35)
+        axes.plot(*zip(*_mean(seeds.values()), strict=True), color=f"C{number}", label=arm, linewidth=1.2)
     axes.set_title(chart.title, fontsize=9)
-    axes.set_xlabel("step", fontsize=8)
+    axes.set_xlabel(chart.across, fontsize=8)
     axes.tick_params(labelsize=7)
-    if 1 < len(chart.lines) <= 10:
+    if len(chart.lines) > 1:
         axes.legend(fontsize=6)
     figure.tight_layout()
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def _mean(seeds: Iterable[Line]) -> Line:
+    """The mean of several lines, at the steps that all of them have."""
+    values = [dict(line) for line in seeds]
+    shared = [step for step in values[0] if all(step in line for line in values)]
+    return [(step, statistics.fmean(line[step] for line in values)) for step in shared]
 
 
 def html(given: Task, scores: Sequence[Path], arms: Sequence[str], found: Sequence[Cell]) -> str:
@@ -165,6 +228,8 @@ def html(given: Task, scores: Sequence[Path], arms: Sequence[str], found: Sequen
         arms=list(dict.fromkeys(cell.arm for cell in found)),
         study=len({cell.arm for cell in found}) > 1,
         charts=[svg(chart) for chart in curves(scores, arms)],
+        premise=[svg(chart) for chart in premise(scores, arms)],
+        warnings=warnings(scores, arms),
         pictures=_pictures(scores, arms),
         stages=stages,
     )

@@ -2,7 +2,8 @@
 
     python -m mmalign.toyworld.parts [FOLDER]
 
-writes them into FOLDER/clip and FOLDER/llama, by default the folders shipped here (weights stay as they are).
+writes them into FOLDER/clip, FOLDER/llama and FOLDER/llama-deep, by default the folders shipped here (weights stay as
+they are; the deep one has none).
 
     python -m mmalign.toyworld.parts --weights RUNS
 
@@ -65,15 +66,15 @@ def clip(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def llama(folder: Path) -> None:
-    """A LlamaForCausalLM of 0.8 M parameters: 4 layers, 128 wide, embeddings tied."""
+def llama(folder: Path, layers: int = 4) -> None:
+    """A LlamaForCausalLM, 128 wide, embeddings tied: 0.8 M parameters in 4 layers, 1.6 M in 8."""
     tokenizer = word_pieces((*SPECIAL, *ROLES), split=True, model_max_length=512, ending=False)
     tokenizer.chat_template = CHAT
     LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=352,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=512,
         tie_word_embeddings=True,
@@ -108,6 +109,7 @@ def word_pieces(special: tuple[str, ...], split: bool, model_max_length: int, en
 def write(folder: Path) -> None:
     clip(folder / "clip")
     llama(folder / "llama")
+    llama(folder / "llama-deep", layers=8)
 
 
 def ship(trained: Path, folder: Path) -> None:

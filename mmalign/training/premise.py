@@ -17,13 +17,18 @@ from torch.nn import functional as F
 
 from mmalign.model import Batch, Model
 
-IMAGES = 4
+IMAGES, TOKENS = 4, 2048  # looked at, at least: shares of a few dozen tokens say little
 MARGIN = 0.01  # of shares: less is no difference
+
+
+def images_of(tokens: int) -> int:
+    """How many images are looked at, of so many visual tokens each."""
+    return max(IMAGES, TOKENS // tokens)
 
 
 @dataclass
 class Premise:
-    """Called after every step; every `every` steps it writes a line to premise.jsonl.
+    """Called after every step; every `every` steps, and at the last of `steps`, it writes a line to premise.jsonl.
 
     word_V: whether a vocabulary token is a word by itself (the proxy for `meaningful`). right_BQ: where the data knows
     what a patch shows, the token ids that would be right, else None. A line holds, for `layer 0` (the tokens as the
@@ -37,11 +42,12 @@ class Premise:
     right_BQ: Sequence[Sequence[set[int]]] | None
     place: Path
     every: int
+    steps: int
     silent: bool = False  # a rank that takes part and writes nothing
     last: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __call__(self, done: int) -> bool:
-        if done % self.every == 0:
+        if done % self.every == 0 or done == self.steps:
             self.last = self.look()
             if not self.silent:
                 with open(self.place, "a", encoding="utf-8") as out:

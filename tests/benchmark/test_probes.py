@@ -82,6 +82,20 @@ def test_alignment_counted_by_hand():
     assert score.counts == {"images": 2, "object_patches": 3, "background_patches": 2}
 
 
+def test_alignment_by_layer():
+    class Deep(Model):
+        """Its first layer moves every token on to the next in the vocabulary, its second one by two."""
+
+        def layers(self, images: Sequence[int]) -> list[torch.Tensor]:
+            embed_VD, _ = self.vocabulary()
+            return [torch.stack([embed_VD[[(t + n) % 5 for t in self.shown[i]]] for i in images]) for n in (1, 2)]
+
+    score = Alignment(Known()).measure(Deep({0: [0, 4, 4], 1: [1, 2, 4]}))
+    assert score.metrics["object"] == pytest.approx(100 * 2 / 3)  # red; not: star for purple; pur
+    assert score.metrics["object_layer_1"] == pytest.approx(100 * 3 / 3)  # star; pur; ##ple
+    assert score.metrics["object_layer_2"] == pytest.approx(100 * 1 / 3)  # not: pur; ##ple; not: back
+
+
 def test_alignment_where_the_data_does_not_tell_objects_apart():
     data = Known()
     data.truths = [Truth([("red",), (), ("star",)]), Truth([("back",), (), ()])]

@@ -19,7 +19,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("part", ["clip", "llama"])
+@pytest.mark.parametrize("part", ["clip", "llama", "llama-deep"])
 def test_shipped_configurations_are_what_parts_builds(built: Path, part: str):
     ours, theirs = (AutoConfig.from_pretrained(folder / part).to_dict() for folder in (built, SHIPPED))
     assert {k: v for k, v in ours.items() if k not in ELSEWHERE} == {
@@ -27,7 +27,7 @@ def test_shipped_configurations_are_what_parts_builds(built: Path, part: str):
     }
 
 
-@pytest.mark.parametrize("part", ["clip", "llama"])
+@pytest.mark.parametrize("part", ["clip", "llama", "llama-deep"])
 def test_shipped_tokenizers_are_what_parts_builds(built: Path, part: str):
     ours, theirs = (json.loads((folder / part / "tokenizer.json").read_text()) for folder in (built, SHIPPED))
     assert ours == theirs

@@ -14,7 +14,7 @@ from tests.objectives.test_basic import batch_of, build, eager, folders  # noqa:
 def made(model, tmp_path, right=None):
     batch = batch_of(model, [0, 2])
     words = torch.arange(model.llm.vocab) % 3 == 0
-    return batch, words, Premise(model, batch, words, right, tmp_path / "premise.jsonl", every=2)
+    return batch, words, Premise(model, batch, words, right, tmp_path / "premise.jsonl", every=2, steps=5)
 
 
 def test_shares_by_layer(folders, tmp_path):  # noqa: F811
@@ -42,7 +42,7 @@ def test_a_line_now_and_then(folders, tmp_path):  # noqa: F811
     _, _, premise = made(model, tmp_path)
     assert [premise(done) for done in range(1, 6)] == [False] * 5
     lines = [json.loads(line) for line in premise.place.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4]
+    assert [line["step"] for line in lines] == [2, 4, 5]  # the last step too
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""The 10 best of 41,242 words for an image's 576 patches: against the bf16 matrix product alone, and against the plain
+way, an fp32 product and topk. The last row is memory: that of 8 images' patches against that of one chunk of them."""
+
+import torch
+from torch.nn.functional import normalize
+
+from mmalign.labels import rank
+from mmalign.labels.rank import Bank
+
+from . import Pairs, in_turn
+from ._work import clock, peak
+
+TARGET = 1.8
+WORDS, WIDTH, PATCHES, KEEP = 41_242, 768, 576, 10
+TIMES = 9
+
+
+def measure() -> dict[str, Pairs]:
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        bank, patch_NJ = Bank.of(cone(WORDS)), normalize(torch.randn(PATCHES, WIDTH), dim=-1)
+        half_NJ, half_WJ = patch_NJ.bfloat16(), bank.text_WJ.bfloat16()
+        found = {
+            "topn": in_turn(lambda: bank.best(patch_NJ, KEEP), lambda: half_NJ @ half_WJ.T, TIMES, clock),
+            "topn-plain": in_turn(lambda: bank.best(patch_NJ, KEEP), lambda: bank.every(patch_NJ, KEEP), TIMES, clock),
+            "topn-memory": Pairs(target=1.1, unit="MiB"),
+        }
+        found["topn-plain"].target = 1 / 3
+        chunk = rank.LIMIT // (2 * len(bank.rough_WJ))
+        for count, peaks in ((chunk, found["topn-memory"].reference), (8 * PATCHES, found["topn-memory"].ours)):
+            many_NJ = normalize(torch.randn(count, WIDTH), dim=-1)
+            peaks.append(float(peak(lambda: bank.best(many_NJ, KEEP))))  # noqa: B023
+    return found
+
+
+def cone(words: int, angle: float = 0.7) -> torch.Tensor:
+    """text_WJ: unit vectors around a common direction, as text encoders give them."""
+    random = torch.Generator().manual_seed(0)
+    axis_J = normalize(torch.randn(WIDTH, generator=random), dim=0)
+    return normalize(axis_J + angle * torch.randn(words, WIDTH, generator=random) / WIDTH**0.5, dim=-1)

@@ -1,0 +1,73 @@
+"""BASIC's premise on the report's page: shares over the steps, by layer at the last look, and what was warned of."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mmalign.stages import report
+
+WARNING = "BASIC's premise does not hold here: 50.0% before, 20.0% after"
+
+
+def finished(folder: Path, name: str, **more: object) -> Path:
+    about = {"format": 1, "name": name, "kind": "train", "seconds": 1.0, "devices": 1, "reads": [], "seed": 0}
+    folder.mkdir(parents=True)
+    what = {"what": {"settings": {}}, "metrics": {}, "headlines": {}}
+    (folder / "stage.json").write_text(json.dumps(about | what | more))
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> tuple[list[Path], list[str]]:
+    """A baseline, which nobody watches, and two seeds of BASIC, whose layers make fewer and fewer words."""
+    scores, arms = [], ["baseline 1", "basic 1", "basic 2"]
+    for number, arm in enumerate(arms):
+        train = finished(tmp_path / f"train-{number}", "tune", warnings=[WARNING] if arm == "basic 2" else [])
+        if number:
+            looks = [
+                {"step": step, "words": shares, "right": {name: share / 2 for name, share in shares.items()}}
+                for step, shares in (
+                    (30, {"layer 0": 0.4, "layer 1": 0.3, "layer 2": 0.2, "refined": 0.25}),
+                    (60, {"layer 0": 0.5, "layer 1": 0.2, "layer 2": number / 10, "refined": 0.2}),
+                )
+            ]
+            (train / "premise.jsonl").write_text("".join(f"{json.dumps(look)}\n" for look in looks))
+        scores.append(finished(tmp_path / f"score-{number}", "score", reads=[["weights", train.name]]))
+    return scores, arms
+
+
+def test_the_curves(study):
+    charts = {chart.title: chart for chart in report.premise(*study)}
+    assert list(charts) == [
+        f"{name}: nearest to a {kind}{by}"
+        for kind in ("word", "true word")
+        for name, by in (("tune basic", ""), ("tune", ", by layer"))
+    ]
+    over = charts["tune basic: nearest to a word"]
+    assert over.across == "step"
+    both = {"train-1": [(30, 0.4), (60, 0.5)], "train-2": [(30, 0.4), (60, 0.5)]}
+    assert over.lines[report.BEFORE] == both
+    assert over.lines[report.REFINED]["train-1"] == [(30, 0.25), (60, 0.2)]
+    by = charts["tune: nearest to a true word, by layer"]
+    assert by.across == "layer"
+    assert by.lines == {
+        "basic": {"train-1": [(0, 0.25), (1, 0.1), (2, 0.05)], "train-2": [(0, 0.25), (1, 0.1), (2, 0.1)]}
+    }
+    assert "<svg" in report.svg(by)
+
+
+def test_what_was_warned_of_stands_on_the_page(study):
+    assert report.warnings(*study) == [("tune basic 2", WARNING)]
+    page = report.html(SimpleNamespace(recipe="mine"), *study, [])
+    assert "<h2>Warnings</h2>" in page
+    assert "<b>tune basic 2</b>: BASIC&#39;s premise does not hold here" in page
+    assert "<h2>BASIC's premise</h2>" in page
+
+
+def test_without_basic_there_is_neither(study):
+    scores, arms = study
+    page = report.html(SimpleNamespace(recipe="mine"), scores[:1], arms[:1], [])
+    assert "Warnings" not in page
+    assert "premise" not in page

@@ -1,0 +1,92 @@
+"""BASIC under DeepSpeed: two processes under every ZeRO stage log the losses of one, also where one has no image."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from mmalign.objectives.basic import Direction, Distribution
+from mmalign.objectives.lm import NextToken
+from mmalign.recipe import Engine as Settings
+from mmalign.recipe import Optim
+from mmalign.training import engine
+from mmalign.training.batches import Bad, Batches, Collate
+from mmalign.training.events import Events
+from mmalign.training.loop import Fit, Term
+from mmalign.training.optim import groups
+from mmalign.training.premise import Premise
+from tests import parts
+from tests.objectives.test_basic import Rows, batch_of, build
+
+STEPS = 4
+STAGES = {"0": 0, "1": 1, "2": 2, "3": 3, "3, all partitioned": 3}
+TERMS = {"lm": Term(1.0, "tokens"), "direction": Term(1.0), "distribution": Term(0.01)}
+
+
+def train(folders: dict[str, Path], place: Path, zero: int) -> None:
+    """Adapter and language model, a sample a pass, one of the four without image; the premise watched on the way."""
+    place.mkdir(exist_ok=True)
+    rank, ranks = engine.world()
+    model = build(folders, "llama", lm=NextToken(), direction=Direction(), distribution=Distribution())
+    with torch.no_grad():
+        model.llm.vocabulary().mul_(30)  # as drawn all words are alike, and a divergence would be rounding alone
+    model.freeze_all_but(["adapter", "llm"])
+    model.train()
+    collate = Collate(Rows(), model.llm.chat, model.vision, model.adapter.tokens, 200, Bad(0))
+    batches = Batches(collate, 4, 4, 1, 0, rank, ranks, workers=0)
+    optim = Optim(lr=1e-2)
+    given = groups(model.named_parameters(), optim)
+    made = engine.Engine(model, given, optim, Settings(zero=zero), "fp32", 1, batches.passes)
+    words = torch.arange(model.llm.vocab) % 3 == 0
+    premise = Premise(model, batch_of(model, [0]), words, None, place / "premise.jsonl", 2, STEPS, silent=rank > 0)
+    fit = Fit(
+        made, lambda start: batches.run(start, STEPS), STEPS, optim, TERMS, place, Events(place, rank), 100, 1,
+        stop=premise,
+    )  # fmt: skip
+    fit.run()
+
+
+def partitioned(config):
+    def all_of_them(*args):
+        found = config(*args)
+        found["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return found
+
+    return all_of_them
+
+
+def ranks(rank: int, port: int, folders: dict[str, Path], place: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    for name, zero in STAGES.items():
+        if name == "3, all partitioned":  # parameters this small are left whole, unless DeepSpeed is told otherwise
+            engine.config = partitioned(engine.config)
+        train(folders, place / name, zero)
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def lines(place: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in place.read_text().splitlines()]
+
+
+def test_two_processes_log_the_losses_of_one(tmp_path: Path):
+    folders = {"clip": parts.clip(tmp_path / "clip"), "llama": parts.llm("llama", tmp_path / "llama")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    train(folders, tmp_path / "one", 0)
+    mp.spawn(ranks, (port, folders, tmp_path), nprocs=2)
+    want, seen = lines(tmp_path / "one" / "metrics.jsonl"), lines(tmp_path / "one" / "premise.jsonl")
+    assert [line["step"] for line in want] == [1, 2, 3, 4]
+    for stage in STAGES:
+        found = lines(tmp_path / stage / "metrics.jsonl")
+        for name in ("loss", *TERMS, "images", "tokens"):
+            one, two = ([line[name] for line in log] for log in (want, found))
+            assert two == pytest.approx(one, rel=1e-5), (stage, name)
+        assert lines(tmp_path / stage / "premise.jsonl") == seen
