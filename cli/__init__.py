@@ -50,12 +50,18 @@ def run(
 
 
 @app.command()
-def plan(recipe: RecipeArg, overrides: Overrides = None, runs: Runs = Path("runs"), as_json: Json = False) -> None:
-    """Show the stages of a recipe: which are done, and why the others are not."""
+def plan(
+    recipe: RecipeArg,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    devices: Annotated[int, typer.Option(min=1, help="memory is estimated for so many")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Show the stages of a recipe: which are done, why the others are not, and what they will take."""
     from . import show
 
-    nodes, notes = show.planned(recipe, overrides or [], runs)
-    show.plan(nodes, notes, as_json)
+    nodes, notes = show.planned(recipe, overrides or [], runs, ahead=True)
+    show.plan(nodes, notes, devices, as_json)
 
 
 @app.command()
@@ -87,33 +93,119 @@ def show_(family: str, name: str, as_json: Json = False) -> None:
     listing.part(family, name, as_json)
 
 
+@app.command()
+def score(
+    settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="split=test, grades=FILE")] = None,
+    bench: Annotated[str, typer.Option(help="one benchmark   (mmalign list benchmarks)")] = "",
+    data: Annotated[str | None, typer.Option(help="the folder with its files; left out: the card's")] = None,
+    answers: Annotated[Path | None, typer.Option(help="JSON lines of {id, text}, or of LLaVA's form")] = None,
+    protocol: Annotated[str, typer.Option(help="official, lmms-eval or vlmevalkit")] = "official",
+    gaps: Annotated[str, typer.Option(help="missing answers: strict (an error), lenient (empty), official")] = "strict",
+    submission: Annotated[Path | None, typer.Option(help="write what the benchmark's server takes")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score stored answers; needs no model."""
+    from . import scores
+
+    scores.score(bench, settings or [], data, answers, protocol, gaps, submission, as_json)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="runs/evaluate-..., or a trained model")],
+    out: Annotated[Path, typer.Option(help="the page with the questions that flipped")] = Path("compare.html"),
+    as_json: Json = False,
+) -> None:
+    """Put evaluations side by side: what differs, how surely, and on which questions."""
+    from . import comparing
+
+    comparing.compare(runs, out, as_json)
+
+
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="a folder runs/train-..., an exported folder, or a hub id")
+]
+
+
 @app.command("eval")
 def eval_(
-    checkpoint: Annotated[Path | None, typer.Argument(help="a finished training stage; left out: the newest")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="runs/train-..., an exported folder or a hub id; left out: the newest")
+    ] = None,
     bench: Annotated[str, typer.Option(help="benchmarks, separated by commas")] = "",
     data: Annotated[Path | None, typer.Option(help="the folder with the benchmarks' files")] = None,
+    protocol: Annotated[str, typer.Option(help="whose rules: official, lmms-eval or vlmevalkit")] = "official",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model."""
-    from mmalign import trained
-    from mmalign.cards import Registry
-    from mmalign.errors import RunError
-    from mmalign.run import Launch
-    from mmalign.run import run as run_
+    from . import models
 
-    from . import live, show
+    models.evaluate(checkpoint, bench, data, protocol, runs, as_json)
 
-    names = [name.strip() for name in bench.split(",") if name.strip()]
-    if not names:
-        raise RunError("no benchmark is named", fix="--bench toy-pope   (mmalign list benchmarks)")
-    place = checkpoint or trained.newest(runs)
-    registry = Registry()
-    node = trained.evaluation(place, trained.benches(names, data, registry), registry)
-    show.err.print(f"evaluating {place}")
-    with live.display() as display:
-        run_([node], Launch(), display)
-    show.scores(trained.scores(node.folder), as_json)
+
+@app.command()
+def inspect(
+    checkpoint: Checkpoint,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="picture files")],
+    layers: Annotated[str, typer.Option(help="0: as the adapter makes them; N: behind layer N of the LLM")] = "0",
+    keep: Annotated[int, typer.Option(min=1, help="words a token")] = 5,
+    out: Annotated[Path | None, typer.Option(help="write a page there, as .html, in place of the table")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the words nearest to each visual token."""
+    from . import inspecting
+
+    inspecting.inspect(checkpoint, images, layers, keep, out, as_json)
+
+
+@app.command("chat")
+def chat_(
+    checkpoint: Checkpoint,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE...", help="shown before the first line")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="of an answer")] = 256,
+) -> None:
+    """Talk with a trained model about images."""
+    from . import chat
+
+    chat.chat(checkpoint, images or [], max_new_tokens)
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where it goes; must not be there yet")],
+) -> None:
+    """Write a trained model as a folder that plain transformers loads, where its parts allow it."""
+    from . import models
+
+    models.export(checkpoint, folder)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="a llava-hf folder or hub id, or an mm_projector.bin")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where it goes; must not be there yet")],
+    template: Annotated[Path | None, typer.Option(help="a chat template, jinja; left out: the model's own")] = None,
+) -> None:
+    """Bring in a LLaVA model, or a projector as an adapter that recipes can name."""
+    from . import models
+
+    models.import_(source, folder, template)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="recipe, adapter, objective or data")],
+    name: Annotated[str, typer.Argument(help="small letters, digits and -")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where it goes")] = Path("."),
+    base: Annotated[str, typer.Option(help="the recipe that a new recipe extends")] = "quickstart",
+) -> None:
+    """Write a starting point: a recipe, or a small package with a part and its test."""
+    from mmalign.new import start
+
+    for place in start(kind, name, folder, base):
+        print(place)
 
 
 @app.command()
@@ -134,6 +226,41 @@ def doctor_(as_json: Json = False) -> None:
     from . import doctor
 
     doctor.examine(as_json)
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Look at a data set.")
+app.add_typer(data_app, name="data")
+DataArg = Annotated[str, typer.Argument(metavar="DATA", help="a card's name, or a file or folder of records")]
+DataArgs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="arguments of the reader")]
+
+
+@data_app.command("check")
+def data_check(
+    data: DataArg,
+    overrides: DataArgs = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes; left out: one a core")] = None,
+    quarantine: Annotated[Path | None, typer.Option(help="write the records that cannot be used there")] = None,
+    as_json: Json = False,
+) -> int:
+    """Read every record and image, and say what cannot be used."""
+    from . import data as verbs
+
+    return verbs.check(data, overrides or [], jobs, quarantine, as_json)
+
+
+@data_app.command("show")
+def data_show(
+    data: DataArg,
+    overrides: DataArgs = None,
+    llm: Annotated[str, typer.Option(help="whose chat format and tokens")] = "toy-llama",
+    vision: Annotated[str | None, typer.Option(help="whose patches; left out: an image is one token")] = None,
+    rows: Annotated[str, typer.Option(help="a number, or first:last")] = "0:3",
+    as_json: Json = False,
+) -> None:
+    """Show records as a model gets them: which tokens are trained, and the images."""
+    from . import data as verbs
+
+    verbs.look(data, overrides or [], llm, vision, rows, as_json)
 
 
 labels_app = typer.Typer(no_args_is_help=True, help="Look at a label store.")

@@ -1,21 +1,27 @@
 """`chat`: questions and answers in the terminal, with images."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mmalign import trained
 from mmalign.errors import DataError
 
-HELP = "/image FILE shows another image, /forget begins anew, /quit ends"
+from .images import opened
+from .models import loaded
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+HELP = "/image FILE shows an image, /forget begins anew, /quit ends"
 
 
-def chat(checkpoint: str, image: Path | None, most: int) -> None:
-    """Read lines, answer each; the turns so far are part of every question."""
-    from mmalign.checkpoints import load
-
-    model = load(checkpoint)
-    talk = Talk(model, most)
-    if image:
-        talk.show(image)
+def chat(spec: str, images: Sequence[Path], most: int) -> None:
+    """Read lines, answer each; the turns so far, and their images, are part of every question."""
+    place, pictures = trained.find(spec), [opened(image) for image in images]
+    talk = Talk(loaded(place), most)
+    for picture in pictures:
+        talk.show(picture)
     print(HELP)
     while True:
         try:
@@ -26,9 +32,9 @@ def chat(checkpoint: str, image: Path | None, most: int) -> None:
             return
         try:
             if line.startswith("/image "):
-                talk.show(Path(line.removeprefix("/image ").strip()))
+                talk.show(opened(Path(line.removeprefix("/image ").strip())))
             elif line == "/forget":
-                talk.turns.clear()
+                talk.forget()
             elif line.startswith("/"):
                 print(HELP)
             elif line:
@@ -38,31 +44,25 @@ def chat(checkpoint: str, image: Path | None, most: int) -> None:
 
 
 class Talk:
-    """A conversation about at most one image at a time."""
+    """A conversation; images shown since the last question come before the next one."""
 
     def __init__(self, model: Any, most: int) -> None:
         self.model, self.most = model, most
+        self.forget()
+
+    def forget(self) -> None:
         self.turns: list[Any] = []
-        self.visual: Any = None
-        self.fresh = False  # an image was shown since the last question
+        self.images: list[Any] = []  # visual_QD of every mark in the turns
+        self.fresh = 0
 
-    def show(self, place: Path) -> None:
-        """Open an image; the conversation about the one before it ends."""
-        from PIL import Image
-
-        try:
-            with Image.open(place) as source:
-                picture = source.convert("RGB")
-        except (OSError, ValueError) as err:
-            raise DataError(f"cannot open the image {place}: {err}", at=str(place), fix="a picture file") from err
-        self.turns.clear()
-        self.visual, self.fresh = self.model.see(picture), True
+    def show(self, picture: "Image") -> None:
+        self.images.append(self.model.see(picture))
+        self.fresh += 1
 
     def answer(self, text: str) -> str:
         from mmalign.data import MARK, Turn
 
-        self.turns.append(Turn("user", f"{MARK}\n{text}" if self.fresh else text))
-        said = str(self.model.reply(self.turns, self.visual, self.most))
-        self.fresh = False
-        self.turns.append(Turn("assistant", said))
+        turns = [*self.turns, Turn("user", f"{MARK}\n" * self.fresh + text)]
+        said = str(self.model.reply(turns, self.images, self.most))
+        self.turns, self.fresh = [*turns, Turn("assistant", said)], 0
         return said

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmalign import compose, files, graph
+from mmalign import compose, estimate, files, graph
 from mmalign.cards import Registry
 from mmalign.check import check
 from mmalign.errors import RunError
@@ -22,11 +22,11 @@ out = Console(highlight=False, soft_wrap=True, markup=False, width=WIDE)  # a pa
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
-def planned(recipe: str, overrides: Sequence[str], runs: Path) -> tuple[list[Node], list[str]]:
-    """The plan of a recipe, checked, and the notes a reader should see."""
+def planned(recipe: str, overrides: Sequence[str], runs: Path, ahead: bool = False) -> tuple[list[Node], list[str]]:
+    """The plan of a recipe, checked, and the notes a reader should see. ahead: before its data is there."""
     variants = compose.load(recipe, overrides)
     registry = Registry(variants[0].registry)
-    notes = check(variants, registry)
+    notes = check(variants, registry, ahead)
     return graph.plan(variants, runs, registry), notes
 
 
@@ -42,12 +42,12 @@ def tell(notes: Sequence[str]) -> None:
         err.print(f"note: {note}", style="yellow")
 
 
-def plan(nodes: Sequence[Node], notes: Sequence[str], as_json: bool) -> None:
-    rows = [_row(node) for node in nodes]
+def plan(nodes: Sequence[Node], notes: Sequence[str], devices: int, as_json: bool) -> None:
+    rows = [_row(node, devices) for node in nodes]
     if as_json:
         from . import dump
 
-        dump({"recipe": nodes[0].recipe.name, "stages": rows, "notes": notes})
+        dump({"recipe": nodes[0].recipe.name, "devices": devices, "stages": rows, "notes": notes})
         return
     recipe = nodes[0].recipe
     parts = [p.card for p in (recipe.model.vision, recipe.model.adapter, recipe.model.llm) if p]
@@ -57,11 +57,26 @@ def plan(nodes: Sequence[Node], notes: Sequence[str], as_json: bool) -> None:
         state = Text(row["state"], style="green" if row["state"] == "done" else "")
         shown.add_row(state, _armed(row), row["kind"], row["what"], ", ".join(row["reads"]) or "-", row["folder"])
     out.print(shown)
+    _estimates(nodes, devices)
     for note in notes:
         out.print(f"note: {note}")
 
 
-def _row(node: Node) -> dict[str, Any]:
+def _estimates(nodes: Sequence[Node], devices: int) -> None:
+    """What the stages will take; once for arms that take the same."""
+    told: dict[tuple[str, ...], list[str]] = {}
+    for node in nodes:
+        if (found := estimate.of(node, devices)) and (lines := estimate.lines(found)):
+            told.setdefault(tuple(lines), []).append(node.name)
+    for text, names in told.items():
+        out.print(f"\n{', '.join(dict.fromkeys(names))}", style="bold")
+        for line in text:
+            out.print(f"  {line}")
+    if told:
+        out.print()
+
+
+def _row(node: Node, devices: int) -> dict[str, Any]:
     return {
         "state": "done" if node.done else graph.why(node),
         "stage": node.name,
@@ -70,6 +85,7 @@ def _row(node: Node) -> dict[str, Any]:
         "reads": list(dict.fromkeys(other.name for _, other in node.reads)),
         "folder": str(node.folder),
         "arms": node.arms if any(node.arms) else [],
+        "estimate": estimate.as_json(estimate.of(node, devices)),
     }
 
 
@@ -127,19 +143,20 @@ def report(place: Path | None, runs: Path, as_json: bool) -> None:
         dump(given)
         return
     study = len({cell["arm"] for cell in given["cells"]}) > 1
-    shown = table(*(["arm"] if study else []), "benchmark", "metric", "value", *(["difference"] if study else []))
+    shown = table("benchmark", "metric", *(["arm", "mean ± sd", "difference"] if study else ["value"]))
     for cell in given["cells"]:
-        values = list(cell["values"].values())
-        mean = sum(values) / len(values)
-        gap = "" if cell["difference"] is None else f"{cell['difference']:+.2f} [{_interval(cell['interval'])}]"
-        row = [cell["bench"], cell["metric"], f"{mean:.2f}"]
-        shown.add_row(*([cell["arm"], *row, gap] if study else row), style="bold" if cell["headline"] else None)
+        values = _studied(cell) if study else [f"{cell['mean']:.2f}"]
+        shown.add_row(cell["bench"], cell["metric"], *values, style="bold" if cell["headline"] else None)
     out.print(shown)
     out.print(f"page: {found / 'report.html'}")
 
 
-def _interval(pair: Sequence[float] | None) -> str:
-    return f"{pair[0]:+.2f}, {pair[1]:+.2f}" if pair else ""
+def _studied(cell: Mapping[str, Any]) -> list[str]:
+    """The arm, its mean and spread over seeds, its paired difference to the first arm with a 95 % interval."""
+    spread = "" if cell["spread"] is None else f" ± {cell['spread']:.2f}"
+    gap = "" if cell["difference"] is None else f"{cell['difference']:+.2f}"
+    interval = f" [{cell['interval'][0]:+.2f}, {cell['interval'][1]:+.2f}]" if cell["interval"] else ""
+    return [cell["arm"], f"{cell['mean']:.2f}{spread}", gap + interval]
 
 
 def _newest(runs: Path) -> Path:

@@ -1,7 +1,8 @@
 """Does a recipe fit together? Answered from the cards' facts, before any weight is loaded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
+from typing import Any
 
 from mmalign import files, source
 from mmalign.cards import Card, Registry
@@ -64,6 +65,7 @@ def problems(recipe: Recipe, registry: Registry) -> Iterator[MMAlignError]:
             yield from _train(recipe, name, stage, cards)
         if isinstance(stage, (Train, Evaluate)):
             yield from _model(recipe, cards)
+            yield from _held(recipe, cards)
         if isinstance(stage, (Train, Language, Contrast)) and stage.optim.name == "muon" and stage.engine.zero:
             yield _problem(recipe, name, "engine.zero", "muon steps on whole matrices", "engine: {zero: 0}")
 
@@ -206,6 +208,28 @@ def _model(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
         yield CheckError(what, at=at, fix="the parts it was trained with")
 
 
+# how a CausalLM of ours holds its weights and learns: what is allowed, in words, an example
+HELD: dict[str, tuple[Callable[[Any], bool], str, str]] = {
+    "bits": (lambda bits: bits in (4, 8), "4 or 8", "4"),
+    "lora": (lambda rank: isinstance(rank, int) and rank >= 1, "a rank of 1 or more", "16"),
+    "lora_alpha": (lambda alpha: alpha > 0, "above 0", "32"),
+    "lora_dropout": (lambda share: 0 <= share < 1, "at least 0 and below 1", "0.05"),
+}
+
+
+def _held(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Are the numbers of LoRA and of few bits possible?"""
+    llm = cards.get("llm")
+    if llm is None or llm.target != "mmalign.llms.causal.CausalLM":
+        return
+    for arg, (fits, words, example) in HELD.items():
+        value = llm.args.get(arg)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and fits(value)):
+            at = recipe.where(f"model.llm.args.{arg}")
+            yield CheckError(f"{arg} is {words}, not {value!r}", at=at, fix=f"{arg}: {example}")
+
+
 def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
     if not stage.trains:
         yield _problem(recipe, name, "trains", "nothing is trained", "trains: [adapter]")
@@ -243,6 +267,20 @@ def _objective(
     if facts.get("per_patch") and not cards["adapter"].facts.get("keeps_grid", True):
         what = f"{objective} supervises single patches, and {cards['adapter'].name} does not keep the grid"
         yield _problem(recipe, name, f"objectives.{objective}", what, "an adapter with keeps_grid, such as mlp2x-gelu")
+    if "layers" in facts.get("needs", []):
+        yield from _refining(recipe, name, cards, objective)
+
+
+def _refining(recipe: Recipe, name: str, cards: dict[str, Card], objective: str) -> Iterator[MMAlignError]:
+    """Does the language model have the layers whose outputs are the targets? Left out, they are half of them."""
+    layers, llm = cards[f"objectives.{objective}"].args.get("layers"), cards["llm"]
+    key = f"objectives.{objective}.args.layers"
+    if layers is not None and (isinstance(layers, bool) or not isinstance(layers, int) or layers < 1):
+        what = f"{objective}: layers must be a whole number of at least 1, got {layers!r}"
+        yield _problem(recipe, name, key, what, "layers: 1 to all of the language model's; the paper takes half")
+    elif layers is not None and layers > (depth := llm.facts.get("layers", layers)):
+        what = f"{objective}: layers is {layers}, and {llm.name} has {depth}"
+        yield _problem(recipe, name, key, what, f"layers: 1 to {depth}; the paper takes half, {depth // 2}")
 
 
 def notes(recipe: Recipe, registry: Registry) -> Iterator[str]:

@@ -20,6 +20,8 @@ BYTES = {
     "fp32": {"weights": 4, "gradients": 4, "optimizer": 8},
 }
 SPREAD = {"weights": 3, "gradients": 2, "optimizer": 1}  # the ZeRO stage from which devices share it
+OFFLOADED = {"weights": 3, "optimizer": 1}  # and from which `offload` keeps it in CPU memory
+KEPT = 34  # bytes of 16-bit activations a patch, width and layer (arXiv 2205.05198, eq. 1, attention's own left out)
 
 
 @dataclass
@@ -58,7 +60,9 @@ def _train(stage: Train, cards: Mapping[str, Card], devices: int) -> Estimate:
         "adapter": adapter_parameters(cards.get("adapter"), patch, dim),
         "llm": _fact(cards, "llm", "parameters"),
     }
-    sizes = [found.parameters[part] for part in stage.trains]
+    lora = cards["llm"].args.get("lora") if "llm" in cards else None
+    learned = found.parameters if lora is None else found.parameters | {"llm": lora_parameters(cards["llm"])}
+    sizes = [learned[part] for part in stage.trains]
     found.trained = None if None in sizes else sum(size for size in sizes if size)
     text = cards["data"].facts.get("tokens", TEXT)
     found.tokens = None if found.visual is None else min(stage.max_length, found.visual + text)
@@ -66,6 +70,7 @@ def _train(stage: Train, cards: Mapping[str, Card], devices: int) -> Estimate:
     found.steps = stage.steps or (math.ceil(stage.epochs * rows / stage.batch) if rows else None)
     if None not in found.parameters.values() and found.tokens and found.trained is not None:
         found.memory = _memory(stage, cards, found, devices)
+    if found.trained is not None:
         found.checkpoint = found.trained * 12 / GIB  # fp32 weight and two moments
     return found
 
@@ -98,16 +103,37 @@ def adapter_parameters(adapter: Card | None, patch: int | None, dim: int | None)
     return patch * dim + dim + (depth - 1) * (dim * dim + dim)
 
 
+def lora_parameters(llm: Card) -> int | None:
+    """Of LoRA's updates: rank x (inputs + outputs) of every target layer."""
+    facts, targets = llm.facts, llm.args.get("lora_targets", "all-linear")
+    if not {"dim", "layers", "heads", "kv_heads", "inner"} <= facts.keys():
+        return None
+    dim, inner, size = facts["dim"], facts["inner"], facts.get("head_dim", facts["dim"] // facts["heads"])
+    wide, keys = facts["heads"] * size, facts["kv_heads"] * size
+    first, gates = {"q_proj": wide, "k_proj": keys, "v_proj": keys}, {"gate_proj": inner, "up_proj": inner}
+    if facts.get("family") == "phi3":
+        first, gates = {"qkv_proj": wide + 2 * keys}, {"gate_up_proj": 2 * inner}
+    ends = {name: dim + out for name, out in {**first, **gates, "o_proj": wide, "down_proj": inner}.items()}
+    chosen = ends if targets == "all-linear" else targets
+    if isinstance(chosen, str) or not set(chosen) <= ends.keys():
+        return None
+    return int(llm.args["lora"] * facts["layers"] * sum(ends[name] for name in chosen))
+
+
 def _memory(stage: Train, cards: Mapping[str, Card], found: Estimate, devices: int) -> dict[str, dict[str, float]]:
     every = sum(size for size in found.parameters.values() if size)
+    if bits := cards["llm"].args.get("bits"):  # as many parameters as would take the same memory
+        every -= (found.parameters["llm"] or 0) * (1 - bits / 8 / BYTES[stage.precision]["weights"])
     count = {"weights": every, "gradients": found.trained or 0, "optimizer": found.trained or 0}
-    active = activations(stage, cards["llm"], found.tokens or 0) / GIB
+    active = (activations(stage, cards["llm"], found.tokens or 0) + seeing(stage, cards["vision"])) / GIB
     table = {}
     for zero in range(4):
         share = {
             part: count[part] * size / GIB / (devices if zero >= SPREAD[part] else 1)
             for part, size in BYTES[stage.precision].items()
         }
+        if stage.engine.offload:
+            share |= {part: 0.0 for part, least in OFFLOADED.items() if zero >= least}
         table[f"ZeRO {zero}"] = {**share, "activations": active, "total": sum(share.values()) + active}
     return table
 
@@ -129,23 +155,38 @@ def activations(stage: Train, llm: Card, tokens: int) -> float:
     return float(stage.micro_batch * tokens * kept + rows * facts.get("vocab", 0) * (size + 8))
 
 
-def as_json(found: Estimate) -> dict[str, Any]:
-    return asdict(found)
+def as_json(found: Estimate | None) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)
 
 
-def lines(found: Estimate, stage: Train | Label) -> list[str]:
-    """For the reader of a plan."""
-    if isinstance(stage, Label):
-        return [] if found.store is None else [f"label store {found.store:.2f} GiB"]
+def lines(found: Estimate) -> list[str]:
+    """For the reader of a plan; `?` where the cards' facts do not say."""
+    if not found.parameters:
+        return [f"label store: {_size(found.store)}"]
     parts = ", ".join(f"{part} {_count(size)}" for part, size in found.parameters.items())
-    text = [f"parameters: {parts}; trained {_count(found.trained)}"]
-    if found.tokens and found.steps:
-        visual = f"{found.visual} visual tokens an image"
-        text.append(f"{visual}, about {found.tokens} tokens a sample, {found.steps:,} steps")
-    if found.memory:
-        totals = ", ".join(f"{name} {part['total']:.1f}" for name, part in found.memory.items())
-        text.append(f"memory a device, about: {totals} GiB; checkpoint {found.checkpoint:.1f} GiB")
-    return text
+    totals = ", ".join(f"{name} {_size(part['total'])}" for name, part in found.memory.items()) or "?"
+    return [
+        f"parameters: {parts}; trained {_count(found.trained)}",
+        f"tokens a sample: about {_count(found.tokens)}, {_count(found.visual)} of them visual; "
+        f"steps: {'?' if found.steps is None else f'{found.steps:,}'}",
+        f"memory a device: about {totals}; checkpoint: {_size(found.checkpoint)}",
+    ]
+
+
+def _size(gib: float | None) -> str:
+    if gib is None:
+        return "?"
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.1f} MiB"
+
+
+def seeing(stage: Train, vision: Card) -> float:
+    """Bytes of what a trained encoder keeps of one pass for its backward pass; a frozen one keeps nothing."""
+    if "vision" not in stage.trains:
+        return 0.0
+    facts = vision.facts
+    rows, columns = facts.get("grid", (0, 0))
+    each = KEPT * BYTES[stage.precision]["weights"] / 2
+    return float(each * stage.micro_batch * rows * columns * facts.get("dim", 0) * facts.get("layers", 0))
 
 
 def _count(number: int | None) -> str:

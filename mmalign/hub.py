@@ -41,8 +41,18 @@ def write(folder: Path, adapter: Adapter, given: Mapping[str, Card]) -> None:
     weights = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
     save_file(weights, folder / "adapter.safetensors")
     roles = ("vision", "vision.encoder", "adapter", "llm")
-    about = {"format": FORMAT, "cards": {role: asdict(given[role]) for role in roles if role in given}}
+    named = {role: asdict(given[role]) for role in roles if role in given}
+    named["adapter"]["args"].pop("checkpoint", None)  # what it began with
+    about = {"format": FORMAT, "cards": named}
     files.write_json(folder / "mmalign.json", about)
+
+
+def build(given: Mapping[str, Card], place: Path | None = None) -> tuple[Vision, Adapter, LLM]:
+    """The parts that cards name; `place`: with the checkpoints of that folder. The adapter is new."""
+    eye = _vision(given, place and place / "vision")
+    mouth: LLM = cards.build(_at(given["llm"], place and place / "llm"))
+    adapter: Adapter = cards.build(given["adapter"], patch_dim=eye.dim, llm_dim=mouth.dim, grid=eye.grid)
+    return eye, adapter, mouth
 
 
 class MMAlignModel(nn.Module):
@@ -58,13 +68,10 @@ class MMAlignModel(nn.Module):
         place = Path(folder)
         about = files.read_json(place / "mmalign.json")
         if about.get("format") != FORMAT:
-            raise RunError(f"exported in format {about.get('format')!r}; this mmalign reads {FORMAT}", at=str(place))
-        given = {role: Card(**card) for role, card in about["cards"].items()}
-        eye = _vision(given, place / "vision")
-        mouth: LLM = cards.build(_at(given["llm"], place / "llm"))
-        made: Adapter = cards.build(given["adapter"], patch_dim=eye.dim, llm_dim=mouth.dim, grid=eye.grid)
-        made.load_state_dict(load_file(place / "adapter.safetensors"))
-        model = cls(eye, made, mouth).eval()
+            what = f"exported in format {about.get('format')!r}; this mmalign reads {FORMAT}"
+            raise RunError(what, at=str(place), fix="export it again")
+        model = cls(*build({role: Card(**card) for role, card in about["cards"].items()}, place)).eval()
+        model.adapter.load_state_dict(load_file(place / "adapter.safetensors"))
         return model if dtype is None else model.to(dtype)
 
     def generate(self, prompts: str | Sequence[str], image: Any = None, max_new_tokens: int = 128) -> list[str]:
@@ -81,11 +88,11 @@ class MMAlignModel(nn.Module):
         return self._asked().visual([image])[0]
 
     @torch.no_grad()
-    def reply(self, turns: Sequence[Turn], visual_QD: torch.Tensor | None, max_new_tokens: int = 128) -> str:
-        """The next answer of a conversation with at most one image, whose mark stands in one of the turns."""
-        chat = self.llm.chat
-        ids = chat.prompt(turns, [] if visual_QD is None else [len(visual_QD)])
-        asked = self._asked()
+    def reply(self, turns: Sequence[Turn], images: Sequence[torch.Tensor] = (), max_new_tokens: int = 128) -> str:
+        """The next answer of a conversation. images: visual_QD of each mark in the turns, in their order."""
+        chat, asked = self.llm.chat, self._asked()
+        ids = chat.prompt(turns, [len(visual_QD) for visual_QD in images])
+        visual_QD = torch.cat(list(images)).to(asked.device) if images else None
         made = Pass(asked.lm, Group.of([ids], visual_QD, chat.mark), chat.mark, chat.pad)
         return chat.text(made.write(self.llm.head, chat.ends, max_new_tokens)[0])
 
@@ -102,11 +109,11 @@ class _Asking(Benchmark):
         return self.shown
 
 
-def _at(card: Card, place: Path) -> Card:
-    return replace(card, args={**card.args, "checkpoint": str(place)})
+def _at(card: Card, place: Path | None) -> Card:
+    return card if place is None else replace(card, args={**card.args, "checkpoint": str(place)})
 
 
-def _vision(given: Mapping[str, Card], place: Path) -> Vision:
+def _vision(given: Mapping[str, Card], place: Path | None) -> Vision:
     card = given["vision"]
     if "vision.encoder" in given:
         inner = cards.build(_at(given["vision.encoder"], place))
@@ -115,5 +122,3 @@ def _vision(given: Mapping[str, Card], place: Path) -> Vision:
         return wrapped
     made: Vision = cards.build(_at(card, place))
     return made
-
-

@@ -1,19 +1,21 @@
 """LLaVA's own checkpoints as mmalign's: llava-hf folders, and the `mm_projector.bin` of the original code."""
 
+import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
 
-from mmalign import files, hub
+from mmalign import files, hub, lines
 from mmalign.adapters import Adapter
 from mmalign.adapters.mlp import MLP
 from mmalign.cards import Card
-from mmalign.errors import CardError, DataError
-from mmalign.llms.causal import CausalLM
+from mmalign.errors import CardError, DataError, RunError
 from mmalign.vision.hf import HFVision
 
 LLAVA = ("multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.")
@@ -56,30 +58,126 @@ def load_adapter(adapter: Adapter, spec: str) -> None:
         raise CardError(what, at=spec, fix="the encoder, language model and adapter it was trained with") from err
 
 
-def llava(source: str, target: Path) -> None:
-    """A llava-hf folder or hub id as a folder that `MMAlignModel.from_pretrained` and `mmalign eval` read."""
-    whole: Any = LlavaForConditionalGeneration.from_pretrained(source, dtype="auto")
+def adapter(source: str, target: Path, name: str) -> dict[str, Any]:
+    """A projector as a folder of cards with one adapter, `name`, that begins with its weights; returns the card.
+
+    source: as for `adapter_weights`. A recipe uses it with `registry: [target]` and `model: {adapter: name}`.
+    """
+    weights = adapter_weights(source)
+    linears = [value for value in weights.values() if value.dim() == 2]
+    card = {
+        "summary": f"the projector of {Path(source).name}, {linears[0].shape[1]} to {linears[-1].shape[0]}",
+        "target": "mmalign.importing.projector",
+        "args": {"depth": len(linears), "checkpoint": f"./{name}.safetensors"},
+        "facts": {"keeps_grid": True, "patch_dim": linears[0].shape[1], "llm_dim": linears[-1].shape[0]},
+    }
+    beside = _beside(target)
+    (beside / "adapters").mkdir(parents=True)
+    save_file({key: value.contiguous() for key, value in weights.items()}, beside / "adapters" / f"{name}.safetensors")
+    files.write(beside / "adapters" / f"{name}.yaml", lines.dump(card))
+    beside.rename(target)
+    return card
+
+
+def projector(
+    patch_dim: int, llm_dim: int, grid: tuple[int, int], depth: int = 2, checkpoint: str | None = None
+) -> MLP:
+    """An MLP adapter that begins with the weights of a file, as for `adapter_weights`."""
+    made = MLP(patch_dim, llm_dim, grid, depth)
+    if checkpoint:
+        load_adapter(made, checkpoint)
+    return made
+
+
+def llava(source: str, target: Path, template: str | None = None) -> None:
+    """A llava-hf folder as a folder that `MMAlignModel.from_pretrained` and `mmalign eval` read.
+
+    template: the chat template, jinja text; None: the checkpoint's own where it marks answers, else ours for the same
+    format. Written whole or not at all. Raises RunError for a model that mmalign's parts cannot hold.
+    """
+    config = AutoConfig.from_pretrained(source)
+    if reason := _refused(config):
+        raise RunError(f"cannot import {source}: {reason}", at=source, fix="a checkpoint like LLaVA-1.5's")
     processor: Any = AutoProcessor.from_pretrained(source)
-    target.mkdir(parents=True)
-    config, inner = whole.config, whole.model
-    inner.vision_tower.save_pretrained(target / "vision")
-    processor.image_processor.save_pretrained(target / "vision")
     words = processor.tokenizer
-    words.chat_template = words.chat_template or processor.chat_template
-    words.save_pretrained(target / "llm")
+    words.chat_template = template or _template(source, words.chat_template or processor.chat_template)
+    whole: Any = LlavaForConditionalGeneration.from_pretrained(source, dtype="auto")
+    beside, inner = _beside(target), whole.model
+    beside.mkdir(parents=True)
+    inner.vision_tower.save_pretrained(beside / "vision")
+    processor.image_processor.save_pretrained(beside / "vision")
+    words.save_pretrained(beside / "llm")
     lm = AutoModelForCausalLM.from_config(config.text_config, dtype=whole.dtype)
     lm.base_model.load_state_dict(inner.language_model.state_dict())
     lm.get_output_embeddings().load_state_dict(whole.lm_head.state_dict())
-    lm.save_pretrained(target / "llm")
-    eye = HFVision(str(target / "vision"), layer=config.vision_feature_layer)
-    mouth = CausalLM(str(target / "llm"))
-    adapter = MLP(eye.dim, mouth.dim, eye.grid, depth=2)
-    projector = inner.multi_modal_projector
-    adapter.layers[0].load_state_dict(projector.linear_1.state_dict())
-    adapter.layers[2].load_state_dict(projector.linear_2.state_dict())
-    cards = {
-        "vision": Card(source, "mmalign.vision.hf.HFVision", {"layer": config.vision_feature_layer}),
-        "adapter": Card(source, "mmalign.adapters.mlp.MLP", {"depth": 2}),
+    lm.save_pretrained(beside / "llm")
+    eye = HFVision(str(beside / "vision"), layer=config.vision_feature_layer)
+    made = _mlp(inner.multi_modal_projector, config.projector_hidden_act, eye.dim, lm.config.hidden_size, eye.grid)
+    hub.write(beside, made, _cards(source, config.vision_feature_layer, made))
+    beside.rename(target)
+
+
+def _beside(target: Path) -> Path:
+    if target.exists():
+        raise RunError(f"{target} is there already", at=str(target), fix="another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    return beside
+
+
+def _refused(config: Any) -> str:
+    """Why our parts cannot hold a LLaVA model; empty when they can."""
+    if config.model_type != "llava":
+        return f"it is a {config.model_type}"
+    if not isinstance(config.vision_feature_layer, int):
+        return f"it reads several layers of its encoder, {config.vision_feature_layer}"
+    if config.projector_hidden_act not in ("gelu", "linear"):
+        return f"its projector has a {config.projector_hidden_act} between its layers"
+    if config.vision_feature_select_strategy == "full" and config.vision_config.model_type in CLASSED:
+        return "its language model is shown the encoder's class token"
+    return ""
+
+
+CLASSED = ("clip_vision_model", "dinov2")  # their first token is no patch
+# What a published chat format is known by, and our template of it; theirs do not mark answers.
+FORMATS = {
+    "ASSISTANT:": "vicuna_v1", "message['role'].upper()": "vicuna_v1", "<|im_start|>": "chatml",
+    "<|start_header_id|>": "llama3", "<start_of_turn>": "gemma", "[INST]": "mistral", "<|assistant|>": "phi3",
+}  # fmt: skip
+
+
+def _template(source: str, own: str | None) -> str:
+    if own and re.search(r"{%-?\s*generation\s*-?%}", own):
+        return own
+    name = next((name for mark, name in FORMATS.items() if mark in (own or "")), None)
+    if name is None:
+        fix = "--template FILE, with {% generation %} marks around the answers"
+        raise RunError(f"the chat template of {source} is of no known format", at=source, fix=fix)
+    place = files.local(f"pkg:mmalign.llms/templates/{name}.jinja")
+    assert place is not None
+    return place.read_text(encoding="utf-8")
+
+
+def _mlp(theirs: Any, between: str, patch_dim: int, llm_dim: int, grid: tuple[int, int]) -> MLP:
+    """LLaVA's projector; with nothing between its two layers they are one."""
+    first, second = theirs.linear_1, theirs.linear_2
+    if between == "gelu":
+        made = MLP(patch_dim, llm_dim, grid, depth=2)
+        made.layers[0].load_state_dict(first.state_dict())
+        made.layers[2].load_state_dict(second.state_dict())
+        return made
+    made = MLP(patch_dim, llm_dim, grid, depth=1)
+    weight, bias = second.weight.float(), second.bias.float()
+    one = {"weight": weight @ first.weight.float(), "bias": weight @ first.bias.float() + bias}
+    made.layers[0].load_state_dict(one)
+    return made
+
+
+def _cards(source: str, layer: int, adapter: MLP) -> dict[str, Card]:
+    depth = sum(isinstance(module, nn.Linear) for module in adapter.layers)
+    return {
+        "vision": Card(source, "mmalign.vision.hf.HFVision", {"layer": layer}),
+        "adapter": Card(source, "mmalign.adapters.mlp.MLP", {"depth": depth}),
         "llm": Card(source, "mmalign.llms.causal.CausalLM"),
     }
-    hub.write(target, adapter, cards)

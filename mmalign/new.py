@@ -24,7 +24,7 @@ def start(kind: str, name: str, folder: Path, base: str = "quickstart") -> list[
         raise RunError(f"{name!r} cannot be a name here", fix="small letters, digits and -, such as my-adapter")
     made = _recipe(name, folder, base) if kind == "recipe" else _package(KINDS[kind], name, folder / name)
     if taken := [place for place in made if place.exists()]:
-        raise RunError(f"{taken[0]} is there already", at=str(taken[0]), fix="another name, or --into another folder")
+        raise RunError(f"{taken[0]} is there already", at=str(taken[0]), fix="another name, or another DIR")
     for place, text in made.items():
         files.write(place, text)
     return list(made)

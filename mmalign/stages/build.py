@@ -42,6 +42,9 @@ def places(given: Task) -> dict[str, str]:
 
 def parts(given: Task) -> Parts:
     """Vision encoder, adapter and language model; a new adapter is drawn from the recipe's seed alone."""
+    if "model" in given.cards:  # a checkpoint that no stage here made, see mmalign/trained.py
+        whole = cards.build(given.cards["model"])
+        return Parts(whole.vision, whole.adapter, whole.llm, {})
     where = places(given)
     runs = given.folder.parent
     eye = vision(given, "vision", where, runs)

@@ -1,0 +1,55 @@
+"""`inspect`: the words nearest to each visual token of an image, as a table or a page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmalign import files, trained
+from mmalign.errors import RunError
+
+from .images import opened
+from .models import loaded
+from .show import out, table
+
+if TYPE_CHECKING:
+    from mmalign.nearest import Seen
+
+
+def inspect(spec: str, images: Sequence[Path], layers: str, keep: int, target: Path | None, as_json: bool) -> None:
+    place, depths = trained.find(spec), numbers(layers)
+    pictures = {str(image): opened(image) for image in images}
+    if target and not (target.absolute().parent).is_dir():
+        raise RunError(f"no folder {target.parent}", at=str(target), fix="--out in a folder that is there")
+    model = loaded(place)
+    from mmalign import nearest
+
+    found = nearest.look(model, list(pictures.items()), depths, keep)
+    if target:
+        shown = {name: nearest.seen(model.vision, picture) for name, picture in pictures.items()}
+        files.write(target, nearest.page(found, shown, f"What the visual tokens of {spec} say"))
+    if as_json:
+        from . import dump
+
+        dump([vars(one) for one in found])
+    elif target:
+        out.print(f"page: {target}")
+    else:
+        out.print(_table(found))
+
+
+def numbers(layers: str) -> list[int]:
+    """`0,8,16` as numbers, each once."""
+    try:
+        found = list(dict.fromkeys(int(one) for one in layers.split(",")))
+    except ValueError as err:
+        raise RunError(f"--layers {layers!r} is no list of numbers", at="command line", fix="--layers 0,8,16") from err
+    return found
+
+
+def _table(found: Sequence["Seen"]) -> Any:
+    shown = table("image", "layer", "patch" if found[0].grid else "token", "nearest words")
+    for one in found:
+        for number, words in enumerate(one.words):
+            at = f"{number // one.grid[1]},{number % one.grid[1]}" if one.grid else str(number)
+            shown.add_row(one.image, str(one.layer), at, "  ".join(f"{word} {cosine:.3f}" for word, cosine in words))
+    return shown

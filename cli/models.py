@@ -1,0 +1,111 @@
+"""`eval`, `export` and `import`: models that are there already, and what becomes of them."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmalign import task, trained
+from mmalign.cards import Registry
+from mmalign.errors import RunError
+from mmalign.graph import Node
+from mmalign.run import Launch
+from mmalign.run import run as run_
+
+from . import live, scores, show
+
+if TYPE_CHECKING:
+    from mmalign.hub import MMAlignModel
+
+
+def evaluate(checkpoint: str | None, bench: str, data: Path | None, protocol: str, runs: Path, as_json: bool) -> None:
+    names = [name.strip() for name in bench.split(",") if name.strip()]
+    if not names:
+        raise RunError("no benchmark is named", fix="--bench toy-pope   (mmalign list benchmarks)")
+    place = trained.find(checkpoint) if checkpoint else trained.newest(runs)
+    registry = Registry()
+    node = trained.evaluation(place, trained.benches(names, data, registry), registry, runs, protocol)
+    scores.ready(node)
+    show.err.print(f"evaluating {place}")
+    _run(node)
+    show.scores(trained.scores(node.folder), as_json)
+    show.tell(scores.notes(node.folder))
+
+
+def export(checkpoint: str, target: Path) -> None:
+    """Run an export stage and copy what it wrote, whole or not at all."""
+    vacant(target)
+    node = trained.export(trained.find(checkpoint), Registry())
+    _run(node)
+    found = task.done(node.folder)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.copytree(node.folder / found["exported"], beside)
+    beside.rename(target)
+    if found["why_not"]:
+        show.out.print(f"{target}: loads where mmalign is installed; plain transformers cannot: {found['why_not']}")
+    else:
+        difference = found["metrics"]["difference"]
+        show.out.print(f"{target}: loads in plain transformers; the largest difference of a logit is {difference:.2e}")
+
+
+def import_(source: str, target: Path, template: Path | None) -> None:
+    """A LLaVA model as one of mmalign's, or a projector as a card that a recipe can name."""
+    vacant(target)
+    if projector(Path(source)):
+        _adapter(source, target)
+        return
+    place = trained.find(source)
+    if isinstance(place, Path) and not (place / "config.json").exists():
+        raise RunError(f"{source} is mmalign's already", at=source, fix=f"mmalign eval {source} --bench ...")
+    text = template.read_text(encoding="utf-8") if template else None
+    with loading():
+        from mmalign import importing
+
+        importing.llava(str(trained.fetched(place)), target, text)
+    show.out.print(f"{target}: mmalign eval {target} --bench ...")
+
+
+def projector(place: Path) -> bool:
+    """Whether a name is that of a file, or of a folder with the mm_projector.bin of LLaVA's code."""
+    return place.suffix == ".bin" or place.is_file() or (place / "mm_projector.bin").exists()
+
+
+def _adapter(source: str, target: Path) -> None:
+    from mmalign import importing
+
+    name = target.resolve().name
+    card = importing.adapter(source, target, name)
+    show.out.print(f"{target}: {card['summary']}")
+    show.out.print(f"in a recipe: registry: [./{target}]   model: {{adapter: {name}}}")
+
+
+def loaded(place: Path | str) -> "MMAlignModel":
+    with loading():
+        from mmalign.checkpoints import load
+
+        return load(str(place))
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """What libraries have to say while they load goes to stderr; their bars only where somebody may watch them."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def vacant(target: Path) -> None:
+    if target.exists():
+        raise RunError(f"{target} is there already", at=str(target), fix="another folder; nothing is overwritten")
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    if not os.access(above, os.W_OK):
+        raise RunError(f"cannot write to {above}", at=str(above), fix="another folder")
+
+
+def _run(node: Node) -> None:
+    with live.display() as display:
+        run_([node], Launch(), display)

@@ -1,0 +1,133 @@
+"""`score`: stored answers against the official metric; no model is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+from mmalign import files, trained
+from mmalign.benchmarks import Benchmark, Gaps, Probe, Score
+from mmalign.cards import Card, Registry, build, target
+from mmalign.errors import DataError, RunError
+from mmalign.graph import Node
+
+
+def score(
+    name: str,
+    words: Sequence[str],
+    data: str | None,
+    answers: Path | None,
+    protocol: str,
+    gaps: str,
+    submission: Path | None,
+    as_json: bool,
+) -> None:
+    """Score the answers in a file, or write what the benchmark's server takes, or both."""
+    from mmalign.benchmarks.filed import NoAnswersError
+    from mmalign.benchmarks.filed import score as scored
+
+    from . import dump, show
+
+    card = card_of(name, data, words)
+    if answers is None:
+        raise RunError("no answers are named", fix="--answers FILE, such as runs/evaluate-.../pope.jsonl")
+    bench = made(card)
+    given = bench.read(str(answers))
+    if submission:
+        bench.submission(given, submission)
+        show.err.print(f"written: {submission}")
+    try:
+        found = scored(bench, given, protocol, cast(Gaps, gaps))
+    except NoAnswersError:
+        if not submission:
+            raise
+        return
+    told = {"bench": name, "data": bench.found, "protocol": protocol, "gaps": gaps, **_counted(found, card)}
+    dump(told) if as_json else _table(told)
+
+
+def card_of(name: str, data: str | None, words: Sequence[str]) -> Card:
+    """The card of a benchmark with the arguments of the command line laid over its own."""
+    if not name:
+        raise RunError("no benchmark is named", fix="--bench pope   (mmalign list benchmarks)")
+    card = Registry().card("benchmarks", name)
+    own: dict[str, Any] = {} if data is None else {"data": data}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise RunError(f"{word!r} is no setting", fix="KEY=VALUE, an argument of the benchmark: split=test")
+        own[key] = _value(value)
+    return replace(card, args=card.args | own)
+
+
+def _value(text: str) -> Any:
+    """Numbers, true and false as such; all else is text."""
+    named = {"true": True, "false": False}
+    return named.get(text.lower(), int(text) if text.isdecimal() else text)
+
+
+def made(card: Card) -> Benchmark:
+    """The benchmark a card names; DataError for what measures a model and so has no answers."""
+    if isinstance(kind := target(card), type) and issubclass(kind, Probe):
+        what = f"{card.name} measures the model itself: it has no answers to score"
+        raise DataError(what, fix=f"mmalign eval --bench {card.name}")
+    found = build(card)
+    assert isinstance(found, Benchmark)
+    return found
+
+
+def ready(node: Node) -> None:
+    """Open the files of every benchmark of an evaluation, so that what is missing is known before a model is loaded."""
+    from mmalign.benchmarks.filed import FiledBenchmark
+
+    if (node.folder / "stage.json").exists():
+        return
+    for card in node.cards.values():
+        kind = target(card) if card.family == "benchmarks" else None
+        if isinstance(kind, type) and issubclass(kind, FiledBenchmark):
+            build(card).ready()
+
+
+def notes(folder: Path) -> list[str]:
+    """What a reader of the scores of a finished evaluation has to know."""
+    told = []
+    for name in trained.scores(folder):
+        score = files.read_json(folder / f"{name}.json")
+        told += [f"{name}: {note}" for note in (_gaps(score["counts"]), *score["notes"]) if note]
+    return told
+
+
+def _gaps(counts: dict[str, int]) -> str:
+    """Answers that could not be used, if any."""
+    odd = [f"{counts[kind]} {kind}" for kind in ("missing", "duplicate", "unknown", "unparsable") if counts.get(kind)]
+    return f"of {counts['asked']} answers {', '.join(odd)}" if odd else ""
+
+
+def _counted(found: Score, card: Card) -> dict[str, Any]:
+    """A score with its interval, and a word on what it was counted over."""
+    from mmalign.benchmarks.bootstrap import interval
+
+    usual, asked = card.facts.get("questions"), found.counts.get("asked")
+    notes = list(found.notes)
+    if usual and asked and usual != asked:
+        notes.append(f"{asked} questions, the published set has {usual}: another split, or half of the data?")
+    sure = interval(found.items)._asdict() if found.items else None
+    return {**asdict(found), "notes": notes, "unit": card.facts.get("unit", ""), "interval": sure}
+
+
+def _table(told: dict[str, Any]) -> None:
+    from . import show
+
+    metrics = {told["headline"]: None, **told["metrics"]} if told["metrics"] else {}
+    shown = show.table("metric", told["unit"] or "value", "as printed")
+    for name in metrics:
+        value, rounded = told["metrics"][name], told["printed"].get(name)
+        style = "bold" if name == told["headline"] else None
+        shown.add_row(name, f"{value:.4f}", "" if rounded is None else str(rounded), style=style)
+    show.out.print(f"{told['bench']}: {told['data'] or 'no files'}; protocol {told['protocol']}, gaps {told['gaps']}")
+    if metrics:
+        show.out.print(shown)
+    if sure := told["interval"]:
+        show.out.print(f"mean over questions {sure['mean']:.4f}, 95 % interval {sure['low']:.4f} to {sure['high']:.4f}")
+    show.out.print(", ".join(f"{count} {name}" for name, count in told["counts"].items() if "/" not in name))
+    show.tell(told["notes"])

@@ -1,0 +1,94 @@
+"""`eval` on files: the score of the answers it stores, whose rules, and what is wrong before a model is loaded."""
+
+import json
+
+import pytest
+from mmalign.cli import scores
+from PIL import Image
+
+from mmalign import trained
+from mmalign.cards import Registry
+
+SHORT = "Answer the question using a single word or phrase."
+
+
+@pytest.fixture
+def eval_folder(here):
+    """LLaVA's playground/data/eval with a POPE of four questions about one picture."""
+    place = here / "eval" / "pope"
+    (place / "coco").mkdir(parents=True)
+    (place / "val2014").mkdir()
+    Image.new("RGB", (48, 48), "red").save(place / "val2014" / "a.jpg")
+    asked = [(n, one, n % 2) for n, one in enumerate(("star", "ring", "circle", "square"), 1)]
+    rows = [{"question_id": n, "image": "a.jpg", "text": f"is there a {one}?"} for n, one, _ in asked]
+    labels = [row | {"label": "yes" if yes else "no"} for row, (_, _, yes) in zip(rows, asked, strict=True)]
+    llava = [row | {"text": f"{row['text']}\n{SHORT}", "category": "adversarial"} for row in rows]
+    (place / "coco" / "coco_pope_adversarial.json").write_text("\n".join(map(json.dumps, labels)))
+    (place / "llava_pope_test.jsonl").write_text("\n".join(map(json.dumps, llava)))
+    return place.parent
+
+
+def test_the_stored_answers_score_the_same(model, eval_folder, here, mmalign):
+    said = mmalign("eval", model, "--bench", "pope", "--data", eval_folder, "--protocol", "lmms-eval", "--json")
+    assert said.code == 0, said.err
+    (found,) = here.glob("runs/evaluate-*")
+    stored = [json.loads(line) for line in (found / "pope.jsonl").read_text().splitlines()]
+    assert sorted(row["id"] for row in stored) == ["1", "2", "3", "4"]
+    again = mmalign("score", "--bench", "pope", "--data", eval_folder, "--answers", found / "pope.jsonl",
+                    "--protocol", "lmms-eval", "--json")  # fmt: skip
+    assert json.loads(said.out) == {"pope": json.loads(again.out)["metrics"]}
+    assert "pope: scored by the rule of lmms-eval, not the official one" in said.err
+    assert json.loads((found / "pope.json").read_text())["counts"]["answered"] == 4
+
+
+def test_other_rules_are_another_evaluation(model, eval_folder, here):
+    benches = trained.benches(["pope"], eval_folder, Registry())
+    nodes = [trained.evaluation(model, benches, Registry(), protocol=one) for one in ("official", "lmms-eval")]
+    assert nodes[0].folder != nodes[1].folder
+
+
+def test_what_a_reader_has_to_know_is_said(here):
+    counts = {"asked": 4, "answered": 3, "missing": 1, "duplicate": 0, "unparsable": 2}
+    for name, score in {"pope": {"counts": counts, "notes": ["by rule X"]}, "gqa": {"counts": {}, "notes": []}}.items():
+        (here / f"{name}.json").write_text(json.dumps(score))
+    (here / "stage.json").write_text(json.dumps({"metrics": {"pope": {}, "gqa": {}}}))
+    assert scores.notes(here) == ["pope: of 4 answers 1 missing, 2 unparsable", "pope: by rule X"]
+
+
+MISTAKES = {
+    "unknown benchmark": (["popes"], [], "no benchmarks card named 'popes'", "did you mean 'pope'?"),
+    "unknown protocol": (["pope"], ["--protocol", "lmms"], "pope has no protocol 'lmms'", "did you mean 'lmms-eval'?"),
+    "a protocol of others": (["mmlu"], ["--protocol", "lmms-eval"], "mmlu has no protocol 'lmms-eval'", "official"),
+    "the wrong folder": (["gqa"], [], "no files of GQA in", "put there one of"),
+    "no such folder": (["pope"], ["--data", "nowhere"], "nowhere does not exist", "check the path"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_told_before_a_model_is_loaded(name, model, eval_folder, here, mmalign):
+    (bench,), more, what, fix = MISTAKES[name]
+    said = mmalign("eval", model, "--bench", bench, "--data", eval_folder, *more)
+    assert_refused(said, what, fix, here)
+
+
+def test_missing_pictures(model, eval_folder, here, mmalign):
+    (eval_folder / "pope" / "val2014" / "a.jpg").unlink()
+    said = mmalign("eval", model, "--bench", "pope", "--data", eval_folder)
+    assert_refused(said, "1 of 1 pictures are missing: a.jpg", "images=FOLDER", here)
+
+
+def test_half_of_the_data(model, eval_folder, here, mmalign):
+    place = eval_folder / "pope" / "llava_pope_test.jsonl"
+    place.write_bytes(place.read_bytes()[:-9])
+    assert_refused(mmalign("eval", model, "--bench", "pope", "--data", eval_folder), "not valid JSON", "cut off", here)
+
+
+def assert_refused(said, what, fix, here):
+    """Exit code 2, three lines, and no stage was begun."""
+    assert (said.code, said.out) == (2, "")
+    lines = said.err.splitlines()
+    assert what in lines[0]
+    assert lines[-1].startswith("  try  ")
+    assert fix in lines[-1]
+    assert len(lines) <= 3
+    assert not list(here.glob("runs/evaluate-*"))

@@ -1,0 +1,75 @@
+"""`inspect` and `chat` on a model that lies in a runs folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.test_mistakes import assert_mistake
+
+
+def test_table_json_and_page(model, mmalign):
+    said = mmalign("inspect", model, "a.png", "--layers", "0,4", "--keep", "2", "--json", "--out", "x.html")
+    assert said.code == 0, said.err
+    first, last = json.loads(said.out)
+    assert (first["image"], first["layer"], first["grid"], len(first["words"])) == ("a.png", 0, [6, 6], 36)
+    assert last["layer"] == 4
+    assert all(len(words) == 2 for words in last["words"])
+    page = Path("x.html").read_text()
+    assert page.count('<div class="seen"') == 2
+    assert first["words"][0][0][0] in page
+    lines = mmalign("inspect", "runs", "a.png", "--keep", "1").out.splitlines()
+    assert len(lines) == 37
+    word, cosine = first["words"][7][0]
+    assert lines[8].split() == ["a.png", "0", "1,1", *word.split(), f"{cosine:.3f}"]
+
+
+def test_a_conversation(model, mmalign, monkeypatch):
+    lines = iter(["what is this ?", "/image none.png", "/image a.png", "and this ?", "/help", "", "/forget", "hello"])
+
+    def typed(prompt):
+        assert prompt == "> "
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    asked = []
+
+    from mmalign.hub import MMAlignModel
+
+    reply = MMAlignModel.reply
+
+    def heard(self, turns, images, most):
+        asked.append(([turn.text for turn in turns], len(images), most))
+        return reply(self, turns, images, most)
+
+    monkeypatch.setattr(MMAlignModel, "reply", heard)
+    said = mmalign("chat", model, "a.png", "a.png", "--max-new-tokens", "4")
+    assert said.code == 0, said.err
+    first, second, third = asked
+    assert first == (["<image>\n<image>\nwhat is this ?"], 2, 4)
+    texts, images, _ = second
+    assert (texts[0], texts[2], images) == (first[0][0], "<image>\nand this ?", 3)
+    assert texts[1] in said.out
+    assert third == (["hello"], 0, 4)
+    assert "cannot open the image none.png: No such file" in said.out
+
+
+@pytest.mark.parametrize("verb", ["inspect", "chat"])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("none.png", "cannot open the image none.png: No such file"), ("tiny.yaml", "cannot open the image tiny.yaml: ")],
+)
+def test_an_image_that_cannot_be_read(model, mmalign, verb, name, what):
+    assert_mistake(mmalign(verb, model, "a.png", name), what, name, "PNG, JPEG")
+
+
+def test_mistakes(model, mmalign):
+    said = mmalign("inspect", model, "a.png", "--layers", "one")
+    assert_mistake(said, "--layers 'one' is no list of numbers", "", "--layers 0,8,16")
+    said = mmalign("inspect", model, "a.png", "--layers", "5")
+    assert_mistake(said, "no layer 5: the language model has 4", "--layers", "0 (what the adapter makes) to 4")
+    assert_mistake(mmalign("inspect", model, "a.png", "--out", "no/x.html"), "no folder no", "x.html", "--out")
+    assert_mistake(mmalign("inspect", model), "Missing argument 'IMAGE...'", "", "mmalign inspect --help")

@@ -1,0 +1,67 @@
+"""`plan` says what a recipe will take, for every shipped one, offline and without torch; its data need not be there."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mmalign.compose import shipped
+from tests.test_layers import HEAVY
+from tests.test_mistakes import assert_mistake
+
+EVERY = """
+import contextlib, io, json, socket, sys
+def refuse(*_): raise AssertionError("plan uses the network")
+socket.socket.connect = refuse
+from mmalign.cli import main
+for name in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(["plan", name, "--devices", "8", "--json"])
+    print(json.dumps({"name": name, "code": code or 0, "plan": json.loads(out.getvalue() or "null")}))
+heavy = HEAVY & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory):
+    """{recipe: its plan}, all made in one process."""
+    folder = tmp_path_factory.mktemp("plans")
+    line = [sys.executable, "-c", EVERY.replace("HEAVY", repr(HEAVY)), *sorted(shipped())]
+    env = {key: value for key, value in os.environ.items() if key != "MMALIGN_DATA"}
+    done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.iterdir())  # it only looks
+    return {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe(plans, name):
+    assert plans[name]["code"] == 0
+    for stage in plans[name]["plan"]["stages"]:
+        found = stage["estimate"]
+        assert (found is not None) == (stage["kind"] in ("train", "label"))
+        if stage["kind"] == "train":
+            assert None not in found["parameters"].values()
+            assert 0 < found["trained"] <= sum(found["parameters"].values())
+            assert found["visual"] < found["tokens"]
+            totals = [found["memory"][f"ZeRO {n}"]["total"] for n in range(4)]
+            assert totals == sorted(totals, reverse=True)
+            assert found["checkpoint"] > 0
+
+
+def test_what_is_printed(here, mmalign):
+    said = mmalign("plan", "llava_vicuna7b", "--devices", "8")
+    assert said.code == 0
+    assert "parameters: vision 304 M, adapter 21 M, llm 6.74 B; trained 21 M" in said.out
+    assert "tokens a sample: about 640, 576 of them visual; steps: 2,181" in said.out
+    assert "note: data 'llava-pretrain-558k': path data:LLaVA-Pretrain/" in said.out
+    assert "label store: 1.6 MiB" in mmalign("plan", "quickstart").out
+
+
+def test_data_that_is_not_there_stops_a_run(here, mmalign):
+    said = mmalign("run", "llava_vicuna7b")
+    assert_mistake(said, "llava-pretrain-558k", "args.path", "MMALIGN_DATA")
+    assert_mistake(mmalign("check", "llava_vicuna7b"), "does not exist", "args.path", "MMALIGN_DATA")
