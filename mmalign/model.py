@@ -27,12 +27,13 @@ class Batch:
     """What one device sees in one pass."""
 
     ids_RS: Tensor  # token ids; the mark's id where a visual token goes
-    mask_RS: Tensor  # 1 at real positions
+    mask_RS: Tensor  # n at the positions of a row's nth sample, 0 at padding
     weight_RS: Tensor  # how much predicting the token at a position counts; 0: not trained
     pixels_B3SS: Tensor | None  # None: no image in this pass
     mark: int  # the id that holds an image's place
     words_BPK: Tensor | None = None  # labels from a store, or from the data itself
     scores_BPK: Tensor | None = None
+    label_pixels_B3SS: Tensor | None = None  # the same images, prepared for the label source's own encoder
     seed: int = 0  # of this pass's random numbers
     ids: list[str] = field(default_factory=list)  # the samples' ids
 
@@ -80,6 +81,8 @@ class Model(nn.Module):
     def freeze_all_but(self, trained: Iterable[str]) -> None:
         """Only these parts, and what the objectives own, learn; the others stay in eval mode."""
         self.trained = tuple(trained)
+        if "llm" in self.trained:
+            self.llm.prepare_training()
         for name in PARTS:
             if (part := getattr(self, name)) is not None:
                 part.requires_grad_(name in self.trained)
@@ -113,9 +116,6 @@ class Model(nn.Module):
     def _term(self, objective: Objective, step: Step, batch: Batch, visual_BQD: Tensor | None) -> Tensor:
         # an image-less pass still runs encoder and adapter on a blank one, so that no rank waits for another
         blank = visual_BQD.float().sum() * 0 if visual_BQD is not None and not batch.images else 0
-        if objective.unit == "images" and not batch.images and not objective.collective:
-            none = torch.zeros((), device=batch.ids_RS.device)
-            return sum((p.float().sum() * 0 for p in objective.parameters()), none) + blank
         loss: Tensor = objective(step)
         return loss + blank
 
@@ -160,8 +160,10 @@ class Model(nn.Module):
         places = self.places(batch) if self.looks and batch.images else None
         with self.llm.watched(self.looks, places) if places else nullcontext() as seen:
             hidden_RSD = self.llm(self.embed(batch, visual_BQD), batch.mask_RS)
+        if self.looks:
+            step.vocabulary = self.vocabulary  # a pass without images takes part in gathering it
         if seen is not None:
-            step.refined, step.shares, step.vocabulary = seen.refined, seen.shares, self.vocabulary
+            step.refined, step.shares = seen.refined, seen.shares
         rows, columns = torch.where(batch.weight_RS[:, 1:] > 0)
         step.answer_ND = hidden_RSD[rows, columns]
         step.answer_N = batch.ids_RS[rows, columns + 1]
@@ -174,7 +176,7 @@ class Model(nn.Module):
         rows, columns = (index.view(batch.images, -1) for index in torch.where(at_RS))
         places = Places(rows[:, 0], columns, (batch.mask_RS > 0) & ~at_RS)
         if any(look.attention for look in self.looks):
-            places.check_text_behind(batch.ids)
+            places.check_text_behind(batch.mask_RS, batch.ids)
         return places
 
     @contextmanager
@@ -204,12 +206,12 @@ class Model(nn.Module):
             step.labels = lambda patch_N: (none_NK.long(), none_NK)
             return
         assert labels is not None
-        assert batch.pixels_B3SS is not None
         come = self.adapter.grid
         if encoder is not None:
             come = encoder.grid
+            assert batch.label_pixels_B3SS is not None, "the label source's encoder has a size and colours of its own"
             with torch.no_grad():
-                _, dense_BPJ = encoder.both(batch.pixels_B3SS)
+                _, dense_BPJ = encoder.both(batch.label_pixels_B3SS)
         assert dense_BPJ is not None
         under_P = resampled(come, self.adapter.grid).to(dense_BPJ.device)
         dense_NJ = dense_BPJ.detach()[:, under_P].flatten(0, 1)

@@ -125,6 +125,7 @@ class Label(Stage):
     shard: int = field(default=4096, metadata=_above(0))  # images per file of the store
     batch: int = field(default=64, metadata=_above(0) | SILENT)  # images per encoder pass
 
+    version = 2  # 2: in fp32
     gives = ("labels",)
     takes = ("vision",)
     seeded = False
@@ -152,6 +153,7 @@ class Train(Stage):
     precision: Literal["bf16", "fp32"] = "bf16"
     max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1})  # share of unusable samples tolerated
     group_by_length: bool = False  # samples of like length share a pass; reads all rows once, then keeps their lengths
+    pack: bool = field(default=False, metadata=SILENT)  # samples of a pass share rows, each seeing itself alone
     engine: Engine = field(default_factory=Engine, metadata=SILENT)
     log_every: int = field(default=10, metadata=_above(0) | SILENT)  # optimizer steps
     watch_every: int = field(default=100, metadata=_above(0) | SILENT)  # steps between looks at BASIC's premise
@@ -175,6 +177,7 @@ class Evaluate(Stage):
     bench: list[Part] = MISSING
     batch: int = field(default=32, metadata=_above(0) | SILENT)  # questions per pass
     precision: Literal["bf16", "fp32"] = "bf16"
+    protocol: str = "official"  # whose rules score the answers
 
     gives = ("scores",)
     takes = ("weights", "vision", "llm")

@@ -161,6 +161,27 @@ SIMPLE = [
     Mistake("a width that does not fit",
             "adapter 'identity' keeps the width, but toy-clip is 96 wide and toy-llama 128",
             "such as mlp2x-gelu", "adapter: linear", "adapter: identity"),
+    Mistake("squares that do not fit the grid",
+            "adapter 'pixel-shuffle' joins squares of 4 x 4 patches, and toy-clip has 6 x 6",
+            "factor: a divisor of both", "adapter: linear", "adapter: {card: pixel-shuffle, args: {factor: 4}}",
+            words=("stages.align.objectives.sea=~",)),
+    Mistake("too few bits", "bits is 4 or 8, not 3", "bits: 4",
+            "llm: toy-llama", "llm: {card: toy-llama, args: {bits: 3, lora: 4}}"),
+    Mistake("LoRA of no rank", "lora is a rank of 1 or more, not 0", "lora: 16",
+            "llm: toy-llama", "llm: {card: toy-llama, args: {lora: 0}}"),
+    Mistake("LoRA by a word", "lora is a rank of 1 or more, not 'high'", "lora: 16",
+            "llm: toy-llama", "llm: {card: toy-llama, args: {lora: high}}"),
+    Mistake("LoRA that counts nothing", "lora_alpha is above 0, not 0", "lora_alpha: 32",
+            "llm: toy-llama", "llm: {card: toy-llama, args: {lora: 4, lora_alpha: 0}}"),
+    Mistake("LoRA that drops all", "lora_dropout is at least 0 and below 1, not 1", "lora_dropout: 0.05",
+            "llm: toy-llama", "llm: {card: toy-llama, args: {lora: 4, lora_dropout: 1}}"),
+    Mistake("a misspelt LoRA", "takes no argument 'lora_rank'", "did you mean 'lora_",
+            "llm: toy-llama", "llm: {card: toy-llama, args: {lora_rank: 4}}"),
+    Mistake("few bits that learn", "weights held in 4 bits cannot learn", "bits: 4, lora: 16",
+            "llm: toy-llama", "llm: {card: toy-llama, args: {bits: 4}}", at="stages.tune.trains"),
+    Mistake("few bits in pieces", "ZeRO 3 cannot divide weights in 8 bits", "engine: {zero: 2}",
+            "llm: toy-llama", "llm: {card: toy-llama, args: {bits: 8, lora: 2}}",
+            words=("stages.tune.engine.zero=3",), at="stages.tune.engine.zero"),
     Mistake("an objective without labels", "sea needs labels", "labels: {source: NAME, keep: 10}",
             "    reads: {labels: label}\n", "", at="stages.align.objectives.sea"),
     Mistake("labels from two places", "labels come from `labels` and from `reads.labels`", "keep one of the two",
@@ -175,6 +196,18 @@ SIMPLE = [
             at="stages.label.data"),
     Mistake("a store of what the data says itself", "toy-truth takes the data's own words", "in the training stage",
             "source: toy-words", "source: toy-truth"),
+    Mistake("labels by an encoder without words",
+            "toy-words compares patches with words, and dinov2-l has no text tower",
+            "such as clip-vit-l-336", "source: toy-words", "source: {card: toy-words, args: {encoder: dinov2-l}}"),
+    Mistake("labels in the step by an encoder without words", "and dinov2-l has no text tower",
+            "the model may keep its own", "    reads: {labels: label}\n",
+            "    labels: {source: {card: toy-words, args: {encoder: dinov2-l}}}\n"),
+    Mistake("an empty word list", "the word list is empty", "one word a line",
+            "source: toy-words", "source: {card: toy-words, args: {words: ./empty.txt}}", at="empty.txt"),
+    Mistake("a word list that is a picture", "the word list is a binary file", "one word a line",
+            "source: toy-words", "source: {card: toy-words, args: {words: ./binary.txt}}", at="binary.txt"),
+    Mistake("no store where one is named", "there is no label store in", "a finished stage of kind label",
+            "    reads: {labels: label}\n", "    labels: {source: toy-words, store: ./nowhere}\n"),
     Mistake("muon with ZeRO", "muon steps on whole matrices", "engine: {zero: 0}", "engine: {zero: 0",
             "engine: {zero: 1",
             words=("stages.align.optim.name=muon",)),
@@ -229,6 +262,8 @@ def test_mistakes_in_a_recipe(here, mmalign, mistake):
     shelf(here, "adapters", "classless", CARD.replace("MLP", "MPL"))
     shelf(here, "adapters", "packageless", CARD.replace("mmalign", "nowhere"))
     shelf(here, "data", "sizeless", "summary: mine\ntarget: mmalign.toyworld.data.Captions\n")
+    (here / "empty.txt").write_text("# no word\n\n")
+    (here / "binary.txt").write_bytes(b"\x89PNG\r\n\0\0")
     assert mistake.old in TINY
     text = TINY.replace(mistake.old, mistake.new, 1) if mistake.old else TINY
     at = mistake.at

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmalign.labels import LabelSource
-from mmalign.labels.wordlist import firsts, read_words
+from mmalign.wordlist import firsts, read_words
 
 
 class Given(LabelSource):

@@ -26,6 +26,7 @@ from mmalign import files
 from mmalign.errors import DataError, RunError
 
 FORMAT = 1
+_SCORE = np.dtype("<f2")
 _INDEX = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("row", "<u4")])
 
 
@@ -36,7 +37,7 @@ class Header:
     grid: tuple[int, int]  # of the encoder's patches
     keep: int  # K
     settings: dict[str, Any]  # of the label source
-    data: str  # what tells the data set from another
+    data: str  # the data's card, and a hash of its arguments and of the files they name
     format: int = FORMAT
     size: int = 0  # W
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -122,6 +123,9 @@ class Store:
             raise RunError("words.txt is not the list this store was made with", at=f"{self.folder}/words.txt")
         self.index = cast(NDArray[Any], np.load(io.BytesIO(self._bytes("index.npy")), allow_pickle=False))
         self._open: dict[int, Any] = {}
+        # a read is a few microseconds, so what every one needs is worked out once
+        self._hashes = np.ascontiguousarray(self.index["hash"])
+        self._words, self._entries, self._stride = self.header.word_type, self.header.entries, self.header.stride
 
     def __len__(self) -> int:
         return len(self.index)
@@ -153,18 +157,19 @@ class Store:
                 yield words.reshape(shape), scores.reshape(shape)
 
     def row(self, shard: int, row: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
-        header = self.header
-        raw = memoryview(self._shard(shard))[row * header.stride : (row + 1) * header.stride]
-        split = header.entries * header.word_type.itemsize
-        words = np.frombuffer(raw[:split], header.word_type).reshape(-1, header.keep)
-        return words, np.frombuffer(raw[split:], "<f2").reshape(-1, header.keep)
+        data = self._open.get(shard) or self._shard(shard)
+        start, keep = row * self._stride, self.header.keep
+        words = np.frombuffer(data, self._words, self._entries, start).reshape(-1, keep)
+        scores = np.frombuffer(data, _SCORE, self._entries, start + words.nbytes).reshape(-1, keep)
+        return words, scores
 
     def _find(self, key: str) -> tuple[int, int] | None:
         hashed = np.uint64(key_hash(key))
-        at = int(np.searchsorted(self.index["hash"], hashed))
-        if at == len(self.index) or self.index["hash"][at] != hashed:
+        at = int(self._hashes.searchsorted(hashed))
+        if at == len(self._hashes) or self._hashes[at] != hashed:
             return None
-        return int(self.index["shard"][at]), int(self.index["row"][at])
+        _, shard, row = self.index[at].item()
+        return shard, row
 
     def _shard(self, number: int) -> Any:
         if number not in self._open:

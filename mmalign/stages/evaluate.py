@@ -6,16 +6,17 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from mmalign import cards, files
+from mmalign import cards, files, nearest
 from mmalign.answering import Asked
 from mmalign.benchmarks import Benchmark, Probe, Question, Score
+from mmalign.benchmarks.filed import FiledBenchmark, NoAnswersError, score
 from mmalign.cards import Card
 from mmalign.errors import CardError
 from mmalign.llms import LLM
@@ -34,16 +35,20 @@ def run(task: Task) -> dict[str, Any]:
     if ranks > 1:
         connect()
     events = Events(task.folder, rank)
+    benches = {part.card: bench_of(task, f"bench.{part.card}") for part in stage.bench}
+    for bench in benches.values():  # before any weight is loaded
+        if isinstance(bench, FiledBenchmark):
+            bench.ready()
     parts = build.parts(task)
     build.cast_all(stage.precision, parts.vision, parts.adapter, parts.llm)
-    model = Asked(parts.vision, parts.adapter, parts.llm, device(), untrained=lambda: _untrained(task, stage))
+    untrained = partial(_untrained, task, stage) if "llm" in task.cards else None
+    model = Asked(parts.vision, parts.adapter, parts.llm, device(), untrained)
     scores: dict[str, Score] = {}
-    for number, part in enumerate(stage.bench):
-        bench = bench_of(task, f"bench.{part.card}")
+    for number, (name, bench) in enumerate(benches.items()):
         events.progress(number, len(stage.bench))
-        scores[part.card] = measure(model, bench, task.folder / f"{part.card}.jsonl", stage.batch)
+        scores[name] = measure(model, bench, task.folder / f"{name}.jsonl", stage.batch, stage.protocol)
         if not rank:
-            _keep(task, model, bench, part.card, scores[part.card])
+            _keep(task, model, bench, name, scores[name])
     events.progress(len(stage.bench), len(stage.bench))
     return {
         "metrics": {name: score.metrics for name, score in scores.items()},
@@ -71,27 +76,43 @@ def bench_of(task: Task, role: str) -> Benchmark | Probe:
     return made
 
 
-def measure(model: Asked, bench: Benchmark | Probe, answers: Path, batch: int) -> Score:
+def measure(model: Asked, bench: Benchmark | Probe, answers: Path, batch: int, protocol: str = "official") -> Score:
     """The score of one benchmark; answers already in the file are not asked for again.
 
-    Several ranks share the questions, each image's on one rank; every rank returns the score of all answers.
+    Several ranks share the questions, each image's on one rank; the first one has the score of all answers.
     """
     if isinstance(bench, Probe):
         return bench.measure(model)
     rank, ranks = world()
+    if not rank:
+        _gather(answers)  # what the ranks of a run that was killed had
+    if ranks > 1:
+        dist.barrier()
     given = stored(answers)
     missing = [question for question in bench.questions() if question.id not in given]
     own = [question for question in missing if _rank_of(question, ranks) == rank]
     with open(answers if ranks == 1 else _of_rank(answers, rank), "a", encoding="utf-8") as out:
         for question, text in model.answers(bench, own, batch):
             given[question.id] = text
-            out.write(json.dumps({"id": question.id, "text": text}, ensure_ascii=False) + "\n")
+            out.write(_line(question.id, text))
             out.flush()
-    if ranks > 1:
-        dist.barrier()
-        given |= _gathered(answers, rank)
-        dist.barrier()
-    return bench.score(given)
+    if ranks == 1:
+        return _scored(bench, given, answers, protocol)
+    dist.barrier()
+    if rank:
+        return Score({}, "")
+    _gather(answers)
+    return _scored(bench, stored(answers), answers, protocol)
+
+
+def _scored(bench: Benchmark, given: dict[str, str], answers: Path, protocol: str) -> Score:
+    """The score; for a split whose answers only a server has, the file it takes, and no metric."""
+    try:
+        return score(bench, given, protocol)
+    except NoAnswersError as err:
+        upload = answers.with_name(f"{answers.stem}-submission.{bench.submits}")
+        bench.submission(given, upload)
+        return Score({}, "", counts={"answered": len(given)}, notes=[err.what, f"for its server: {upload}"])
 
 
 def _rank_of(question: Question, ranks: int) -> int:
@@ -102,18 +123,20 @@ def _of_rank(answers: Path, rank: int) -> Path:
     return answers.with_suffix(f".rank{rank}.jsonl")
 
 
-def _gathered(answers: Path, rank: int) -> dict[str, str]:
-    """The answers of all ranks; the first one puts them into the one file."""
+def _gather(answers: Path) -> None:
+    """Put the answers of all ranks into the one file; a kill on the way loses none and doubles none."""
     parts = sorted(answers.parent.glob(f"{answers.stem}.rank*.jsonl"))
-    found = {key: text for place in parts for key, text in stored(place).items()}
-    if not rank:
-        lines = (json.dumps({"id": key, "text": text}, ensure_ascii=False) for key, text in found.items())
-        files.write(answers, (answers.read_text() if answers.exists() else "") + "".join(f"{x}\n" for x in lines))
-    dist.barrier()
-    if not rank:
-        for place in parts:
-            place.unlink()
-    return found
+    known = stored(answers)
+    found = {key: text for place in parts for key, text in stored(place).items() if key not in known}
+    if found:
+        lines = "".join(_line(key, text) for key, text in found.items())
+        files.write(answers, (answers.read_text(encoding="utf-8") if known else "") + lines)
+    for place in parts:
+        place.unlink()
+
+
+def _line(key: str, text: str) -> str:
+    return json.dumps({"id": key, "text": text}, ensure_ascii=False) + "\n"
 
 
 def stored(place: Path) -> dict[str, str]:
@@ -146,24 +169,19 @@ def pictures(model: Asked, bench: Benchmark) -> list[dict[str, Any]]:
         if question.image is not None and len(first) < PICTURES:
             first.setdefault(question.image, question)
     images = [bench.image(reference) for reference in first]
-    nearest = nearest_words(model, images) if images else []
+    seen = nearest_words(model, images) if images else []
     return [
         {"png": _png(image), "grid": model.grid, "words": words, "question": question.text, "id": question.id}
-        for image, words, question in zip(images, nearest, first.values(), strict=True)
+        for image, words, question in zip(images, seen, first.values(), strict=True)
     ]
 
 
 def nearest_words(model: Asked, images: Sequence[Any]) -> list[list[str]]:
     """The text of the vocabulary token nearest (cosine) to each visual token."""
-    embed_VD, tokens = model.vocabulary()
-    visual_BPD = F.normalize(model.visual(images), dim=-1)
-    best_BP = (visual_BPD @ F.normalize(embed_VD, dim=-1).T).argmax(-1)
-    return [[_readable(tokens[i]) for i in row] for row in torch.as_tensor(best_BP).tolist()]
-
-
-def _readable(token: str) -> str:
-    """A token's text without its tokenizer's marks for blanks and word pieces."""
-    return token.replace("▁", " ").replace("Ġ", " ").replace("##", "").strip() or "␣"
+    embed_VD, visual_BQD = F.normalize(model.vocabulary()[0], dim=-1), model.visual(images)
+    tokenizer = model.llm.chat.tokenizer
+    _, token_BQK = nearest.top(visual_BQD, embed_VD, keep=1)
+    return [[nearest.spelled(tokenizer, i) for i in row] for row in token_BQK[..., 0].tolist()]
 
 
 def _png(image: Any) -> str:

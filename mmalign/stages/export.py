@@ -5,7 +5,7 @@ that loads where mmalign is installed, see mmalign/hub.py; the reason is said.
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,7 +55,7 @@ class Exported:
 
 
 def run(task: Task) -> dict[str, Any]:
-    stage = cast(Export, task.stage)
+    stage, task = cast(Export, task.stage), trained(task)
     parts = build.parts(task)
     build.cast_all("fp32", parts.vision, parts.adapter, parts.llm)
     target = task.folder / "exported"
@@ -70,6 +70,13 @@ def run(task: Task) -> dict[str, Any]:
             what = f"the exported model's logits differ by {made.difference:.2e}, more than {stage.tolerance:g}"
             raise StageError(what, at=str(target), fix="report it; a larger `tolerance` keeps the folder")
     return {"metrics": {"difference": made.difference}, "why_not": made.why_not, "exported": str(target.name)}
+
+
+def trained(task: Task) -> Task:
+    """The task, its language model without what only says how it learned: its weights are whole and merged."""
+    card = task.cards["llm"]
+    args = {key: value for key, value in card.args.items() if key != "bits" and not key.startswith("lora")}
+    return replace(task, cards={**task.cards, "llm": replace(card, args=args)})
 
 
 def export(parts: Parts, task: Task, target: Path) -> Exported:
@@ -98,6 +105,8 @@ def why_not(parts: Parts) -> str:
         return f"its adapter has {len(_linears(parts.adapter))} linear layers"
     if not isinstance(parts.llm, CausalLM):
         return f"its language model is a {type(parts.llm).__name__}, not a CausalLM"
+    if parts.llm.softcap:
+        return "its language model caps its logits, which Llava's head does not"
     return ""
 
 
@@ -122,7 +131,7 @@ def llava(parts: Parts) -> Any:
         image_seq_length=eye.patches,
         tie_word_embeddings=bool(lm.config.tie_word_embeddings),
     )
-    whole = LlavaForConditionalGeneration(config).eval()
+    whole = LlavaForConditionalGeneration(config).eval().float()  # its parts' configurations may say bf16
     inner = whole.model
     _into(getattr(inner.vision_tower, "vision_model", inner.vision_tower), eye.tower)
     _into(inner.language_model, lm.base_model)

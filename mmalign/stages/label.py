@@ -1,5 +1,7 @@
 """The labelling stage: images to words for every patch, on disk (SEA, section 4.1)."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, cast
@@ -23,18 +25,21 @@ from mmalign.vision import Vision
 def source(
     task: Task, keep: int, data: Data, events: Events, own: Vision | None = None
 ) -> tuple[LabelSource, Vision | None]:
-    """The task's label source, ready to label, and its encoder; `own`: the model's encoder, used if it is the same."""
+    """The task's label source, ready to label, and its encoder.
+
+    own: the model's encoder, used if it is the same; another one labels in fp32, whatever its checkpoint holds.
+    """
     encoder: Vision | None = None
     if "labels.encoder" in task.cards:
         mine = "vision" in task.cards and task.cards["labels.encoder"].name == task.cards["vision"].name
         where = build.places(task)
-        encoder = own if own is not None and mine else build.vision(task, "labels.encoder", where, task.folder.parent)
-        encoder.to(device()).eval()
-    made = build.labels(task, keep, encoder)
-    found = made.prepare(lambda: _captions(data), lambda images: _sample(encoder, data, images))
+        made = own if own is not None and mine else build.vision(task, "labels.encoder", where, task.folder.parent)
+        encoder = (made if made is own else made.float()).to(device()).eval()
+    words = build.labels(task, keep, encoder)
+    found = words.prepare(lambda: _captions(data), lambda images: _sample(encoder, data, images))
     if found:
         events.say("labels: " + ", ".join(f"{key} {value}" for key, value in found.items()))
-    return made.to(device()), encoder
+    return words.to(device()), encoder
 
 
 def _captions(data: Data) -> Iterator[str]:
@@ -81,7 +86,7 @@ def run(task: Task) -> dict[str, Any]:
         grid=grid,
         keep=min(stage.keep, len(made.words)),
         settings=task.cards["labels"].args,
-        data=task.cards["data"].name,
+        data=f"{task.cards['data'].name} {_hash(task.what['cards']['data'])}",
         size=len(made.words),
     )
     shards = -(-len(data) // stage.shard)
@@ -91,6 +96,10 @@ def run(task: Task) -> dict[str, Any]:
     if ranks > 1:
         dist.barrier()
     return _finish(task, stage, made, header, shards, rank)
+
+
+def _hash(what: object) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _shard(

@@ -29,7 +29,7 @@ from mmalign.training.batches import Bad, Batches, Collate
 from mmalign.training.engine import Engine, connect, device, world
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
-from mmalign.training.premise import IMAGES, Premise
+from mmalign.training.premise import Premise, images_of
 from mmalign.vision import Vision
 
 LOOKED = 64  # samples looked through for one with an image, before the first step
@@ -51,7 +51,8 @@ def run(task: Task) -> dict[str, Any]:
     _probe(model, collate)
     _table(model, events)
     engine = _engine(stage, model, batches)
-    premise = _premise(task, stage, model, collate) if model.looks else None
+    steps = stage.steps or batches.steps(stage.epochs)
+    premise = _premise(task, stage, model, collate, steps) if model.looks else None
     last = _fit(task, stage, engine, batches, model, events, premise).run()
     warning = premise.warning() if premise else None
     if warning:
@@ -96,9 +97,10 @@ def _by_length(task: Task, stage: Train, collate: Collate) -> Callable[[int], An
     )
 
 
-def _premise(task: Task, stage: Train, model: Model, collate: Collate) -> Premise | None:
+def _premise(task: Task, stage: Train, model: Model, collate: Collate, steps: int) -> Premise | None:
     """A few fixed images whose tokens are looked at while the stage runs; None where the data has too few."""
-    seen = [number for number in range(min(LOOKED, len(collate.data))) if _has_image(collate.data, number)][:IMAGES]
+    seen = [number for number in range(min(LOOKED, len(collate.data))) if _has_image(collate.data, number)]
+    seen = seen[: images_of(collate.tokens)]
     if not seen:
         return None
     batch = collate.batch(seen, seed=0).to(device())
@@ -107,7 +109,7 @@ def _premise(task: Task, stage: Train, model: Model, collate: Collate) -> Premis
     word_V = torch.tensor([token is not None and chat.is_word(token) for token in tokens])
     right = _truths(model, collate, seen) if task.cards["data"].facts.get("truth") else None
     place = task.folder / "premise.jsonl"
-    return Premise(model, batch, word_V, right, place, stage.watch_every, silent=world()[0] > 0)
+    return Premise(model, batch, word_V, right, place, stage.watch_every, steps, silent=world()[0] > 0)
 
 
 def _has_image(data: Data, number: int) -> bool:
@@ -150,23 +152,32 @@ def _labels(task: Task, stage: Train, parts: Parts, data: Data, events: Events) 
         return _Labels(store=store, words=spelled(store.words, parts, events))
     if stage.labels is None:
         return _Labels()
+    build.cast_all(stage.precision, parts.vision)  # labels are made by what it is while it trains
     source, encoder = label.source(task, stage.labels.keep, data, events, own=parts.vision)
     if stage.labels.store:
-        store = _expected(Store(stage.labels.store), source)
+        store = _expected(Store(stage.labels.store), source, stage.labels.keep)
         return _Labels(store=store, words=spelled(store.words, parts, events))
     shared = encoder is None or encoder is parts.vision
     return _Labels(source=source, encoder=None if shared else encoder, words=spelled(source.words, parts, events))
 
 
-def _expected(store: Store, source: LabelSource) -> Store:
+def _expected(store: Store, source: LabelSource, keep: int) -> Store:
     """The store, if it holds what the source would have made."""
+    fix = "name the source that made it, or label again"
+    if store.words != source.words:
+        what = f"the label store's word list is {_some(store.words)}, the recipe's is {_some(source.words)}"
+        raise StageError(what, at=store.folder, fix=fix)
     if store.header.encoder != source.identity():
-        raise StageError(
-            f"the label store was made by [{store.header.encoder}], the recipe asks for [{source.identity()}]",
-            at=store.folder,
-            fix="name the source that made it, or label again",
-        )
+        what = f"the label store was made by [{store.header.encoder}], the recipe asks for [{source.identity()}]"
+        raise StageError(what, at=store.folder, fix=fix)
+    if store.header.keep != min(keep, len(source.words)):
+        what = f"the label store keeps {store.header.keep} words a patch, the recipe {keep}"
+        raise StageError(what, at=store.folder, fix=f"keep: {store.header.keep}, or label again")
     return store
+
+
+def _some(words: list[str]) -> str:
+    return f"{len(words):,} words ({', '.join(words[:3])}, ...)"
 
 
 def _fits(objectives: dict[str, Objective], parts: Parts, made: _Labels) -> None:
@@ -182,7 +193,8 @@ def _fits(objectives: dict[str, Objective], parts: Parts, made: _Labels) -> None
 
 def spelled(words: list[str], parts: Parts, events: Events) -> Words:
     """A word list as the language model spells it; words it makes nothing of are counted and never drawn."""
-    pieces = parts.llm.chat.pieces(words)
+    unknown = parts.llm.chat.tokenizer.unk_token_id  # says nothing, and the same of every word it stands for
+    pieces = [[] if unknown in ids else ids for ids in parts.llm.chat.pieces(words)]
     if silent := [word for word, ids in zip(words, pieces, strict=True) if not ids]:
         events.say(f"{len(silent)} words have no token and are never drawn: {', '.join(silent[:5])}")
     if len(silent) == len(words):
@@ -204,6 +216,8 @@ def _collate(task: Task, stage: Train, parts: Parts, data: Data, made: _Labels) 
         store=made.store,
         source=made.source,
         grid=parts.adapter.grid,
+        labeller=made.encoder,
+        pack=stage.pack,
     )
 
 
@@ -278,5 +292,3 @@ def _write(name: str, state: dict[str, Tensor], folder: Path, model: Model, dtyp
         getattr(model, name).save(folder / name, whole)
     else:
         save_file({k: v.contiguous() for k, v in state.items()}, folder / _place(name))
-
-

@@ -62,6 +62,7 @@ class Sample:
     pixels: list[Tensor]
     words: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
+    label_pixels: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -70,6 +71,8 @@ class Collate:
 
     tokens: visual tokens an image becomes. prompt_weight: loss weight of tokens that are no answer. store, source:
     where labels come from, if anything here brings them. grid: of the visual tokens, for labels of another grid.
+    labeller: the encoder labels are made with in the pass, where it is not the model's: it wants its own pixels.
+    pack: samples share rows of max_length, each seeing itself alone.
     """
 
     data: Data
@@ -82,21 +85,26 @@ class Collate:
     store: Store | None = None
     source: LabelSource | None = None
     grid: tuple[int, int] = (0, 0)
+    labeller: Vision | None = None
+    pack: bool = False
 
     def batch(self, numbers: Sequence[int], seed: int) -> Batch:
-        """The samples of these numbers, unusable ones left out; right padding."""
+        """The samples of these numbers, unusable ones left out; right padding. mask_RS numbers the samples of a row."""
         samples = [sample for number in numbers if (sample := self._usable(number))]
-        longest = max([len(s.ids) for s in samples], default=1)
-        rows = max(1, len(samples))
-        ids_RS = torch.full((rows, longest), self.chat.pad, dtype=torch.long)
-        mask_RS, weight_RS = torch.zeros(rows, longest, dtype=torch.long), torch.zeros(rows, longest)
+        rows = self._rows(samples)
+        longest = max(1, *(sum(len(sample.ids) for sample in row) for row in rows))
+        ids_RS = torch.full((len(rows), longest), self.chat.pad, dtype=torch.long)
+        mask_RS, weight_RS = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest)
         mask_RS[:, 0] = 1  # a row nobody could use still has one real position
-        for row, sample in enumerate(samples):
-            ids_RS[row, : len(sample.ids)] = torch.tensor(sample.ids)
-            mask_RS[row, : len(sample.ids)] = 1
-            weight_RS[row, : len(sample.ids)] = torch.tensor(sample.weights)
-        weight_RS[:, 0] = 0  # nothing predicts the first token
-        pixels = [p for s in samples for p in s.pixels]
+        for row, together in enumerate(rows):
+            start = 0
+            for number, sample in enumerate(together, 1):
+                own = slice(start, start + len(sample.ids))
+                ids_RS[row, own], mask_RS[row, own] = torch.tensor(sample.ids), number
+                weight_RS[row, own] = torch.tensor(sample.weights)
+                weight_RS[row, start] = 0  # nothing predicts a sample's first token
+                start = own.stop
+        pixels, label_pixels = [p for s in samples for p in s.pixels], [p for s in samples for p in s.label_pixels]
         words, scores = [w for s in samples for w in s.words], [x for s in samples for x in s.scores]
         return Batch(
             ids_RS=ids_RS,
@@ -106,9 +114,22 @@ class Collate:
             mark=self.chat.mark,
             words_BPK=torch.stack(words) if words else None,
             scores_BPK=torch.stack(scores) if scores else None,
+            label_pixels_B3SS=torch.stack(label_pixels) if label_pixels else None,
             seed=seed,
             ids=[s.id for s in samples],
         )
+
+    def _rows(self, samples: list[Sample]) -> list[list[Sample]]:
+        """The samples of each row, in their order: one, or with `pack` as many as `max_length` has room for."""
+        rows: list[list[Sample]] = [[]]
+        room = self.max_length
+        for sample in samples:
+            if rows[-1] and (not self.pack or len(sample.ids) > room):
+                rows.append([])
+                room = self.max_length
+            rows[-1].append(sample)
+            room -= len(sample.ids)
+        return rows
 
     def _usable(self, number: int) -> Sample | None:
         try:
@@ -130,6 +151,7 @@ class Collate:
         images = [self.data.image(reference) for reference in record.images]
         pixels = [self.vision.pixels(image) for image in images] if self.vision else []
         sample = Sample(record.id, ids, weights, pixels)
+        sample.label_pixels = [self.labeller.pixels(image) for image in images] if self.labeller else []
         if self.store or (self.source and self.source.needs == "truth"):
             for key, reference in zip(record.keys, record.images, strict=True):
                 words_PK, scores_PK = self._labels(key, reference)

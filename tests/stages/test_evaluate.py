@@ -1,0 +1,190 @@
+"""The evaluation stage: answers are stored as they come, and a run that is killed goes on where it was."""
+
+import json
+import os
+import signal
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from mmalign import task
+from mmalign.adapters.mlp import MLP
+from mmalign.answering import Asked
+from mmalign.benchmarks import Benchmark, Question, Score
+from mmalign.benchmarks.vizwiz import VizWiz
+from mmalign.errors import DataError
+from mmalign.llms.causal import CausalLM
+from mmalign.stages import evaluate
+from mmalign.vision.hf import HFVision
+from tests import parts
+from tests.test_model import picture
+
+MOMENTS = [0, 1, 2, 5, 6, 7, 11, 17, 20, 23]  # answers stored when the process is killed
+
+
+class Quiz(Benchmark):
+    """Six questions about each of four images, answered in free text."""
+
+    max_new_tokens = 4
+
+    def questions(self) -> Sequence[Question]:
+        told = "what colour is the star", "red", "Yes or No", "left of the large blue ring", "describe this image", "12"
+        return [Question(f"{image}-{n}", text, image) for image in range(4) for n, text in enumerate(told)]
+
+    def image(self, reference):
+        return picture(reference)
+
+    def score(self, answers) -> Score:
+        items = {one.id: float(zlib.crc32(answers.get(one.id, "").encode())) for one in self.questions()}
+        return Score({"sum": sum(items.values())}, "sum", items)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Asked:
+    clip = parts.clip(tmp_path_factory.mktemp("clip"))
+    eye, mouth = HFVision(str(clip)), CausalLM(str(parts.llm("llama", tmp_path_factory.mktemp("llama"))))
+    for name, parameter in mouth.named_parameters():  # sharper than as initialised, so that answers differ
+        if parameter.dim() > 1 and "embed" not in name:
+            parameter.data.mul_(4)
+    torch.manual_seed(1)
+    return Asked(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, torch.device("cpu"))
+
+
+class Deadly:
+    """A model whose process dies, as by kill -9, when `after` answers are stored; half of the times amid a line."""
+
+    def __init__(self, model: Asked, place: Path, after: int) -> None:
+        self.model, self.place, self.after = model, place, after
+
+    def answers(self, bench, questions, batch) -> Iterator[tuple[Question, str]]:
+        (self.place.with_name("asked.txt")).open("a").write(f"{len(questions)}\n")
+        for question, text in self.model.answers(bench, questions, batch):
+            if len(self.place.read_bytes().splitlines()) >= self.after:
+                if self.after % 2:
+                    self.place.open("ab").write(b'{"id": "3-5", "te')
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield question, text
+
+
+def in_a_process(model: Asked, place: Path, after: int) -> None:
+    """Measure in a child of this process, which is killed on its way."""
+    child = os.fork()
+    if not child:
+        try:
+            evaluate.measure(Deadly(model, place, after), Quiz(), place, batch=7)
+        finally:
+            os._exit(0)  # not reached where it is killed
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def rows(place: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_killed_at_ten_moments_ends_as_one_that_was_not(model, tmp_path):
+    whole, place = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    expected = evaluate.measure(model, Quiz(), whole, batch=7)
+    for after in MOMENTS:
+        in_a_process(model, place, after)
+        stored = evaluate.stored(place)
+        assert len(stored) == after
+        assert stored.items() <= evaluate.stored(whole).items()
+    assert evaluate.measure(model, Quiz(), place, batch=7) == expected
+    key = lambda row: row["id"]  # noqa: E731
+    assert sorted(rows(place), key=key) == sorted(rows(whole), key=key)  # each question once
+    asked = [int(line) for line in (tmp_path / "asked.txt").read_text().split()]
+    assert asked == [24 - done for done in [0, *MOMENTS[:-1]]]
+    assert len(set(expected.items.values())) > 1
+
+
+def test_a_finished_run_asks_nothing(model, tmp_path):
+    place = tmp_path / "a.jsonl"
+    expected = evaluate.measure(model, Quiz(), place, batch=7)
+    before = place.read_bytes()
+    counting = Counting(model)
+    assert evaluate.measure(counting, Quiz(), place, batch=7) == expected
+    assert (counting.asked, place.read_bytes()) == (0, before)
+
+
+def test_what_the_ranks_of_a_killed_run_had_is_kept(model, tmp_path):
+    """Several processes write files of their own; the one run after them, of any number, begins with these."""
+    whole, place = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    expected = evaluate.measure(model, Quiz(), whole, batch=7)
+    lines = whole.read_text(encoding="utf-8").splitlines(keepends=True)
+    place.write_text("".join(lines[:3]), encoding="utf-8")
+    (tmp_path / "part.rank0.jsonl").write_text("".join(lines[2:9]) + lines[9][:9], encoding="utf-8")
+    (tmp_path / "part.rank1.jsonl").write_text("".join(lines[12:15]), encoding="utf-8")
+    counting = Counting(model)
+    assert evaluate.measure(counting, Quiz(), place, batch=7) == expected
+    assert counting.asked == 24 - 12
+    assert sorted(place.read_text(encoding="utf-8").splitlines(keepends=True)) == sorted(lines)
+    assert [found.name for found in tmp_path.glob("part*")] == ["part.jsonl"]
+
+
+class Counting:
+    def __init__(self, model: Asked) -> None:
+        self.model, self.asked = model, 0
+
+    def answers(self, bench, questions, batch):
+        self.asked = len(questions)
+        return self.model.answers(bench, questions, batch)
+
+
+def as_ranks(model: Asked, place: Path, ranks: int) -> list[int]:
+    """Measure in children of this process that share the questions; their exit codes: whether each got its due."""
+    children = []
+    for rank in range(ranks):
+        if child := os.fork():
+            children.append(child)
+            continue
+        code = 1
+        try:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            dist.init_process_group("gloo", init_method=f"file://{place}.store", rank=rank, world_size=ranks)
+            counting = Counting(model)
+            found = evaluate.measure(counting, Quiz(), place, batch=7)
+            code = 0 if counting.asked < 24 and bool(found.metrics) == (rank == 0) else 2
+        finally:
+            os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def test_two_ranks_share_the_questions(model, tmp_path):
+    whole, place = tmp_path / "whole.jsonl", tmp_path / "two.jsonl"
+    evaluate.measure(model, Quiz(), whole, batch=7)
+    first = whole.read_text(encoding="utf-8").splitlines(keepends=True)[:2]
+    (tmp_path / "two.rank1.jsonl").write_text("".join(first), encoding="utf-8")  # of a run that was killed
+    assert as_ranks(model, place, 2) == [0, 0]
+    assert sorted(rows(place), key=str) == sorted(rows(whole), key=str)
+    assert not list(tmp_path.glob("two.rank*"))
+
+
+def test_a_split_without_answers_leaves_what_its_server_takes(model, tmp_path):
+    data = tmp_path / "data"
+    (data / "test").mkdir(parents=True)
+    picture(0).save(data / "test" / "t.png")
+    (data / "llava_test.jsonl").write_text('{"question_id": 0, "image": "t.png", "text": "What?"}\n')
+    bench = VizWiz(str(data))
+    found = evaluate.measure(model, bench, tmp_path / "vizwiz.jsonl", batch=7)
+    assert (found.metrics, found.counts) == ({}, {"answered": 1})
+    upload = tmp_path / "vizwiz-submission.json"
+    assert found.notes == [f"VizWiz: these files hold no answers ({bench.found})", f"for its server: {upload}"]
+    assert [row["image"] for row in json.loads(upload.read_text())] == ["t.png"]
+
+
+def test_missing_pictures_are_told_before_any_part_is_built(tmp_path, monkeypatch):
+    (tmp_path / "val.json").write_text('[{"image": "a.jpg", "question": "?", "answers": [{"answer": "x"}]}]')
+    monkeypatch.setattr(evaluate, "bench_of", lambda *_: VizWiz(str(tmp_path)))
+    monkeypatch.setattr(evaluate.build, "parts", lambda _: pytest.fail("parts were built"))
+    from mmalign.recipe import Evaluate, Part
+
+    stage = Evaluate(kind="evaluate", bench=[Part("vizwiz")])
+    given = task.Task(tmp_path, "score", "r", 0, stage, {}, [], {})
+    with pytest.raises(DataError, match="1 of 1 pictures are missing: a.jpg"):
+        evaluate.run(given)

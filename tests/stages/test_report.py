@@ -1,0 +1,131 @@
+"""The report of a study: every arm's mean and spread, paired differences and their intervals, losses; gains or not."""
+
+import itertools
+import json
+import statistics
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmalign import compose, graph
+from mmalign.stages import report
+from tests.conftest import command
+
+ACCURACY = {  # arm: that of each seed
+    "baseline": [50.0, 60.0, 55.0, 52.0, 58.0],
+    "better": [53.0, 61.0, 60.0, 54.0, 60.0],
+    "worse": [49.0, 60.0, 50.0, 52.0, 51.0],
+}
+
+
+def finished(folder: Path, name: str, kind: str, **more: object) -> Path:
+    about = {"format": 1, "name": name, "kind": kind, "seconds": 1.0, "devices": 1, "reads": [], **more}
+    folder.mkdir(parents=True)
+    (folder / "stage.json").write_text(json.dumps(about))
+    return folder
+
+
+def study(runs: Path, arms: dict[str, list[float]]) -> tuple[list[Path], list[str]]:
+    """The finished stages of a study: a training below each evaluation; the first arm lacks the loss `extra`."""
+    scores, names = [], []
+    for arm, values in arms.items():
+        for seed, value in enumerate(values, 1):
+            terms = {"lm": value / 100} | ({} if arm == "baseline" else {"extra": seed})
+            settings = {"objectives": {term: {"weight": 1.0} for term in terms}}
+            more = {"metrics": {"step": 20, "pairs": 7.0, **terms}, "what": {"settings": settings}, "seed": seed}
+            place = finished(runs / f"train-{arm}-{seed}", "align", "train", **more)
+            rows = [{"step": step, "lm": value / step, "lr": 1e-3} for step in (10, 20)]
+            (place / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            about = {"metrics": {"pope": {"accuracy": value, "f1": 1.0}}, "headlines": {"pope": "accuracy"}}
+            about |= {"reads": [["weights", place.name]], "what": {"settings": {}}, "seed": 0}
+            scores.append(finished(runs / f"evaluate-{arm}-{seed}", "score", "evaluate", **about))
+            names.append(f"{arm} {seed}")
+    return scores, names
+
+
+def test_mean_spread_and_paired_differences_by_hand(tmp_path):
+    found = report.cells(*study(tmp_path, ACCURACY))
+    of = {(cell.arm, cell.bench, cell.metric): cell for cell in found}
+    for arm, values in ACCURACY.items():
+        cell = of[arm, "pope", "accuracy"]
+        assert (cell.mean, cell.spread, cell.headline) == (statistics.mean(values), statistics.stdev(values), True)
+        gaps = [value - base for value, base in zip(values, ACCURACY["baseline"], strict=True)]
+        assert cell.difference == (None if arm == "baseline" else pytest.approx(statistics.mean(gaps)))
+    assert of["better", "pope", "accuracy"].interval[0] > 0  # wider than the gap between the arms' own spreads
+    assert of["worse", "pope", "accuracy"].difference < 0  # printed like a gain
+
+
+def test_metrics_stand_together_and_the_first_arm_leads(tmp_path):
+    found = report.cells(*study(tmp_path, ACCURACY))
+    assert [(cell.metric, cell.arm) for cell in found] == [
+        *((metric, arm) for metric in ("accuracy", "f1", "lm loss") for arm in ACCURACY),
+        ("extra loss", "better"),
+        ("extra loss", "worse"),
+    ]
+
+
+def test_losses_are_scores_too_and_one_the_first_arm_lacks_has_no_difference(tmp_path):
+    found = report.cells(*study(tmp_path, ACCURACY))
+    losses = {(cell.arm, cell.metric): cell for cell in found if cell.bench == "align"}
+    assert losses["better", "lm loss"].values == {str(n): v / 100 for n, v in enumerate(ACCURACY["better"], 1)}
+    assert losses["better", "lm loss"].difference == pytest.approx(0.026)
+    assert losses["worse", "extra loss"].difference is None
+    assert {metric for _, metric in losses} == {"lm loss", "extra loss"}  # and no learning rate, no number of pairs
+
+
+def test_the_interval_is_that_of_every_way_to_draw_the_seeds_again():
+    base, other = (dict(enumerate(ACCURACY[arm])) for arm in ("baseline", "better"))
+    gaps = [other[seed] - base[seed] for seed in base]
+    exact = np.percentile([statistics.mean(drawn) for drawn in itertools.product(gaps, repeat=5)], [2.5, 97.5])
+    difference, interval = report.paired(base, other)
+    assert difference == pytest.approx(statistics.mean(gaps))
+    assert interval == pytest.approx(exact, abs=0.21)  # a step of the exact distribution is 0.2
+
+
+def test_only_seeds_that_both_arms_have_are_compared_and_one_pair_has_no_interval():
+    assert report.paired({"1": 5.0, "2": 9.0}, {"2": 10.0, "3": 0.0}) == (1.0, None)
+    assert report.paired({"1": 5.0}, {"2": 9.0}) == (None, None)
+
+
+def test_a_single_seed_has_no_spread(tmp_path):
+    assert [cell.spread for cell in report.cells(*study(tmp_path, {"baseline": [50.0]}))] == [None, None, None]
+
+
+def test_charts_have_a_line_for_every_seed_and_their_mean(tmp_path):
+    (chart,) = report.curves(*study(tmp_path, ACCURACY))
+    assert chart.title == "align: lm"
+    assert {arm: len(seeds) for arm, seeds in chart.lines.items()} == dict.fromkeys(ACCURACY, 5)
+    assert report._mean(chart.lines["baseline"].values()) == [(10, pytest.approx(5.5)), (20, pytest.approx(2.75))]
+    assert report._mean([[(1, 2.0), (2, 4.0)], [(2, 6.0)]]) == [(2, 5.0)]
+    drawn = report.svg(chart)
+    assert drawn.startswith("<svg")
+
+
+def test_the_study_in_the_terminal(tmp_path):
+    scores, names = study(tmp_path / "runs", {"baseline": [50.0, 60.0], "sea": [53.0, 61.0], "once": [40.0]})
+    found = report.cells(scores, names)
+    summary = {"cells": [{**vars(c), "mean": c.mean, "spread": c.spread} for c in found]}
+    (tmp_path / "report.json").write_text(json.dumps(summary))
+    said = command("report", ".", cwd=tmp_path)
+    lines = [" ".join(line.split()) for line in said.out.splitlines()]
+    assert lines[:4] == [
+        "benchmark metric arm mean ± sd difference",
+        "pope accuracy baseline 55.00 ± 7.07",
+        "pope accuracy sea 57.00 ± 5.66 +2.00 [+1.00, +3.00]",
+        "pope accuracy once 40.00 -10.00",
+    ]
+    assert "align lm loss sea 0.57 ± 0.06 +0.02 [+0.01, +0.03]" in lines
+
+
+def test_the_study_of_seas_labels_shares_what_is_equal():
+    nodes = graph.plan(compose.load("study_toy_sea"), "runs")
+    assert Counter(node.name for node in nodes) == {"label": 2, "align": 20, "tune": 20, "score": 20, "report": 1}
+    arms = {arm.split()[0]: node for node in nodes if node.name == "align" for arm in node.arms}
+    assert list(arms) == ["baseline", "sea-full", "sea-clean", "sea-truth"]
+    assert {arm: list(node.stage.objectives) for arm, node in arms.items()} == {
+        "baseline": ["lm"], "sea-full": ["lm", "sea"], "sea-clean": ["lm", "sea"], "sea-truth": ["lm", "sea"],
+    }  # fmt: skip
+    (quick,) = (node for node in graph.plan(compose.load("quickstart"), "runs") if node.name == "label")
+    assert quick.folder in {node.folder for node in nodes}  # the clean arm's labels are the quickstart's
