@@ -1,20 +1,29 @@
-"""What every adapter and every vision encoder must do, as checks that the author of a part runs in their own tests.
+"""What every part must do, alone and in a model, as checks that the author of a part runs in their own tests.
 
-    def test_mine():
+    def test_mine(tmp_path):
         check_adapter(MyAdapter)
+        mine = {"adapter": Card("mine", "my_package.MyAdapter")}
+        for family in small.LLMS:
+            llm = {"llm": small.llm_card(family, tmp_path)}
+            check_model({**small.encoder("siglip", tmp_path), **llm, **mine}, tmp_path / family / "saved")
 
 Each check raises an AssertionError that says what was expected.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmalign import hub
 from mmalign.adapters import Adapter
+from mmalign.cards import Card
+from mmalign.data import MARK, Turn
 from mmalign.errors import CardError
+from mmalign.model import PARTS, Batch, Model, keep_reached
+from mmalign.objectives.lm import NextToken
 from mmalign.vision import Vision
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}  # between a sample alone and the same one in a batch
@@ -61,6 +70,65 @@ def check_vision(make: Callable[[], Vision], folder: Path, reload: Callable[[Pat
     _vision_learns(vision, pixels_B3SS[:2])
     (_joint if vision.joint else _no_joint)(vision, pixels_B3SS[:2])
     _saves(vision, folder, reload, pixels_B3SS[:1])
+
+
+def check_model(cards: Mapping[str, Card], folder: Path) -> None:
+    """Parts are one model: a training step moves each of them, and what is saved and loaded gives identical logits.
+
+    cards: vision, adapter and llm; vision.encoder, where the encoder wraps another. folder: a new one, to save in.
+    With those of mmalign/small.py it takes a fraction of a second. A CheckError names a part no gradient reaches.
+    """
+    torch.manual_seed(0)
+    model = Model(*hub.build(cards), {"lm": NextToken()}).train()
+    batch = _conversation(model)
+    _step(model, batch)
+    hub.save(folder, model.vision, model.adapter, model.llm, cards)  # type: ignore[arg-type]
+    loaded = hub.MMAlignModel.from_pretrained(folder)
+    again = Model(loaded.vision, loaded.adapter, loaded.llm, {"lm": NextToken()})
+    assert torch.equal(_logits(again, batch), _logits(model, batch)), "what was saved and loaded gives other logits"
+
+
+def _conversation(model: Model) -> Batch:
+    """Two pictures, one in the middle of the text, and two answers of different lengths; padded."""
+    vision, adapter, chat = model.vision, model.adapter, model.llm.chat
+    assert vision is not None
+    assert adapter is not None
+    said = [("What is this?", "A red star."), (f"Look: {MARK}\nWhat colour?", "Blue, and large.")]
+    rows = [
+        chat.encode([Turn("user", f"{MARK}\n{ask}" if MARK not in ask else ask), Turn("assistant", answer)], [count])
+        for (ask, answer), count in zip(said, [adapter.tokens] * 2, strict=True)
+    ]
+    wide = max(len(row.ids) for row in rows)
+    ids_RS = torch.tensor([row.ids + [chat.pad] * (wide - len(row.ids)) for row in rows])
+    mask_RS = torch.tensor([[1] * len(row.ids) + [0] * (wide - len(row.ids)) for row in rows])
+    weight_RS = torch.tensor([[float(t) for t in row.trained] + [0.0] * (wide - len(row.ids)) for row in rows])
+    pixels_B3SS = torch.stack([vision.pixels(picture) for picture in _pictures()[:2]])
+    return Batch(ids_RS, mask_RS, weight_RS, pixels_B3SS, chat.mark)
+
+
+def _step(model: Model, batch: Batch) -> None:
+    """One training step of all parts that have parameters; they have to move by it."""
+    model.freeze_all_but([part for part in PARTS if any(True for _ in getattr(model, part).parameters())])
+    model.prepare()
+    terms, _ = model(batch)
+    keep_reached(model, {"lm": terms["lm"]})
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    terms["lm"].backward()
+    torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0).step()
+    assert terms["lm"].isfinite(), f"the loss is {terms['lm'].item()}"
+    now = dict(model.named_parameters())
+    for part in {name.split(".")[0] for name in before}:
+        moved = [n for n, value in before.items() if n.startswith(f"{part}.") and not torch.equal(value, now[n])]
+        assert moved, f"a training step leaves the {part} as it was"
+
+
+@torch.no_grad()
+def _logits(model: Model, batch: Batch) -> Tensor:
+    model.eval()
+    hidden_RSD = model.llm(model.embed(batch, model.see(batch)[0]), batch.mask_RS)
+    logits_NV: Tensor = model.llm.head(hidden_RSD[batch.mask_RS > 0])
+    assert logits_NV.isfinite().all(), "logits are not finite"
+    return logits_NV
 
 
 def _no_scalars(module: nn.Module) -> None:

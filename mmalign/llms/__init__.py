@@ -28,11 +28,13 @@ class Places:
     column_BQ: Tensor
     text_RS: Tensor
 
-    def check_text_behind(self, ids: Sequence[str]) -> None:
-        """Refuse images that no text comes after: nothing would say how much their tokens count."""
-        column_S = torch.arange(self.text_RS.shape[1], device=self.text_RS.device)
-        last_R = torch.where(self.text_RS, column_S, -1).amax(1)
-        if bool((last_R[self.row_B] < self.column_BQ[:, -1]).any()):
+    def check_text_behind(self, mask_RS: Tensor, ids: Sequence[str]) -> None:
+        """Refuse images that no text of their sample comes after: nothing would say how much their tokens count."""
+        last_B1 = self.column_BQ[:, -1:]
+        mask_BS = mask_RS[self.row_B]
+        behind_BS = torch.arange(mask_RS.shape[1], device=mask_RS.device) > last_B1
+        own_BS = mask_BS == mask_BS.gather(1, last_B1)
+        if not bool((self.text_RS[self.row_B] & behind_BS & own_BS).any(1).all()):
             what = "an image has no text behind it, so no attention says how much its tokens count"
             fix = "the image before the text, or attention: equal"
             raise StageError(what, at=f"one of {', '.join(ids[:4])}", fix=fix)
@@ -51,7 +53,8 @@ class LLM(nn.Module):
         raise NotImplementedError
 
     def forward(self, embeds_BSD: Tensor, mask_BS: Tensor) -> Tensor:
-        """hidden_BSD, after the final norm. mask_BS: 1 at real positions."""
+        """hidden_BSD, after the final norm. mask_BS: n at the positions of a row's nth sample, which sees itself alone
+        and begins at position 0; 0 at padding."""
         raise NotImplementedError
 
     def head(self, hidden_ND: Tensor) -> Tensor:
@@ -65,6 +68,9 @@ class LLM(nn.Module):
     def watched(self, looks: Sequence[Look], places: Places) -> AbstractContextManager["Seen"]:
         """Watch one forward pass: what its layers make of the visual tokens."""
         raise NotImplementedError
+
+    def prepare_training(self) -> None:
+        """Called when the model is told to learn, before anybody counts its parameters; again changes nothing."""
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""

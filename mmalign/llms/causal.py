@@ -5,13 +5,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmalign import files
 from mmalign.errors import CardError
 from mmalign.llms import LLM, Places, watch
 from mmalign.llms.chat import Chat
+from mmalign.llms.lora import Lora, learn, merged, quantized
 from mmalign.llms.watch import Seen
 from mmalign.objectives import Look
 
@@ -20,18 +22,35 @@ class CausalLM(LLM):
     """The model of a transformers checkpoint and its chat format.
 
     checkpoint: a folder, a `pkg:` folder or a hub id. template: see Chat. random: take only the configuration, not
-    the weights.
+    the weights. bits: 4 or 8, hold the weights so (bitsandbytes); then only LoRA learns. lora: the rank of low-rank
+    updates that learn in place of the weights, and are merged into them when saved (peft). lora_alpha: None: twice
+    the rank. lora_dropout, lora_targets: see mmalign/llms/lora.py.
     """
 
-    def __init__(self, checkpoint: str, template: str | None = None, random: bool = False) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        template: str | None = None,
+        random: bool = False,
+        bits: int | None = None,
+        lora: int | None = None,
+        lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
+        lora_targets: str | Sequence[str] = "all-linear",
+    ) -> None:
         super().__init__()
-        self.checkpoint = checkpoint
-        self.lm: Any = _load(checkpoint, random)
+        self.checkpoint, self.bits = checkpoint, bits
+        if random and lora is not None:
+            what = "LoRA learns beside trained weights, and these are random"
+            raise CardError(what, at="args.lora", fix="no `lora:`")
+        alpha = lora_alpha if lora_alpha is not None else 2 * (lora or 0)
+        self.lora = None if lora is None else Lora(lora, alpha, lora_dropout, lora_targets)
+        self.lm: Any = _load(checkpoint, random, bits)
         self.chat = Chat(checkpoint, template)
         config = self.lm.config
         self.dim, self.depth = config.hidden_size, config.num_hidden_layers
         self.vocab = self.lm.get_input_embeddings().weight.shape[0]
-        self._frequencies = [(m, m.inv_freq) for m in self.lm.modules() if hasattr(m, "inv_freq")]  # of RoPE
+        self._frequencies = _frequencies(self.lm)
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CausalLM":
@@ -41,8 +60,19 @@ class CausalLM(LLM):
         """
         plain: Any = super()
         plain._apply(fn, recurse)
-        for module, inv_freq in self._frequencies:
-            module.inv_freq = inv_freq.to(module.inv_freq.device)
+        for module, name, inv_freq in self._frequencies:
+            setattr(module, name, inv_freq.to(getattr(module, name).device))
+        return self
+
+    def prepare_training(self) -> None:
+        if self.lora and not learn(self.lm):
+            self.lora.put_into(self.lm)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "CausalLM":
+        """With LoRA, of its updates alone; weights held in 4 or 8 bits have no gradient."""
+        super().requires_grad_(requires_grad and not (self.lora or self.bits))
+        for parameter in learn(self.lm):
+            parameter.requires_grad_(requires_grad)
         return self
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -50,9 +80,12 @@ class CausalLM(LLM):
         return embeds
 
     def forward(self, embeds_BSD: Tensor, mask_BS: Tensor) -> Tensor:
-        position_BS = (mask_BS.long().cumsum(-1) - 1).clamp(min=0)  # the same numbers whichever side is padded
+        packed = bool((mask_BS > 1).any())
+        # the same numbers whichever side is padded
+        position_BS = _restarting(mask_BS) if packed else (mask_BS.long().cumsum(-1) - 1).clamp(min=0)
+        mask = None if packed else mask_BS  # without one, transformers keeps apart what restarts at 0
         out = self.lm.base_model(
-            inputs_embeds=embeds_BSD, attention_mask=mask_BS, position_ids=position_BS, use_cache=False
+            inputs_embeds=embeds_BSD, attention_mask=mask, position_ids=position_BS, use_cache=False
         )
         hidden_BSD: Tensor = out.last_hidden_state
         return hidden_BSD
@@ -71,22 +104,51 @@ class CausalLM(LLM):
         self.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
     def vocabulary(self) -> Tensor:
-        embed_VD: Tensor = self.lm.get_input_embeddings().weight
+        # not `.weight`: under ZeRO-3 DeepSpeed takes that, inside a forward pass, for a wish to keep it gathered
+        embed_VD: Tensor = next(self.lm.get_input_embeddings().parameters())
         return embed_VD
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-        weights = None if state is None else {name.removeprefix("lm."): value for name, value in state.items()}
-        self.lm.save_pretrained(folder, state_dict=weights)
+        """LoRA's updates are merged, weights in 4 or 8 bits become whole ones."""
+        own = self.state_dict() if state is None else state
+        weights = {name.removeprefix("lm."): value for name, value in own.items()}
+        if self.bits or learn(self.lm):
+            weights = merged(self.lm, weights)
+            _plain(self.lm.config).save_pretrained(folder, state_dict=weights)
+        else:
+            self.lm.save_pretrained(folder, state_dict=None if state is None else weights)
         tokenizer = Chat(self.checkpoint, self.chat.template).tokenizer
         tokenizer.chat_template = self.chat.template
         tokenizer.save_pretrained(folder)
 
 
-def _load(checkpoint: str, random: bool) -> Any:
+def _frequencies(lm: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """(module, name, inv_freq) of every RoPE; Gemma 3 has one for each kind of layer."""
+    named = [(module, name, b) for module in lm.modules() for name, b in module.named_buffers(recurse=False)]
+    return [(module, name, inv_freq) for module, name, inv_freq in named if name.endswith("inv_freq")]
+
+
+def _restarting(mask_BS: Tensor) -> Tensor:
+    """position_BS, counted from 0 in every run of equal numbers, and 0 at padding."""
+    place_BS = torch.arange(mask_BS.shape[1], device=mask_BS.device).expand_as(mask_BS)
+    fresh_BS = torch.ones_like(mask_BS, dtype=torch.bool)
+    fresh_BS[:, 1:] = mask_BS[:, 1:] != mask_BS[:, :-1]
+    return (place_BS - place_BS.masked_fill(~fresh_BS, 0).cummax(-1).values) * (mask_BS > 0)
+
+
+def _plain(config: Any) -> Any:
+    """A causal LM of a configuration, without quantization and without memory for weights."""
+    about = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(type(config).from_dict(about))
+
+
+def _load(checkpoint: str, random: bool, bits: int | None) -> Any:
+    more = {} if bits is None else {"quantization_config": quantized(bits)}
     try:
         if random:
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(files.path(checkpoint)))
-        return AutoModelForCausalLM.from_pretrained(files.path(checkpoint), dtype="auto")
+        return AutoModelForCausalLM.from_pretrained(files.path(checkpoint), dtype="auto", **more)
     except (OSError, ValueError) as err:
         reason = str(err).splitlines()[0]
         raise CardError(f"cannot load {checkpoint!r}: {reason}", fix="check `checkpoint:`, or the network") from err

@@ -97,6 +97,10 @@ class Chat:
         bos = self.tokenizer.bos_token_id
         return ([] if bos is None else [bos]) + self._plain([text])[0]
 
+    def behind(self, text: str, option: str) -> list[int]:
+        """The token ids of a continuation of a plain text: those of both behind as many as the text has alone."""
+        return self._plain([text + option])[0][len(self._plain([text])[0]) :]
+
     def text(self, ids: Sequence[int]) -> str:
         """Generated ids as text, special tokens left out, stripped at both ends."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
