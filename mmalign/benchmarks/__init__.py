@@ -18,6 +18,8 @@ class Question:
     text: str  # the user's turn, without the image's mark
     image: Any = None  # a reference `Benchmark.image` understands; None: no image
     options: tuple[str, ...] = ()  # not empty: the answer is the likeliest of these, not generated text
+    plain: bool = False  # asked as it is, without the chat template
+    family: str = ""  # questions of one family begin with the same words, which are then read once
 
 
 # What to do about questions without an answer and answers without a question. strict: DataError. lenient: a missing
@@ -41,11 +43,16 @@ class Benchmark:
 
     max_new_tokens: ClassVar[int] = 128
     protocols: ClassVar[tuple[str, ...]] = ("official",)  # whose rules `score` can follow, where there are several
+    submits: ClassVar[str] = "json"  # the kind of file its server takes
     found: str = ""  # which files were read, and in which layout
 
     def questions(self) -> Sequence[Question]:
         """Every question, in the official order; DataError when the files are missing or damaged."""
         raise NotImplementedError
+
+    def shorter(self, question: Question) -> Question | None:
+        """The question for a model whose context it does not fit; None: there is no shorter form."""
+        return None
 
     def image(self, reference: Any) -> "Image":
         """The picture behind a question's reference: RGB, or as it lies in the file where the official script does
@@ -78,10 +85,15 @@ class Subject:
     """What a probe may ask of a model. Letters: B images, P patches, D width of the LLM, V its vocabulary."""
 
     grid: tuple[int, int]
+    began: bool = True  # whether the language model is known as it was before any training here
 
     def visual(self, images: Sequence["Image"]) -> "Tensor":
         """visual_BPD, fp32, on the CPU: the images' visual tokens as the adapter makes them."""
         raise NotImplementedError
+
+    def layers(self, images: Sequence["Image"]) -> list["Tensor"]:
+        """hidden_BPD, fp32, on the CPU: the visual tokens after each layer of the LLM. Empty: it shows none."""
+        return []
 
     def vocabulary(self) -> tuple["Tensor", list[str]]:
         """embed_VD, fp32, on the CPU, and the text of each token."""

@@ -1,6 +1,6 @@
 """Answers: read from a file, and joined by id to the questions they answer, with every gap counted."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -77,6 +77,9 @@ def join(asked: Collection[str], given: Mapping[str, str], gaps: Gaps, official:
     known = asked if isinstance(asked, (dict, set)) else set(asked)
     missing = [name for name in asked if name not in answers]
     unknown = [name for name in answers if name not in known]
+    if answers and len(unknown) == len(answers):
+        what = f"none of the {len(answers)} answers is to a question asked here: {few(unknown)}"
+        raise DataError(what, fix=f"are they another benchmark's or split's? the questions here: {few(missing)}")
     _refuse(missing, unknown, len(asked), official if gaps == "official" else _RULES[gaps])
     texts = {name: answers[name] for name in asked if name in answers}
     if gaps == "lenient":
@@ -104,7 +107,8 @@ def _refuse(missing: list[str], unknown: list[str], asked: int, rule: Official) 
         )
 
 
-def few(names: list[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
 

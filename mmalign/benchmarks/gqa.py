@@ -93,7 +93,7 @@ class GQA(FiledBenchmark):
         return rows
 
     def scored(self, joined: Joined, protocol: str) -> Score:
-        """Accuracy by exact match, in percent, with the official sub-scores (section 2.3)."""
+        """Accuracy by exact match, in percent, with the official sub-scores."""
         return self._official(joined) if protocol == "official" else self._peer(joined, protocol)
 
     def _official(self, joined: Joined) -> Score:
@@ -112,7 +112,7 @@ class GQA(FiledBenchmark):
         return Score(metrics, "accuracy", items, counts, joined.notes, taken=said)
 
     def _peer(self, joined: Joined, protocol: str) -> Score:
-        """lmms-eval gives a fraction, VLMEvalKit a percentage; neither has sub-scores (section 2.4)."""
+        """lmms-eval gives a fraction, VLMEvalKit a percentage; neither has sub-scores."""
         name, scale, same = PEERS[protocol]
         items = {one: scale * same(text, self.truth[one]["answer"]) for one, text in joined.texts.items()}
         return Score({name: fmean(items.values())}, name, items, joined.counts, joined.notes)
@@ -157,7 +157,7 @@ class GQA(FiledBenchmark):
         return str(self.truth[name]["answer"])
 
     def submission(self, answers: Mapping[str, str], target: Path) -> None:
-        """The list GQA's server and its eval.py take (section 2.5)."""
+        """The list GQA's server and its eval.py take."""
         rows = [{"questionId": name, "prediction": converted(text)} for name, text in answers.items()]
         files.write_json(target, rows)
 
@@ -177,7 +177,7 @@ def _layouts(tier: str) -> list[Layout]:
 
 
 def converted(text: str) -> str:
-    """LLaVA's conversion: all periods at the end go, then lower case; blanks stay (section 2.3)."""
+    """LLaVA's conversion: all periods at the end go, then lower case; blanks stay."""
     return text.rstrip(".").lower()
 
 

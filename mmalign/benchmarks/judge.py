@@ -52,7 +52,7 @@ def _head(reply: str | None) -> str:
 
 
 def graded(ask: Ask, first: str, again: str, wait: Callable[[], None]) -> Grade:
-    """One grade: the first reply that can be read; after five that cannot, 0 (BENCHMARKS, section 8.3).
+    """One grade: the first reply that can be read; after five that cannot, 0.
 
     A judge that is busy is asked again after a while; the count of tries then starts anew, the temperature does not.
     """

@@ -22,7 +22,7 @@ PASS = 1_000_000  # pass k of question i has index k * PASS + i
 REFERENCE = 64  # an image cell up to this long names the row that has the picture (VLMEvalKit's TSV)
 LETTER_CN = "请直接回答选项字母。"
 
-# What pandas reads as an empty cell; both official tools read the file with it (section 5.1).
+# What pandas reads as an empty cell; both official tools read the file with it.
 EMPTY = frozenset(
     {"", "NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "nan", "NaN", "-nan", "-NaN"}
     | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
@@ -48,6 +48,7 @@ class MMBench(FiledBenchmark):
 
     max_new_tokens = 1024
     protocols = same = ("official", "vlmevalkit")  # VLMEvalKit is the official tool
+    submits = "xlsx"
     rgb = False
     official_gaps = Official(missing="skip", unknown="skip")
 
@@ -64,6 +65,10 @@ class MMBench(FiledBenchmark):
             raise DataError(f"no extraction rule {extraction!r}", fix=nearest(extraction, VERSIONS))
         self.language, self.split, self.extraction, self.all_rounds = language, split, extraction, all_rounds
         super().__init__(data, images)
+
+    @property
+    def homes(self) -> Sequence[str]:
+        return ["mmbench_cn" if self.language == "cn" else "mmbench"]
 
     def layouts(self) -> Sequence[Layout]:
         splits = [self.split] if self.split else ["dev", "test"]
@@ -106,7 +111,7 @@ class MMBench(FiledBenchmark):
     def scored(self, joined: Joined, protocol: str) -> Score:
         """CircularEval: a question counts when every pass of it is right; as fractions, with the first pass beside it.
 
-        Letters are found by exact matching (section 5.3); what would need a judge counts as wrong and is told.
+        Letters are found by exact matching; what would need a judge counts as wrong and is told.
         """
         told = joined.rows if joined.gaps == "official" else list(joined.texts.items())
         taken = {name: self.letter(name, text) for name, text in joined.texts.items()}
@@ -154,7 +159,7 @@ def _patterns(split: str, language: str) -> list[tuple[str, str]]:
 
 
 def prompt(row: Row, turn: int = 0) -> str:
-    """Hint, question and options, the options rotated left `turn` times (section 5.2)."""
+    """Hint, question and options, the options rotated left `turn` times."""
     hint = [] if _none(row["hint"]) else [row["hint"]]
     turned = given(row)[turn:] + given(row)[:turn]
     return "\n".join([*hint, row["question"], *(f"{one}. {text}" for one, text in zip(LETTERS, turned, strict=False))])

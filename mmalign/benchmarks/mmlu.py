@@ -17,6 +17,7 @@ from mmalign.errors import DataError
 LETTERS = "ABCD"
 OPTIONS = tuple(f" {letter}" for letter in LETTERS)  # what follows "Answer:"
 HARNESS = "lm-evaluation-harness"
+CELLS = 6  # of a row: question, four choices, answer
 ABSENT = -100.0  # hendrycks: the log-probability of a letter that is not among the candidates returned
 
 
@@ -61,7 +62,7 @@ class MMLU(FiledBenchmark):
         return self._read("dev")
 
     def _read(self, role: str) -> dict[str, list[Exam]]:
-        """{subject: questions}, by the alphabet. Cells are raw text: pandas would turn NA into nan (section 9.1)."""
+        """{subject: questions}, by the alphabet. Cells are raw text: pandas would turn NA into nan."""
         found: dict[str, list[Exam]] = {}
         for path in self.files.files[role]:
             with reading.shape(path):
@@ -71,7 +72,17 @@ class MMLU(FiledBenchmark):
 
     @cached_property
     def asked(self) -> list[Question]:
-        return [Question(name, self.prompt(name), None, OPTIONS) for name in self.truth]
+        return [self._question(name, self.shots) for name in self.truth]
+
+    def _question(self, name: str, shots: int) -> Question:
+        return Question(name, self.prompt(name, shots), None, OPTIONS, plain=True, family=name.rsplit("/", 1)[0])
+
+    def shorter(self, question: Question) -> Question | None:
+        """hendrycks' code leaves examples out one by one; the harness cuts the text's beginning off, as we do else."""
+        if self.style != "hendrycks":
+            return None
+        fewer = (self._question(question.id, shots) for shots in range(self.shots - 1, -1, -1))
+        return next((one for one in fewer if len(one.text) < len(question.text)), None)
 
     @cached_property
     def truth(self) -> dict[str, Exam]:
@@ -79,7 +90,7 @@ class MMLU(FiledBenchmark):
         return {f"{subject}/{row}": exam for subject, exams in self.exams.items() for row, exam in enumerate(exams)}
 
     def prompt(self, name: str, shots: int | None = None) -> str:
-        """The text before the answer; with fewer `shots` for a model whose context it does not fit (section 9.2)."""
+        """The text before the answer; with fewer `shots` for a model whose context it does not fit."""
         subject = name.rsplit("/", 1)[0]
         examples = self.examples.get(subject, [])[: self.shots if shots is None else shots]
         told = "".join(f"{self._told(one)} {one.answer}\n\n" for one in examples)
@@ -101,7 +112,7 @@ class MMLU(FiledBenchmark):
         return Answers((row.id, _letter(row.raw["logprobs"]) if "logprobs" in row.raw else row.text) for row in lines)
 
     def scored(self, joined: Joined, protocol: str) -> Score:
-        """The share of right letters over all questions, and by subject, area and group; fractions (section 9.3)."""
+        """The share of right letters over all questions, and by subject, area and group; fractions."""
         taken = {name: text.strip() for name, text in joined.texts.items()}
         items = {name: float(said == self.truth[name].answer) for name, said in taken.items()}
         joined.counts["unparsable"] = sum(said not in tuple(LETTERS) for said in taken.values())
@@ -113,7 +124,7 @@ class MMLU(FiledBenchmark):
 
 
 def likeliest(logprobs: Mapping[str, float]) -> str:
-    """The letter with the highest log-probability; the first of equals (section 9.3)."""
+    """The letter with the highest log-probability; the first of equals."""
     given = {name.strip(): value for name, value in logprobs.items()}
     return max(LETTERS, key=lambda letter: given.get(letter, ABSENT))
 
@@ -126,7 +137,12 @@ def _letter(logprobs: Any) -> str:
 
 def _from_csv(path: str) -> Iterable[tuple[str, Exam]]:
     subject = os.path.basename(path).rsplit("_", 1)[0]
-    return [(subject, Exam(row[0], tuple(row[1:-1]), row[-1])) for row in reading.csv_rows(path)]
+    rows = reading.csv_rows(path)
+    for number, row in enumerate(rows, 1):
+        if len(row) != CELLS:
+            fix = "the file may be cut off: fetch it again"
+            raise DataError(f"row {number} has {len(row)} of {CELLS} cells", at=path, fix=fix)
+    return [(subject, Exam(row[0], tuple(row[1:-1]), row[-1])) for row in rows]
 
 
 def _from_parquet(path: str) -> Iterable[tuple[str, Exam]]:

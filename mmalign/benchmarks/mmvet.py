@@ -51,6 +51,10 @@ class MMVet(FiledBenchmark):
             raise DataError("a judge is named, but no file to keep its grades in", fix="grades=FILE.json")
         self.prompt, self.official_prompt = prompt_in(evaluator, self.place) if judge else ("", True)
 
+    @property
+    def homes(self) -> Sequence[str]:
+        return ["mm-vet", "mmvet"]
+
     def layouts(self) -> Sequence[Layout]:
         official = {"questions": "mm-vet.json"}
         return [
@@ -87,7 +91,7 @@ class MMVet(FiledBenchmark):
         return _own(row.id)
 
     def scored(self, joined: Joined, protocol: str) -> Score:
-        """The mean grade, in percent, in total, by ability and by set of abilities (section 8.3)."""
+        """The mean grade, in percent, in total, by ability and by set of abilities."""
         sheet = self._sheet(joined)
         if sheet is None:
             joined.notes.append("not graded: MM-Vet needs a judge; name a grades file, or a judge's endpoint")
@@ -122,7 +126,7 @@ class MMVet(FiledBenchmark):
         return sheet
 
     def prompts(self, name: str, text: str) -> tuple[str, str]:
-        """What the judge is asked about an answer, and what it is asked again; nothing is escaped (section 8.3)."""
+        """What the judge is asked about an answer, and what it is asked again; nothing is escaped."""
         row = self.truth[name]
         answer = row["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         first = self.prompt + "\n" + " | ".join([row["question"], answer, text, ""])
@@ -164,7 +168,7 @@ class MMVet(FiledBenchmark):
         return found
 
     def submission(self, answers: Mapping[str, str], target: Path) -> None:
-        """The results file of the evaluator and of the online one (section 8.5)."""
+        """The results file of the evaluator and of the online one."""
         files.write_json(target, dict(answers))
 
 

@@ -1,6 +1,6 @@
 """Which option an answer to a multiple-choice question means, by the rules of VLMEvalKit through its history.
 
-BENCHMARKS, section 5.3. A bare letter means the same under every version; they differ on answers in sentences.
+A bare letter means the same under every version; they differ on answers in sentences.
 """
 
 import re

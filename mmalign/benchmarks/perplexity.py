@@ -15,7 +15,8 @@ MARK = re.compile(r"\s*<image>\s*")
 class Perplexity(Probe):
     """exp of the mean loss per token over the first `texts` texts of a data set, images left out.
 
-    `perplexity` is the trained model's, `before` that of the language model it started from. A text is all that is
+    `perplexity` is the trained model's, `before` that of the language model it started from; a
+    model from elsewhere has only the first. A text is all that is
     said in a record, its turns joined by blanks.
     """
 
@@ -26,8 +27,10 @@ class Perplexity(Probe):
 
     def measure(self, model: Subject) -> Score:
         texts = self._said()
-        now, before = model.perplexity(texts), model.perplexity(texts, before=True)
-        metrics = {"perplexity": now, "before": before, "change": now - before}
+        metrics = {"perplexity": (now := model.perplexity(texts))}
+        if model.began:
+            before = model.perplexity(texts, before=True)
+            metrics |= {"before": before, "change": now - before}
         return Score(metrics, "perplexity", counts={"texts": len(texts)})
 
     def _said(self) -> list[str]:

@@ -4,12 +4,13 @@ import base64
 import binascii
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mmalign import files
+from mmalign.benchmarks.answers import few
 from mmalign.benchmarks.places import Place
 from mmalign.benchmarks.reading import Stored, parquet_library
 from mmalign.errors import DataError
@@ -34,7 +35,7 @@ class Pictures:
         self.folders = [given] if given else usual
 
     def open(self, reference: Any) -> "Image":
-        """RGB, or unconverted where the official script does not convert (BENCHMARKS, section 0)."""
+        """RGB, or unconverted where the official script does not convert (MMBench, ScienceQA)."""
         from PIL import Image  # only where a picture is opened
 
         data, name = self._data(reference)
@@ -44,6 +45,16 @@ class Pictures:
         except (OSError, SyntaxError, ValueError) as err:
             raise DataError(f"cannot read the picture: {err}", at=name, fix="fetch the file again") from err
         return image.convert("RGB") if self.rgb else image
+
+    def expect(self, names: Collection[str]) -> None:
+        """DataError where named pictures are missing; not asked of a remote folder, where each look takes a while."""
+        if any(map(files.is_url, self.folders)):
+            return
+        missing = [name for name in names if not any(os.path.exists(os.path.join(at, name)) for at in self.folders)]
+        if missing:
+            what = f"{len(missing)} of {len(names)} pictures are missing: {few(missing)}"
+            fix = "fetch the others, or name their folder: images=FOLDER"
+            raise DataError(what, at=", ".join(self.folders), fix=fix)
 
     def _data(self, reference: Any) -> tuple[bytes, str]:
         if isinstance(reference, Encoded):

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -85,10 +86,28 @@ class Found:
         return f"{self.layout} layout: {', '.join(names)}"
 
 
+_SHARD = re.compile(r"-of-(\d+)\.parquet$")
+
+
+def _whole(found: Found) -> None:
+    """DataError where a file that was cut into numbered parts lacks some of them."""
+    for paths in found.files.values():
+        parts: dict[str, list[str]] = {}
+        for path in paths:
+            if _SHARD.search(path):
+                parts.setdefault(re.sub(r"\d+(?=-of-)", "", path), []).append(path)
+        for several in parts.values():
+            total = int(_SHARD.findall(several[0])[0])
+            if len(several) < total:
+                what = f"{len(several)} of {total} parts are there of {os.path.basename(several[0])}"
+                raise DataError(what, at=os.path.dirname(several[0]), fix="fetch the others")
+
+
 def look(place: Place, layouts: Sequence[Layout], benchmark: str) -> Found:
     """The first layout whose files are all there; DataError with what each of them would need."""
     for layout in layouts:
         if found := layout.look(place):
+            _whole(found)
             return found
     wanted = "; ".join(dict.fromkeys(f"{' + '.join(one.needs.values())} ({one.name})" for one in layouts))
     raise DataError(f"no files of {benchmark} in {place.spec}", at=place.root, fix=f"put there one of: {wanted}")

@@ -78,8 +78,8 @@ class POPE(FiledBenchmark):
         return [Question(name, f"{item.question}\n{SHORT}", item.image) for name, item in self.truth.items()]
 
     def scored(self, joined: Joined, protocol: str) -> Score:
-        """F1 of yes in each category and their mean, as fractions (section 6.3); joined by id, never by position."""
-        joined.notes += self._revision()
+        """F1 of yes in each category and their mean, as fractions; joined by id, never by position."""
+        joined.notes += [*self._revision(), *self._absent()]
         if protocol == "official":
             return self._mean_of_three(joined)
         return self._peer(joined, *PEERS[protocol])
@@ -124,6 +124,10 @@ class POPE(FiledBenchmark):
             return []
         return [f"{rows} random questions: POPE's current revision; LLaVA's published numbers are on {LLAVA_RANDOM}"]
 
+    def _absent(self) -> list[str]:
+        absent = [category for category in OFFSETS if category not in self._categories()]
+        return [f"without {', '.join(absent)}, whose files are not there: no mean of three"] if absent else []
+
 
 Metrics = Callable[[Sequence[tuple[bool, str]]], dict[str, float]]
 
@@ -143,10 +147,15 @@ def _matched(llava: Sequence[Row], labels: Mapping[str, Item]) -> dict[str, Item
     """LLaVA's questions with their labels: by id where all of a category agree, else by picture and question.
 
     The trap: POPE's repository later replaced the random file. LLaVA's own scorer, which goes by position, then gives
-    an F1 of 46 for 87 and says nothing (section 6.1).
+    an F1 of 46 for 87 and says nothing.
     """
     found: dict[str, Item | None] = {}
-    for category in dict.fromkeys(str(row["category"]) for row in llava):
+    wanted = list(dict.fromkeys(str(row["category"]) for row in llava))
+    absent = [one for one in wanted if not any(one in item.categories for item in labels.values())]
+    if absent:
+        what = f"no labels of {', '.join(absent)}"
+        raise DataError(what, fix=f"fetch {', '.join(f'coco_pope_{one}.json' for one in absent)}")
+    for category in wanted:
         rows = {str(row["question_id"]): row for row in llava if row["category"] == category}
         own = {name: item for name, item in labels.items() if category in item.categories}
         same = all(name in own and _same(row, own[name]) for name, row in rows.items())
@@ -242,7 +251,7 @@ def _bare_word(text: str) -> str:
     return text.lower().strip()
 
 
-# protocol: its reading of an answer, its metrics (section 6.4)
+# protocol: its reading of an answer, its metrics
 PEERS: dict[str, tuple[Callable[[str], str], Metrics]] = {
     "lmms-eval": (_bare_word, _lmms_metrics),
     "vlmevalkit": (_word, _vlmevalkit_metrics),

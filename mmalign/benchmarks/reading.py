@@ -73,7 +73,17 @@ def tsv(path: str) -> list[dict[str, str]]:
     if not rows:
         raise DataError("the file is empty", at=path)
     header = rows[0]
+    if len(rows[-1]) < len(header) and not _ended(path):
+        fix = "the file may be cut off: fetch it again"
+        raise DataError(f"the last row has {len(rows[-1])} of {len(header)} cells", at=path, fix=fix)
     return [dict(zip(header, [*row, *[""] * (len(header) - len(row))], strict=False)) for row in rows[1:] if row]
+
+
+def _ended(path: str) -> bool:
+    """Whether a file ends with a line break."""
+    with _readable(path), files.open_(path, "rb") as source:
+        source.seek(-1, io.SEEK_END)
+        return bool(source.read() in b"\r\n")
 
 
 def csv_rows(path: str) -> list[list[str]]:

@@ -82,7 +82,7 @@ class ScienceQA(FiledBenchmark):
             return [_from_llava(row) for row in reading.json_file(source)]
 
     def scored(self, joined: Joined, protocol: str) -> Score:
-        """Accuracy in percent over the questions with a picture (the published number) and over all (section 4.3)."""
+        """Accuracy in percent over the questions with a picture (the published number) and over all."""
         if protocol != "official":
             return self._peer(joined, PEERS[protocol])
         taken = {name: letter(text) for name, text in joined.texts.items()}
@@ -138,7 +138,7 @@ def groups(problem: Problem) -> list[str]:
 
 
 def _lmms_eval(text: str, problem: Problem) -> bool:
-    """The letter in any case, or a capital followed by a period (section 4.4)."""
+    """The letter in any case, or a capital followed by a period."""
     said, right = text.strip(), LETTERS[problem.answer]
     if said.lower() == right.lower():
         return True
@@ -169,14 +169,14 @@ def _from_tsv(row: Mapping[str, str]) -> Problem:
 
 
 def _prompt(problem: Problem) -> str:
-    """The text of LLaVA's file, made from the problem: context, question, choices (section 4.1)."""
+    """The text of LLaVA's file, made from the problem: context, question, choices."""
     context = [f"Context: {problem.hint}"] if problem.hint else []
     choices = [f"{one}. {text}" for one, text in zip(LETTERS, problem.choices, strict=False)]
     return _finished("\n".join([*context, problem.question, *choices]))
 
 
 def _finished(text: str) -> str:
-    """Any mark of a picture is taken out of the text: the one in front is put there by the caller (section 4.2)."""
+    """Any mark of a picture is taken out of the text: the one in front is put there by the caller."""
     return f"{text.replace(MARK, '').strip()}\n{LETTER}"
 
 

@@ -79,7 +79,7 @@ class TextVQA(FiledBenchmark):
         return [Question(name, row["text"], row["image"]) for name, row in zip(names, rows, strict=True)]
 
     def _prompt(self, row: Mapping[str, Any]) -> str:
-        """`capitalize` lower-cases all but the first letter: USB becomes usb, as in LLaVA's file (section 3.2)."""
+        """`capitalize` lower-cases all but the first letter: USB becomes usb, as in LLaVA's file."""
         tokens = [OCR + ", ".join(row["ocr_tokens"])] if self.ocr else []
         return "\n".join([row["question"].capitalize(), *tokens, SHORT])
 
@@ -125,7 +125,7 @@ class TextVQA(FiledBenchmark):
         return found
 
     def scored(self, joined: Joined, protocol: str) -> Score:
-        """The M4C evaluator's accuracy, in percent (section 3.3); lmms-eval's is the same."""
+        """The M4C evaluator's accuracy, in percent; lmms-eval's is the same."""
         normal = vqatext.vlmevalkit if protocol == "vlmevalkit" else vqatext.m4c
         taken = {name: normal(text) for name, text in joined.texts.items()}
         items = {name: 100 * self._value(name, text, normal) for name, text in joined.texts.items()}
@@ -140,13 +140,13 @@ class TextVQA(FiledBenchmark):
         return vqatext.consensus(normal(text), [normal(one) for one in self.truth[name]])
 
     def submission(self, answers: Mapping[str, str], target: Path) -> None:
-        """The list EvalAI takes (section 3.5)."""
+        """The list EvalAI takes."""
         rows = [{"question_id": int(one.id), "answer": answers.get(one.id, "")} for one in self.asked]
         files.write_json(target, rows)
 
 
 def question_of(prompt: str) -> str:
-    """The question in a logged prompt, in the forms LLaVA's scorer knows; DataError for any other (section 3.3)."""
+    """The question in a logged prompt, in the forms LLaVA's scorer knows; DataError for any other."""
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
         if legacy := re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL):

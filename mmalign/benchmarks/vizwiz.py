@@ -82,7 +82,7 @@ class VizWiz(FiledBenchmark):
         return row.id if row.id in self._rows else self._names.get(row.id, row.id)
 
     def scored(self, joined: Joined, protocol: str) -> Score:
-        """Consensus with ten people, in percent: the answer normalised, theirs raw (section 7.3).
+        """Consensus with ten people, in percent: the answer normalised, theirs raw.
 
         Most published val numbers follow lmms-eval instead, so its value stands next to the official one.
         """
@@ -112,7 +112,7 @@ class VizWiz(FiledBenchmark):
     def _answerability(self, taken: Mapping[str, str]) -> dict[str, float]:
         """How well the answer `unanswerable` finds the unanswerable questions; percent.
 
-        The official tool takes a number of its own for this; we take the answer at its word (section 7.3).
+        The official tool takes a number of its own for this; we take the answer at its word.
         """
         if not all("answerable" in self._rows[name] for name in taken):
             return {}
@@ -121,7 +121,7 @@ class VizWiz(FiledBenchmark):
         return {f"answerability/{name}": 100 * value for name, value in found.items()}
 
     def submission(self, answers: Mapping[str, str], target: Path) -> None:
-        """The upload for EvalAI, as LLaVA makes it: every picture, the M4C form of the answer (section 7.5)."""
+        """The upload for EvalAI, as LLaVA makes it: every picture, the M4C form of the answer."""
         missing = [one.id for one in self.asked if one.id not in answers]
         if missing:
             raise DataError(f"the server wants every picture; {len(missing)} have no answer", fix="finish the run")
@@ -139,7 +139,7 @@ def _layouts(split: str) -> list[Layout]:
 
 
 def _prompt(question: str) -> str:
-    """Capitalised as in LLaVA's file: all but the first letter in lower case (section 7.2)."""
+    """Capitalised as in LLaVA's file: all but the first letter in lower case."""
     return f"{question.capitalize()}\n{UNSURE}\n{SHORT}"
 
 

@@ -1,7 +1,7 @@
 """What VQA-style scorers compare: answers without their punctuation, articles and contractions, and consensus.
 
-Four scorers share the steps and differ in detail (BENCHMARKS, sections 1.3, 3.3, 3.4, 7.3): the VQA evaluation, the M4C
-evaluator, the VizWiz API and VLMEvalKit.
+Four scorers share the steps and differ in detail: the VQA evaluation, the M4C evaluator, the VizWiz API and
+VLMEvalKit.
 """
 
 import json
@@ -34,7 +34,7 @@ def plain(text: str) -> str:
 
 @cache
 def vqa(text: str) -> str:
-    """The VQA evaluation's normal form of a plain text (section 1.3)."""
+    """The VQA evaluation's normal form of a plain text."""
     return _words(_periods(_marks(text, _DIGIT_COMMA), _PERIOD), contractions("vqa"))
 
 
@@ -46,20 +46,20 @@ def vqa3(text: str) -> str:
 
 @cache
 def m4c(text: str) -> str:
-    """The M4C evaluator's form: commas and question marks go first, possessives are cut off (section 3.3)."""
+    """The M4C evaluator's form: commas and question marks go first, possessives are cut off."""
     token = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return _words(_periods(_marks(plain(token), _DIGIT_COMMA_3), _PERIOD_3), contractions("vqa"))
 
 
 @cache
 def vizwiz(text: str) -> str:
-    """The VizWiz API's form: the VQA steps with its own table of contractions (section 7.3)."""
+    """The VizWiz API's form: the VQA steps with its own table of contractions."""
     return _words(_periods(_marks(plain(text), _DIGIT_COMMA), _PERIOD), contractions("vizwiz"))
 
 
 @cache
 def vlmevalkit(text: str) -> str:
-    """VLMEvalKit's form: the VQA steps, but a period behind a digit stays (section 3.4)."""
+    """VLMEvalKit's form: the VQA steps, but a period behind a digit stays."""
     return _words(_periods(_marks(plain(text), _DIGIT_COMMA_3), _PERIOD_BEHIND), contractions("vqa"))
 
 

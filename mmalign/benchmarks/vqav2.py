@@ -73,7 +73,7 @@ class VQAv2(FiledBenchmark):
             return list(reading.json_file(source)["annotations"])
 
     def scored(self, joined: Joined, protocol: str) -> Score:
-        """Consensus with ten people, overall, by type of answer and by type of question; percent (section 1.3)."""
+        """Consensus with ten people, overall, by type of answer and by type of question; percent."""
         rule = official if protocol == "official" else lmms_eval
         items: dict[str, float] = {}
         taken: dict[str, str] = {}
@@ -137,7 +137,7 @@ def official(people: Sequence[Row], text: str) -> tuple[float, str]:
 
 
 def lmms_eval(people: Sequence[Row], text: str) -> tuple[float, str]:
-    """The same, but always normalised (section 1.4)."""
+    """The same, but always normalised."""
     said, text = [vqatext.vqa3(vqatext.plain(one["answer"])) for one in people], vqatext.vqa3(vqatext.plain(text))
     return vqatext.consensus(text, said, _keys(people, said)), text
 

@@ -66,7 +66,7 @@ def test_vqav2_has_no_local_score_for_a_test_split(tmp_path: Path) -> None:
     bench = VQAv2(vqa(tmp_path, "test-dev2015", answers=False))
     with pytest.raises(DataError, match="VQAv2: these files hold no answers") as error:
         bench.score({"77000": "yes"})
-    assert error.value.fix == "write a submission for EvalAI (challenge 830)"
+    assert error.value.fix == "write a submission for EvalAI (challenge 830): mmalign score --submission FILE"
 
 
 def test_vqav2_submits_every_id_of_test2015(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_the_facts_of_a_card_are_those_of_its_class(name: str, tmp_path: Path) -
     card = Registry().card("benchmarks", name)
     bench = on(card, data=files(tmp_path, name))
     assert bench.max_new_tokens == card.facts["max_new_tokens"]
+    assert list(bench.protocols) == card.facts.get("protocols", ["official"])
     [question] = bench.questions()
     answer = {"gqa": "urn", "pope": "Yes", "scienceqa": "A", "mmbench": "A", "mmbench_cn": "A", "mmlu": " A"}.get(
         name, "red"

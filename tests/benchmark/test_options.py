@@ -1,4 +1,4 @@
-"""Which option an answer means, under each version of the rule (BENCHMARKS, section 5.3)."""
+"""Which option an answer means, under each version of the rule."""
 
 import pytest
 

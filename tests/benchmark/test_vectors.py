@@ -27,7 +27,7 @@ VECTORS = Path(__file__).parents[2].parent / "shared" / "vectors"
 SETS = sorted(path.parent for path in VECTORS.glob("*/*/expected.json"))
 pytestmark = pytest.mark.skipif(not SETS, reason="the shared test vectors are not on this machine")
 
-# LLaVA-1.5's conversation template vicuna_v1 (section 0)
+# LLaVA-1.5's conversation template vicuna_v1
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."

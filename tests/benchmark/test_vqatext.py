@@ -1,4 +1,4 @@
-"""What VQA-style scorers make of an answer; each row is a rule of BENCHMARKS, section 1.3, 3.3, 3.4 or 7.3."""
+"""What VQA-style scorers make of an answer; each row is a rule of one of the four."""
 
 import itertools
 

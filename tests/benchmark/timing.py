@@ -2,10 +2,10 @@
 
 import json
 import random
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def predict(folder: Path, texts: dict[Any, str]) -> None:
     (folder / "predictions.jsonl").write_text("\n".join(rows))
 
 
-def vqav2(folder: Path, size: int, rng: random.Random) -> str:
+def vqav2(folder: Path, size: int, rng: random.Random) -> None:
     questions, annotations, texts = [], [], {}
     for name in range(size):
         said = rng.choices([phrase(rng) for _ in range(3)], k=10)
@@ -68,10 +68,9 @@ def vqav2(folder: Path, size: int, rng: random.Random) -> str:
     dump(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"data_subtype": "val2014", "questions": questions})
     dump(folder / "v2_mscoco_val2014_annotations.json", {"annotations": annotations})
     predict(folder, texts)
-    return "vqav2.VQAv2"
 
 
-def gqa(folder: Path, size: int, rng: random.Random) -> str:
+def gqa(folder: Path, size: int, rng: random.Random) -> None:
     rows = {}
     for name in range(size):
         kinds = {"structural": rng.choice(["query", "verify"]), "semantic": "obj", "detailed": "x"}
@@ -80,30 +79,27 @@ def gqa(folder: Path, size: int, rng: random.Random) -> str:
         rows[str(name)] = base | {"types": kinds, "groups": {"global": rng.choice(WORDS)}, "semantic": semantic}
     dump(folder / "testdev_balanced_questions.json", rows)
     predict(folder, {name: rng.choice(WORDS) for name in rows})
-    return "gqa.GQA"
 
 
-def vizwiz(folder: Path, size: int, rng: random.Random) -> str:
+def vizwiz(folder: Path, size: int, rng: random.Random) -> None:
     rows = []
     for name in range(size):
         answers = [{"answer": phrase(rng), "answer_confidence": "yes"} for _ in range(10)]
         rows.append({"image": f"{name}.jpg", "question": "What?", "answers": answers, "answer_type": "other"})
     dump(folder / "val.json", rows)
     predict(folder, {row["image"]: phrase(rng) for row in rows})
-    return "vizwiz.VizWiz"
 
 
-def textvqa(folder: Path, size: int, rng: random.Random) -> str:
+def textvqa(folder: Path, size: int, rng: random.Random) -> None:
     rows = []
     for name in range(size):
         said = [phrase(rng) for _ in range(10)]
         rows.append({"question_id": name, "image_id": f"i{name}", "question": "What?", "answers": said})
     dump(folder / "TextVQA_0.5.1_val.json", {"data": rows})
     predict(folder, {name: phrase(rng) for name in range(size)})
-    return "textvqa.TextVQA"
 
 
-def pope(folder: Path, size: int, rng: random.Random) -> str:
+def pope(folder: Path, size: int, rng: random.Random) -> None:
     offsets = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
     for category in offsets:
         rows = [{"question_id": n + 1, "image": f"{n}.jpg", "text": "Is it?", "label": "yes"} for n in range(size // 3)]
@@ -112,10 +108,9 @@ def pope(folder: Path, size: int, rng: random.Random) -> str:
         start + n + 1: rng.choice(["Yes", "No.", "Perhaps"]) for start in offsets.values() for n in range(size // 3)
     }
     predict(folder, texts)
-    return "pope.POPE"
 
 
-def mmbench(folder: Path, size: int, rng: random.Random) -> str:
+def mmbench(folder: Path, size: int, rng: random.Random) -> None:
     rows, picture = ["\t".join(HEAD)], "iVBORw0KGgo" * 500
     indices = [turn * 1_000_000 + n for turn in range(4) for n in range(size // 4)]
     for name in indices:
@@ -124,10 +119,9 @@ def mmbench(folder: Path, size: int, rng: random.Random) -> str:
         )
     (folder / "mmbench_dev_20230712.tsv").write_text("\n".join(rows))
     predict(folder, {name: rng.choice(["A", "B.", "The answer is C", phrase(rng)]) for name in indices})
-    return "mmbench.MMBench"
 
 
-def scienceqa(folder: Path, size: int, rng: random.Random) -> str:
+def scienceqa(folder: Path, size: int, rng: random.Random) -> None:
     base = {"question": "What?", "choices": WORDS[:4], "hint": "", "subject": "natural science", "grade": "grade3"}
     rows = {
         str(n): base | {"answer": n % 4, "image": "image.png" if n % 2 else None, "topic": "verbs"} for n in range(size)
@@ -135,10 +129,9 @@ def scienceqa(folder: Path, size: int, rng: random.Random) -> str:
     dump(folder / "problems.json", rows)
     dump(folder / "pid_splits.json", {"test": list(rows)})
     predict(folder, {name: rng.choice(["A", "B. blue", "The answer is C."]) for name in rows})
-    return "scienceqa.ScienceQA"
 
 
-def mmlu(folder: Path, size: int, rng: random.Random) -> str:
+def mmlu(folder: Path, size: int, rng: random.Random) -> None:
     texts = {}
     for subject in ("anatomy", "virology", "sociology", "philosophy"):
         for part in ("test", "dev"):
@@ -146,32 +139,27 @@ def mmlu(folder: Path, size: int, rng: random.Random) -> str:
             (folder / part / f"{subject}_{part}.csv").write_text("What is it?,a,b,c,d,A\n" * (size // 4))
         texts |= {f"{subject}/{n}": rng.choice("ABCD") for n in range(size // 4)}
     predict(folder, texts)
-    return "mmlu.MMLU"
 
 
-SCRIPT = """
-import sys, time
-before = time.perf_counter()
-from mmalign.benchmarks.{module} import {name}
-bench = {name}(sys.argv[1])
-score = bench.score(bench.read(sys.argv[1] + "/predictions.jsonl"))
-print(time.perf_counter() - before, score.metrics[score.headline], "numpy" in sys.modules, "torch" in sys.modules)
-"""
-
-
-def timed(make: Callable[[Path, int, random.Random], str], size: int, home: Path) -> None:
+def timed(make: Callable[[Path, int, random.Random], None], size: int, home: Path) -> None:
+    """`mmalign score --json` on made-up files, against an interpreter that does nothing."""
     folder = home / f"{make.__name__}-{size}"
     folder.mkdir(parents=True, exist_ok=True)
-    module, name = make(folder, size, random.Random(0)).split(".")
-    before = time.perf_counter()
-    script = SCRIPT.format(module=module, name=name)
-    done = subprocess.run([sys.executable, "-c", script, str(folder)], check=True, capture_output=True, text=True)
-    whole = time.perf_counter() - before
-    seconds, value, numpy, torch = done.stdout.split()
-    print(
-        f"{make.__name__:10} {size:7} answers  {float(seconds):6.2f} s, with the interpreter {whole:6.2f} s", end="  "
-    )
-    print(f"score {float(value):.4f}  numpy loaded: {numpy}  torch loaded: {torch}")
+    make(folder, size, random.Random(0))
+    words = ["score", "--bench", make.__name__, "--data", folder, "--answers", folder / "predictions.jsonl", "--json"]
+    whole, said = seconds("from mmalign.cli import entry; entry()", *map(str, words))
+    bare, _ = seconds("pass")
+    found = json.loads(said)
+    print(f"{make.__name__:10} {size:7} answers {whole - bare:6.2f} s above the interpreter", end="  ")
+    print(f"{found['headline']} {found['metrics'][found['headline']]:.4f}")
+
+
+def seconds(code: str, *words: str) -> tuple[float, str]:
+    """CPU seconds of a Python process, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
 def main(home: Path) -> None:
