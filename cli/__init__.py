@@ -135,13 +135,14 @@ def eval_(
     bench: Annotated[str, typer.Option(help="benchmarks, separated by commas")] = "",
     data: Annotated[Path | None, typer.Option(help="the folder with the benchmarks' files")] = None,
     protocol: Annotated[str, typer.Option(help="whose rules: official, lmms-eval or vlmevalkit")] = "official",
+    vllm: Annotated[bool, typer.Option("--vllm", help="answer an exported folder inside vLLM")] = False,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model."""
     from . import models
 
-    models.evaluate(checkpoint, bench, data, protocol, runs, as_json)
+    models.evaluate(checkpoint, bench, data, protocol, runs, as_json, vllm)
 
 
 @app.command()
@@ -309,7 +310,8 @@ def main(args: list[str] | None = None) -> Any:
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except OSError as err:
-        print(f"error: {err.strerror or err}\n  at   {err.filename or ''}", file=sys.stderr)
+        fix = "check the path, the rights to it and the space left"
+        print(f"error: {MMAlignError(err.strerror or str(err), at=str(err.filename or ''), fix=fix)}", file=sys.stderr)
         return 2
     except Exception as err:
         if (code := _usage(err)) is None:

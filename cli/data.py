@@ -39,6 +39,9 @@ def check(data: str, overrides: Sequence[str], jobs: int | None, quarantine: Pat
     made = built(card)
     if quarantine:
         made.leave_out([])  # it says so if it cannot
+        files.writable(quarantine)
+        if quarantine.is_dir():
+            raise DataError(f"{quarantine} is a folder", at=str(quarantine), fix="--quarantine FILE")
     with _progress(card.name) as progress:
         found = doctor.check(partial(cards.build, card), jobs, progress)
     if quarantine:
@@ -75,16 +78,7 @@ def _argument(word: str) -> tuple[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise DataError(f"{word!r} is not key=value", at="command line", fix="for example images=./images")
-    return key, _from_here(lines.value(text, f"command line  {key}", DataError))
-
-
-def _from_here(item: Any) -> Any:
-    """`./` paths of the command line count from the working folder."""
-    if isinstance(item, str):
-        return files.anchored(item, Path.cwd())
-    if isinstance(item, dict):
-        return {key: _from_here(inner) for key, inner in item.items()}
-    return [_from_here(inner) for inner in item] if isinstance(item, list) else item
+    return key, files.anchored(lines.value(text, f"command line  {key}", DataError), Path.cwd())
 
 
 def built(card: Card) -> Data:
@@ -207,11 +201,11 @@ def _grid(name: str | None) -> list[int] | None:
 def _numbers(rows: str, size: int) -> range:
     first, colon, last = rows.partition(":")
     try:
-        found = range(int(first or 0), int(last or size) if colon else int(first) + 1)
+        found = range(int(first or 0), min(int(last or size), size) if colon else int(first) + 1)
     except ValueError as err:
         raise DataError(f"--rows {rows!r} is not {ROWS}", at="command line", fix="--rows 0:3") from err
     if not 0 <= found.start < found.stop <= size:
-        raise DataError(f"--rows {rows}: the data has {size:,} records", at="command line", fix="--rows 0:3")
+        raise DataError(f"--rows {rows}: the data has {size:,} records", at="command line", fix=f"--rows 0:{size}")
     return found
 
 

@@ -52,5 +52,7 @@ def _gpus() -> str:
     if not shutil.which("nvidia-smi"):
         return "none"
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    return found.replace("\n", "; ") or "none"
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return "none: nvidia-smi fails"
+    return done.stdout.strip().replace("\n", "; ") or "none"

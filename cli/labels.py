@@ -1,11 +1,14 @@
 """`labels show` and `labels stats`: a label store on an image, and in numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mmalign import files, task
 from mmalign.cards import build
-from mmalign.errors import RunError
+from mmalign.data import Data
+from mmalign.errors import DataError, RunError
 from mmalign.labels.figures import as_json as plain
 from mmalign.labels.figures import figure_6, overlay
 from mmalign.labels.figures import stats as count
@@ -44,17 +47,25 @@ def show(place: str, keys: Sequence[str], target: Path) -> None:
     if not (Path(place) / "stage.yaml").exists():
         fix = "the folder of a finished stage of kind label, runs/label-..."
         raise RunError(f"{place} does not say which data it labels", at=place, fix=fix)
-    data = build(task.load(Path(place)).cards["data"])
-    wanted = set(keys) or {next(iter(data)).keys[0]}
-    for record in data:
-        for key, reference in zip(record.keys, record.images, strict=True):
-            if key in wanted:
-                wanted.remove(key)
-                picture = overlay(data.image(reference), *read[key], read.header.grid, read.words)
-                name = target if len(keys) < 2 else target.with_stem(f"{target.stem}-{key.replace('/', '_')}")
-                files.write(name, picture)
-                out.print(f"{key}   {name}")
-        if not wanted:
-            return
-    missing = ", ".join(sorted(wanted))
-    raise RunError(f"no image {missing} in the labelled data", at=place, fix="keys are the ids of the data's records")
+    if missing := ", ".join(key for key in keys if key not in read):
+        raise RunError(f"no labels for {missing}", at=place, fix="keys are the ids of the data's records")
+    data, wanted = build(task.load(Path(place)).cards["data"]), set(keys)
+    for key, reference in _images(data):
+        if key in wanted if keys else key in read:
+            wanted.discard(key)
+            picture = overlay(data.image(reference), *read[key], read.header.grid, read.words)
+            name = target if len(keys) < 2 else target.with_stem(f"{target.stem}-{key.replace('/', '_')}")
+            files.write(name, picture)
+            out.print(f"{key}   {name}")
+            if not wanted:
+                return
+    missing = ", ".join(sorted(wanted)) or "with labels"
+    raise RunError(f"no image {missing} in the data", at=place, fix="the data as it was when it was labelled")
+
+
+def _images(data: Data) -> Iterator[tuple[str, Any]]:
+    """(key, reference) of every image of the records that can be read; the label stage listed the others."""
+    for number in range(len(data)):
+        with suppress(DataError):
+            record = data[number]
+            yield from zip(record.keys, record.images, strict=True)

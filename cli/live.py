@@ -30,17 +30,20 @@ class Lines:
     """A line at the start and end of a stage, and now and then between."""
 
     def begin(self, node: Node) -> None:
-        self.began = self.last = time.monotonic()
+        self.last = time.monotonic()
+        self.first: tuple[float, int] | None = None  # when progress was first heard of, and how far it was
         self.say(f"{name(node)}: begins   {node.folder}")
 
     def event(self, node: Node, event: dict[str, Any]) -> None:
         if "say" in event:
             self.say(f"{name(node)}: {event['say']}")
-        elif time.monotonic() - self.last >= EVERY:
-            self.last = time.monotonic()
-            done, total = event["done"], event["total"]
-            left = (self.last - self.began) * (total - done) / max(1, done)
-            self.say(f"{name(node)}: {done}/{total}  {numbers(event)}  {left:.0f} s left")
+            return
+        now, done, total = time.monotonic(), event["done"], event["total"]
+        began, before = self.first = self.first or (now, done)  # a stage that goes on has done some already
+        if now - self.last >= EVERY:
+            self.last = now
+            left = f"{(now - began) * (total - done) / (done - before):.0f} s left" if done > before else ""
+            self.say(f"{name(node)}: {done}/{total}  {numbers(event)}  {left}".rstrip())
 
     def end(self, node: Node, seconds: float) -> None:
         self.say(f"{name(node)}: done in {seconds:.0f} s")

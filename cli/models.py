@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmalign import task, trained
+from mmalign import files, task, trained
 from mmalign.cards import Registry
 from mmalign.errors import RunError
 from mmalign.graph import Node
@@ -21,13 +21,21 @@ if TYPE_CHECKING:
     from mmalign.hub import MMAlignModel
 
 
-def evaluate(checkpoint: str | None, bench: str, data: Path | None, protocol: str, runs: Path, as_json: bool) -> None:
-    names = [name.strip() for name in bench.split(",") if name.strip()]
+def evaluate(
+    checkpoint: str | None,
+    bench: str,
+    data: Path | None,
+    protocol: str,
+    runs: Path,
+    as_json: bool,
+    vllm: bool = False,
+) -> None:
+    names = list(dict.fromkeys(name.strip() for name in bench.split(",") if name.strip()))
     if not names:
         raise RunError("no benchmark is named", fix="--bench toy-pope   (mmalign list benchmarks)")
     place = trained.find(checkpoint) if checkpoint else trained.newest(runs)
     registry = Registry()
-    node = trained.evaluation(place, trained.benches(names, data, registry), registry, runs, protocol)
+    node = trained.evaluation(place, trained.benches(names, data, registry), registry, runs, protocol, vllm)
     scores.ready(node)
     show.err.print(f"evaluating {place}")
     _run(node)
@@ -41,9 +49,8 @@ def export(checkpoint: str, target: Path) -> None:
     node = trained.export(trained.find(checkpoint), Registry())
     _run(node)
     found = task.done(node.folder)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.copytree(node.folder / found["exported"], beside)
-    beside.rename(target)
+    with files.made(target) as beside:
+        shutil.copytree(node.folder / found["exported"], beside, dirs_exist_ok=True)
     if found["why_not"]:
         show.out.print(f"{target}: loads where mmalign is installed; plain transformers cannot: {found['why_not']}")
     else:
@@ -60,12 +67,21 @@ def import_(source: str, target: Path, template: Path | None) -> None:
     place = trained.find(source)
     if isinstance(place, Path) and not (place / "config.json").exists():
         raise RunError(f"{source} is mmalign's already", at=source, fix=f"mmalign eval {source} --bench ...")
-    text = template.read_text(encoding="utf-8") if template else None
+    text = _template(template) if template else None
     with loading():
         from mmalign import importing
 
         importing.llava(str(trained.fetched(place)), target, text)
     show.out.print(f"{target}: mmalign eval {target} --bench ...")
+
+
+def _template(place: Path) -> str:
+    try:
+        return place.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        reason = getattr(err, "strerror", None) or "it is not UTF-8 text"
+        fix = "a file of jinja, with {% generation %} marks around the answers"
+        raise RunError(f"cannot read the template {place}: {reason}", at=str(place), fix=fix) from err
 
 
 def projector(place: Path) -> bool:
@@ -79,7 +95,8 @@ def _adapter(source: str, target: Path) -> None:
     name = target.resolve().name
     card = importing.adapter(source, target, name)
     show.out.print(f"{target}: {card['summary']}")
-    show.out.print(f"in a recipe: registry: [./{target}]   model: {{adapter: {name}}}")
+    shelf = target if target.is_absolute() else f"./{target}"
+    show.out.print(f"in a recipe: registry: [{shelf}]   model: {{adapter: {name}}}")
 
 
 def loaded(place: Path | str) -> "MMAlignModel":
@@ -101,9 +118,7 @@ def loading() -> Iterator[None]:
 def vacant(target: Path) -> None:
     if target.exists():
         raise RunError(f"{target} is there already", at=str(target), fix="another folder; nothing is overwritten")
-    above = next(folder for folder in target.absolute().parents if folder.exists())
-    if not os.access(above, os.W_OK):
-        raise RunError(f"cannot write to {above}", at=str(above), fix="another folder")
+    files.writable(target)
 
 
 def _run(node: Node) -> None:

@@ -16,6 +16,8 @@ from mmalign.errors import RunError
 from mmalign.graph import Node
 from mmalign.recipe import Evaluate, Label, Report, Stage, Train
 
+from . import live
+
 WIDE = None if sys.stdout.isatty() else 1000  # columns; in a file or a pipe no cell is folded
 
 out = Console(highlight=False, soft_wrap=True, markup=False, width=WIDE)  # a path may hold what looks like markup
@@ -114,10 +116,11 @@ def results(nodes: Sequence[Node]) -> None:
     reports = [node for node in nodes if isinstance(node.stage, Report)]
     for node in reports:
         report(node.folder, node.folder.parent, False)
-    if not reports:
-        for node in nodes:
-            if isinstance(node.stage, Evaluate):
-                scores(files.read_json(node.folder / "stage.json")["metrics"], False)
+    evaluations = [node for node in nodes if isinstance(node.stage, Evaluate) and not reports]
+    for node in evaluations:
+        if len(evaluations) > 1:
+            out.print(f"\n{live.name(node)}", style="bold")
+        scores(files.read_json(node.folder / "stage.json")["metrics"], False)
     out.print(f"done: {len(nodes)} stages in {nodes[0].folder.parent}")
 
 
@@ -142,7 +145,7 @@ def report(place: Path | None, runs: Path, as_json: bool) -> None:
 
         dump(given)
         return
-    study = len({cell["arm"] for cell in given["cells"]}) > 1
+    study = any(len(cell["values"]) > 1 or cell["arm"] != given["cells"][0]["arm"] for cell in given["cells"])
     shown = table("benchmark", "metric", *(["arm", "mean ± sd", "difference"] if study else ["value"]))
     for cell in given["cells"]:
         values = _studied(cell) if study else [f"{cell['mean']:.2f}"]

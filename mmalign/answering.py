@@ -74,8 +74,9 @@ class Asked(Subject):
         """Lists of groups, each the questions about one image or of one family; groups of similar length together."""
         by_image: dict[Any, list[Prompt]] = {}
         for question in questions:
-            alike = (question.family or question.id) if question.image is None else _key(question.image)
-            by_image.setdefault((alike, bool(question.options)), []).append(Prompt(question))
+            text = question.image is None
+            alike = (question.family or question.id) if text else _key(question.image)
+            by_image.setdefault((text, alike, bool(question.options)), []).append(Prompt(question))
         groups = [part for prompts in by_image.values() for part in _batched(prompts, batch)]
         groups.sort(key=lambda prompts: (bool(prompts[0].question.options), sum(len(p.question.text) for p in prompts)))
         ready: list[list[Prompt]] = []

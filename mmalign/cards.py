@@ -173,17 +173,8 @@ def read(place: Path, family: str = "", owner: str = SHIPPED) -> Card:
     for key in required:
         if not found.raw.get(key):
             raise CardError(f"the card {place.stem!r} lacks {key!r}", at=str(place), fix=f"add `{key}: ...`")
-    raw = {**found.raw, "args": _anchored(found.raw.get("args", {}), place.parent)}
+    raw = {**found.raw, "args": files.anchored(found.raw.get("args", {}), place.parent)}
     return Card(**raw, name=place.stem, family=family or place.parent.name, origin=owner, path=str(place))
-
-
-def _anchored(item: Any, folder: Path) -> Any:
-    """Relative paths in a card count from the card's own folder."""
-    if isinstance(item, str):
-        return files.anchored(item, folder)
-    if isinstance(item, dict):
-        return {key: _anchored(inner, folder) for key, inner in item.items()}
-    return [_anchored(inner, folder) for inner in item] if isinstance(item, list) else item
 
 
 def target(card: Card) -> Any:

@@ -233,6 +233,9 @@ def _held(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
 def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
     if not stage.trains:
         yield _problem(recipe, name, "trains", "nothing is trained", "trains: [adapter]")
+    for number, part in enumerate(stage.trains):
+        if part in stage.trains[:number]:
+            yield _problem(recipe, name, f"trains.{number}", f"{part} is named twice", "each part once")
     if not stage.objectives:
         yield _problem(recipe, name, "objectives", "no objective", "objectives: {lm: 1.0}")
     bits = cards["llm"].args.get("bits")

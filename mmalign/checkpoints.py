@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from mmalign import task, trained
-from mmalign.errors import RunError
-from mmalign.hub import MMAlignModel
+from mmalign.hub import FORMAT, MMAlignModel
 from mmalign.recipe import Train
 
 
@@ -40,16 +39,16 @@ def _of_stage(place: Path) -> MMAlignModel:
 
 
 def _of_llava(place: Path) -> MMAlignModel:
-    """Taken apart once, and kept."""
+    """Taken apart once, and kept until one of its files changes."""
     from mmalign.importing import llava
 
     root = Path(os.environ.get("MMALIGN_CACHE") or Path.home() / ".cache" / "mmalign") / "imported"
-    stamp = (place / "config.json").stat().st_mtime_ns  # another model in the same folder is another model
-    target = root / hashlib.sha256(f"{place} {stamp}".encode()).hexdigest()[:16]
+    stamps = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(place.iterdir())]
+    target = root / hashlib.sha256(f"{FORMAT} {place} {stamps}".encode()).hexdigest()[:16]
     if not target.exists():
         try:
             llava(str(place), target)
-        except (OSError, ValueError, KeyError, RuntimeError) as err:
-            what, fix = f"cannot load {place}: {str(err).splitlines()[0]}", "a whole llava-hf folder, weights included"
-            raise RunError(what, at=str(place), fix=fix) from err
+        except OSError:
+            if not target.exists():  # else another process was quicker
+                raise
     return MMAlignModel.from_pretrained(target)

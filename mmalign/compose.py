@@ -33,6 +33,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     base = typed([*layers, *words])
     if not base.matrix:
         return [base]
+    for number, seed in enumerate(base.matrix.seeds):
+        if seed in base.matrix.seeds[:number]:
+            at = base.where(f"matrix.seeds.{number}")
+            raise RecipeError(f"the seed {seed} is named twice", at=at, fix="seeds: [1, 2, 3]")
     return [
         replace(variant, arm=arm, seed=seed)
         for arm, changes in (base.matrix.arms or {"": {}}).items()
@@ -73,7 +77,7 @@ def _extended(place: Path, above: tuple[Path, ...]) -> list[Document]:
         raise RecipeError(f"{place} extends itself", at=str(place), fix="break the circle of `extends`")
     found = lines.read(place, RecipeError)
     parent = found.raw.pop("extends", None)
-    found.raw = _from_here(found.raw, place.parent)
+    found.raw = files.anchored(found.raw, place.parent)
     if parent is None:
         return [found]
     if not isinstance(parent, str):
@@ -86,21 +90,12 @@ def _extended(place: Path, above: tuple[Path, ...]) -> list[Document]:
     return [*_extended(target, (*above, place.resolve())), found]
 
 
-def _from_here(item: Any, folder: Path) -> Any:
-    """`./` paths in a recipe count from the recipe's own folder."""
-    if isinstance(item, str):
-        return files.anchored(item, folder)
-    if isinstance(item, dict):
-        return {key: _from_here(inner, folder) for key, inner in item.items()}
-    return [_from_here(inner, folder) for inner in item] if isinstance(item, list) else item
-
-
 def _override(word: str) -> Document:
     key, equals, text = word.partition("=")
     if not equals or not key.strip("."):
         raise RecipeError(f"{word!r} is not key=value", at=COMMAND, fix="for example stages.tune.optim.lr=1e-4")
     try:
-        item = _from_here(lines.value(text, COMMAND, RecipeError), Path.cwd())
+        item = files.anchored(lines.value(text, COMMAND, RecipeError), Path.cwd())
     except RecipeError as err:
         raise RecipeError(f"cannot read {text!r}: {err.what}", at=f"{COMMAND}  {key}", fix="quote it") from err
     return _dotted({key: item}, lambda _: COMMAND)
@@ -115,7 +110,9 @@ def _dotted(changes: dict[str, Any], spot: Callable[[str], str]) -> Document:
         for word in path:
             inner = inner.setdefault(word, {})
             if not isinstance(inner, dict):
-                raise RecipeError(f"{key!r} goes into a key that is set to a value", at=spot(key))
+                raise RecipeError(f"{key!r} goes into a key that is set to a value", at=spot(key), fix="one of the two")
+        if last in inner:
+            raise RecipeError(f"{key!r} is set twice here", at=spot(key), fix="one key that holds all of it")
         inner[last] = item
         found.at |= {inside: spot(inside) for inside in _inside(key, item)}
     return found

@@ -125,7 +125,9 @@ def _memory(stage: Train, cards: Mapping[str, Card], found: Estimate, devices: i
     if bits := cards["llm"].args.get("bits"):  # as many parameters as would take the same memory
         every -= (found.parameters["llm"] or 0) * (1 - bits / 8 / BYTES[stage.precision]["weights"])
     count = {"weights": every, "gradients": found.trained or 0, "optimizer": found.trained or 0}
-    active = (activations(stage, cards["llm"], found.tokens or 0) + seeing(stage, cards["vision"])) / GIB
+    active = (
+        activations(stage, cards["llm"], found.tokens or 0, found.visual or 0) + seeing(stage, cards["vision"])
+    ) / GIB
     table = {}
     for zero in range(4):
         share = {
@@ -138,8 +140,10 @@ def _memory(stage: Train, cards: Mapping[str, Card], found: Estimate, devices: i
     return table
 
 
-def activations(stage: Train, llm: Card, tokens: int) -> float:
+def activations(stage: Train, llm: Card, tokens: int, visual: int) -> float:
     """Bytes of one pass: what a decoder layer keeps for its backward pass, and the logits of the text.
+
+    tokens: of a sample; visual: how many of them have no logits.
 
     A layer keeps its norms' inputs in fp32 and, in the model's precision, queries, keys, values, attention's output
     and the four vectors of a gated MLP; with a frozen language model its linear layers keep nothing, with
@@ -151,8 +155,8 @@ def activations(stage: Train, llm: Card, tokens: int) -> float:
     keys = dim * facts.get("kv_heads", 1) // max(1, facts.get("heads", 1))
     layer = 8 * dim + size * ((5 if "llm" in stage.trains else 2) * dim + 2 * keys + 4 * inner)
     kept = layers * size * dim + layer if stage.engine.checkpointing else layers * layer
-    rows = stage.micro_batch * min(TEXT, tokens)
-    return float(stage.micro_batch * tokens * kept + rows * facts.get("vocab", 0) * (size + 8))
+    text = stage.micro_batch * max(0, tokens - visual)
+    return float(stage.micro_batch * tokens * kept + text * facts.get("vocab", 0) * (size + 8))
 
 
 def as_json(found: Estimate | None) -> dict[str, Any] | None:

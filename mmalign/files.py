@@ -14,20 +14,30 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 from mmalign.errors import MMAlignError, RunError
 
+TABLES = {".json", ".jsonl", ".tsv", ".csv", ".txt", ".parquet"}  # what benchmarks keep questions and answers in
+
 
 def is_url(spec: str) -> bool:
     return "://" in spec
 
 
-def anchored(spec: str, folder: Path) -> str:
-    """A `./` or `~` path made absolute against the folder of the file that names it; other specs unchanged."""
+def anchored(item: Any, folder: Path) -> Any:
+    """`./` and `~` paths in a nest of values made absolute against the folder of the file that names them."""
+    if isinstance(item, str):
+        return _absolute(item, folder)
+    if isinstance(item, dict):
+        return {key: anchored(inner, folder) for key, inner in item.items()}
+    return [anchored(inner, folder) for inner in item] if isinstance(item, list) else item
+
+
+def _absolute(spec: str, folder: Path) -> str:
     if spec.startswith("~"):
         return os.path.expanduser(spec)
     return os.path.normpath(folder.absolute() / spec) if spec.startswith(("./", "../")) or spec in (".", "..") else spec
@@ -71,6 +81,13 @@ def open_(spec: str, mode: str = "rb") -> IO[Any]:
     return open(place or spec, mode)
 
 
+def writable(target: Path) -> None:
+    """Raise a RunError where no file or folder can be put: to be asked before the work that makes it."""
+    above = next(folder for folder in target.absolute().parents if exists(folder))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise RunError(f"cannot write to {above}", at=str(above), fix="another folder")
+
+
 def write(target: Path, data: bytes | str) -> None:
     """Write a whole file or nothing: into a neighbour first, then renamed over the target."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +100,18 @@ def write(target: Path, data: bytes | str) -> None:
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def made(target: Path) -> Iterator[Path]:
+    """A new folder beside the target, renamed to it at the end and removed where anything fails: whole or absent."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        beside.rename(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
@@ -137,6 +166,15 @@ class Hashes:
             return None  # a folder of images: too many files to read; its path stands for it
         names = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
         return hashlib.sha256("".join(f"{p.name}:{self._file(p)}\n" for p in names).encode()).hexdigest()
+
+    def tables(self, spec: str) -> str | None:
+        """The hash of the questions, answers and tables in a folder, at any depth; pictures are known by their path."""
+        place = local(spec)
+        if place is None or not place.is_dir():
+            return None
+        found = (Path(folder) / name for folder, _, names in os.walk(place) for name in names)
+        known = sorted((str(p.relative_to(place)), p) for p in found if p.suffix in TABLES)
+        return hashlib.sha256("".join(f"{name}:{self._file(p)}\n" for name, p in known).encode()).hexdigest()
 
     def _file(self, place: Path) -> str:
         stat = place.stat()

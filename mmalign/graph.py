@@ -190,6 +190,8 @@ def result_settings(stage: Stage) -> dict[str, Any]:
 def identity(card: Card, hashes: files.Hashes) -> dict[str, Any]:
     """What of a card can change a result: what it builds, and the content of the local files it points at."""
     content = _content(card.args, hashes)
+    if card.family == "benchmarks":
+        content |= {spec: found for spec in files.strings(card.args) if (found := hashes.tables(spec))}
     plugin = {} if card.origin == SHIPPED or card.origin.startswith("shelf") else {"origin": card.origin}
     return {"target": card.target, "args": card.args, **({"content": content} if content else {}), **plugin}
 

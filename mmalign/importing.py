@@ -1,8 +1,6 @@
 """LLaVA's own checkpoints as mmalign's: llava-hf folders, and the `mm_projector.bin` of the original code."""
 
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from mmalign.cards import Card
 from mmalign.errors import CardError, DataError, RunError
 from mmalign.vision.hf import HFVision
 
-LLAVA = ("multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.")
+WHOLE = "a whole llava-hf folder, weights included"
 
 
 def adapter_weights(spec: str) -> dict[str, Tensor]:
@@ -31,19 +29,25 @@ def adapter_weights(spec: str) -> dict[str, Tensor]:
     if place.is_dir():
         names = ("adapter.safetensors", "mm_projector.bin")
         place = next((place / name for name in names if (place / name).exists()), place / names[0])
+    ours = place.suffix == ".safetensors"
     try:
-        if place.suffix == ".safetensors":
-            ours: dict[str, Tensor] = load_file(place)
-            return ours
-        raw: dict[str, Tensor] = torch.load(place, map_location="cpu", weights_only=True)
+        raw = load_file(place) if ours else dict(torch.load(place, map_location="cpu", weights_only=True))
     except Exception as err:
         fix = "an adapter.safetensors of mmalign, or a mm_projector.bin of LLaVA"
         raise DataError(f"cannot read the adapter {place}: {err}", at=str(place), fix=fix) from err
+    if ours:
+        return _layers(raw, place)
     found = {name.rpartition("mm_projector.")[2]: value for name, value in raw.items() if "mm_projector." in name}
-    if not found:
-        raise DataError(f"{place} holds no mm_projector", at=str(place), fix="LLaVA's file of that name")
     single = all(name in ("weight", "bias") for name in found)  # LLaVA's `linear` has no list of layers
-    return {f"layers.{'0.' if single else ''}{name}": value.float() for name, value in found.items()}
+    return _layers({f"layers.{'0.' if single else ''}{name}": value.float() for name, value in found.items()}, place)
+
+
+def _layers(found: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
+    """The weights, which are those of linear layers alone."""
+    if not found or not all(re.fullmatch(r"layers\.\d+\.(weight|bias)", name) for name in found):
+        fix = "LLaVA's mm_projector.bin, or the adapter.safetensors of a linear adapter or an MLP"
+        raise DataError(f"{place} holds no mm_projector", at=str(place), fix=fix)
+    return found
 
 
 def load_adapter(adapter: Adapter, spec: str) -> None:
@@ -71,11 +75,11 @@ def adapter(source: str, target: Path, name: str) -> dict[str, Any]:
         "args": {"depth": len(linears), "checkpoint": f"./{name}.safetensors"},
         "facts": {"keeps_grid": True, "patch_dim": linears[0].shape[1], "llm_dim": linears[-1].shape[0]},
     }
-    beside = _beside(target)
-    (beside / "adapters").mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in weights.items()}, beside / "adapters" / f"{name}.safetensors")
-    files.write(beside / "adapters" / f"{name}.yaml", lines.dump(card))
-    beside.rename(target)
+    with files.made(target) as beside:
+        cards = beside / "adapters"
+        cards.mkdir()
+        save_file({key: value.contiguous() for key, value in weights.items()}, cards / f"{name}.safetensors")
+        files.write(cards / f"{name}.yaml", lines.dump(card))
     return card
 
 
@@ -95,35 +99,37 @@ def llava(source: str, target: Path, template: str | None = None) -> None:
     template: the chat template, jinja text; None: the checkpoint's own where it marks answers, else ours for the same
     format. Written whole or not at all. Raises RunError for a model that mmalign's parts cannot hold.
     """
-    config = AutoConfig.from_pretrained(source)
+    config = _read(AutoConfig, source)
     if reason := _refused(config):
         raise RunError(f"cannot import {source}: {reason}", at=source, fix="a checkpoint like LLaVA-1.5's")
-    processor: Any = AutoProcessor.from_pretrained(source)
+    processor = _read(AutoProcessor, source)
     words = processor.tokenizer
     words.chat_template = template or _template(source, words.chat_template or processor.chat_template)
-    whole: Any = LlavaForConditionalGeneration.from_pretrained(source, dtype="auto")
-    beside, inner = _beside(target), whole.model
-    beside.mkdir(parents=True)
-    inner.vision_tower.save_pretrained(beside / "vision")
-    processor.image_processor.save_pretrained(beside / "vision")
-    words.save_pretrained(beside / "llm")
-    lm = AutoModelForCausalLM.from_config(config.text_config, dtype=whole.dtype)
-    lm.base_model.load_state_dict(inner.language_model.state_dict())
-    lm.get_output_embeddings().load_state_dict(whole.lm_head.state_dict())
-    lm.save_pretrained(beside / "llm")
-    eye = HFVision(str(beside / "vision"), layer=config.vision_feature_layer)
-    made = _mlp(inner.multi_modal_projector, config.projector_hidden_act, eye.dim, lm.config.hidden_size, eye.grid)
-    hub.write(beside, made, _cards(source, config.vision_feature_layer, made))
-    beside.rename(target)
+    whole, about = _read(LlavaForConditionalGeneration, source, dtype="auto", output_loading_info=True)
+    if lacking := sorted(about["missing_keys"]):  # transformers draws them at random
+        what = f"cannot load {source}: it lacks {len(lacking)} weights, such as {lacking[0]}"
+        raise RunError(what, at=source, fix=WHOLE)
+    inner = whole.model
+    with files.made(target) as beside:
+        inner.vision_tower.save_pretrained(beside / "vision")
+        processor.image_processor.save_pretrained(beside / "vision")
+        words.save_pretrained(beside / "llm")
+        lm = AutoModelForCausalLM.from_config(config.text_config, dtype=whole.dtype)
+        lm.base_model.load_state_dict(inner.language_model.state_dict())
+        lm.get_output_embeddings().load_state_dict(whole.lm_head.state_dict())
+        lm.save_pretrained(beside / "llm")
+        eye = HFVision(str(beside / "vision"), layer=config.vision_feature_layer)
+        made = _mlp(inner.multi_modal_projector, config.projector_hidden_act, eye.dim, lm.config.hidden_size, eye.grid)
+        hub.write(beside, made, _cards(source, config.vision_feature_layer, made))
 
 
-def _beside(target: Path) -> Path:
-    if target.exists():
-        raise RunError(f"{target} is there already", at=str(target), fix="another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    return beside
+def _read(kind: Any, source: str, **options: Any) -> Any:
+    """What a class of transformers makes of a checkpoint; a RunError where it cannot read it."""
+    try:
+        return kind.from_pretrained(source, **options)
+    except Exception as err:  # every library below it has its own
+        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+        raise RunError(f"cannot load {source}: {reason}", at=source, fix=WHOLE) from err
 
 
 def _refused(config: Any) -> str:
@@ -134,6 +140,8 @@ def _refused(config: Any) -> str:
         return f"it reads several layers of its encoder, {config.vision_feature_layer}"
     if config.projector_hidden_act not in ("gelu", "linear"):
         return f"its projector has a {config.projector_hidden_act} between its layers"
+    if not config.multimodal_projector_bias:
+        return "its projector has no bias"
     if config.vision_feature_select_strategy == "full" and config.vision_config.model_type in CLASSED:
         return "its language model is shown the encoder's class token"
     return ""

@@ -139,8 +139,10 @@ class Model(nn.Module):
         """embeds_RSD: words as the LLM embeds them, visual tokens where the marks stand."""
         at_RS = batch.ids_RS == batch.mark
         embeds_RSD = self.llm.embed(batch.ids_RS.masked_fill(at_RS, 0))
-        if visual_BQD is None or not batch.images:
+        if visual_BQD is None:
             return embeds_RSD
+        if not batch.images:  # ZeRO-3: back through the language model like a rank with images, frozen or not
+            return embeds_RSD + (visual_BQD.sum() * 0).to(embeds_RSD.dtype)
         if (places := int(at_RS.sum())) != (tokens := visual_BQD.shape[0] * visual_BQD.shape[1]):
             what = f"{places} places for visual tokens, {tokens} tokens: the adapter's count is not what it declared"
             raise StageError(what, at=", ".join(batch.ids[:3]))

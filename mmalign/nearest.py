@@ -96,7 +96,9 @@ def tokens(model: "MMAlignModel", image: "Image", layers: Sequence[int]) -> dict
 
 def spelled(tokenizer: Any, token: int) -> str:
     """A vocabulary token as text, without the mark of a word's inner piece."""
-    return str(tokenizer.decode([token])).replace("##", "").strip() or "␣"
+    text = str(tokenizer.decode([token])).strip()
+    bare = text.removeprefix("##")
+    return bare if bare.strip("#") else text or "␣"  # headings of Markdown, `##`, are words of other tokenizers
 
 
 def seen(vision: Vision, image: "Image") -> "Image":

@@ -1,5 +1,6 @@
 """A starting point in the user's own folder: a recipe, or a package with a part that mmalign finds."""
 
+import os
 import re
 from importlib.resources import files as resources
 from pathlib import Path
@@ -34,6 +35,8 @@ def _recipe(name: str, folder: Path, base: str) -> dict[Path, str]:
     if base not in shipped() and not Path(base).is_file():
         raise RunError(f"no recipe {base!r} to start from", fix=nearest(base, shipped()))
     place = folder / f"{name}.yaml"
+    if base not in shipped():
+        base = os.path.relpath(base, folder)  # `extends` counts from the recipe's own folder
     return {place: _filled("recipe.yaml", name=name, base=base, file=place.name)}
 
 

@@ -48,6 +48,8 @@ class Launch:
         try:
             lines = [line.split("#")[0] for line in self.hosts.read_text(encoding="utf-8").splitlines()]
             slots = [int(line.rpartition("slots=")[2]) for line in lines if line.strip()]
+            if not slots or min(slots) < 1:
+                raise ValueError("every host needs a slot")
         except (OSError, ValueError) as err:
             fix = "a file with lines like `host1 slots=8`"
             raise RunError(f"{self.hosts} is no host file: {err}", at=str(self.hosts), fix=fix) from err

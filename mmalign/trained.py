@@ -18,6 +18,7 @@ from mmalign.task import Task
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FIX = "a folder runs/train-..., an exported folder, or a hub id such as llava-hf/llava-1.5-7b-hf"
 KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a repository on the hub; never pickles
+LOAD, VLLM = "mmalign.checkpoints.load", "mmalign.vllm.VLLM"  # what opens such a checkpoint
 WHOLE = "model"  # the role of a checkpoint that stands for vision, adapter and llm together
 
 
@@ -96,7 +97,7 @@ def exported(place: Path) -> bool:
         return True
     if not (place / "config.json").exists():
         return False
-    kind = files.read_json(place / "config.json").get("model_type")
+    kind = _config(place / "config.json").get("model_type")
     if kind != "llava":
         what = f"{place} is a checkpoint of kind {kind!r}, not a LLaVA model"
         raise RunError(what, at=str(place / "config.json"), fix=FIX)
@@ -109,13 +110,22 @@ def evaluation(
     registry: Registry,
     runs: Path = Path("runs"),
     protocol: str = "official",
+    vllm: bool = False,
 ) -> Node:
-    """An evaluation of what `find` found, in the precision it was trained or is stored in; a hub id is fetched."""
+    """An evaluation of what `find` found, in the precision it was trained or is stored in; a hub id is fetched.
+
+    vllm: answered inside vLLM; a RunError for what plain transformers cannot load.
+    """
     stage = Evaluate(kind="evaluate", bench=list(bench), protocol=protocol)
     _asked("", 0, stage, registry)  # what is wrong with a benchmark is said before anything is fetched
     place = fetched(place)
     stage.precision = _precision(place) or stage.precision
-    return again(place, stage, registry, runs)
+    if not vllm:
+        return again(place, stage, registry, runs)
+    if not (place / "config.json").exists():
+        raise RunError(f"{place} is no model that vLLM loads", at=str(place), fix=f"mmalign export {place} FOLDER")
+    stage.precision = "bf16"
+    return again(place, stage, registry, runs, VLLM)
 
 
 def export(place: Path | str, registry: Registry) -> Node:
@@ -125,13 +135,13 @@ def export(place: Path | str, registry: Registry) -> Node:
     return again(place, Export(kind="export"), registry)
 
 
-def again(place: Path, stage: Stage, registry: Registry, runs: Path = Path("runs")) -> Node:
+def again(place: Path, stage: Stage, registry: Registry, runs: Path = Path("runs"), load: str = LOAD) -> Node:
     """A stage that reads a model which is there already: beside a training stage, of anything else under `runs`."""
     if (place / "stage.json").exists():
         return _of_parent(task.load(place.resolve()), stage, registry)  # its name is looked at, and `.` has none
     hashes = files.Hashes(runs / ".hashes.json")
     asked, recipe = _asked(str(place), 42, stage, registry)
-    cards = {WHOLE: Card("", "mmalign.checkpoints.load", {"spec": str(place)}, name=str(place), family="checkpoints")}
+    cards = {WHOLE: Card("", load, {"spec": str(place)}, name=str(place), family="checkpoints")}
     named = {role: identity(card, hashes) for role, card in asked.items()}
     named[WHOLE] = {"target": cards[WHOLE].target, "content": _content(place, hashes)}
     return _node(stage, recipe, cards | asked, named, runs, [], hashes)
@@ -198,7 +208,15 @@ def _precision(place: Path) -> Any:
     if (place / "stage.json").exists():
         return getattr(task.load(place).stage, "precision", None)
     own = next((p for p in (place / "config.json", place / "llm" / "config.json") if p.exists()), None)
-    return {"float32": "fp32", "bfloat16": "bf16"}.get(files.read_json(own).get("dtype", "")) if own else None
+    given = _config(own) if own else {}
+    stored = given.get("dtype") or given.get("torch_dtype")  # as transformers called it before 5
+    return {"float32": "fp32", "bfloat16": "bf16"}.get(str(stored))
+
+
+def _config(place: Path) -> dict[str, Any]:
+    """A checkpoint's config.json; empty where that is something else."""
+    given = files.read_json(place)
+    return given if isinstance(given, dict) else {}
 
 
 def benches(names: Sequence[str], data: Path | None, registry: Registry) -> list[Part]:

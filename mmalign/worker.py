@@ -60,12 +60,17 @@ def run(folder: Path, rank: int) -> None:
 
 
 def _spread(folder: Path, devices: int) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     os.environ["MMALIGN_PARENT"] = str(os.getpid())
     try:
         torchrun(["--standalone", f"--nproc-per-node={devices}", "-m", "mmalign.worker", str(folder)])
-    except Exception as err:  # its own summary of who failed first; the workers wrote what went wrong
+    except ChildFailedError as err:  # its own summary of who failed first; the workers wrote what went wrong
+        logging.error("%s", err)
+        _, first = err.get_first_failure()
+        return task.FULL if first.exitcode == task.FULL else 1
+    except Exception as err:
         logging.error("%s", err)
         return 1
     return 0

@@ -219,6 +219,21 @@ def test_a_mistake_in_an_arm_points_at_its_own_line(write):
     assert (error.what, error.at) == ("no setting 'bach' here", f"{study}:{line}  stages.tune.bach")
 
 
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ("{stages.tune.optim.lr: 1e-4, stages.tune.optim: {warmup: 0}}", "'stages.tune.optim' is set twice here"),
+        ("{stages: {tune: {batch: 16}}, stages.tune.batch: 24}", "'stages.tune.batch' is set twice here"),
+        ("{stages.tune.batch: 16, stages.tune.batch.x: 1}", "'stages.tune.batch.x' goes into a key that is set to a"),
+    ],
+)
+def test_an_arm_sets_a_thing_once(write, changes, what):
+    error = wrong(write("study.yaml", TINY + f"matrix: {{arms: {{a: {changes}}}}}\n"))
+    assert what in error.what
+    assert error.at.startswith(str(write("study.yaml", "")))
+    assert error.fix.startswith("one ")
+
+
 def test_an_arm_cannot_have_any_name(write):
     study = write("study.yaml", TINY + "matrix: {arms: {'a/b': {}}}\n")
     assert wrong(study).what == "an arm cannot be named 'a/b'"

@@ -45,6 +45,21 @@ def test_checkpointing_keeps_less():
     assert long.memory["ZeRO 3"]["activations"] > 5 * stage("llava_vicuna7b", "tune").memory["ZeRO 3"]["activations"]
 
 
+def test_logits_of_a_longer_text():
+    """A pass keeps, for every token of text, V logits in the model's precision and in fp32, and their gradient."""
+    (node,) = (n for n in graph.plan(compose.load("llava_vicuna7b"), "runs") if n.name == "align")
+    llm = node.cards["llm"]
+    assert "tokens" not in node.cards["data"].facts
+    vision_only, layers = (estimate.activations(node.stage, llm, 1000, visual) for visual in (1000, 900))
+    assert layers - vision_only == node.stage.micro_batch * 100 * llm.facts["vocab"] * (2 + 8)
+    short = estimate.of(node)
+    node.cards["data"].facts["tokens"] = 512
+    long = estimate.of(node)
+    assert (short.tokens, long.tokens) == (576 + 64, 576 + 512)
+    more = (long.memory["ZeRO 0"]["activations"] - short.memory["ZeRO 0"]["activations"]) * estimate.GIB
+    assert more > node.stage.micro_batch * (512 - 64) * llm.facts["vocab"] * (2 + 8)
+
+
 @pytest.mark.parametrize(
     ("adapter", "tokens"),
     [("linear", 576), ("pixel-shuffle", 144), ("perceiver-resampler", 64), ("c-abstractor", 144)],

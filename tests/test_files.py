@@ -14,6 +14,7 @@ def test_specs(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert files.anchored("./a/b", tmp_path) == f"{tmp_path}/a/b"
     assert files.anchored("../b", tmp_path) == f"{tmp_path.parent}/b"
+    assert files.anchored({"a": ["./b", 1, None]}, tmp_path) == {"a": [f"{tmp_path}/b", 1, None]}
     assert files.anchored("~/b", Path("/elsewhere")) == f"{tmp_path}/b"
     for spec in ("openai/clip", "word", "/abs/path", "s3://bucket/key", "pkg:mmalign/x", "2.5"):
         assert files.anchored(spec, tmp_path) == spec
@@ -58,6 +59,21 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path, mo
         files.write(place, "new")
     assert place.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    target = tmp_path / "in" / "it"
+    with pytest.raises(KeyError), files.made(target) as beside:
+        (beside / "half").touch()
+        raise KeyError
+    assert not list(target.parent.iterdir())
+    with files.made(target) as beside:
+        (beside / "all").touch()
+        assert not target.exists()
+    assert [place.name for place in target.parent.rglob("*")] == ["it", "all"]
+    with pytest.raises(OSError, match="not empty"), files.made(target) as beside:
+        (beside / "other").touch()
+    assert [place.name for place in target.parent.rglob("*")] == ["it", "all"]
 
 
 def test_sweep_removes_what_killed_writes_left_and_nothing_else(tmp_path):

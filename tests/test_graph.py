@@ -122,6 +122,18 @@ def test_the_content_of_a_checkpoint_folder_is_in_it(plan, here):
     assert changed(before, plan(TINY, word)) == AFTER_ALIGN
 
 
+def test_the_questions_of_a_benchmark_are_in_it_and_not_its_pictures(plan, here):
+    (here / "pope" / "coco").mkdir(parents=True)
+    questions = here / "pope" / "coco" / "coco_pope_random.json"
+    questions.write_text('{"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "yes"}')
+    word = f"stages.score.bench=[{{card: pope, args: {{data: {here / 'pope'}}}}}]"
+    before = plan(TINY, word)
+    (here / "pope" / "a.jpg").write_bytes(b"a picture")
+    assert not changed(before, plan(TINY, word))
+    questions.write_text(questions.read_text().replace("yes", "no"))
+    assert changed(before, plan(TINY, word)) == {"score", "report"}
+
+
 def test_the_content_of_what_a_setting_points_at_is_in_it(plan, here):
     (here / "store").mkdir()
     (here / "store" / "header.json").write_text("{}")

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mmalign.adapters.mlp import MLP
 from mmalign.errors import CardError, DataError
 from mmalign.hub import MMAlignModel
-from mmalign.importing import adapter_weights, llava, load_adapter
+from mmalign.importing import adapter, adapter_weights, llava, load_adapter
 from mmalign.stages import export
 from tests.stages.test_export import build  # noqa: F401
 from tests.test_packed import Quiz
@@ -45,7 +46,7 @@ class Evil:
         return (print, ("code was run",))
 
 
-@pytest.mark.parametrize("content", [b"no pickle", {"other": torch.zeros(1)}, {"x": Evil()}, None])
+@pytest.mark.parametrize("content", [b"no pickle", {"other": torch.zeros(1)}, {"x": Evil()}, torch.zeros(2), [1], None])
 def test_what_is_no_projector(tmp_path, content, capsys):
     place = tmp_path / "mm_projector.bin"
     if isinstance(content, bytes):
@@ -55,6 +56,14 @@ def test_what_is_no_projector(tmp_path, content, capsys):
     with pytest.raises(DataError, match=r"(cannot read the adapter|holds no mm_projector)"):
         adapter_weights(str(place))
     assert "code was run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [[], ["query"], ["layers.0.weight", "norm.weight"]])
+def test_an_adapter_of_another_kind_is_no_projector(tmp_path, names):
+    save_file({name: torch.zeros(3, 4) for name in names}, tmp_path / "adapter.safetensors")
+    with pytest.raises(DataError, match="holds no mm_projector"):
+        adapter(str(tmp_path), tmp_path / "mine", "mine")
+    assert not (tmp_path / "mine").exists()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])

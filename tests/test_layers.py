@@ -45,6 +45,7 @@ WORK_SIDE = {  # package or module: what it may import besides EVERYWHERE and it
     "answering": CONTRACTS | {"packed"},
     "testing": CONTRACTS | {"model", "hub", "cards", "objectives.lm"},
     "small": {"cards"},
+    "vllm": CONTRACTS | {"vision.picture"},
     "lmms": CONTRACTS | {"checkpoints", "packed"},
     "training": CONTRACTS | {"model", "recipe"},
     "worker": {"task"},

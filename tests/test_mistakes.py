@@ -240,6 +240,10 @@ SIMPLE = [
             "extends: quickstrat\nname: tiny"),
     Mistake("alias loop", "an alias refers to itself", "write the value out", "    optim: {lr: 1e-3}",
             "    optim: &o {lr: 1e-3, betas: *o}"),
+    Mistake("a part trained twice", "adapter is named twice", "each part once",
+            words=("stages.align.trains=[adapter, adapter]",), at="stages.align.trains.1"),
+    Mistake("a seed named twice", "the seed 5 is named twice", "seeds: [1, 2, 3]", words=("matrix.seeds=[5, 6, 5]",),
+            at="command line  matrix.seeds.2"),
     Mistake("an interpolation of nothing", "seeed", "check the ${...}", "seed: 3", "seed: ${seeed}"),
     # the command line
     Mistake("override that is none", "'batch' is not key=value", "stages.tune.optim.lr=1e-4", words=("batch",),

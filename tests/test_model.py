@@ -177,6 +177,17 @@ def test_a_text_only_pass_trains_the_same_parameters(folders):
         assert not parameter.grad.any()
 
 
+def test_a_text_only_pass_goes_back_through_a_frozen_language_model(folders):
+    """Under ZeRO-3 the ranks with images gather its layers again on the way to the adapter, and wait for the others."""
+    model = build(folders)
+    model.freeze_all_but(["adapter"])
+    batch = collate(model).batch([1], seed=0)
+    visual_BQD, _ = model.see(batch)
+    embeds_RSD = model.embed(batch, visual_BQD)
+    assert embeds_RSD.requires_grad
+    assert torch.equal(embeds_RSD, model.llm.embed(batch.ids_RS))
+
+
 @torch.no_grad()
 def test_images_do_not_leak_between_rows(folders):
     model = build(folders)

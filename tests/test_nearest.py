@@ -1,6 +1,7 @@
 """The words nearest to visual tokens: against loops from the definition, transformers' hidden states, and the page."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,3 +106,10 @@ def test_a_page_needs_nothing_else(model, picture, grid):
     assert text.count("<tr>") == 2 * 25
     assert "layer 0, as the adapter makes them" in text
     assert "layer 1<" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("##ing", "ing"), (" cat", "cat"), ("##", "##"), ("#####", "#####"), (" ", "␣")]
+)
+def test_a_token_as_text(text, said):
+    assert nearest.spelled(SimpleNamespace(decode=lambda ids: text), 0) == said

@@ -23,6 +23,14 @@ def test_a_new_recipe(tmp_path):
     assert compose.load(place)[0].name == "mine"
 
 
+def test_a_new_recipe_over_one_of_the_users_own(here):
+    (here / "a").mkdir()
+    (here / "a" / "base.yaml").write_text("extends: quickstart\nname: base\nseed: 9\n")
+    (place,) = new.start("recipe", "mine", here / "b", base="a/base.yaml")
+    assert compose.load(place.absolute())[0].seed == 9
+    assert "extends: ../a/base.yaml" in place.read_text()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -131,6 +131,14 @@ def test_a_question_asked_twice_is_answered_once(build):
     assert both == {**alone_, "twin": alone_[bench.asked[0].id]}
 
 
+def test_a_question_whose_name_is_an_images_has_no_image(build):
+    model, bench = build("llama"), Quiz(images=0, each=0)
+    bench.asked = [Question("a", "what is this", 7), Question("7", "what is this"), Question("b", "red or blue", 7)]
+    bench.asked.append(Question(7, "what colour is the star"))
+    found = {q.id: text for q, text in model.answers(bench, bench.questions(), batch=9)}
+    assert found == {q.id: alone(model, bench, q) for q in bench.questions()}
+
+
 def test_groups_share_what_is_common():
     (group,) = Group.of([[1, 9, 9, 2, 3], [1, 9, 9, 2, 4, 5], [1, 9, 9, 2]], None, mark=9)
     assert group.prefix == [1, 9, 9]

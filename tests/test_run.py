@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mmalign import compose, graph, run, task
+from mmalign import compose, graph, run, task, worker
 from mmalign.errors import RunError
 from mmalign.run import Failed, Launch
 
@@ -322,12 +322,25 @@ def test_commands(plan, monkeypatch):
     assert Launch(hosts=Path("hosts")).command(report) == [*python, str(report.folder)]
 
 
+@pytest.mark.parametrize(("code", "given"), [(task.FULL, task.FULL), (2, 1), (-9, 1)])
+def test_a_full_disk_is_known_from_one_of_several_processes(monkeypatch, code, given):
+    from torch.distributed import run as elastic
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def fail(words):
+        raise ChildFailedError("worker", {1: ProcessFailure(1, 1234, code, "none")})
+
+    monkeypatch.setattr(elastic, "main", fail)
+    monkeypatch.setenv("MMALIGN_PARENT", "0")
+    assert worker._spread(Path("runs/train-abc"), 2) == given
+
+
 def test_the_size_of_a_host_file(here):
     hosts = here / "hosts"
     hosts.write_text("one slots=4\n# two slots=8\n\nthree slots=2  # half of it\n")
     assert Launch(hosts=hosts).size == 6
     assert Launch(devices=3).size == 3
-    for text in ("one\n", "one slots=many\n"):
+    for text in ("one\n", "one slots=many\n", "", "# nobody\n", "one slots=0\n", "one slots=4\ntwo slots=-2\n"):
         hosts.write_text(text)
         with pytest.raises(RunError, match="is no host file"):
             assert Launch(hosts=hosts).size

@@ -75,7 +75,7 @@ class FiledBenchmark(Benchmark):
     def ready(self) -> None:
         """DataError where questions, labels or pictures are missing or damaged; ask before a model is loaded."""
         self.pictures.expect({one.image: None for one in self.questions() if isinstance(one.image, str)})
-        with suppress(NoAnswersError):
+        with suppress(NoAnswersError), reading.shape(self.place.root):
             len(self.truth)
 
     def image(self, reference: Any) -> "Image":

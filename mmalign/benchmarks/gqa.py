@@ -12,7 +12,7 @@ from mmalign import files
 from mmalign.benchmarks import Question, Score, means, reading
 from mmalign.benchmarks.answers import Joined, Official, few
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
-from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
 from mmalign.benchmarks.reading import Row
 from mmalign.errors import DataError
@@ -62,7 +62,7 @@ class GQA(FiledBenchmark):
         source = self.files.one("questions")
         with reading.shape(source):
             if self.files.layout == "TSV":
-                rows = [dict(row) for row in reading.tsv(source)]
+                rows = tabled(source)
                 return {row.get("question_id") or row["index"]: {**row, "isBalanced": True} for row in rows}
             if self.files.layout == "parquet":
                 return {str(row["id"]): row for row in reading.parquet(self.files.files["questions"])}
@@ -74,7 +74,7 @@ class GQA(FiledBenchmark):
 
     def _picture(self, row: Row) -> Any:
         if self.files.layout == "TSV":
-            return Encoded(row["image"])
+            return row["image"]
         name = str(row["imageId"])
         return self._stored.get(name) if self.files.has("images") else f"{name}.jpg"
 

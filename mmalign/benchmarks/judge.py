@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any, NamedTuple
 
 from mmalign.benchmarks import reading
@@ -24,7 +25,7 @@ EVALUATOR = "mm-vet_evaluator.py"
 # copy of the evaluator, and a grade by any other text is marked as such.
 PROMPT_SHA256 = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"
 
-Sheet = dict[str, dict[str, list[Any]]]  # {question id: {"model": [...], "content": [...], "score": [...]}}
+Sheet = dict[str, dict[str, list[Any]]]  # {question id: {"model": [...], "content": [...], "score": [...], ...}}
 Ask = Callable[[str, float], tuple[str | None, str]]  # (prompt, temperature) -> (reply, the model's name)
 
 
@@ -83,6 +84,10 @@ class Judge:
     patience: int = 60  # times it may say so before we give up
     busy: int = field(default=0, init=False)
 
+    def __post_init__(self) -> None:
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise DataError(f"the judge's address is no http address: {self.endpoint}", fix="judge=https://HOST/v1")
+
     def ask(self, prompt: str, temperature: float) -> tuple[str | None, str]:
         answer = self._post(self._body(prompt, temperature))
         try:
@@ -108,7 +113,7 @@ class Judge:
                 return json.load(answer)
         except urllib.error.HTTPError as err:
             raise self._refused(err) from err
-        except (OSError, ValueError) as err:
+        except (OSError, ValueError, HTTPException) as err:
             fix = "check the address; the grades so far are kept"
             raise DataError(f"the judge does not answer: {err}", at=self.endpoint, fix=fix) from err
 

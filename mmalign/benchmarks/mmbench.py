@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 from mmalign.benchmarks import Question, Score, means, reading
 from mmalign.benchmarks.answers import Joined, Official
+from mmalign.benchmarks.answers import Row as Answer
 from mmalign.benchmarks.filed import LETTER, FiledBenchmark, no_answers
 from mmalign.benchmarks.options import VERSIONS, option
-from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
-from mmalign.benchmarks.reading import Row, Stored
+from mmalign.benchmarks.reading import Row
 from mmalign.errors import DataError, nearest
 
 LETTERS = "ABCD"
 PASS = 1_000_000  # pass k of question i has index k * PASS + i
-REFERENCE = 64  # an image cell up to this long names the row that has the picture (VLMEvalKit's TSV)
 LETTER_CN = "请直接回答选项字母。"
 
 # What pandas reads as an empty cell; both official tools read the file with it.
@@ -43,7 +43,8 @@ class MMBench(FiledBenchmark):
 
     extraction: the version of VLMEvalKit's rule that finds the letter in an answer (options.VERSIONS). "head" is the
     official one of today; nearly all published numbers are by "before-2025-08". Bare letters mean the same by all.
-    all_rounds: ask each row once for every rotation of its options; not for files that are circular already.
+    all_rounds: ask each row once for every rotation of its options, and want every one right; for files that are not
+    circular already.
     """
 
     max_new_tokens = 1024
@@ -82,31 +83,33 @@ class MMBench(FiledBenchmark):
         with reading.shape(source):
             if self.files.layout == "parquet":
                 return {str(row["index"]): _from_parquet(row) for row in reading.parquet(self.files.files["questions"])}
-            return {str(int(row["index"])): dict(row) for row in reading.tsv(source)}
+            return {str(int(row["index"])): row for row in tabled(source)}
 
     @cached_property
     def truth(self) -> dict[str, Row]:
-        if not any(row["answer"] for row in self.rows.values()):
+        if not any(row.get("answer") for row in self.rows.values()):
             raise no_answers("MMBench", self.files, "the MMBench site")
-        return self.rows
+        return self.shown
+
+    @cached_property
+    def shown(self) -> dict[str, Row]:
+        """{question id: the row as it is asked}; with `all_rounds` once for each rotation, under ids of their own."""
+        return {
+            f"{name}/{turn}" if turn else name: turned(row, turn)
+            for name, row in self.rows.items()
+            for turn in range(len(given(row)) if self.all_rounds else 1)
+        }
 
     @cached_property
     def asked(self) -> list[Question]:
         with reading.shape(self.files.one("questions")):
-            return [question for name, row in self.rows.items() for question in self._rounds(name, row)]
+            suffix = LETTER_CN if self.language == "cn" else LETTER
+            return [Question(name, f"{prompt(row)}\n{suffix}", row["image"]) for name, row in self.shown.items()]
 
-    def _rounds(self, name: str, row: Row) -> Iterable[Question]:
-        """The row's question; with `all_rounds` once more for each rotation, under ids of their own."""
-        suffix = LETTER_CN if self.language == "cn" else LETTER
-        for turn in range(len(given(row)) if self.all_rounds else 1):
-            own = f"{name}/{turn}" if turn else name
-            yield Question(own, f"{prompt(row, turn)}\n{suffix}", self._picture(row))
-
-    def _picture(self, row: Row) -> Any:
-        cell = row["image"]
-        if isinstance(cell, Stored) or cell is None:
-            return cell
-        return Encoded(self.rows[cell]["image"] if len(cell) <= REFERENCE and cell in self.rows else cell)
+    def own_id(self, row: Answer) -> str:
+        """LLaVA gives the rotations of a row its own id, and each a `round_id`."""
+        turn = row.raw.get("round_id") if self.all_rounds else 0
+        return f"{row.id}/{turn}" if turn else row.id
 
     def scored(self, joined: Joined, protocol: str) -> Score:
         """CircularEval: a question counts when every pass of it is right; as fractions, with the first pass beside it.
@@ -115,7 +118,7 @@ class MMBench(FiledBenchmark):
         """
         told = joined.rows if joined.gaps == "official" else list(joined.texts.items())
         taken = {name: self.letter(name, text) for name, text in joined.texts.items()}
-        right = [(name, self.letter(name, text) == self.rows[name]["answer"]) for name, text in told]
+        right = [(name, self.letter(name, text) == self.truth[name]["answer"]) for name, text in told]
         items = {name: float(all(passes)) for name, passes in _by_question(right).items()}
         counted = [name for name, _ in right if _first(name) == name]  # a first pass told twice counts twice
         joined.counts["unparsable"] = sum(not letter for letter in taken.values())
@@ -125,7 +128,7 @@ class MMBench(FiledBenchmark):
 
     def letter(self, name: str, text: str) -> str:
         """The option an answer means; empty: unresolved. Empty answers reach the tool as the text "nan"."""
-        said = option("nan" if text in EMPTY else text, options(self.rows[name]), self.extraction)
+        said = option("nan" if text in EMPTY else text, options(self.truth[name]), self.extraction)
         return said or ""
 
     def _means(self, counted: Sequence[str], items: Mapping[str, float]) -> dict[str, float]:
@@ -158,11 +161,19 @@ def _patterns(split: str, language: str) -> list[tuple[str, str]]:
     ]
 
 
-def prompt(row: Row, turn: int = 0) -> str:
-    """Hint, question and options, the options rotated left `turn` times."""
+def prompt(row: Row) -> str:
+    """Hint, question and options."""
     hint = [] if _none(row["hint"]) else [row["hint"]]
-    turned = given(row)[turn:] + given(row)[:turn]
-    return "\n".join([*hint, row["question"], *(f"{one}. {text}" for one, text in zip(LETTERS, turned, strict=False))])
+    shown = [f"{one}. {text}" for one, text in zip(LETTERS, given(row), strict=False)]
+    return "\n".join([*hint, row["question"], *shown])
+
+
+def turned(row: Row, turn: int) -> Row:
+    """The row with its options rotated left `turn` times, and the answer's letter with them."""
+    texts, right = given(row), row.get("answer", "")
+    letters = tuple(LETTERS[: len(texts)])
+    moved = dict(zip(letters, texts[turn:] + texts[:turn], strict=True))
+    return {**row, **moved, "answer": letters[letters.index(right) - turn] if right in letters else right}
 
 
 def given(row: Row) -> list[str]:
@@ -181,14 +192,14 @@ def options(row: Row) -> dict[str, str]:
 
 
 def _first(name: str) -> str:
-    return str(int(name) % PASS)
+    return str(int(name.partition("/")[0]) % PASS)
 
 
 def _by_question(right: Iterable[tuple[str, bool]]) -> dict[str, list[bool]]:
     """{question: whether each of its passes is right}. The number of passes is not that of the options: some
     four-option questions have three. Without its first pass a question does not count."""
     found: dict[str, list[bool]] = {}
-    for name, hit in sorted(right, key=lambda one: int(one[0]) // PASS):
+    for name, hit in sorted(right, key=lambda one: one[0] != _first(one[0])):  # first passes first
         if name == _first(name):
             found.setdefault(name, []).append(hit)
         elif _first(name) in found:
@@ -221,7 +232,7 @@ def sheet(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -
         from openpyxl import Workbook
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError as err:
-        raise DataError("writing the sheet needs openpyxl", fix="pip install openpyxl") from err
+        raise DataError("writing the sheet needs openpyxl", fix="pip install mmalign[sheets]") from err
     book = Workbook()
     page = book.active
     for number, row in enumerate([columns, *rows], 1):

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from mmalign.benchmarks import Question, Score, means, reading
-from mmalign.benchmarks.answers import Answers, Joined, rows
+from mmalign.benchmarks.answers import Answers, Joined, few, rows
 from mmalign.benchmarks.filed import FiledBenchmark
 from mmalign.benchmarks.places import Layout
 from mmalign.errors import DataError
@@ -41,6 +41,8 @@ class MMLU(FiledBenchmark):
     ) -> None:
         if style not in ("hendrycks", "harness"):
             raise DataError(f"no prompt style {style!r}", fix="style=hendrycks or style=harness")
+        if shots < 0:
+            raise DataError(f"shots cannot be negative, got {shots}", fix="shots=5, or shots=0 for none")
         self.style, self.shots, self.split = style, shots, split
         super().__init__(data)
 
@@ -58,8 +60,13 @@ class MMLU(FiledBenchmark):
 
     @cached_property
     def examples(self) -> dict[str, list[Exam]]:
-        """Five worked questions of each subject."""
-        return self._read("dev")
+        """Five worked questions of each subject; DataError where a subject has fewer than are to be shown."""
+        found = self._read("dev")
+        short = [subject for subject in self.exams if len(found.get(subject, [])) < self.shots]
+        if short:
+            what = f"{len(short)} subjects have fewer than {self.shots} worked examples: {few(short)}"
+            raise DataError(what, at=self.place.root, fix="fetch the dev split again, or show fewer: shots=0")
+        return found
 
     def _read(self, role: str) -> dict[str, list[Exam]]:
         """{subject: questions}, by the alphabet. Cells are raw text: pandas would turn NA into nan."""

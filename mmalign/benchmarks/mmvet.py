@@ -13,7 +13,7 @@ from mmalign.benchmarks import Gaps, Question, Score, reading
 from mmalign.benchmarks.answers import Joined, Official, Row, few
 from mmalign.benchmarks.filed import FiledBenchmark, no_answers
 from mmalign.benchmarks.judge import MODEL, Grade, Judge, Sheet, graded, prompt_in
-from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
 from mmalign.errors import DataError
 
@@ -24,7 +24,7 @@ class MMVet(FiledBenchmark):
     """Aggregates grades; asks a judge for them only where an endpoint is named. Without either it is not graded.
 
     grades: a grades file ({id: {model[], content[], score[]}}); where a judge is asked, it is written after each grade,
-    and what it already holds is not asked again.
+    with the answer it is for, and what it already holds is not asked again.
     judge: the address of an OpenAI-compatible API (https://.../v1); its key is read from $OPENAI_API_KEY.
     evaluator: the official mm-vet_evaluator.py, whose prompt the judge gets; None: the one beside the data.
     runs: how often each answer is graded (the paper: 5); None: as often as the grades file has.
@@ -72,8 +72,8 @@ class MMVet(FiledBenchmark):
         source = self.files.one("questions")
         with reading.shape(source):
             if self.files.layout == "TSV":
-                cells = reading.tsv(source)
-                return {_own(row["index"]): _flat(row, row["category"], Encoded(row["image"])) for row in cells}
+                rows = tabled(source)
+                return {_own(row["index"]): _flat(row, row["category"], row["image"]) for row in rows}
             if self.files.layout == "parquet":
                 rows = reading.parquet(self.files.files["questions"])
                 return {_own(row["question_id"]): _flat(row, row["capability"], row["image"]) for row in rows}
@@ -108,6 +108,7 @@ class MMVet(FiledBenchmark):
     def _sheet(self, joined: Joined) -> Sheet | None:
         """{id: its grades}: from the file, completed by the judge where one is named."""
         sheet = _read_sheet(self.grades) if self.grades and os.path.exists(self.grades) else None
+        self._check_answers(sheet or {}, joined.texts)
         if self.judge is None:
             if self.grades and sheet is None:
                 raise DataError(f"no grades file {self.grades}", fix="name a judge's endpoint, or leave the file out")
@@ -115,13 +116,20 @@ class MMVet(FiledBenchmark):
         joined.notes.append(f"judge's prompt: {'the official one' if self.official_prompt else 'NOT the official one'}")
         return self._graded(joined.texts, sheet or {}, self.judge)
 
+    def _check_answers(self, sheet: Sheet, texts: Mapping[str, str]) -> None:
+        """DataError where grades are known to be of another run's answers; the evaluator's own file does not tell."""
+        other = [name for name, text in texts.items() if {text} < {text, *sheet.get(name, {}).get("answer", ())}]
+        if other:
+            what = f"{len(other)} grades are of other answers than these: {few(other)}"
+            raise DataError(what, at=str(self.grades), fix="a grades file of its own for each run: grades=FILE.json")
+
     def _graded(self, texts: Mapping[str, str], sheet: Sheet, judge: Judge) -> Sheet:
         assert self.grades is not None
         for run in range(self.runs or 1):
             for name, text in texts.items():
-                grades = sheet.setdefault(name, {"model": [], "content": [], "score": []})
+                grades = sheet.setdefault(name, {"model": [], "content": [], "score": [], "answer": []})
                 if len(grades["score"]) <= run:
-                    _append(grades, graded(judge.ask, *self.prompts(name, text), judge.wait))
+                    _append(grades, graded(judge.ask, *self.prompts(name, text), judge.wait), text)
                     files.write_json(Path(self.grades), sheet)
         return sheet
 
@@ -186,18 +194,21 @@ def _share(sheet: Sheet, names: Collection[str], run: int) -> float:
     return sum(float(sheet[name]["score"][run]) for name in names if name in sheet) / len(names) * 100
 
 
-def _append(grades: dict[str, list[Any]], grade: Grade) -> None:
+def _append(grades: dict[str, list[Any]], grade: Grade, answer: str) -> None:
     grades["model"].append(grade.model)
     grades["content"].append(grade.content)
     grades["score"].append(grade.score)
+    grades["answer"].append(answer)
 
 
 def _read_sheet(path: str) -> Sheet:
     with reading.shape(path):
         found = reading.json_file(path)
-        return {
-            str(name): {key: list(one[key]) for key in ("model", "content", "score")} for name, one in found.items()
-        }
+        return {str(name): _grades(one) for name, one in found.items()}
+
+
+def _grades(given: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {key: list(given[key]) for key in ("model", "content", "score")} | {"answer": list(given.get("answer", ()))}
 
 
 def nearest_tenth(value: float) -> float:

@@ -4,12 +4,13 @@ import base64
 import binascii
 import io
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mmalign import files
+from mmalign.benchmarks import reading
 from mmalign.benchmarks.answers import few
 from mmalign.benchmarks.places import Place
 from mmalign.benchmarks.reading import Stored, parquet_library
@@ -19,11 +20,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+REFERENCE = 64  # characters: a cell up to this long names, by its index, the row that has the picture
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A picture written into a table's cell."""
 
     cell: str
+
+
+def tabled(path: str) -> list[dict[str, Any]]:
+    """The rows of a TSV of VLMEvalKit, `image` as Encoded; it writes a picture of several rows into one of them."""
+    rows = reading.tsv(path)
+    cells = {row["index"]: row["image"] for row in rows}
+    return [{**row, "image": Encoded(_meant(row["image"], cells))} for row in rows]
+
+
+def _meant(cell: str, cells: Mapping[str, str]) -> str:
+    return cells.get(cell, cell) if len(cell) <= REFERENCE else cell
 
 
 class Pictures:
@@ -42,7 +57,7 @@ class Pictures:
         try:
             image = Image.open(io.BytesIO(data))
             image.load()
-        except (OSError, SyntaxError, ValueError) as err:
+        except Exception as err:  # Pillow's decoders raise some ten kinds of errors on damaged files
             raise DataError(f"cannot read the picture: {err}", at=name, fix="fetch the file again") from err
         return image.convert("RGB") if self.rgb else image
 

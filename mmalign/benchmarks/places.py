@@ -23,8 +23,14 @@ class Place:
         self.root = spec.rstrip("/") if self.remote else str(files.local(spec) or Path(spec))
         if not self.exists(self.root):
             raise DataError(f"no such file or folder: {spec}", fix="name the folder with the benchmark's files")
-        self.is_file = Path(self.root).is_file() if not self.remote else bool(os.path.splitext(self.root)[1])
+        self.is_file = self._is_file()
         self.folder = os.path.dirname(self.root) if self.is_file else self.root
+
+    def _is_file(self) -> bool:
+        if not self.remote:
+            return Path(self.root).is_file()
+        fs, inside = _filesystem(self.root)  # to HTTP everything is a file
+        return bool(os.path.splitext(inside)[1]) and bool(fs.isfile(inside))
 
     def find(self, pattern: str) -> list[str]:
         """The files a pattern matches in the nearest level of folders that has any; sorted."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mmalign.benchmarks import Question, Score, reading, vqatext
 from mmalign.benchmarks.answers import Joined, few
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark
-from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
 from mmalign.benchmarks.reading import Row
 from mmalign.errors import DataError
@@ -54,7 +54,7 @@ class POPE(FiledBenchmark):
         paths = [path for found in self.files.files.values() for path in found]
         with reading.shape(paths[0]):
             if self.files.layout == "TSV":
-                return {row["index"]: _from_tsv(row) for row in reading.tsv(paths[0])}
+                return {row["index"]: _from_tsv(row) for row in tabled(paths[0])}
             return dict(map(_from_parquet, reading.parquet(paths)))
 
     @cached_property
@@ -265,6 +265,6 @@ def _from_parquet(row: Mapping[str, Any]) -> tuple[str, Item]:
     return str(OFFSETS.get(category, 0) + int(row["question_id"])), item
 
 
-def _from_tsv(row: Mapping[str, str]) -> Item:
+def _from_tsv(row: Mapping[str, Any]) -> Item:
     yes, categories = row["answer"].lower() != "no", tuple(row["category"].split(","))
-    return Item(row["question"], Encoded(row["image"]), row.get("image_path", ""), yes, categories)
+    return Item(row["question"], row["image"], row.get("image_path", ""), yes, categories)

@@ -128,16 +128,16 @@ def parquet(paths: Sequence[str]) -> list[Row]:
 
 
 def _table(source: Any) -> Any:
-    """All columns but the pictures' bytes; a picture's path tells whether there is one."""
-    names = [name for name in source.schema_arrow.names if name != "image"]
-    return source.read(columns=[*names, "image.path"])  # pyarrow leaves out what is not there
+    """All columns but the pictures' bytes, where a path tells whether there is a picture."""
+    names, leaves = source.schema_arrow.names, [source.schema.column(n).path for n in range(len(source.schema.names))]
+    return source.read(columns=["image.path" if name == "image" and "image.path" in leaves else name for name in names])
 
 
 def _with_pictures(rows: list[Row], path: str) -> list[Row]:
     for number, row in enumerate(rows):
         if "image" in row:
             cell = row["image"]
-            row["image_name"] = (cell or {}).get("path")
+            row["image_name"] = cell.get("path") if isinstance(cell, dict) else None
             row["image"] = None if cell is None else Stored(path, number)
     return rows
 
@@ -146,5 +146,5 @@ def parquet_library() -> Any:
     try:
         import pyarrow.parquet as pq  # 0.2 s: only where a parquet file is read
     except ImportError as err:
-        raise DataError("reading parquet files needs pyarrow", fix="pip install pyarrow") from err
+        raise DataError("reading parquet files needs pyarrow", fix="pip install mmalign[data]") from err
     return pq

@@ -10,7 +10,7 @@ from mmalign.benchmarks import Question, Score, means, reading
 from mmalign.benchmarks.answers import Joined, Official
 from mmalign.benchmarks.filed import LETTER, FiledBenchmark
 from mmalign.benchmarks.options import option
-from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
 from mmalign.errors import DataError
 
@@ -61,7 +61,7 @@ class ScienceQA(FiledBenchmark):
         source = self.files.one("problems")
         with reading.shape(source):
             if self.files.layout == "TSV":
-                return {row["index"]: _from_tsv(row) for row in reading.tsv(source)}
+                return {row["index"]: _from_tsv(row) for row in tabled(source)}
             if self.files.layout == "parquet":
                 rows = reading.parquet(self.files.files["problems"])
                 return {str(number): _problem(row, row["image"]) for number, row in enumerate(rows)}
@@ -162,10 +162,9 @@ def _picture(name: str, row: Mapping[str, Any]) -> str | None:
     return f"{name}/{row['image']}" if row["image"] else None
 
 
-def _from_tsv(row: Mapping[str, str]) -> Problem:
+def _from_tsv(row: Mapping[str, Any]) -> Problem:
     choices = tuple(row[one] for one in LETTERS if row.get(one))
-    answer, picture = LETTERS.index(row["answer"]), Encoded(row["image"])
-    return Problem(row["question"], choices, answer, row.get("hint", ""), picture, {})
+    return Problem(row["question"], choices, LETTERS.index(row["answer"]), row.get("hint", ""), row["image"], {})
 
 
 def _prompt(problem: Problem) -> str:

@@ -13,7 +13,7 @@ from mmalign import files
 from mmalign.benchmarks import Question, Score, reading, vqatext
 from mmalign.benchmarks.answers import Answers, Joined, Official, Row, rows
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
-from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
 from mmalign.errors import DataError
 
@@ -56,7 +56,7 @@ class TextVQA(FiledBenchmark):
             if self.files.layout == "parquet":
                 return reading.parquet(self.files.files["questions"])
             if self.files.layout == "TSV":
-                return [_from_tsv(row) for row in reading.tsv(source)]
+                return [_from_tsv(row) for row in tabled(source)]
             return list(reading.json_file(source)["data"])
 
     @cached_property
@@ -94,7 +94,7 @@ class TextVQA(FiledBenchmark):
     @cached_property
     def truth(self) -> dict[str, list[str]]:
         """{question id: ten answers}. Of two annotations with one key, the official scorer keeps the later."""
-        later = {_key(row): row["answers"] for row in self.annotations}
+        later = {_key(row): row.get("answers") or () for row in self.annotations}
         if not any(any(said) for said in later.values()):
             raise no_answers("TextVQA", self.files, "EvalAI")
         found = {str(row["question_id"]): list(later[_key(row)]) for row in self.annotations}
@@ -166,11 +166,11 @@ def _picture(row: Mapping[str, Any]) -> Any:
     return row["image"] if "image" in row else f"{row['image_id']}.jpg"
 
 
-def _from_tsv(row: Mapping[str, str]) -> dict[str, Any]:
+def _from_tsv(row: Mapping[str, Any]) -> dict[str, Any]:
     """VLMEvalKit's rows have no question id: their index stands for it."""
     try:
         answers = ast.literal_eval(row["answer"])
     except (ValueError, SyntaxError):
         answers = [row["answer"]]
     own = {"question_id": row["index"], "image_id": row["index"]}
-    return {**row, **own, "answers": answers, "image": Encoded(row["image"])}
+    return {**row, **own, "answers": answers}

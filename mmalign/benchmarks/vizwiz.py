@@ -11,7 +11,7 @@ from mmalign import files
 from mmalign.benchmarks import Question, Score, means, reading, vqatext
 from mmalign.benchmarks.answers import Joined, Official, Row
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
-from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
 from mmalign.errors import DataError, nearest
 
@@ -43,7 +43,7 @@ class VizWiz(FiledBenchmark):
         source = self.files.one("questions")
         with reading.shape(source):
             if self.files.layout == "TSV":
-                return [_from_tsv(row) for row in reading.tsv(source)]
+                return [_from_tsv(row) for row in tabled(source)]
             if self.files.layout == "parquet":
                 return [_from_parquet(row) for row in reading.parquet(self.files.files["questions"])]
             return [{**row, "name": row["image"]} for row in reading.json_file(source)]
@@ -151,9 +151,9 @@ def _from_parquet(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "name": row.get("image_name") or f"{row['question_id']}.jpg"}
 
 
-def _from_tsv(row: Mapping[str, str]) -> dict[str, Any]:
+def _from_tsv(row: Mapping[str, Any]) -> dict[str, Any]:
     """VLMEvalKit's rows name no picture: their index stands for it."""
-    return {**row, "name": row["index"], "answers": ast.literal_eval(row["answers"]), "image": Encoded(row["image"])}
+    return {**row, "name": row["index"], "answers": ast.literal_eval(row["answers"])}
 
 
 def average_precision(pairs: Sequence[tuple[bool, bool]]) -> float:

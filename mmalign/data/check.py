@@ -204,8 +204,9 @@ def _turned(image: Any) -> bool:
 
 
 def _own(data: Data, id_: str) -> str:
-    """A record's id as its row gives it: without the row's number, which readers of files add."""
-    return id_.rpartition("@")[0] if isinstance(data, (Rows, Mixture)) else id_
+    """A record's id as its row gives it: without the row's number, which readers of files add; empty: it gives none."""
+    own = id_.rpartition("@")[0] if isinstance(data, (Rows, Mixture)) else id_
+    return "" if own.endswith("/") else own  # a mixture puts the member's number in front
 
 
 def _hash(text: str) -> int:

@@ -29,8 +29,7 @@ class Parquet:
         self.rows: int = meta.num_rows
 
     def text(self, row: int) -> dict[str, Any]:
-        columns = [name for name in self.columns if not name.endswith(BYTES)]
-        return dict(self._row(row, self.texts, columns))
+        return dict(self._row(row, self.texts, _light(self.columns)))
 
     def cell(self, row: int, column: str) -> Any:
         columns = [name for name in self.columns if name.split(".")[0] == column]
@@ -47,6 +46,12 @@ class Parquet:
         with self.lock, _readable(f"{self.spec}, row group {group}", Unusable):
             table = self.file.read_row_group(group, columns=columns, use_threads=False)
         return table, table.nbytes
+
+
+def _light(columns: list[str]) -> list[str]:
+    """The columns without images' bytes, but for those where nothing else tells that there is an image."""
+    told = {name.split(".")[0] for name in columns if not name.endswith(BYTES)}
+    return [name for name in columns if not name.endswith(BYTES) or name.split(".")[0] not in told]
 
 
 class Arrow:

@@ -34,6 +34,7 @@ class Rows(Data):
 
     def __len__(self) -> int:
         return self.total - len(self.out)
+
     def __getitem__(self, number: int) -> Record:
         row = self.row(number)
         raw = self.raw(row)

@@ -3,9 +3,11 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,12 +27,13 @@ def text_bank(encoder: Vision, words: Sequence[str], templates: Sequence[str] = 
             raise CheckError(f"a template needs one {{}} for the word, got {template!r}", at="args.templates")
     place = cache() / f"{_key(encoder, words, templates)}.safetensors"
     device = next(encoder.parameters()).device
-    if place.exists():
+    with suppress(OSError, SafetensorError, KeyError):  # not there, or damaged
         kept: Tensor = load_file(place)["text_WJ"]
         return kept.to(device)
     text_WJ = torch.stack([encoder.words([t.replace("{}", word) for word in words]) for t in templates]).mean(0)
     text_WJ = F.normalize(text_WJ.float(), dim=-1)
-    files.write(place, save({"text_WJ": text_WJ.cpu().contiguous()}))
+    with suppress(OSError):  # only a cache: where nothing can be written, it is made again next time
+        files.write(place, save({"text_WJ": text_WJ.cpu().contiguous()}))
     return text_WJ
 
 

@@ -113,19 +113,44 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = str(folder)
-        given = json.loads(self._bytes("header.json"))
-        if given.get("format") != FORMAT:
-            what = f"label store of format {given.get('format')!r}; this mmalign reads format {FORMAT}"
-            raise RunError(what, at=self.folder, fix="label again")
-        self.header = Header(**{**given, "grid": tuple(given["grid"])})
+        self.header = self._header()
         self.words = self._bytes("words.txt").decode().split("\n")[:-1]
         if words_hash(self.words) != self.header.words:
             raise RunError("words.txt is not the list this store was made with", at=f"{self.folder}/words.txt")
-        self.index = cast(NDArray[Any], np.load(io.BytesIO(self._bytes("index.npy")), allow_pickle=False))
+        self.index = self._index()
         self._open: dict[int, Any] = {}
         # a read is a few microseconds, so what every one needs is worked out once
         self._hashes = np.ascontiguousarray(self.index["hash"])
         self._words, self._entries, self._stride = self.header.word_type, self.header.entries, self.header.stride
+
+    def _header(self) -> Header:
+        try:
+            given = json.loads(self._bytes("header.json"))
+            if given.get("format") == FORMAT:
+                return Header(**{**given, "grid": tuple(given["grid"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as err:
+            raise self._damaged("header.json", f"{type(err).__name__}: {err}") from err
+        what = f"label store of format {given.get('format')!r}; this mmalign reads format {FORMAT}"
+        raise RunError(what, at=self.folder, fix="label again")
+
+    def _index(self) -> NDArray[Any]:
+        """The index, if it is sorted and leads to every row of every shard once."""
+        data = io.BytesIO(self._bytes("index.npy"))
+        try:
+            table = cast(NDArray[Any], np.load(data, allow_pickle=False))
+            hashes, shard, row = (table[name] for name in ("hash", "shard", "row"))
+            rows = np.array([about["rows"] for about in self.header.shards])
+            met = np.bincount((rows.cumsum() - rows)[shard] + row, minlength=rows.sum())
+            whole = bool((row < rows[shard]).all() and (met == 1).all() and (hashes[1:] > hashes[:-1]).all())
+        except Exception as err:  # numpy reads its header as Python
+            raise self._damaged("index.npy", str(err)) from err
+        if not whole:
+            raise self._damaged("index.npy", "it does not lead to every image once")
+        return table
+
+    def _damaged(self, name: str, why: str) -> RunError:
+        fix = "delete the label stage's folder and run again"
+        return RunError(f"{name} is damaged: {why}", at=f"{self.folder}/{name}", fix=fix)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -176,8 +201,7 @@ class Store:
             about = self.header.shards[number]
             data = self._map(about["file"])
             if len(data) != about["rows"] * self.header.stride or zlib.crc32(data) != about["crc32"]:
-                place, fix = f"{self.folder}/{about['file']}", "delete the label stage's folder and run again"
-                raise RunError(f"{about['file']} is damaged: its checksum differs", at=place, fix=fix)
+                raise self._damaged(about["file"], "its checksum differs")
             self._open[number] = data
         return self._open[number]
 

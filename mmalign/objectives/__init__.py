@@ -94,7 +94,8 @@ class Objective(nn.Module):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()  # of answers, labels, layers
-    collective: bool = False  # True: ranks wait for each other in it, so a pass without images calls it too
+    # True: ranks wait for each other in it (under ZeRO-3 in any module of the model), so a pass without images calls it
+    collective: ClassVar[bool] = False
     per_patch: ClassVar[bool] = False  # True: token i must be patch i, so the adapter has to keep the grid
     look: Look | None = None  # layers: what is to be seen of them; set in `prepare`
     unit: ClassVar[Literal["tokens", "images"]] = "images"  # what the mean is over, so that passes average exactly

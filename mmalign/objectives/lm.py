@@ -13,8 +13,7 @@ class NextToken(Objective):
     unit = "tokens"
 
     def forward(self, step: Step) -> Tensor:
-        """Mean over the trained tokens of this pass, each times its weight. Scalar, fp32."""
-        if not len(step.answer_N):
-            return step.answer_ND.sum() * 0
+        """Mean over the trained tokens of this pass, each times its weight; 0 without any. Scalar, fp32."""
         loss_N = F.cross_entropy(step.head(step.answer_ND).float(), step.answer_N, reduction="none")
-        return (loss_N * step.weight_N).sum() / step.weight_N.sum()
+        total = step.weight_N.sum() if len(step.weight_N) else 1.0  # ZeRO-3: every rank calls the head, rows or none
+        return (loss_N * step.weight_N).sum() / total

@@ -26,6 +26,7 @@ class SEA(Objective):
 
     needs = frozenset({"labels"})
     per_patch = True
+    collective = True  # ZeRO-3 gathers the words' embeddings from all ranks
 
     def __init__(self, window: int = 2, temperature: float = 0.07, gather: bool = False) -> None:
         super().__init__()
@@ -37,14 +38,14 @@ class SEA(Objective):
         self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature) if temperature else 0.0]))
 
     def prepare(self, context: Context) -> None:
-        self.collective = self.gather and context.distributed
+        self.gather = self.gather and context.distributed
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the pairs drawn from this pass (eq. 9); 0 when no patch has a label. Scalar, fp32."""
         patch_N, word_N = draw(step.labels, len(step.visual_BPD), step.grid, self.window, step.random)
         visual_ND = F.normalize(step.visual_BPD.flatten(0, 1)[patch_N].float(), dim=-1)
         text_ND = F.normalize(step.words.embeddings(word_N), dim=-1)
-        if self.collective:
+        if self.gather:
             visual_ND, text_ND, word_N = joined(visual_ND), joined(text_ND), joined(word_N)
             kept = once_each(word_N, shared(step.random))
             visual_ND, text_ND, word_N = visual_ND[kept], text_ND[kept], word_N[kept]
@@ -56,8 +57,8 @@ class SEA(Objective):
 
 def contrast(visual_ND: Tensor, text_ND: Tensor, scale: Tensor) -> Tensor:
     """Symmetric InfoNCE over unit vectors, pair i with pair i (eq. 9)."""
-    if not len(visual_ND):
-        return visual_ND.sum() * 0 + scale.sum() * 0
+    if not len(visual_ND):  # every rank goes back through the same modules
+        return (visual_ND.sum() + text_ND.sum() + scale.sum()) * 0
     alike_NN = scale * visual_ND @ text_ND.T  # eq. 8, with 1/tau = scale
     own_N = torch.arange(len(visual_ND), device=alike_NN.device)
     return (F.cross_entropy(alike_NN, own_N) + F.cross_entropy(alike_NN.T, own_N)) / 2

@@ -116,4 +116,3 @@ def cast_all(precision: str, *modules: nn.Module | None) -> None:
     for module in modules:
         if module is not None:
             module.to(DTYPES[precision])
-

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from mmalign import files
 from mmalign.data import Data
-from mmalign.errors import CardError
+from mmalign.errors import CardError, DataError
 from mmalign.recipe import Contrast
 from mmalign.stages import build
 from mmalign.task import Task
@@ -86,6 +86,8 @@ class Reader:
 
     def batch(self, numbers: Sequence[int], seed: int) -> Pairs:
         records = [self.data[number] for number in numbers]
+        if blind := [r.id for r in records if not r.images]:
+            raise DataError(f"no image in {', '.join(blind[:3])}", fix="kind: contrast needs an image in every record")
         pixels = torch.stack([self.vision.pixels(self.data.image(r.images[0])) for r in records])
         text = self.tokenizer([r.caption for r in records], padding=True, truncation=True, return_tensors="pt")
         return Pairs(pixels, text["input_ids"], text["attention_mask"], seed, [r.id for r in records])

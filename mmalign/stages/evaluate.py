@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from mmalign import cards, files, nearest
+from mmalign import cards, files, nearest, vllm
 from mmalign.answering import Asked
 from mmalign.benchmarks import Benchmark, Probe, Question, Score
 from mmalign.benchmarks.filed import FiledBenchmark, NoAnswersError, score
@@ -23,8 +23,11 @@ from mmalign.llms import LLM
 from mmalign.recipe import Evaluate
 from mmalign.stages import build
 from mmalign.task import Task
+from mmalign.trained import VLLM as INSIDE_VLLM
+from mmalign.trained import WHOLE
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
+from mmalign.vllm import VLLM
 
 PICTURES = 6  # images shown in the report
 
@@ -39,10 +42,7 @@ def run(task: Task) -> dict[str, Any]:
     for bench in benches.values():  # before any weight is loaded
         if isinstance(bench, FiledBenchmark):
             bench.ready()
-    parts = build.parts(task)
-    build.cast_all(stage.precision, parts.vision, parts.adapter, parts.llm)
-    untrained = partial(_untrained, task, stage) if "llm" in task.cards else None
-    model = Asked(parts.vision, parts.adapter, parts.llm, device(), untrained)
+    model, places = _model(task, stage, list(benches.values()))
     scores: dict[str, Score] = {}
     for number, (name, bench) in enumerate(benches.items()):
         events.progress(number, len(stage.bench))
@@ -53,13 +53,24 @@ def run(task: Task) -> dict[str, Any]:
     return {
         "metrics": {name: score.metrics for name, score in scores.items()},
         "headlines": {name: score.headline for name, score in scores.items()},
-        "parts": parts.places,
+        "parts": places,
     }
 
 
-def _keep(task: Task, model: Asked, bench: Benchmark | Probe, name: str, score: Score) -> None:
+def _model(task: Task, stage: Evaluate, benches: Sequence[Benchmark | Probe]) -> tuple[Asked | VLLM, dict[str, str]]:
+    """Who is asked, and where its parts lie."""
+    if WHOLE in task.cards and task.cards[WHOLE].target == INSIDE_VLLM:
+        vllm.check(benches)
+        return cards.build(task.cards[WHOLE]), {}
+    parts = build.parts(task)
+    build.cast_all(stage.precision, parts.vision, parts.adapter, parts.llm)
+    untrained = partial(_untrained, task, stage) if "llm" in task.cards else None
+    return Asked(parts.vision, parts.adapter, parts.llm, device(), untrained), parts.places
+
+
+def _keep(task: Task, model: Asked | VLLM, bench: Benchmark | Probe, name: str, score: Score) -> None:
     files.write_json(task.folder / f"{name}.json", asdict(score))
-    if isinstance(bench, Benchmark) and not (task.folder / "pictures.json").exists():
+    if isinstance(model, Asked) and isinstance(bench, Benchmark) and not (task.folder / "pictures.json").exists():
         files.write_json(task.folder / "pictures.json", pictures(model, bench))
 
 
@@ -76,12 +87,15 @@ def bench_of(task: Task, role: str) -> Benchmark | Probe:
     return made
 
 
-def measure(model: Asked, bench: Benchmark | Probe, answers: Path, batch: int, protocol: str = "official") -> Score:
+def measure(
+    model: Asked | VLLM, bench: Benchmark | Probe, answers: Path, batch: int, protocol: str = "official"
+) -> Score:
     """The score of one benchmark; answers already in the file are not asked for again.
 
     Several ranks share the questions, each image's on one rank; the first one has the score of all answers.
     """
     if isinstance(bench, Probe):
+        assert isinstance(model, Asked), "vllm.check lets no probe through"
         return bench.measure(model)
     rank, ranks = world()
     if not rank:

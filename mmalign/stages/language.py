@@ -33,7 +33,7 @@ def run(task: Task) -> dict[str, Any]:
     torch.manual_seed(task.seed)
     mouth = cast(LLM, cards.build(replace(card, args={**card.args, "random": True})))
     data = build.data(task.cards["data"])
-    collate = Collate(data, mouth.chat, None, 0, stage.max_length, Bad(0, task.folder), stage.prompt_weight)
+    collate = Collate(data, mouth.chat, None, 0, stage.max_length, Bad.of(0, task.folder), stage.prompt_weight)
     model = Model(None, None, mouth, {"lm": NextToken()}).to(DTYPES[stage.precision])
     model.freeze_all_but(["llm"])
     batches = Batches(

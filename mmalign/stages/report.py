@@ -64,9 +64,12 @@ def run(given: Task) -> dict[str, Any]:
 def cells(scores: Sequence[Path], arms: Sequence[str]) -> list[Cell]:
     """Every score and every final loss, metric by metric, the first arm first; differences to that one."""
     found: dict[tuple[str, str], dict[str, Cell]] = {}
+    several = len(set(arms)) < len(arms)  # evaluations of an arm: their scores stand apart, by the stage's name
     for folder, arm_seed in zip(scores, arms, strict=True):
         arm, _, seed = arm_seed.rpartition(" ")
-        for bench, metric, value, headline in [*_scored(folder), *_losses(folder)]:
+        stage = f"{task.done(folder)['name']}: " if several else ""
+        scored = ((stage + bench, metric, value, headline) for bench, metric, value, headline in _scored(folder))
+        for bench, metric, value, headline in [*scored, *_losses(folder)]:
             of_arms = found.setdefault((bench, metric), {})
             cell = of_arms.setdefault(arm, Cell(arm, bench, metric, {}, headline))
             cell.values[seed or str(task.done(folder)["seed"])] = value
@@ -257,7 +260,8 @@ def _pictures(scores: Sequence[Path], arms: Sequence[str]) -> list[dict[str, Any
 
 
 def _answers(folder: Path) -> dict[str, str]:
-    """{question id: answer} over all the benchmarks of an evaluation."""
-    lines = (line for place in sorted(folder.glob("*.jsonl")) for line in place.read_text().splitlines())
-    rows = (json.loads(line) for line in lines if line)
-    return {row["id"]: row["text"] for row in rows if "id" in row and "text" in row}
+    """{question id: answer} of the benchmark whose images are shown: the first that asks questions."""
+    places = (folder / f"{bench}.jsonl" for bench in task.done(folder)["metrics"])
+    asked = next((place for place in places if place.exists()), None)
+    rows = [json.loads(line) for line in asked.read_bytes().splitlines()] if asked else []
+    return {row["id"]: row["text"] for row in rows}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mmalign import cards
 from mmalign.data import Data, Record, kept, order
-from mmalign.errors import CheckError, DataError, StageError
+from mmalign.errors import CheckError, StageError
 from mmalign.labels import LabelSource
 from mmalign.labels.store import Store
 from mmalign.llms.chat import Chat
@@ -60,7 +61,7 @@ def run(task: Task) -> dict[str, Any]:
     return {
         "metrics": last,
         "parts": parts.places | _save(task, stage, engine, model),
-        "bad": len(collate.bad.found),
+        "bad": collate.bad.gather() if not rank else 0,
         "warnings": [warning] if warning else [],
     }
 
@@ -99,8 +100,8 @@ def _by_length(task: Task, stage: Train, collate: Collate) -> Callable[[int], An
 
 def _premise(task: Task, stage: Train, model: Model, collate: Collate, steps: int) -> Premise | None:
     """A few fixed images whose tokens are looked at while the stage runs; None where the data has too few."""
-    seen = [number for number in range(min(LOOKED, len(collate.data))) if _has_image(collate.data, number)]
-    seen = seen[: images_of(collate.tokens)]
+    usable = (n for n in range(min(LOOKED, len(collate.data))) if collate.batch([n], seed=0).images)
+    seen = list(islice(usable, images_of(collate.tokens)))
     if not seen:
         return None
     batch = collate.batch(seen, seed=0).to(device())
@@ -110,13 +111,6 @@ def _premise(task: Task, stage: Train, model: Model, collate: Collate, steps: in
     right = _truths(model, collate, seen) if task.cards["data"].facts.get("truth") else None
     place = task.folder / "premise.jsonl"
     return Premise(model, batch, word_V, right, place, stage.watch_every, steps, silent=world()[0] > 0)
-
-
-def _has_image(data: Data, number: int) -> bool:
-    try:
-        return bool(data[number].images)
-    except DataError:
-        return False
 
 
 def _truths(model: Model, collate: Collate, numbers: list[int]) -> list[list[set[int]]]:
@@ -212,7 +206,7 @@ def _collate(task: Task, stage: Train, parts: Parts, data: Data, made: _Labels) 
         parts.vision,
         parts.adapter.tokens,
         stage.max_length,
-        Bad(int(stage.max_bad * len(data)), task.folder),
+        Bad.of(int(stage.max_bad * len(data)), task.folder),
         store=made.store,
         source=made.source,
         grid=parts.adapter.grid,

@@ -32,6 +32,8 @@ class Quiz(Benchmark):
     shows = True  # False: questions come without their image
 
     def __init__(self, images: int = 200, split: str = "eval", seed: int = 0) -> None:
+        if images < 1:
+            raise CheckError(f"images must be at least 1, got {images}")
         self.images, self.scenes = images, Scenes(split, seed)
 
     def asked(self, number: int, scene: Scene) -> Iterable[tuple[str, Asked]]:

@@ -43,6 +43,8 @@ class Toy(Data):
     kind: ClassVar[str]
 
     def __init__(self, size: int, split: str = "train", seed: int = 0) -> None:
+        if size < 0:
+            raise CheckError(f"size cannot be negative, got {size}")
         self.size, self.scenes = size, Scenes(split, seed)
 
     def __len__(self) -> int:

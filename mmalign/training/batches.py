@@ -8,7 +8,7 @@ import math
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mmalign import files
@@ -25,31 +26,78 @@ from mmalign.labels import LabelSource
 from mmalign.labels.store import Store
 from mmalign.llms.chat import Chat
 from mmalign.model import Batch, resampled
+from mmalign.training import checkpoint
+from mmalign.training.engine import world
 from mmalign.vision import Vision
 
 
 @dataclass
 class Bad:
-    """Samples that could not be used: counted against a budget, listed with the reason, never replaced in silence."""
+    """Samples that could not be used: counted against a budget, listed with the reason, never replaced in silence.
+
+    A rank writes a list of its own and counts those of all ranks.
+    """
 
     budget: int
     folder: Path | None = None  # where bad.jsonl is written; None: nowhere
+    rank: int = 0
     found: dict[str, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def of(cls, budget: int, folder: Path) -> "Bad":
+        """For a stage that begins or goes on from its checkpoint: then what was found before it counts too.
+
+        It does not where the budget ended the stage: what was unusable may be mended.
+        """
+        rank, ranks = world()
+        made = cls(budget, folder, rank)
+        if not rank and not (checkpoint.newest(folder / "checkpoints") and len(made.all()) <= budget):
+            for place in folder.glob("bad*.jsonl"):
+                place.unlink()
+        if ranks > 1:
+            dist.barrier()
+        return made
 
     def add(self, what: str, reason: str) -> None:
         with self.lock:
             self.found.setdefault(what, reason)
             if self.folder:
-                lines = (json.dumps({"sample": k, "reason": v}, ensure_ascii=False) for k, v in self.found.items())
-                files.write(self.folder / "bad.jsonl", "".join(f"{line}\n" for line in lines))
-            if len(self.found) > self.budget:
-                first = "; ".join(f"{k}: {v}" for k, v in list(self.found.items())[:3])
+                place = self.folder / (f"bad.rank{self.rank}.jsonl" if self.rank else "bad.jsonl")
+                _list(place, _listed(place) | self.found)
+            if len(found := self.all()) > self.budget:
+                first = "; ".join(f"{k}: {v}" for k, v in list(found.items())[:3])
                 raise StageError(
-                    f"{len(self.found)} unusable samples, more than `max_bad` allows ({self.budget}): {first}",
+                    f"{len(found)} unusable samples, more than `max_bad` allows ({self.budget}): {first}",
                     at=str(self.folder / "bad.jsonl") if self.folder else "",
                     fix="mend or remove them, or raise `max_bad`",
                 )
+
+    def all(self) -> dict[str, str]:
+        """{sample: reason} of every rank."""
+        if not self.folder:
+            return self.found
+        places = sorted(self.folder.glob("bad*.jsonl"))
+        return {what: reason for place in places for what, reason in _listed(place).items()}
+
+    def gather(self) -> int:
+        """Put the lists of all ranks into bad.jsonl, once all have ended; how many samples it holds."""
+        found = self.all()
+        if self.folder and (others := list(self.folder.glob("bad.rank*.jsonl"))):
+            _list(self.folder / "bad.jsonl", found)
+            for place in others:
+                place.unlink()
+        return len(found)
+
+
+def _listed(place: Path) -> dict[str, str]:
+    lines = place.read_bytes().splitlines() if place.exists() else []
+    return {row["sample"]: row["reason"] for row in map(json.loads, lines)}
+
+
+def _list(place: Path, found: Mapping[str, str]) -> None:
+    rows = ({"sample": what, "reason": reason} for what, reason in found.items())
+    files.write(place, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 
 @dataclass

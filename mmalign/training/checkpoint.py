@@ -85,4 +85,3 @@ def trim(log: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     files.write(log, "".join(f"{line}\n" for line in kept))
-

@@ -7,6 +7,7 @@ of processes: a checkpoint of eight devices goes on with two.
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from mmalign import recipe
 from mmalign.errors import RunError
 from mmalign.training.optim import Group, optimizer
 
+WAIT = timedelta(hours=4)  # for the slowest rank to write or to ask; NCCL's own 10 minutes would end the stage
 KEYS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW, and of Muon
 
 
@@ -43,7 +45,7 @@ def connect() -> None:
     if size == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     else:
-        dist.init_process_group(backend, rank=rank, world_size=size)
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=WAIT)
 
 
 def _deepspeed() -> Any:

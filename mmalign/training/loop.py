@@ -88,7 +88,7 @@ class Fit:
             self.events.say(f"goes on from step {step}")
         if not world()[0]:
             for log in self.folder.glob("*.jsonl"):
-                if log.name not in ("events.jsonl", "bad.jsonl"):
+                if not log.name.startswith(("events.", "bad.")):
                     checkpoint.trim(log, step)
         return step
 

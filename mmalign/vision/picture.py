@@ -14,9 +14,15 @@ LONG = 32  # an image longer than so many times its width loses its ends where a
 
 def rgb(image: Image) -> Image:
     """The image upright (EXIF) and in 8-bit RGB, whatever it came in."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    return plain(image)
+    return plain(_upright(image))
+
+
+def _upright(image: Image) -> Image:
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # damaged EXIF, which Pillow meets with errors of five kinds, turns nothing
+        return image
 
 
 def square(image: Image, mean: Sequence[float]) -> Image:

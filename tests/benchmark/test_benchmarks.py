@@ -187,6 +187,15 @@ def test_textvqa_gives_each_row_of_llava_an_id_of_its_own(tmp_path: Path) -> Non
     assert bench.score(bench.read(str(put(tmp_path, "ours.jsonl", ours)))).items == found.items
 
 
+def test_textvqa_asks_a_split_without_answers(tmp_path: Path) -> None:
+    put(tmp_path, "TextVQA_0.5.1_test.json", {"data": [{"question_id": 1, "image_id": "00ab", "question": "what?"}]})
+    (tmp_path / "00ab.jpg").touch()
+    bench = TextVQA(str(tmp_path), split="test", ocr=False)
+    bench.ready()
+    with pytest.raises(DataError, match="TextVQA: these files hold no answers"):
+        bench.score({"1": "x"})
+
+
 def test_textvqa_submits_its_own_ids(tmp_path: Path) -> None:
     TextVQA(textvqa(tmp_path)).submission({"34604": "me"}, tmp_path / "up.json")
     assert json.loads((tmp_path / "up.json").read_text())[2] == {"question_id": 34604, "answer": "me"}
@@ -322,6 +331,34 @@ def test_mmbench_counts_a_question_when_every_pass_is_right(tmp_path: Path) -> N
     assert bench.score({"12": "A", "1000012": "B", "13": "?"}).counts["unparsable"] == 1
 
 
+def test_mmbench_makes_the_rounds_of_a_file_that_is_not_circular(tmp_path: Path) -> None:
+    head = ["index", "question", "hint", "A", "B", "C", "answer", "image"]
+    rows = [["12", "Which is red?", "", "oar", "urn", "vase", "B", "iVBORw0"], ["13", "?", "", "1", "2", "", "A", "12"]]
+    put(tmp_path, "mmbench_dev_x.tsv", "\n".join("\t".join(row) for row in [head, *rows]))
+    bench = MMBench(str(tmp_path), all_rounds=True)
+    first = {one.id: one.text.split("\n")[1:-1] for one in bench.questions()}
+    assert list(first) == ["12", "12/1", "12/2", "13", "13/1"]
+    assert first["12/1"] == ["A. urn", "B. vase", "C. oar"]
+    right = {"12": "B", "12/1": "A", "12/2": "C", "13": "A", "13/1": "B"}
+    assert bench.score(right).items == {"12": 1, "13": 1}
+    found = bench.score(right | {"12/2": "B"})
+    assert (found.items, found.metrics["Overall"], found.metrics["first_pass"]) == ({"12": 0, "13": 1}, 0.5, 1)
+    lines = [
+        {"question_id": int(name[:2]), "round_id": int(name[3:] or 0), "text": said} for name, said in right.items()
+    ]
+    assert bench.read(str(put(tmp_path, "llava.jsonl", lines))) == right
+    with pytest.raises(DataError, match="3 of 5 questions have no answer: 12/1, 12/2, 13/1"):
+        bench.score({"12": "B", "13": "A"})
+
+
+def test_mmbench_without_a_column_of_answers(tmp_path: Path) -> None:
+    put(tmp_path, "mmbench_test_x.tsv", "index\tquestion\thint\tA\tB\timage\n12\tWhich?\t\turn\toar\tiVBORw0\n")
+    bench = MMBench(str(tmp_path))
+    bench.ready()
+    with pytest.raises(DataError, match="MMBench: these files hold no answers"):
+        bench.score({"12": "A"})
+
+
 def test_mmbench_names_its_rule(tmp_path: Path) -> None:
     found = MMBench(mmbench(tmp_path), extraction="before-2025-08").score(dict.fromkeys(["12", "1000012", "13"], "A"))
     assert "option extraction: exact matching, rule 'before-2025-08' of VLMEvalKit, no judge" in found.notes
@@ -432,8 +469,18 @@ def test_mmlu_prompts_of_both_harnesses(tmp_path: Path) -> None:
     about = "The following are multiple choice questions (with answers) about"
     shot, asked = "2+2?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer: B", "Which is NA?\nA. NA\nB. urn, red\nC. 007\nD. nan\nAnswer:"
     assert ours == f"{about} high school physics.\n\n{shot}\n\n{asked}"
-    theirs = MMLU(str(tmp_path), style="hendrycks").prompt("high_school_physics/0", shots=0)
+    theirs = MMLU(str(tmp_path), style="hendrycks", shots=2).prompt("high_school_physics/0", shots=0)
     assert theirs.startswith(f"{about}  high school physics.\n\n  Which")
+
+
+def test_mmlu_is_not_asked_with_fewer_examples_than_it_says(tmp_path: Path) -> None:
+    """A subject whose dev file was never fetched would be asked without any."""
+    bench = MMLU(mmlu(tmp_path), shots=3)
+    with pytest.raises(DataError, match="1 subjects have fewer than 3 worked examples: high_school_physics") as error:
+        bench.ready()
+    assert error.value.fix == "fetch the dev split again, or show fewer: shots=0"
+    with pytest.raises(DataError, match="shots cannot be negative, got -1"):
+        MMLU(str(tmp_path), shots=-1)
 
 
 def test_mmlu_takes_the_likeliest_letter(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ FILES: dict[str, dict[str, Any]] = {
     "pope": {"coco_pope_random.json": {"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "yes"}},
     "vizwiz": {"val.json": [{"image": "a.jpg", "question": "what?", "answers": [VQA] * 10}]},
     "mmvet": {"mm-vet.json": {"v1_0": {"imagename": "a.png", "question": "?", "answer": "x", "capability": ["ocr"]}}},
-    "mmlu": {"test/anatomy_test.csv": "What?,a,b,c,d,A\n", "dev/anatomy_dev.csv": "Which?,a,b,c,d,B\n"},
+    "mmlu": {"test/anatomy_test.csv": "What?,a,b,c,d,A\n", "dev/anatomy_dev.csv": "Which?,a,b,c,d,B\n" * 5},
 }
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from mmalign.benchmarks import reading
-from mmalign.benchmarks.pictures import Encoded, Pictures
+from mmalign.benchmarks.gqa import GQA
+from mmalign.benchmarks.pictures import Encoded, Pictures, tabled
 from mmalign.benchmarks.places import Layout, Place, look
 from mmalign.benchmarks.reading import Stored
 from mmalign.errors import DataError
@@ -51,6 +53,9 @@ def test_files_behind_a_url() -> None:
     [found] = place.find("rows.jsonl")
     assert reading.json_lines(found) == [{"a": 1}]
     assert Pictures(place, ()).open("red.png").size == (3, 2)
+    fs.pipe("/llava-v1.5/rows.jsonl", b"{}\n")
+    assert Place("memory://llava-v1.5").find("rows.jsonl")  # a folder, for all its dot
+    assert Place("memory://llava-v1.5/rows.jsonl").is_file
 
 
 def test_a_layout_is_taken_when_all_of_it_is_there(tmp_path: Path) -> None:
@@ -97,6 +102,13 @@ def test_parquet_leaves_the_pictures_in_the_file(tmp_path: Path) -> None:
         pictures.open(Stored(path, 3))
 
 
+@pytest.mark.parametrize("cell", [png(), {"bytes": png()}])
+def test_parquet_pictures_without_a_name(cell: Any, tmp_path: Path) -> None:
+    path = str(parquet(tmp_path / "p.parquet", [{"image": cell}, {"image": None}]))
+    assert [row["image"] for row in reading.parquet([path])] == [Stored(path, 0), None]
+    assert Pictures(Place(str(tmp_path)), ()).open(Stored(path, 0)).size == (3, 2)
+
+
 def test_pictures_are_converted_unless_the_official_script_does_not(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(png(7, "P"))
@@ -106,6 +118,19 @@ def test_pictures_are_converted_unless_the_official_script_does_not(tmp_path: Pa
     assert Pictures(place, (), given=str(tmp_path / "images")).open("a.png").mode == "RGB"
     cell = base64.b64encode(png(7, "P")).decode()
     assert Pictures(place, (), rgb=False).open(Encoded(cell)).mode == "P"
+
+
+def test_a_table_writes_the_picture_of_several_rows_once(tmp_path: Path) -> None:
+    """As VLMEvalKit reads its TSVs, all of them: a short cell is the index of the row with the picture."""
+    cell = base64.b64encode(png()).decode()
+    (tmp_path / "GQA_TestDev_Balanced.tsv").write_text(
+        f"index\timage\tquestion\tanswer\n7\t{cell}\ta?\tyes\n8\t7\tb?\tno\n"
+    )
+    (tmp_path / "t.tsv").write_text("index\timage\n7\t9\n")
+    bench = GQA(str(tmp_path))
+    assert [one.image for one in bench.questions()] == [Encoded(cell)] * 2
+    assert bench.image(bench.questions()[1].image).size == Pictures(bench.place, ()).open(Encoded(cell)).size
+    assert tabled(str(tmp_path / "t.tsv")) == [{"index": "7", "image": Encoded("9")}]  # told when it is opened
 
 
 def test_pictures_that_cannot_be_opened(tmp_path: Path) -> None:
@@ -119,6 +144,12 @@ def test_pictures_that_cannot_be_opened(tmp_path: Path) -> None:
         pictures.open("half.png")
     with pytest.raises(DataError, match="not base64"):
         pictures.open(Encoded("abc"))
+    size = Image.MAX_IMAGE_PIXELS
+    (tmp_path / "huge.bmp").write_bytes(
+        b"BM" + bytes(8) + struct.pack("<IIiiHHIIiiII", 54, 40, size, 3, 1, 24, *[0] * 6)
+    )
+    with pytest.raises(DataError, match="cannot read the picture: Image size"):  # no DecompressionBombError
+        pictures.open("huge.bmp")
 
 
 BAD = {

@@ -172,7 +172,27 @@ def test_a_judge_is_asked_only_for_what_is_missing(
     assert "judge: gpt-x, stub-judge" in found.notes
     assert "judge's prompt: NOT the official one" in found.notes
     kept = json.loads((Path(data) / "grades.json").read_text())
-    assert kept["v1_1"] == {"model": ["stub-judge"], "content": ["0.5"], "score": [0.5]}
+    assert kept["v1_1"] == {"model": ["stub-judge"], "content": ["0.5"], "score": [0.5], "answer": ["b"]}
+
+
+def test_grades_of_other_answers_are_refused(data: str, stub_judge: Stub) -> None:
+    """One grades file for two runs would give the second the first one's score."""
+    stub = stub_judge(lambda body: "1")
+    evaluator(data)
+    bench = MMVet(data, grades=data + "/new.json", judge=stub.address)
+    assert bench.score(ANSWERS).metrics["total"] == 100
+    assert MMVet(data, grades=data + "/new.json").score(ANSWERS).metrics["total"] == 100
+    for other in (bench, MMVet(data, grades=data + "/new.json")):
+        with pytest.raises(DataError, match="1 grades are of other answers than these: v1_1") as error:
+            other.score(ANSWERS | {"v1_1": "c"})
+        assert (error.value.at, error.value.fix[:31]) == (data + "/new.json", "a grades file of its own for ea")
+    assert len(stub.asked) == 2
+
+
+def test_a_judge_has_an_http_address(data: str) -> None:
+    with pytest.raises(DataError, match="the judge's address is no http address: localhost:80/v1") as error:
+        MMVet(data, judge="localhost:80/v1", grades=data + "/g.json")
+    assert error.value.fix == "judge=https://HOST/v1"
 
 
 def test_and_and_or_get_blanks_around_them(data: str, stub_judge: Stub) -> None:

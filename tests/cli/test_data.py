@@ -31,5 +31,9 @@ def test_show(mmalign):
 
 
 def test_mistakes(here, mmalign):
-    assert_mistake(mmalign("data", "show", "toy-chat", "size=5", "--rows", "9"), "has 5 records", "", "--rows 0:3")
+    assert_mistake(mmalign("data", "show", "toy-chat", "size=5", "--rows", "9"), "has 5 records", "", "--rows 0:5")
+    place = jsonl(here / "x.jsonl", [row("a")])
+    said = mmalign("data", "check", place, "--quarantine", here / "x.jsonl" / "q")
+    assert_mistake(said, f"cannot write to {here / 'x.jsonl'}", "x.jsonl", "another folder")
+    assert_mistake(mmalign("data", "check", place, "--quarantine", here), "is a folder", "", "--quarantine FILE")
     assert_mistake(mmalign("data", "check", "toy-chats"), "no data card named 'toy-chats'", "", "'toy-chat'")

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mmalign import checkpoints, trained
 from mmalign.adapters.mlp import MLP
+from mmalign.cards import Registry
 from mmalign.errors import RunError
 from tests.cli.conftest import finished
 from tests.conftest import TINY, command
 from tests.test_mistakes import assert_mistake, shelf, snapshot
 
+SHAPES = [(1, "star"), (2, "ring"), (3, "cross")]
 BENCH = ["--bench", "toy-alignment,toy-perplexity", "--json"]
 
 
@@ -37,6 +40,25 @@ def exported(plain, here, monkeypatch) -> Path:
     return here / "out"
 
 
+def test_an_exported_folder_is_asked_inside_vllm(exported, mmalign, monkeypatch, tmp_path):
+    """tests/stub_vllm.py in vLLM's place; a training stage is refused before anything is loaded."""
+    (tmp_path / "stub").mkdir()
+    shutil.copy(Path(__file__).parents[1] / "stub_vllm.py", tmp_path / "stub" / "vllm.py")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"), prepend=":")
+    (tmp_path / "pope").mkdir()
+    Image.new("RGB", (90, 60), (200, 30, 30)).save(tmp_path / "pope" / "a.png")
+    rows = [{"question_id": n, "image": "a.png", "text": f"Is there a {one}?", "label": "yes"} for n, one in SHAPES]
+    (tmp_path / "pope" / "coco_pope_random.json").write_text("\n".join(map(json.dumps, rows)))
+    words = ["--bench", "pope", "--data", tmp_path / "pope", "--json"]
+    said = mmalign("eval", exported, *words, "--vllm")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["pope"]["random/accuracy"] in (0, 1 / 3, 2 / 3, 1)
+    (answers,) = Path("runs").glob("evaluate-*/pope.jsonl")
+    assert [json.loads(line)["id"] for line in answers.read_text().splitlines()] == ["10000001", "10000002", "10000003"]
+    said = mmalign("eval", "runs", *words, "--vllm")
+    assert_mistake(said, "is no model that vLLM loads", "runs", "mmalign export")
+
+
 def test_the_same_numbers_from_wherever_it_lies(model, mmalign, monkeypatch):
     """A folder of runs, a training stage, an export, the stage that made it, a repository of the hub."""
     said = mmalign("eval", *BENCH)
@@ -45,6 +67,8 @@ def test_the_same_numbers_from_wherever_it_lies(model, mmalign, monkeypatch):
     again = mmalign("eval", "runs", *BENCH)
     assert again.out == said.out
     assert "begins" not in again.err  # it is done
+    twice = mmalign("eval", "runs", "--bench", "toy-alignment,toy-perplexity,toy-alignment", "--json")
+    assert (twice.out, "begins" in twice.err) == (said.out, False)
     expected = json.loads(said.out)
     assert list(expected["toy-perplexity"]) == ["perplexity", "before", "change"]
     del expected["toy-perplexity"]["before"], expected["toy-perplexity"]["change"]  # nobody knows any more
@@ -71,6 +95,15 @@ def test_an_imported_model_answers_as_before(exported, mmalign):
     assert torch.allclose(ours.see(picture), first.see(picture), atol=1e-4)
 
 
+def test_a_llava_folder_that_lacks_a_weight_is_not_given_random_ones(exported):
+    weights = load_file("out/model.safetensors")
+    (name,) = (key for key in weights if key.endswith("linear_2.bias"))
+    del weights[name]
+    save_file(weights, "out/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=r"it lacks 1 weights, such as .*linear_2\.bias"):
+        checkpoints.load("out")
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_projector_becomes_a_card(here, mmalign, folder):
     source = {
@@ -87,6 +120,8 @@ def test_a_projector_becomes_a_card(here, mmalign, folder):
     assert mmalign("plan", "tiny.yaml").code == 0
     place = finished(here / "runs", here / "tiny.yaml")
     assert isinstance(checkpoints.load(str(place)).adapter, MLP)
+    said = mmalign("import", here / "from", here / "other")
+    assert f"registry: [{here / 'other'}]   model: {{adapter: other}}" in said.out
 
 
 # Mistakes
@@ -98,6 +133,8 @@ def strangers(here) -> Path:
     (here / "empty").mkdir()
     (here / "llama").mkdir()
     (here / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    (here / "list").mkdir()
+    (here / "list" / "config.json").write_text("[1]")
     (here / "broken").mkdir()
     (here / "broken" / "config.json").write_text("{")
     (here / "file.txt").touch()
@@ -116,6 +153,7 @@ def strangers(here) -> Path:
         ("many", "many holds no model", "runs/train-"),
         ("file.txt", "file.txt holds no model", "runs/train-"),
         ("llama", "a checkpoint of kind 'llama', not a LLaVA model", "runs/train-"),
+        ("list", "a checkpoint of kind None, not a LLaVA model", "runs/train-"),
         ("broken", "not valid JSON", "damaged"),
     ],
 )
@@ -151,6 +189,20 @@ def test_what_is_exported_or_imported_already(model, mmalign):
     assert_mistake(mmalign("inspect", "mine", "a.png"), "exported in format None", "mine", "export it again")
 
 
+@pytest.mark.parametrize(
+    ("config", "precision"),
+    [({"dtype": "float32"}, "fp32"), ({"torch_dtype": "float32"}, "fp32"), ({"torch_dtype": "bfloat16"}, "bf16"),
+     ({"dtype": "float16"}, "bf16"), ({}, "bf16"), (3, "bf16")],
+)  # fmt: skip
+def test_a_model_is_evaluated_in_the_precision_it_is_stored_in(here, config, precision):
+    (here / "mine" / "llm").mkdir(parents=True)
+    (here / "mine" / "mmalign.json").write_text("{}")
+    (here / "mine" / "llm" / "config.json").write_text(json.dumps(config))
+    registry = Registry()
+    node = trained.evaluation(here / "mine", trained.benches(["toy-pope"], None, registry), registry)
+    assert node.stage.precision == precision
+
+
 def test_a_hub_id_that_cannot_be_fetched(here, monkeypatch):
     with pytest.raises(RunError, match="cannot fetch org/nowhere") as caught:
         checkpoints.load("org/nowhere")
@@ -171,6 +223,7 @@ def test_a_llava_model_without_weights(exported):
         ({"vision_feature_layer": [-2, -5]}, "it reads several layers"),
         ({"projector_hidden_act": "relu"}, "its projector has a relu"),
         ({"vision_feature_select_strategy": "full"}, "is shown the encoder's class token"),
+        ({"multimodal_projector_bias": False}, "its projector has no bias"),
     ],
 )
 def test_a_llava_model_our_parts_cannot_hold(exported, mmalign, changes, what):
@@ -178,6 +231,31 @@ def test_a_llava_model_our_parts_cannot_hold(exported, mmalign, changes, what):
     place.write_text(json.dumps(json.loads(place.read_text()) | changes))
     assert_mistake(mmalign("import", "out", "mine"), what, "out", "like LLaVA-1.5's")
     assert not Path("mine").exists()
+
+
+def test_other_weights_under_the_same_configuration_are_another_model(exported):
+    """What was taken apart once is kept; not for a folder whose weights alone were replaced."""
+    before = checkpoints.load("out").adapter.state_dict()
+    weights = load_file("out/model.safetensors")
+    (name,) = (key for key in weights if key.endswith("linear_1.weight"))
+    save_file(weights | {name: weights[name] + 1}, "out/model.safetensors", metadata={"format": "pt"})
+    after = checkpoints.load("out").adapter.state_dict()
+    assert torch.allclose(after["layers.0.weight"], before["layers.0.weight"] + 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "tokenizer*", "config.json"])
+def test_a_llava_folder_that_is_damaged(exported, mmalign, lost):
+    for place in exported.glob(lost):
+        place.write_text('{"model_type": "llava", "vision_config": 3}' if lost == "config.json" else "lost")
+    assert_mistake(mmalign("import", "out", "mine"), "/out: ", "out", "weights included")
+    assert not list(Path(".").glob("*mine*"))
+
+
+def test_a_template_that_is_no_text(exported, mmalign):
+    Path("picture").write_bytes(b"\x89PNG")
+    for name in ("picture", "nowhere"):
+        said = mmalign("import", "out", "mine", "--template", name)
+        assert_mistake(said, f"cannot read the template {name}: ", name, "{% generation %}")
 
 
 def test_a_chat_template_of_no_known_format(exported, mmalign):

@@ -20,4 +20,6 @@ def test_mistakes(here, mmalign):
     assert_mistake(mmalign("new", "recipe", "mine"), "mine.yaml is there already", "mine.yaml", "another DIR")
     said = mmalign("new", "recipe", "x", "--base", "quickstrat")
     assert_mistake(said, "no recipe 'quickstrat' to start from", "", "did you mean 'quickstart'?")
+    said = mmalign("new", "recipe", "x", "mine.yaml")
+    assert_mistake(said, "File exists", "mine.yaml", "check the path, the rights to it and the space left")
     assert snapshot(here) == before

@@ -37,6 +37,12 @@ def test_what_is_found(folder):
     assert found.notes == {"rows with the id of an earlier row": 1}
 
 
+def test_rows_without_ids_repeat_none(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", [{"conversations": row()["conversations"]} for _ in range(2)])
+    for make in (lambda: Conversations(path), lambda: Mixture([{"kind": "conversations", "path": path}])):
+        assert not check.check(make).notes
+
+
 @pytest.mark.parametrize(
     ("name", "image", "note"),
     [

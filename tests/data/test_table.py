@@ -31,6 +31,8 @@ KINDS = {
     "list of structs": ("images", [[struct(n)] for n in range(COUNT)]),
     "list of bytes": ("images", [[png(n)] for n in range(COUNT)]),
     "path": ("image", [f"{n}.png" for n in range(COUNT)]),
+    "struct of bytes alone": ("image", [{"bytes": png(n)} for n in range(COUNT)]),
+    "list of structs of bytes alone": ("images", [[{"bytes": png(n)}] for n in range(COUNT)]),
     "struct with a path": ("image", [{"bytes": None, "path": f"{n}.png"} for n in range(COUNT)]),
 }
 

@@ -95,6 +95,25 @@ def test_a_cut_shard_a_changed_list_another_format(tmp_path):
         Store(tmp_path)
 
 
+@pytest.mark.parametrize("at", [-1, -4, -6, -9, 0, 20, 100])  # row, shard and hash of the last entry; numpy's header
+def test_a_flipped_byte_of_the_index_is_found_before_any_label_is_read(tmp_path, at):
+    build(tmp_path)
+    place = tmp_path / "index.npy"
+    data = bytearray(place.read_bytes())
+    data[at] ^= 0x81
+    place.write_bytes(data)
+    with pytest.raises(RunError, match=r"index\.npy is damaged"):
+        Store(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 1, "grid": [1, 1], "colour": 3}'])
+def test_a_damaged_header(tmp_path, text):
+    build(tmp_path)
+    (tmp_path / "header.json").write_text(text)
+    with pytest.raises(RunError, match=r"header\.json is damaged"):
+        Store(tmp_path)
+
+
 def test_no_store_here(tmp_path):
     with pytest.raises(RunError, match=r"no label store here: header\.json"):
         Store(tmp_path)

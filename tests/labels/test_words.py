@@ -78,6 +78,18 @@ def test_the_bank_is_kept_by_content(place):
     assert other.asked == 1
 
 
+def test_a_damaged_bank_is_made_again_and_a_closed_cache_is_no_matter(place, monkeypatch):
+    tower = Tower()
+    want = ready(NearestWords(tower, place, keep=2)).bank.text_WJ
+    (kept,) = bank.cache().glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-3])
+    assert torch.equal(ready(NearestWords(tower, place, keep=2)).bank.text_WJ, want)
+    assert tower.asked == 2
+    (kept.parent.parent / "closed").write_text("a file, where a folder is wanted")
+    monkeypatch.setenv("MMALIGN_CACHE", str(kept.parent.parent / "closed"))
+    assert torch.equal(ready(NearestWords(tower, place, keep=2)).bank.text_WJ, want)
+
+
 def test_templates_are_averaged():
     tower = Tower()
     made = bank.text_bank(tower, ["red"], ["a {}", "the {}"])

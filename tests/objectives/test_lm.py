@@ -21,11 +21,15 @@ def test_mean_over_trained_tokens(rows, dim, vocab):
 
 
 def test_no_trained_token():
-    hidden = torch.randn(0, 4, requires_grad=True)
-    step = Step(answer_ND=hidden, answer_N=torch.zeros(0).long(), weight_N=torch.zeros(0), head=lambda h: h)
-    assert NextToken()(step).item() == 0
+    """0, and the head is gone through all the same, forth and back: under ZeRO-3 the other ranks wait in it."""
+    hidden, head = torch.randn(0, 4, requires_grad=True), torch.nn.Linear(4, 3)
+    step = Step(answer_ND=hidden, answer_N=torch.zeros(0).long(), weight_N=torch.zeros(0), head=head)
+    loss = NextToken()(step)
+    loss.backward()
+    assert loss.item() == 0
+    assert not head.weight.grad.any()
 
 
 def test_a_missing_need_is_named():
-    with pytest.raises(AttributeError, match="no answer_N; does the objective list it in `needs`"):
+    with pytest.raises(AttributeError, match="no head; does the objective list it in `needs`"):
         NextToken()(Step())

@@ -194,6 +194,17 @@ def test_no_pair_gives_a_zero_that_has_a_gradient():
     assert visual.grad is not None
 
 
+@pytest.mark.parametrize("images", [0, 2])
+def test_without_a_pair_the_words_are_embedded_all_the_same(images):
+    """Under ZeRO-3 the other ranks wait in the table of embeddings, forth and back."""
+    scores, words = random_labels(images, (4, 4), shift=100)
+    visual, table = torch.randn(images, 16, 8, requires_grad=True), torch.nn.Embedding(3, 8)
+    spelled = Words(["a"], torch.zeros(1, 1).long(), table)
+    step = Step(visual_BPD=visual, grid=(4, 4), labels=labelled(scores, words), words=spelled, random=stream())
+    SEA()(step).backward()
+    assert table.weight.grad is not None
+
+
 @pytest.mark.parametrize("args", [{"window": 0}, {"temperature": -1.0}])
 def test_bad_settings(args):
     with pytest.raises(CheckError, match=r"sea: (window|temperature) must be at least"):

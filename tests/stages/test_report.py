@@ -93,6 +93,29 @@ def test_a_single_seed_has_no_spread(tmp_path):
     assert [cell.spread for cell in report.cells(*study(tmp_path, {"baseline": [50.0]}))] == [None, None, None]
 
 
+def test_evaluations_of_one_arm_stand_apart(tmp_path):
+    scores, arms = [], ["base 1", "base 1", "other 1", "other 1"]
+    for number, value in enumerate((10.0, 50.0, 12.0, 49.0)):
+        about = {"metrics": {"pope": {"accuracy": value}}, "headlines": {"pope": "accuracy"}, "seed": 1}
+        name = ("before", "after")[number % 2]
+        scores.append(finished(tmp_path / f"evaluate-{number}", name, "evaluate", what={"settings": {}}, **about))
+    for names in (arms, ["", ""]):  # of a study; of a recipe
+        found = {(cell.arm, cell.bench): cell for cell in report.cells(scores[: len(names)], names)}
+        first = names[0].rpartition(" ")[0]
+        assert found[first, "before: pope"].values == {"1": 10.0}
+        assert found[first, "after: pope"].values == {"1": 50.0}
+        assert first == "" or found["other", "before: pope"].difference == 2.0
+
+
+def test_the_answer_beside_an_image_is_that_of_its_own_benchmark(tmp_path):
+    metrics = {"probe": {"share": 1.0}, "zoo": {"accuracy": 1.0}, "pope": {"accuracy": 1.0}}
+    folder = finished(tmp_path / "evaluate", "score", "evaluate", metrics=metrics)
+    for bench, text in (("zoo", "a cat\u2028or two"), ("pope", "Yes")):
+        line = json.dumps({"id": "1", "text": text}, ensure_ascii=False)
+        (folder / f"{bench}.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    assert report._answers(folder) == {"1": "a cat\u2028or two"}  # the pictures are those of the first that asks
+
+
 def test_charts_have_a_line_for_every_seed_and_their_mean(tmp_path):
     (chart,) = report.curves(*study(tmp_path, ACCURACY))
     assert chart.title == "align: lm"
@@ -117,6 +140,14 @@ def test_the_study_in_the_terminal(tmp_path):
         "pope accuracy once 40.00 -10.00",
     ]
     assert "align lm loss sea 0.57 ± 0.06 +0.02 [+0.01, +0.03]" in lines
+
+
+def test_seeds_alone_are_a_study_too(tmp_path, mmalign):
+    found = report.cells(*study(tmp_path, {"seed": ACCURACY["baseline"]}))
+    summary = {"cells": [{**vars(cell), "mean": cell.mean, "spread": cell.spread} for cell in found]}
+    (tmp_path / "report.json").write_text(json.dumps(summary))
+    lines = [" ".join(line.split()) for line in mmalign("report", tmp_path).out.splitlines()]
+    assert "pope accuracy seed 55.00 ± 4.12" in lines
 
 
 def test_the_study_of_seas_labels_shares_what_is_equal():

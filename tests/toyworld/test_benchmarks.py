@@ -86,6 +86,11 @@ def test_lookup_needs_no_image():
     assert all(question.image is None for question in Lookup(10).questions())
 
 
+def test_a_quiz_about_no_image_is_refused():
+    with pytest.raises(CheckError, match="images must be at least 1, got 0"):
+        Lookup(0)
+
+
 def test_attributes_may_be_chosen():
     quiz = Attributes(20, topics=["color", "count"])
     assert set(quiz.score(truth(quiz)).metrics) == {"color", "count", "accuracy"}

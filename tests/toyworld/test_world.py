@@ -144,6 +144,11 @@ def test_too_many_questions_are_refused():
     assert len(Chat(9, questions=12)[0].turns) == 24
 
 
+def test_a_negative_size_is_refused():
+    with pytest.raises(CheckError, match="size cannot be negative, got -1"):
+        Chat(-1)
+
+
 def test_a_record_that_does_not_exist():
     with pytest.raises(DataError, match="no record 9\n  try  0 to 8"):
         Captions(9)[9]

@@ -102,6 +102,35 @@ def test_the_budget_stops_a_stage(chat, tmp_path):
         collate.batch([0, 1, 4, 5], seed=0)
 
 
+def test_the_lists_of_all_ranks_are_counted_and_put_together(chat, tmp_path):
+    ranks = [Bad(3, tmp_path, rank) for rank in (0, 1)]
+    for bad, row in zip([*ranks, ranks[1]], (1, 4, 1), strict=True):  # in another epoch row 1 is the other rank's
+        make(chat, broken={1, 4}, bad=bad).collate.batch([row], seed=0)
+    assert list(ranks[0].all()) == ["row 1", "row 4"]
+    assert ranks[0].gather() == 2
+    assert [place.name for place in tmp_path.iterdir()] == ["bad.jsonl"]
+    assert ranks[0].all() == {f"row {n}": f"row {n} is broken" for n in (1, 4)}
+    with pytest.raises(StageError, match=r"2 unusable samples, more than `max_bad` allows \(1\): row 1"):
+        Bad(1, tmp_path, 1).add("row 4", "again")
+
+
+def test_what_was_found_before_a_kill_counts_when_a_stage_goes_on(tmp_path):
+    Bad(2, tmp_path).add("a", "gone")
+    Bad(2, tmp_path, rank=1).add("b\u2028", "gone too")
+    (tmp_path / "checkpoints" / "step-5").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-5" / "step.json").write_text("{}")
+    again = Bad.of(2, tmp_path)
+    assert again.all() == {"a": "gone", "b\u2028": "gone too"}
+    with pytest.raises(StageError, match="3 unusable samples"):
+        again.add("c", "gone")
+    assert Bad.of(2, tmp_path).all() == {}  # the budget ended it: all may be mended by now
+
+
+def test_a_stage_that_begins_anew_finds_no_old_list(tmp_path):
+    Bad(2, tmp_path).add("a", "gone")
+    assert Bad.of(2, tmp_path).all() == {}
+
+
 def test_a_pass_nobody_could_use_is_still_a_pass(chat):
     batch = make(chat, broken={1}, bad=Bad(1)).collate.batch([1], seed=0)
     assert batch.ids == []

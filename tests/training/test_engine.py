@@ -2,6 +2,7 @@
 
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from mmalign.recipe import Engine as Settings
 from mmalign.recipe import Optim
-from mmalign.training.engine import Engine, world
+from mmalign.training.engine import Engine, connect, world
 from mmalign.training.optim import factor, groups
 
 PASSES = 4  # a step, over all ranks
@@ -159,3 +160,13 @@ def test_two_processes_equal_one_and_one_goes_on_with_their_checkpoint(tmp_path:
         engine, optim = make(0, "fp32")
         engine.load_state(found["state"], 3)
         assert train(engine, optim, 3, 6) == pytest.approx(want[3:], rel=1e-5)
+
+
+def test_the_slowest_rank_is_waited_for(monkeypatch):
+    """Longer than the 10 minutes of NCCL and the 30 of gloo: one rank may write, label or ask while the others wait."""
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **more: given.update(more))
+    connect()
+    assert given["timeout"] > timedelta(minutes=30)

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from mmalign.errors import DataError
 from mmalign.objectives.basic import Direction
+from mmalign.stages import train
 from mmalign.training.premise import Premise
 from tests.objectives.test_basic import batch_of, build, eager, folders  # noqa: F401
+from tests.stages.test_train_labels import ONLINE, collated, labelled
 
 
 def made(model, tmp_path, right=None):
@@ -57,3 +60,22 @@ def test_the_warning(folders, tmp_path, before, after, says):  # noqa: F811
     if says:
         assert f"{before:.1%} of visual tokens" in found
         assert f"{after:.1%} after its shallow layers" in found
+
+
+def test_an_unusable_sample_is_not_looked_at(tmp_path, monkeypatch):
+    """Nor is the truth about it: the others' would be taken for each other's."""
+    monkeypatch.setenv("MMALIGN_CACHE", str(tmp_path / "cache"))
+    given = labelled(tmp_path, "stages.label=~", *ONLINE, "stages.align.objectives={lm: 1, basic-direction: 1}")
+    model, collate = collated(given)
+    plain, refused = collate.data.image, collate.data[1].images[0]
+
+    def image(reference):
+        if reference == refused:
+            raise DataError("truncated")
+        return plain(reference)
+
+    monkeypatch.setattr(collate.data, "image", image)
+    collate.bad.budget = 1
+    premise = train._premise(given, given.stage, model, collate, steps=5)
+    assert premise.batch.images == len(premise.right_BQ) == 47
+    assert set(premise.look()) == {"words", "right"}

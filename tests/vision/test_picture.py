@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmalign.data import decode
 from mmalign.vision import picture
 from mmalign.vision.picture import middle, rgb, square
 from tests.vision import tiny
@@ -57,6 +58,16 @@ def test_other_modes_are_what_pillow_makes_of_them(mode):
 def test_transparency_is_dropped_not_blended():
     image = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
     assert rgb(image).getpixel((0, 0)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0no tiff at all", b"Exif\0\0MM\0*", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+@pytest.mark.parametrize(("mode", "kind"), [("RGB", "PNG"), ("L", "JPEG"), ("RGB", "JPEG")])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_turns_nothing(exif, mode, kind):
+    """`mmalign data check` passes such images, so they may not stop a training."""
+    file = io.BytesIO()
+    Image.new(mode, (4, 2)).save(file, kind, exif=exif)
+    assert rgb(decode.picture(file.getvalue(), "x")).size == (4, 2)
 
 
 @pytest.mark.parametrize("turn", range(1, 9))

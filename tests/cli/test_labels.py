@@ -1,0 +1,60 @@
+"""`labels show` and `labels stats` on what a label stage left."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmalign import compose, graph, task
+from mmalign.stages import label
+from tests.conftest import TINY
+from tests.data.made import images, jsonl, row
+from tests.test_mistakes import assert_mistake, shelf
+
+DATA = "summary: mine\ntarget: mmalign.data.conversations.Conversations\nargs: {path: ../../x.jsonl, images: ../..}\n"
+
+
+@pytest.fixture
+def labels(here, monkeypatch) -> Path:
+    """The folder of a label stage; its data begins with a row of text and one whose image is missing."""
+    monkeypatch.setenv("MMALIGN_CACHE", str(here / "cache"))
+    images(here, 2)
+    jsonl(here / "x.jsonl", [row("text", asked="hello"), row("gone", "none.jpg"), row("a", "0.jpg"), row("b", "1.jpg")])
+    shelf(here, "data", "mine", DATA)
+    (here / "tiny.yaml").write_text(TINY + "registry: [./shelf]\n")
+    words = ["stages.label.data={card: mine}", "stages.label.max_bad=0.5"]
+    words += [f"stages.{name}=~" for name in ("align", "tune", "score", "report")]
+    (node,) = graph.plan(compose.load("tiny.yaml", words))
+    task.save(node)
+    given = task.load(node.folder)
+    task.finish(given, label.run(given), 0, 1)
+    return node.folder
+
+
+def test_show_and_stats(labels, mmalign):
+    said = mmalign("labels", "show", labels)
+    assert said.code == 0, said.err
+    assert said.out.split() == ["a@2", "labels.png"]  # the first that has labels
+    said = mmalign("labels", "show", labels, "b@3", "a@2", "--out", "of.png")
+    assert sorted(said.out.split()) == ["a@2", "b@3", "of-a@2.png", "of-b@3.png"]
+    assert all(Image.open(name).format == "PNG" for name in ("labels.png", "of-a@2.png", "of-b@3.png"))
+    said = mmalign("labels", "stats", labels, "--out", "figure", "--json")
+    found = json.loads(said.out)
+    assert (found["images"], found["bad"], found["patches"]) == (2, 1, 2 * 36)
+    assert json.loads(Path("figure.json").read_text()) == found
+    assert "images      2, and 1 that could not be read" in mmalign("labels", "stats", labels / "labels").out
+
+
+def test_mistakes(labels, mmalign):
+    assert_mistake(mmalign("labels", "show", labels, "a@2", "c"), "no labels for c", str(labels), "ids of the data's")
+    said = mmalign("labels", "show", labels / "labels")
+    assert_mistake(said, "does not say which data it labels", "labels", "runs/label-")
+    assert mmalign("labels", "stats", "nowhere").code == 2
+    lines = Path("x.jsonl").read_text().splitlines(keepends=True)
+    Path("x.jsonl").write_text("".join(lines[:2]))
+    assert_mistake(
+        mmalign("labels", "show", labels, "a@2"), "no image a@2 in the data", "label-", "when it was labelled"
+    )
+    assert_mistake(mmalign("labels", "show", labels), "no image with labels in the data", "label-", "as it was")
+    assert not Path("labels.png").exists()

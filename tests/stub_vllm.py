@@ -1,0 +1,35 @@
+"""What mmalign calls of vLLM, done by transformers one prompt at a time; tests put it in vLLM's place."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+
+class SamplingParams:
+    def __init__(self, temperature: float, max_tokens: int) -> None:
+        assert temperature == 0.0
+        self.max_tokens = max_tokens
+
+
+class LLM:
+    def __init__(self, model: str, dtype: str, limit_mm_per_prompt: dict[str, int]) -> None:
+        assert (dtype, limit_mm_per_prompt) == ("bfloat16", {"image": 1})
+        self.model: Any = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+        self.processor: Any = AutoProcessor.from_pretrained(model)
+
+    def generate(self, prompts: list[dict[str, Any]], params: SamplingParams, use_tqdm: bool) -> list[Any]:
+        return [SimpleNamespace(outputs=[SimpleNamespace(text=self._said(one, params))]) for one in prompts]
+
+    def _said(self, prompt: dict[str, Any], params: SamplingParams) -> str:
+        """The one mark becomes as many as the image has visual tokens, as vLLM's processor does it."""
+        seen, mark = prompt.get("multi_modal_data", {}).get("image"), self.model.config.image_token_id
+        ids, given = prompt["prompt_token_ids"], {}
+        assert ids.count(mark) == (seen is not None)
+        if seen is not None:
+            given = self.processor.image_processor(images=seen, return_tensors="pt")
+            tokens = self.model.get_image_features(**given, return_dict=True).pooler_output[0].shape[-2]
+            ids = [one for i in ids for one in [i] * (tokens if i == mark else 1)]
+        made = self.model.generate(torch.tensor([ids]), **given, max_new_tokens=params.max_tokens, do_sample=False)
+        return self.processor.tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)

@@ -1,0 +1,115 @@
+"""ZeRO-3 where ranks see unlike passes: no image, no label, no usable sample; all wait in the same modules.
+
+A module that one rank calls and another does not is a collective that does not match: the run hangs or dies.
+"""
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from mmalign.adapters.mlp import MLP
+from mmalign.data import Truth
+from mmalign.errors import DataError
+from mmalign.labels import LabelSource
+from mmalign.llms.causal import CausalLM
+from mmalign.model import Model
+from mmalign.objectives import Words
+from mmalign.objectives.lm import NextToken
+from mmalign.objectives.sea import SEA
+from mmalign.recipe import Engine as Settings
+from mmalign.recipe import Optim
+from mmalign.training import engine
+from mmalign.training.batches import Bad, Batches, Collate
+from mmalign.training.events import Events
+from mmalign.training.loop import Fit, Term
+from mmalign.training.optim import groups
+from mmalign.vision.hf import HFVision
+from tests import parts
+from tests.objectives.test_basic import Rows
+from tests.training.test_basic_zero import lines, partitioned
+
+STEPS = 3
+TRAINS = {"adapter": ["adapter"], "both": ["adapter", "llm"]}
+TERMS = {"lm": Term(1.0, "tokens"), "sea": Term(1.0)}
+
+
+class Uneven(Rows):
+    """An image without labels, no image, two images with labels, and a row nobody can read."""
+
+    def __getitem__(self, number):
+        if number == 3:
+            raise DataError("row 3 is broken")
+        return super().__getitem__(number)
+
+    def truth(self, reference, grid):
+        return Truth([() if reference == 0 else (("red", "blue", "star")[n % 3],) for n in range(grid[0] * grid[1])])
+
+
+class Said(LabelSource):
+    """The data's words, each with the score 1."""
+
+    needs = "truth"
+    words = ["red", "blue", "star"]
+
+    def given(self, truth):
+        found = [self.words.index(words[0]) if words else -1 for words in truth]
+        words_PK = torch.tensor(found)[:, None]
+        return words_PK.clamp(min=0), (words_PK >= 0).float()
+
+
+def train(folders: dict[str, Path], place: Path, zero: int, trains: list[str]) -> None:
+    """A sample a pass, two passes of a step on each of two ranks."""
+    place.mkdir(exist_ok=True)
+    rank, ranks = engine.world()
+    torch.manual_seed(0)
+    eye, mouth, source = HFVision(str(folders["clip"])), CausalLM(str(folders["llama"])), Said()
+    pieces = mouth.chat.pieces(source.words)
+    words = Words(source.words, torch.tensor([ids[:1] for ids in pieces]), mouth.embed)
+    model = Model(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, {"lm": NextToken(), "sea": SEA()}, words, source)
+    model.prepare(ranks > 1)
+    model.freeze_all_but(trains)
+    model.train()
+    collate = Collate(Uneven(), mouth.chat, eye, model.adapter.tokens, 200, Bad(9), source=source, grid=eye.grid)
+    batches = Batches(collate, 4, 4, 1, 0, rank, ranks, workers=0)
+    optim = Optim(lr=1e-2)
+    made = engine.Engine(
+        model, groups(model.named_parameters(), optim), optim, Settings(zero=zero), "fp32", 1, batches.passes
+    )
+    steps = lambda start: batches.run(start, STEPS)  # noqa: E731
+    Fit(made, steps, STEPS, optim, TERMS, place, Events(place, rank), 100, 1).run()
+
+
+def ranks(rank: int, port: int, folders: dict[str, Path], place: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    engine.config = partitioned(engine.config)
+    for name, trains in TRAINS.items():
+        train(folders, place / f"{name}-two", 3, trains)
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_unlike_ranks_log_the_losses_of_one(tmp_path: Path):
+    folders = {"clip": parts.clip(tmp_path / "clip"), "llama": parts.llm("llama", tmp_path / "llama")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = mp.spawn(ranks, (port, folders, tmp_path), nprocs=2, join=False)
+    patience = time.monotonic() + 300
+    while not both.join(timeout=1):
+        if time.monotonic() > patience:
+            for process in both.processes:
+                process.kill()
+            pytest.fail("the ranks wait for each other")
+    for name, trains in TRAINS.items():
+        train(folders, tmp_path / f"{name}-one", 0, trains)
+        want, found = (lines(tmp_path / f"{name}-{many}" / "metrics.jsonl") for many in ("one", "two"))
+        assert len(want) == STEPS
+        for key in ("loss", *TERMS, "images", "tokens"):
+            assert [line[key] for line in found] == pytest.approx([line[key] for line in want], rel=1e-5), (name, key)
