@@ -118,9 +118,10 @@ def test_too_many_unreadable_images_and_the_same_command_when_they_are_mended(ru
     data = "stages.label.data={card: spotty, args: {size: 48, bad: [3, 20], mended: mended}}"
     said = run(*LABEL, data)
     (folder,) = stages(here, "label")
-    assert_failed(said, "2 of 48 images could not be read, more than max_bad 0.001", f"{folder.name}/labels", "max_bad")
+    assert_failed(said, "1 of 16 images could not be read, more than max_bad 0.001", f"{folder.name}/labels", "max_bad")
     assert "train-3: images/3.png is cut off" in said.err
     assert not (folder / "stage.json").exists()
+    assert not (folder / "labels" / "header.json").exists()
     (here / "mended").touch()
     said = run(*LABEL, data)
     assert said.code == 0, said.err

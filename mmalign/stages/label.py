@@ -4,12 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmalign import files
 from mmalign.data import Data
 from mmalign.errors import DataError, StageError
 from mmalign.labels import LabelSource, store
@@ -90,8 +92,11 @@ def run(task: Task) -> dict[str, Any]:
         size=len(made.words),
     )
     shards = -(-len(data) // stage.shard)
+    seen: dict[Path, Any] = {}
     for number in range(rank, shards, ranks):
         _shard(task, stage, made, encoder, data, header, number, events)
+        seen |= _counts(task.folder / "labels", number)
+        _tolerated(stage, seen, len(data))
         events.progress(min((number + ranks) * stage.shard, len(data)), len(data))
     if ranks > 1:
         dist.barrier()
@@ -130,30 +135,50 @@ def _images(data: Data, numbers: range, encoder: Vision | None, bad: list[list[s
     """(key, pixels) of every image of some records; what cannot be read goes into `bad` with the reason."""
     assert encoder is not None
     for number in numbers:
-        name = ""
         try:
             record = data[number]
-            for key, reference in zip(record.keys, record.images, strict=True):
-                name = key
-                yield key, encoder.pixels(data.image(reference))
         except DataError as err:
-            bad.append([name or data.id_of(number), err.what])
+            bad.append([data.id_of(number), err.what])
+            continue
+        for key, reference in zip(record.keys, record.images, strict=True):
+            try:
+                yield key, encoder.pixels(data.image(reference))
+            except DataError as err:
+                bad.append([key, err.what])
+
+
+def _counts(folder: Path, number: int) -> dict[Path, Any]:
+    """{file: what it says} of a shard, without the keys."""
+    place = folder / f"shard-{number:05d}.json"
+    about = files.read_json(place)
+    return {place: {"rows": about["rows"], "bad": about["bad"]}}
+
+
+def _tolerated(stage: Label, shards: dict[Path, Any], records: int = 0) -> None:
+    """Raise a StageError where shards lack more images than `max_bad` allows of theirs, or of so many records.
+
+    Those that lack any are made again by the same command, so that mended images are read.
+    """
+    bad = [pair for about in shards.values() for pair in about["bad"]]
+    images = sum(about["rows"] for about in shards.values()) + len(bad)
+    if len(bad) <= stage.max_bad * max(images, records):
+        return
+    for place, about in shards.items():
+        if about["bad"]:
+            place.unlink()
+    first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
+    what = f"{len(bad)} of {images} images could not be read, more than max_bad {stage.max_bad:g}: {first}"
+    raise StageError(what, at=str(min(shards).parent), fix="mend them and run the same command, or raise max_bad")
 
 
 def _finish(task: Task, stage: Label, made: LabelSource, header: Header, shards: int, rank: int) -> dict[str, Any]:
     if rank:
         return {}
     folder = task.folder / "labels"
+    seen = [_counts(folder, number) for number in range(shards)]
+    _tolerated(stage, {place: about for one in seen for place, about in one.items()})
     done = store.finish(folder, header, made.words, shards)
     bad = [pair for shard in done.shards for pair in shard["bad"]]
     images = sum(shard["rows"] for shard in done.shards)
-    if len(bad) > stage.max_bad * (images + len(bad)):
-        for number, shard in enumerate(done.shards):
-            if shard["bad"]:  # so that mended images are read when the same command goes on
-                (folder / f"shard-{number:05d}.json").unlink()
-        first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
-        share = f"{len(bad)} of {images + len(bad)} images"
-        what = f"{share} could not be read, more than max_bad {stage.max_bad:g}: {first}"
-        raise StageError(what, at=str(folder), fix="mend them and run the same command, or raise max_bad")
     about = {k: v for k, v in asdict(done).items() if k != "shards"}
     return {"metrics": {"images": images, "bad": len(bad)}, "labels": about, "bad": bad[:100]}

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -120,16 +121,33 @@ class Spotty(Captions):
 def test_unreadable_images_are_listed_with_the_reason_and_the_budget_stops_the_stage(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "build", _instead(cards.build, "toy-captions", Spotty(IMAGES)))
     given = made(tmp_path)
-    with pytest.raises(
-        StageError, match="2 of 22 images could not be read, more than max_bad 0.001: train-3: images/3"
-    ):
+    with pytest.raises(StageError, match="1 of 4 images could not be read, more than max_bad 0.001: train-3: images/3"):
+        label.run(given)  # the first shard is enough to know
+    given.stage.max_bad = 1.5 / IMAGES
+    with pytest.raises(StageError, match="2 of .* images could not be read.*: train-3: .*; train-20: images/20"):
         label.run(given)
+    assert not (given.folder / "labels" / "header.json").exists()
     given.stage.max_bad = 0.1
     assert label.run(given)["metrics"] == {"images": 20, "bad": 2}
     store = Store(given.folder / "labels")
     assert store.bad == [["train-3", "images/3.png is cut off"], ["train-20", "images/20.png is cut off"]]
     assert "train-3" not in store
     assert "train-4" in store
+
+
+def test_the_other_images_of_a_record_are_labelled_nevertheless(tmp_path, monkeypatch):
+    class Pairs(Spotty):
+        def __getitem__(self, number):
+            record = super().__getitem__(number)
+            return replace(record, images=(number, number + 1000))
+
+    monkeypatch.setattr(cards, "build", _instead(cards.build, "toy-captions", Pairs(IMAGES)))
+    given = made(tmp_path, "stages.label.max_bad=0.1")
+    assert label.run(given)["metrics"] == {"images": 2 * IMAGES - 2, "bad": 2}
+    store = Store(given.folder / "labels")
+    first, second = Pairs(IMAGES)[3].keys
+    assert first not in store
+    assert second in store
 
 
 def _instead(build: Callable[..., Any], name: str, other: object) -> Callable[..., Any]:
