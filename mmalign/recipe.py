@@ -121,7 +121,7 @@ class Label(Stage):
     source: Part = field(default_factory=Part)
     data: Part = field(default_factory=Part)
     keep: int = field(default=10, metadata=_above(0))  # words kept per patch
-    max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1} | SILENT)  # share of unreadable images tolerated
+    max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1} | SILENT)  # share that may be unreadable
     shard: int = field(default=4096, metadata=_above(0))  # images per file of the store
     batch: int = field(default=64, metadata=_above(0) | SILENT)  # images per encoder pass
 
@@ -151,7 +151,7 @@ class Train(Stage):
     max_length: int = field(default=2048, metadata=_above(0))  # tokens, visual ones included; longer ones are cut
     template: str | None = None  # the chat template of this stage's data; None: the language model's
     precision: Literal["bf16", "fp32"] = "bf16"
-    max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1} | SILENT)  # share of unusable samples tolerated
+    max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1} | SILENT)  # share that may be unusable
     group_by_length: bool = False  # samples of like length share a pass; reads all rows once, then keeps their lengths
     pack: bool = field(default=False, metadata=SILENT)  # samples of a pass share rows, each seeing itself alone
     engine: Engine = field(default_factory=Engine, metadata=SILENT)

@@ -50,7 +50,8 @@ AFTER_TUNE = AFTER_ALIGN - {"align"}
     [
         "stages.align.engine.zero=3", "stages.align.engine.offload=true", "stages.align.engine.checkpointing=true",
         "stages.align.engine.save_every=7", "stages.align.engine.workers=0", "stages.align.log_every=3",
-        "stages.label.batch=7", "stages.score.batch=7", "name=other", "paper=https://arxiv.org/abs/1", "registry=[.]",
+        "stages.label.max_bad=0.5", "stages.tune.max_bad=0.5", "stages.label.batch=7", "stages.score.batch=7",
+        "name=other", "paper=https://arxiv.org/abs/1", "registry=[.]",
     ],
 )  # fmt: skip
 def test_what_cannot_change_a_result_is_not_in_the_fingerprint(plan, word):
@@ -73,7 +74,6 @@ def test_another_runs_folder_is_not_in_it(plan):
     [
         ("stages.label.keep=2", ALL),
         ("stages.label.shard=8", ALL),
-        ("stages.label.max_bad=0.5", ALL),
         ("stages.label.data.args.size=49", ALL),
         ("stages.label.source.args.sign=-1", ALL),
         ("seed=4", AFTER_ALIGN),  # labels do not depend on it
