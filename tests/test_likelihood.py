@@ -109,8 +109,6 @@ def test_what_does_not_fit_loses_examples_as_in_hendrycks_code(model, exams, con
             context(len(spelled[shots]) + max(map(len, options)) - 1)
             fits = [ids for ids in spelled if len(ids) <= len(spelled[shots])]
             assert model._plain(bench, question)[0] == fits[-1]
-    many = MMLU(str(exams), style="hendrycks", shots=9)  # there are five
-    assert model._plain(many, many.questions()[0]) == model._plain(bench, questions[0])
 
 
 def test_what_does_not_fit_is_cut_at_its_beginning_as_in_the_harness(model, exams, context):

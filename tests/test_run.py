@@ -196,7 +196,8 @@ def test_a_worker_ends_with_the_process_that_began_it(tiny):
 
 def test_ctrl_c_is_no_traceback(tiny):
     line = [sys.executable, "-c", "from mmalign.cli import entry; entry()", "run", "tiny.yaml"]
-    with subprocess.Popen(line, cwd=tiny.parent, stderr=subprocess.PIPE, text=True) as orchestrator:
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # behind a shell it is deaf
+    with subprocess.Popen(line, cwd=tiny.parent, stderr=subprocess.PIPE, text=True, **heard) as orchestrator:
         assert orchestrator.stderr.readline().startswith("label: begins")
         orchestrator.send_signal(signal.SIGINT)
         err = orchestrator.stderr.read()

@@ -138,6 +138,8 @@ class Counting:
 
 def as_ranks(model: Asked, place: Path, ranks: int) -> list[int]:
     """Measure in children of this process that share the questions; their exit codes: whether each got its due."""
+    if dist.is_initialized():  # a group that another test left would be the children's too
+        dist.destroy_process_group()
     children = []
     for rank in range(ranks):
         if child := os.fork():
