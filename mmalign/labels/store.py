@@ -118,10 +118,9 @@ class Store:
         if words_hash(self.words) != self.header.words:
             raise RunError("words.txt is not the list this store was made with", at=f"{self.folder}/words.txt")
         self.index = self._index()
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, tuple[NDArray[Any], NDArray[np.float16]]] = {}
         # a read is a few microseconds, so what every one needs is worked out once
         self._hashes = np.ascontiguousarray(self.index["hash"])
-        self._words, self._entries, self._stride = self.header.word_type, self.header.entries, self.header.stride
 
     def _header(self) -> Header:
         try:
@@ -172,21 +171,13 @@ class Store:
 
     def shards(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float16]]]:
         """words_NPK and scores_NPK of one shard after the other."""
-        header = self.header
-        split = header.entries * header.word_type.itemsize
-        for number, about in enumerate(header.shards):
+        for number, about in enumerate(self.header.shards):
             if about["rows"]:
-                rows = np.frombuffer(self._shard(number), np.uint8).reshape(about["rows"], header.stride)
-                words, scores = rows[:, :split].copy().view(header.word_type), rows[:, split:].copy().view("<f2")
-                shape = (about["rows"], -1, header.keep)
-                yield words.reshape(shape), scores.reshape(shape)
+                yield self._shard(number)
 
     def row(self, shard: int, row: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
-        data = self._open.get(shard) or self._shard(shard)
-        start, keep = row * self._stride, self.header.keep
-        words = np.frombuffer(data, self._words, self._entries, start).reshape(-1, keep)
-        scores = np.frombuffer(data, _SCORE, self._entries, start + words.nbytes).reshape(-1, keep)
-        return words, scores
+        words_NPK, scores_NPK = self._open.get(shard) or self._shard(shard)
+        return words_NPK[row], scores_NPK[row]
 
     def _find(self, key: str) -> tuple[int, int] | None:
         hashed = np.uint64(key_hash(key))
@@ -196,13 +187,18 @@ class Store:
         _, shard, row = self.index[at].item()
         return shard, row
 
-    def _shard(self, number: int) -> Any:
+    def _shard(self, number: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
+        """words_NPK and scores_NPK of a shard, views of its file."""
         if number not in self._open:
-            about = self.header.shards[number]
+            header, about = self.header, self.header.shards[number]
             data = self._map(about["file"])
-            if len(data) != about["rows"] * self.header.stride or zlib.crc32(data) != about["crc32"]:
+            if len(data) != about["rows"] * header.stride or zlib.crc32(data) != about["crc32"]:
                 raise self._damaged(about["file"], "its checksum differs")
-            self._open[number] = data
+            shape, size = (about["rows"], header.entries // header.keep, header.keep), header.word_type.itemsize
+            words_NPK = np.ndarray(shape, header.word_type, data, 0, (header.stride, header.keep * size, size))
+            after = header.entries * size
+            scores_NPK = np.ndarray(shape, _SCORE, data, after, (header.stride, header.keep * 2, 2))
+            self._open[number] = words_NPK, scores_NPK
         return self._open[number]
 
     def _map(self, name: str) -> Any:
