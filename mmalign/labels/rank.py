@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64  # words whose maximum is taken first: the K best words lie in the K blocks with the largest maxima
-MORE = 6  # candidates beyond K in the first pass
+MORE = 14  # candidates beyond K in the first pass; with fewer, many rows need a second
 LIMIT = 256 << 20  # bytes of scores held at a time
 ALIGN = 32  # columns; thin tails slow the product down
 HALF_ULP = 2.0**-8  # of a bf16 number, relative, with room for the order of summation
