@@ -5,6 +5,7 @@ import os
 import signal
 import zlib
 from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -137,24 +138,22 @@ class Counting:
 
 
 def as_ranks(model: Asked, place: Path, ranks: int) -> list[int]:
-    """Measure in children of this process that share the questions; their exit codes: whether each got its due."""
-    if dist.is_initialized():  # a group that another test left would be the children's too
-        dist.destroy_process_group()
-    children = []
-    for rank in range(ranks):
-        if child := os.fork():
-            children.append(child)
-            continue
-        code = 1
-        try:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            dist.init_process_group("gloo", init_method=f"file://{place}.store", rank=rank, world_size=ranks)
-            counting = Counting(model)
-            found = evaluate.measure(counting, Quiz(), place, batch=7)
-            code = 0 if counting.asked < 24 and bool(found.metrics) == (rank == 0) else 2
-        finally:
-            os._exit(code)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    """Measure in new processes that share the questions; their exit codes: whether each got its due."""
+    context = get_context("spawn")  # a forked one would inherit the process group of another test
+    children = [context.Process(target=_as_rank, args=(model, place, rank, ranks)) for rank in range(ranks)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    return [child.exitcode or 0 for child in children]
+
+
+def _as_rank(model: Asked, place: Path, rank: int, ranks: int) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    dist.init_process_group("gloo", init_method=f"file://{place}.store", rank=rank, world_size=ranks)
+    counting = Counting(model)
+    found = evaluate.measure(counting, Quiz(), place, batch=7)
+    os._exit(0 if counting.asked < 24 and bool(found.metrics) == (rank == 0) else 2)
 
 
 def test_two_ranks_share_the_questions(model, tmp_path):
