@@ -132,10 +132,6 @@ def _needed(recipe: Recipe, name: str, stage: Stage) -> Iterator[MMAlignError]:
         yield _problem(recipe, name, "reads", "a report needs scores to read", fix)
     if isinstance(stage, Evaluate) and not stage.bench:
         yield _problem(recipe, name, "bench", "no benchmark is named", "bench: [toy-pope]   (mmalign list benchmarks)")
-    names = [part.card for part in stage.bench] if isinstance(stage, Evaluate) else []
-    for number, bench in enumerate(names):
-        if bench in names[:number]:
-            yield _problem(recipe, name, f"bench.{number}", f"{bench} is named twice", "a stage of its own for each")
 
 
 def protocols(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
@@ -233,9 +229,6 @@ def _held(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
 def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
     if not stage.trains:
         yield _problem(recipe, name, "trains", "nothing is trained", "trains: [adapter]")
-    for number, part in enumerate(stage.trains):
-        if part in stage.trains[:number]:
-            yield _problem(recipe, name, f"trains.{number}", f"{part} is named twice", "each part once")
     if not stage.objectives:
         yield _problem(recipe, name, "objectives", "no objective", "objectives: {lm: 1.0}")
     bits = cards["llm"].args.get("bits")

@@ -6,15 +6,16 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mmalign import files, lines
 from mmalign.errors import RecipeError, nearest
 from mmalign.lines import Document
-from mmalign.recipe import KINDS, Labels, Objective, Part, Recipe, RecipeFile, Stage, out_of_range
+from mmalign.recipe import KINDS, Labels, Objective, Part, Recipe, RecipeFile, Stage
+from mmalign.settings import first_line, is_union, key_of, plain, typed
 
 T = TypeVar("T")
 COMMAND = "command line"
@@ -30,17 +31,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     Raises RecipeError with file:line for anything that is not a recipe.
     """
     layers, words = _extended(find(path), ()), [_override(word) for word in overrides]
-    base = typed([*layers, *words])
+    base = _read([*layers, *words])
     if not base.matrix:
         return [base]
-    for number, seed in enumerate(base.matrix.seeds):
-        if seed in base.matrix.seeds[:number]:
-            at = base.where(f"matrix.seeds.{number}")
-            raise RecipeError(f"the seed {seed} is named twice", at=at, fix="seeds: [1, 2, 3]")
     return [
         replace(variant, arm=arm, seed=seed)
         for arm, changes in (base.matrix.arms or {"": {}}).items()
-        for variant in [typed([*layers, _arm(base, arm, changes), *words])]
+        for variant in [_read([*layers, _arm(base, arm, changes), *words])]
         for seed in base.matrix.seeds or [variant.seed]
     ]
 
@@ -126,7 +123,7 @@ def _inside(key: str, item: Any) -> Iterator[str]:
         yield from _inside(f"{key}.{name}", inner)
 
 
-def typed(layers: Sequence[Document]) -> Recipe:
+def _read(layers: Sequence[Document]) -> Recipe:
     """Merge the layers, later over earlier, and read the result as a Recipe."""
     raw: dict[str, Any] = {}
     at: dict[str, str] = {}
@@ -218,7 +215,7 @@ class _Sugar:
 
     def item(self, hint: Any, item: Any, key: str) -> Any:
         """One value as its type wants it, short forms written out."""
-        options = [h for h in get_args(hint) if h is not types.NoneType] if _is_union(hint) else [hint]
+        options = [h for h in get_args(hint) if h is not types.NoneType] if is_union(hint) else [hint]
         hint = options[0]
         if item is None:
             return None
@@ -232,13 +229,9 @@ class _Sugar:
         if get_origin(hint) is dict and isinstance(item, dict) and inner[1] is not Any:
             return {str(name): self.item(inner[1], one, f"{key}.{name}") for name, one in item.items()}
         if isinstance(item, (list, dict)) and hint is not Any and get_origin(hint) not in (list, dict):
-            what = f"{key} must be {_plain(hint)}, got {item!r}"
+            what = f"{key} must be {plain(hint)}, got {item!r}"
             raise RecipeError(what, at=self.layer.where(key), fix="one value, without brackets")
         return item
-
-
-def _is_union(hint: Any) -> bool:
-    return get_origin(hint) in (Union, types.UnionType)
 
 
 def _long(cls: type, item: Any) -> Any:
@@ -258,11 +251,11 @@ def _recipe(found: Document) -> Recipe:
         found.raw = cast(dict[str, Any], raw)
         found.raw = _Sugar(found, _kinds([found], 0)).recipe()  # again, for what stood behind ${...}
     except OmegaConfBaseException as err:
-        raise RecipeError(_first_line(err), at=found.where(_key(err)), fix="check the ${...} in it") from err
+        raise RecipeError(first_line(err), at=found.where(key_of(err)), fix="check the ${...} in it") from err
     except (RecursionError, ValueError) as err:
         raise RecipeError(f"not a recipe: {err}", at=found.root) from err
     stages = {name: _stage(found, name, raw) for name, raw in found.raw.pop("stages", {}).items()}
-    recipe = Recipe(**vars(_typed(RecipeFile, found, found.raw, "")), where=found.where)
+    recipe = Recipe(**vars(typed(RecipeFile, found, found.raw, "")), where=found.where)
     recipe.stages = stages
     if not stages:
         raise RecipeError("a recipe needs stages", at=found.root, fix="stages: {align: {kind: train, ...}}")
@@ -273,104 +266,4 @@ def _recipe(found: Document) -> Recipe:
 
 
 def _stage(found: Document, name: str, raw: Any) -> Stage:
-    return _typed(KINDS[raw["kind"]], found, raw, f"stages.{name}")
-
-
-def _typed(cls: type[T], found: Document, raw: Any, under: str) -> T:
-    """`raw` as a `cls`: wrong types, missing values and numbers out of range become a RecipeError."""
-    try:
-        made = cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), raw)))
-    except MissingMandatoryValue as err:
-        key, name = _lacking(raw, _key(err))
-        at = found.where(f"{under}.{key}".strip("."))
-        raise RecipeError(f"{under or 'the recipe'} lacks {name!r}", at=at, fix=f"{name}: ...") from err
-    except OmegaConfBaseException as err:
-        key = _key(err)
-        what, at = _mismatch(cls, raw, key, err), found.where(f"{under}.{key}".strip("."))
-        raise RecipeError(what, at=at, fix=_example(cls, raw, key)) from err
-    except (RecursionError, ValueError, TypeError, OverflowError) as err:
-        raise RecipeError(f"not a recipe: {err}", at=found.where(under)) from err
-    for key, problem in out_of_range(made):
-        raise RecipeError(problem, at=found.where(f"{under}.{key}".strip(".")), fix=_example(cls, raw, key))
-    return made
-
-
-def _lacking(raw: Any, key: str) -> tuple[str, str]:
-    """(dotted key, name) of what is missing: `data` where a whole part is, not the `card` inside it."""
-    path = key.split(".")
-    for word in path[:-1]:
-        raw = raw.get(word) if isinstance(raw, dict) else None
-        if raw is None:
-            return ".".join(path[: path.index(word) + 1]), word
-    return key, path[-1]
-
-
-def _key(err: OmegaConfBaseException) -> str:
-    return re.sub(r"\[(\w+)\]", r".\1", str(err.full_key or ""))
-
-
-def _first_line(err: Exception) -> str:
-    return str(err).splitlines()[0]
-
-
-def _mismatch(cls: type, raw: Any, key: str, err: Exception) -> str:
-    """`optim.lr must be a number, got 'fast'`, where the key and its type are known."""
-    hint, _, value = _setting(cls, raw, key)
-    return f"{key} must be {_plain(hint)}, got {value!r}" if key and hint else _first_line(err)
-
-
-def _example(cls: type, raw: Any, key: str) -> str:
-    """What to try: the nearest word, the default, or a value of the right type."""
-    hint, default, value = _setting(cls, raw, key)
-    name = next((word for word in reversed(key.split(".")) if not word.isdigit()), key)
-    if get_origin(hint) is Literal and isinstance(value, str):
-        return nearest(value, get_args(hint))
-    if isinstance(default, (int, float, str, list)) and default not in ("", MISSING, []):
-        return f"{name}: {default}   (the default)"
-    if get_origin(hint) is dict:
-        return f"{name}: {{key: value}}"
-    examples = {float: "1e-3", int: "8", bool: "true", str: "a word"}
-    return f"{name}: {examples[hint]}" if hint in examples else "see `mmalign show recipes quickstart`"
-
-
-def _setting(cls: type, raw: Any, key: str) -> tuple[Any, Any, Any]:
-    """(type, default, value given) of a dotted key; the type is None where it is not a setting of ours."""
-    hint: Any = cls
-    default: Any = None
-    for word in filter(None, key.split(".")):
-        hint = _present(hint)
-        if is_dataclass(hint):
-            default = next((_default(f) for f in fields(hint) if f.name == word), None)
-            hint = typing.get_type_hints(hint).get(word)
-        elif get_origin(hint) in (list, dict):
-            hint = get_args(hint)[-1]
-        else:
-            return None, None, raw
-        raw = _inside_of(raw, word)
-    return _present(hint), default, raw
-
-
-def _default(f: Any) -> Any:
-    return f.default_factory() if callable(f.default_factory) else f.default
-
-
-def _present(hint: Any) -> Any:
-    """X of `X | None`."""
-    return next((h for h in get_args(hint) if h is not types.NoneType), None) if _is_union(hint) else hint
-
-
-def _inside_of(raw: Any, word: str) -> Any:
-    if isinstance(raw, list) and word.isdigit():
-        return raw[int(word)] if int(word) < len(raw) else None
-    return raw.get(word) if isinstance(raw, dict) else None
-
-
-def _plain(hint: Any) -> str:
-    """A type in a reader's words."""
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (list, dict):
-        whole, inner = "a list" if get_origin(hint) is list else "a mapping", get_args(hint)[-1]
-        return whole if inner is Any else f"{whole} of {_plain(inner)}"
-    words = {float: "a number", int: "a whole number", str: "a word", bool: "true or false", Any: "a value"}
-    return words.get(hint, "a mapping")
+    return typed(KINDS[raw["kind"]], found, raw, f"stages.{name}")

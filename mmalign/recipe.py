@@ -1,8 +1,7 @@
 """A recipe: one model and the stages that train it. Every setting of mmalign stands here once, with its unit."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from omegaconf import MISSING
@@ -18,7 +17,7 @@ def _least(low: float) -> dict[str, float]:
     return {"least": low}
 
 
-SEED = {"least": 0, "most": 2**32 - 1}  # what every random generator takes
+SEED: dict[str, Any] = {"least": 0, "most": 2**32 - 1}  # what every random generator takes
 
 
 @dataclass
@@ -140,7 +139,7 @@ class Train(Stage):
     """Train the listed parts on the weighted sum of the objectives."""
 
     data: Part = field(default_factory=Part)
-    trains: list[Literal["vision", "adapter", "llm"]] = MISSING
+    trains: list[Literal["vision", "adapter", "llm"]] = field(default=MISSING, metadata={"once": "each part once"})
     objectives: dict[str, Objective] = field(default_factory=dict)
     labels: Labels | None = None  # None: no labels, or those of `reads.labels`
     optim: Optim = field(default_factory=Optim)
@@ -174,7 +173,7 @@ class Train(Stage):
 class Evaluate(Stage):
     """Ask a trained model the questions of each benchmark, store its answers, score them."""
 
-    bench: list[Part] = MISSING
+    bench: list[Part] = field(default=MISSING, metadata={"once": "a stage of its own for each"})
     batch: int = field(default=32, metadata=_above(0) | SILENT)  # questions per pass
     precision: Literal["bf16", "fp32"] = "bf16"
     protocol: str = "official"  # whose rules score the answers
@@ -277,7 +276,7 @@ class Matrix:
     """Turns one recipe into a study: every arm with every seed; equal stages are shared."""
 
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)  # arm: {dotted key: value}
-    seeds: list[int] = field(default_factory=list, metadata=SEED)  # empty: the recipe's seed
+    seeds: list[int] = field(default_factory=list, metadata=SEED | {"once": "each seed once"})  # empty: the recipe's
 
 
 @dataclass
@@ -299,39 +298,3 @@ class Recipe(RecipeFile):
 
     arm: str = ""  # the arm of the matrix this is; empty without one
     where: Callable[[str], str] = str  # dotted key -> file:line  key
-
-
-def out_of_range(item: Any, under: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, what is wrong) for every number outside its range, over nested settings."""
-    for f in fields(item):
-        value, key = getattr(item, f.name), f"{under}.{f.name}".lstrip(".")
-        yield from ((key, f"{key} must {problem}, got {value}") for problem in _range(f.metadata, value))
-        for inner, at in _inner(value, key):
-            yield from out_of_range(inner, at)
-
-
-def _inner(value: Any, key: str) -> Iterator[tuple[Any, str]]:
-    if is_dataclass(value):
-        yield value, key
-    elif isinstance(value, dict):
-        yield from ((item, f"{key}.{name}") for name, item in value.items() if is_dataclass(item))
-
-
-def _range(meta: Mapping[str, Any], value: Any) -> Iterator[str]:
-    """What a number, or every number of a list, must be and is not."""
-    if isinstance(value, list):
-        if len(value) != meta.get("length", len(value)):
-            yield f"have {meta['length']} numbers"
-        yield from (problem for one in value for problem in _range(meta, one))
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return
-    if isinstance(value, float) and not math.isfinite(value):
-        yield "be finite"
-    if "above" in meta and not value > meta["above"]:
-        yield f"be above {meta['above']:g}"
-    if "least" in meta and not value >= meta["least"]:
-        yield f"be at least {meta['least']:g}"
-    if "most" in meta and not value <= meta["most"]:
-        yield f"be at most {meta['most']:,}"
-    if "below" in meta and not value < meta["below"]:
-        yield f"be below {meta['below']:g}"

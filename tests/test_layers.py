@@ -21,7 +21,7 @@ HEAVY = {"torch", "torchvision", "transformers", "timm", "open_clip", "deepspeed
 LAYERS = [
     {"mmalign"},  # the version
     {"errors"},
-    {"lines", "files", "source"},
+    {"lines", "files", "source", "settings"},
     {"wordlist"},
     {"cards", "recipe"},
     {"compose", "graph", "check"},

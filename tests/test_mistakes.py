@@ -242,7 +242,7 @@ SIMPLE = [
             "    optim: &o {lr: 1e-3, betas: *o}"),
     Mistake("a part trained twice", "adapter is named twice", "each part once",
             words=("stages.align.trains=[adapter, adapter]",), at="stages.align.trains.1"),
-    Mistake("a seed named twice", "the seed 5 is named twice", "seeds: [1, 2, 3]", words=("matrix.seeds=[5, 6, 5]",),
+    Mistake("a seed named twice", "5 is named twice", "each seed once", words=("matrix.seeds=[5, 6, 5]",),
             at="command line  matrix.seeds.2"),
     Mistake("an interpolation of nothing", "seeed", "check the ${...}", "seed: 3", "seed: ${seeed}"),
     # the command line

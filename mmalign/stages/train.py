@@ -15,15 +15,14 @@ from torch import Tensor
 
 from mmalign import cards
 from mmalign.data import Data, Record, kept, order
-from mmalign.errors import CheckError, StageError
-from mmalign.labels import LabelSource
-from mmalign.labels.store import Store
+from mmalign.errors import CheckError
 from mmalign.llms.chat import Chat
 from mmalign.model import Batch, Model, counts, keep_reached
-from mmalign.objectives import Objective, Words
+from mmalign.objectives import Objective
 from mmalign.recipe import Train
-from mmalign.stages import build, label
+from mmalign.stages import build
 from mmalign.stages.build import DTYPES, Parts
+from mmalign.stages.supply import Supply, supply
 from mmalign.task import Task
 from mmalign.training import optim
 from mmalign.training.batches import Bad, Batches, Collate
@@ -31,7 +30,6 @@ from mmalign.training.engine import Engine, connect, device, world
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.training.premise import Premise, images_of
-from mmalign.vision import Vision
 
 LOOKED = 64  # samples looked through for one with an image, before the first step
 
@@ -42,7 +40,7 @@ def run(task: Task) -> dict[str, Any]:
     rank, ranks = world()
     events = Events(task.folder, rank)
     parts, data = build.parts(task), build.data(task.cards["data"])
-    made = _labels(task, stage, parts, data, events)
+    made = supply(task, stage, parts, data, events)
     collate = _collate(task, stage, parts, data, made)
     model = _model(task, stage, parts, made, distributed=ranks > 1)
     batches = Batches(
@@ -54,7 +52,7 @@ def run(task: Task) -> dict[str, Any]:
     engine = _engine(stage, model, batches)
     steps = stage.steps or batches.steps(stage.epochs)
     premise = _premise(task, stage, model, collate, steps) if model.looks else None
-    last = _fit(task, stage, engine, batches, model, events, premise).run()
+    last = _fit(task, stage, engine, batches, steps, model, events, premise).run()
     warning = premise.warning() if premise else None
     if warning:
         events.say(warning)
@@ -66,7 +64,7 @@ def run(task: Task) -> dict[str, Any]:
     }
 
 
-def _model(task: Task, stage: Train, parts: Parts, made: "_Labels", distributed: bool) -> Model:
+def _model(task: Task, stage: Train, parts: Parts, made: Supply, distributed: bool) -> Model:
     objectives = {name: cast(Objective, cards.build(task.cards[f"objectives.{name}"])) for name in stage.objectives}
     _fits(objectives, parts, made)
     model = Model(parts.vision, parts.adapter, parts.llm, objectives, made.words, made.source, made.encoder)
@@ -127,54 +125,7 @@ def _truths(model: Model, collate: Collate, numbers: list[int]) -> list[list[set
     return found
 
 
-class _Labels:
-    """Where labels come from: a store, a source that runs in the pass, or the data itself."""
-
-    def __init__(
-        self,
-        store: Store | None = None,
-        source: LabelSource | None = None,
-        encoder: Vision | None = None,
-        words: Words | None = None,
-    ) -> None:
-        self.store, self.source, self.encoder, self.words = store, source, encoder, words
-
-
-def _labels(task: Task, stage: Train, parts: Parts, data: Data, events: Events) -> _Labels:
-    if (folder := task.parent("labels")) is not None:
-        store = Store(folder / "labels")
-        return _Labels(store=store, words=spelled(store.words, parts, events))
-    if stage.labels is None:
-        return _Labels()
-    build.cast_all(stage.precision, parts.vision)  # labels are made by what it is while it trains
-    source, encoder = label.source(task, stage.labels.keep, data, events, own=parts.vision)
-    if stage.labels.store:
-        store = _expected(Store(stage.labels.store), source, stage.labels.keep)
-        return _Labels(store=store, words=spelled(store.words, parts, events))
-    shared = encoder is None or encoder is parts.vision
-    return _Labels(source=source, encoder=None if shared else encoder, words=spelled(source.words, parts, events))
-
-
-def _expected(store: Store, source: LabelSource, keep: int) -> Store:
-    """The store, if it holds what the source would have made."""
-    fix = "name the source that made it, or label again"
-    if store.words != source.words:
-        what = f"the label store's word list is {_some(store.words)}, the recipe's is {_some(source.words)}"
-        raise StageError(what, at=store.folder, fix=fix)
-    if store.header.encoder != source.identity():
-        what = f"the label store was made by [{store.header.encoder}], the recipe asks for [{source.identity()}]"
-        raise StageError(what, at=store.folder, fix=fix)
-    if store.header.keep != min(keep, len(source.words)):
-        what = f"the label store keeps {store.header.keep} words a patch, the recipe {keep}"
-        raise StageError(what, at=store.folder, fix=f"keep: {store.header.keep}, or label again")
-    return store
-
-
-def _some(words: list[str]) -> str:
-    return f"{len(words):,} words ({', '.join(words[:3])}, ...)"
-
-
-def _fits(objectives: dict[str, Objective], parts: Parts, made: _Labels) -> None:
+def _fits(objectives: dict[str, Objective], parts: Parts, made: Supply) -> None:
     """What `check` knows from facts; parts of other packages may have none."""
     for name, objective in objectives.items():
         at = f"objectives.{name}"
@@ -185,20 +136,7 @@ def _fits(objectives: dict[str, Objective], parts: Parts, made: _Labels) -> None
             raise CheckError(what, at=at, fix="an adapter with keeps_grid, such as mlp2x-gelu")
 
 
-def spelled(words: list[str], parts: Parts, events: Events) -> Words:
-    """A word list as the language model spells it; words it makes nothing of are counted and never drawn."""
-    unknown = parts.llm.chat.tokenizer.unk_token_id  # says nothing, and the same of every word it stands for
-    pieces = [[] if unknown in ids else ids for ids in parts.llm.chat.pieces(words)]
-    if silent := [word for word, ids in zip(words, pieces, strict=True) if not ids]:
-        events.say(f"{len(silent)} words have no token and are never drawn: {', '.join(silent[:5])}")
-    if len(silent) == len(words):
-        raise StageError("the tokenizer makes nothing of any word in the list", fix="another word list")
-    wide = max(map(len, pieces))
-    table = torch.tensor([ids + [-1] * (wide - len(ids)) for ids in pieces])
-    return Words(words, table, parts.llm.embed)
-
-
-def _collate(task: Task, stage: Train, parts: Parts, data: Data, made: _Labels) -> Collate:
+def _collate(task: Task, stage: Train, parts: Parts, data: Data, made: Supply) -> Collate:
     own = parts.llm.chat
     return Collate(
         data,
@@ -241,9 +179,9 @@ def _engine(stage: Train, model: Model, batches: Batches) -> Engine:
 
 
 def _fit(
-    task: Task, stage: Train, engine: Engine, batches: Batches, model: Model, events: Events, premise: Premise | None
-) -> Fit:
-    steps = stage.steps or batches.steps(stage.epochs)
+    task: Task, stage: Train, engine: Engine, batches: Batches, steps: int, model: Model, events: Events,
+    premise: Premise | None,
+) -> Fit:  # fmt: skip
     units = {name: cast(Objective, objective).unit for name, objective in model.objectives.items()}
     return Fit(
         engine,

@@ -10,7 +10,7 @@ import torch
 
 from mmalign import compose, graph, task
 from mmalign.recipe import Train
-from mmalign.stages import train
+from mmalign.stages import supply, train
 from mmalign.training import optim
 from mmalign.training.events import Events
 
@@ -40,7 +40,7 @@ def measure() -> Pairs:
         plain = _plain(theirs, stage)
         ours.batches.run = lambda *_: _in_turn(passes, plain, found)  # type: ignore[method-assign]
         engine = train._engine(stage, ours.model, ours.batches)
-        train._fit(given, stage, engine, ours.batches, ours.model, Events(given.folder), None).run()
+        train._fit(given, stage, engine, ours.batches, STEPS, ours.model, Events(given.folder), None).run()
     found.ours, found.reference = found.ours[WARM:], found.reference[WARM:]
     return found
 
@@ -50,7 +50,7 @@ class _Made:
 
     def __init__(self, given: task.Task, stage: Train) -> None:
         parts, data = train.build.parts(given), train.build.data(given.cards["data"])
-        labels = train._labels(given, stage, parts, data, Events(given.folder))
+        labels = supply.supply(given, stage, parts, data, Events(given.folder))
         collate = train._collate(given, stage, parts, data, labels)
         self.model = train._model(given, stage, parts, labels, distributed=False)
         self.batches = train.Batches(collate, len(data), stage.batch, stage.micro_batch, given.seed, workers=0)

@@ -16,7 +16,7 @@ from mmalign import compose, graph, task
 from mmalign.model import Batch, Model
 from mmalign.objectives.sea import SEA, contrast, draw, once_each
 from mmalign.recipe import Train
-from mmalign.stages import build, label, train
+from mmalign.stages import build, label, supply, train
 from mmalign.training import optim
 from mmalign.training.events import Events
 from tests.conftest import TINY
@@ -123,7 +123,7 @@ def by_hand(two: dict[str, list[Path]]) -> dict[str, list[float]]:
     stage, events = given.stage, Events(given.folder)
     assert isinstance(stage, Train)
     parts, data = build.parts(given), build.data(given.cards["data"])
-    labels = train._labels(given, stage, parts, data, events)
+    labels = supply.supply(given, stage, parts, data, events)
     collate = train._collate(given, stage, parts, data, labels)
     model = train._model(given, stage, parts, labels, distributed=False)
     batches = train.Batches(collate, len(data), stage.batch, stage.micro_batch, given.seed, workers=0)

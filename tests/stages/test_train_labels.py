@@ -13,7 +13,7 @@ from mmalign.errors import StageError
 from mmalign.labels.store import Store
 from mmalign.objectives import sea
 from mmalign.recipe import Train
-from mmalign.stages import build, label, train
+from mmalign.stages import build, label, supply, train
 from mmalign.training.events import Events
 from tests import parts
 from tests.conftest import TINY
@@ -106,7 +106,7 @@ def collated(given: task.Task) -> tuple[Any, Any]:
     stage, events = given.stage, Events(given.folder)
     assert isinstance(stage, Train)
     made, data = build.parts(given), build.data(given.cards["data"])
-    labels = train._labels(given, stage, made, data, events)
+    labels = supply.supply(given, stage, made, data, events)
     return train._model(given, stage, made, labels, False), train._collate(given, stage, made, data, labels)
 
 
