@@ -9,14 +9,15 @@ its K-th best: the rounding error is bounded by what was rounded off (Cauchy-Sch
 are ranked with more candidates, at last with all words.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 BLOCK = 64  # words whose maximum is taken first: the K best words lie in the K blocks with the largest maxima
 MORE = 14  # candidates beyond K in the first pass; with fewer, many rows need a second
-LIMIT = 256 << 20  # bytes of scores held at a time
+LIMIT = 64 << 20  # bytes of rough scores held, at a time and between calls: new memory costs as much as the maxima
+ROWS = 48  # patches whose candidates are scored at a time: their words stay in the cache
 ALIGN = 32  # columns; thin tails slow the product down
 HALF_ULP = 2.0**-8  # of a bf16 number, relative, with room for the order of summation
 
@@ -31,22 +32,26 @@ class Bank:
     rough_WJ: Tensor  # bf16: sign * (text - its mean), then, if any, -sign * mean in three columns, then zeros
     length: float  # the longest row of what `rough` stands for
     lost: float  # the longest row of what its rounding took away
+    centre_J: Tensor  # the words' mean
+    held: Tensor | None = field(default=None, repr=False)  # where the last call's rough scores lay
 
     @classmethod
     def of(cls, text_WJ: Tensor, mean_W: Tensor | None = None, sign: int = 1) -> "Bank":
         mean_W = torch.zeros(len(text_WJ), device=text_WJ.device) if mean_W is None else mean_W
-        exact_WJ = sign * (text_WJ - text_WJ.mean(0))
+        centre_J = text_WJ.mean(0)
+        exact_WJ = sign * (text_WJ - centre_J)
         rough_WJ = exact_WJ.bfloat16()
         if bool(mean_W.any()):
             rough_WJ = torch.cat([rough_WJ, _parts(-sign * (mean_W - mean_W.mean()))], 1)
         rough_WJ = torch.nn.functional.pad(rough_WJ, (0, -rough_WJ.shape[1] % ALIGN, 0, -len(rough_WJ) % BLOCK))
         lost = (exact_WJ - rough_WJ[: len(exact_WJ), : exact_WJ.shape[1]].float()).norm(dim=1).max()
-        return cls(text_WJ, mean_W, sign, rough_WJ, float(exact_WJ.norm(dim=1).max()), float(lost))
+        return cls(text_WJ, mean_W, sign, rough_WJ, float(exact_WJ.norm(dim=1).max()), float(lost), centre_J)
 
     def to(self, device: torch.device) -> "Bank":
-        text_WJ, mean_W, rough_WJ = (t.to(device) for t in (self.text_WJ, self.mean_W, self.rough_WJ))
-        return Bank(text_WJ, mean_W, self.sign, rough_WJ, self.length, self.lost)
+        moved = {name: getattr(self, name).to(device) for name in ("text_WJ", "mean_W", "rough_WJ", "centre_J")}
+        return replace(self, **moved, held=None)
 
+    @torch.no_grad()
     def best(self, patch_NJ: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         """words_NK, best first, and their scores sign * (f.t - m), fp32. patch_NJ: unit vectors, fp32."""
         keep = min(keep, len(self.text_WJ))
@@ -82,10 +87,12 @@ class Bank:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """words_NK and scores_NK from so many candidates, and whether each row is certified."""
         word_NC, last_N = _block_top(rough_NW, candidates)
-        exact_NC = torch.einsum("nj,ncj->nc", patch_NJ, self.text_WJ[word_NC]) - self.mean_W[word_NC]
+        parts = zip(torch.split(patch_NJ, ROWS), torch.split(word_NC, ROWS), strict=True)
+        exact_NC = torch.cat([torch.einsum("nj,ncj->nc", part, _rows(self.text_WJ, words)) for part, words in parts])
+        exact_NC -= self.mean_W[word_NC]
         best = (self.sign * exact_NC).topk(keep, dim=1)
         # on the scale of the rough scores: what both centrings took off is the same for every word of a row
-        shift_N = self.sign * (patch_NJ @ self.text_WJ.mean(0) - self.mean_W.mean())
+        shift_N = self.sign * (patch_NJ @ self.centre_J - self.mean_W.mean())
         above_N = last_N + HALF_ULP * last_N.abs() + lost_N  # no other word is above this
         return word_NC.gather(1, best.indices), best.values, above_N < best.values[:, -1] - shift_N
 
@@ -96,9 +103,17 @@ class Bank:
         wide_NJ[:, patch_NJ.shape[1] : patch_NJ.shape[1] + 3] = 1  # times what is taken off, or times padding
         lost_N = (patch_NJ - half_NJ.float()).norm(dim=1) * self.length + half_NJ.float().norm(dim=1) * self.lost
         more = {"out_dtype": torch.float32} if patch_NJ.is_cuda else {}
-        rough_NW = torch.mm(wide_NJ, self.rough_WJ.T, **more)  # type: ignore[call-overload]
+        rough_NW = self._space(len(patch_NJ), torch.float32 if patch_NJ.is_cuda else torch.bfloat16)
+        torch.mm(wide_NJ, self.rough_WJ.T, out=rough_NW, **more)
         rough_NW[:, len(self.text_WJ) :] = -torch.inf  # the padding
         return rough_NW, lost_N
+
+    def _space(self, rows: int, dtype: torch.dtype) -> Tensor:
+        """Room for so many rows of rough scores, in what the last call left if it was as large."""
+        if self.held is None or len(self.held) < rows:
+            with torch.inference_mode(False):  # it outlives the call
+                self.held = torch.empty(rows, len(self.rough_WJ), dtype=dtype, device=self.rough_WJ.device)
+        return self.held[:rows]
 
 
 def _parts(value_W: Tensor) -> Tensor:
@@ -113,8 +128,13 @@ def _parts(value_W: Tensor) -> Tensor:
 def _block_top(rough_NW: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
     """word_NC, the best by the rough scores, and the rough score no other word exceeds."""
     blocks_NMB = rough_NW.view(len(rough_NW), -1, BLOCK)
-    top_NM = blocks_NMB.amax(2).topk(candidates, dim=1).indices
-    inside_NCB = blocks_NMB.gather(1, top_NM.unsqueeze(2).expand(-1, -1, BLOCK))
-    best = inside_NCB.flatten(1).topk(candidates, dim=1)
-    block_NC = top_NM.gather(1, best.indices // BLOCK)
+    top_NC = blocks_NMB.amax(2).topk(candidates, dim=1).indices
+    first_N1 = blocks_NMB.shape[1] * torch.arange(len(top_NC), device=top_NC.device).unsqueeze(1)
+    best = _rows(blocks_NMB.flatten(0, 1), first_N1 + top_NC).flatten(1).topk(candidates, dim=1)
+    block_NC = top_NC.gather(1, best.indices // BLOCK)
     return block_NC * BLOCK + best.indices % BLOCK, best.values[:, -1].float()
+
+
+def _rows(table_RX: Tensor, row_NC: Tensor) -> Tensor:
+    """table_RX[row_NC], a memory copy a row."""
+    return table_RX.index_select(0, row_NC.flatten()).view(*row_NC.shape, -1)

@@ -28,7 +28,7 @@ def measure() -> dict[str, Pairs]:
         found["topn-plain"].target = 1 / 3
         chunk = rank.LIMIT // (2 * len(bank.rough_WJ))
         for count, peaks in ((chunk, found["topn-memory"].reference), (8 * PATCHES, found["topn-memory"].ours)):
-            many_NJ = normalize(torch.randn(count, WIDTH), dim=-1)
+            many_NJ, bank.held = normalize(torch.randn(count, WIDTH), dim=-1), None
             peaks.append(float(peak(lambda: bank.best(many_NJ, KEEP))))  # noqa: B023
     return found
 

@@ -79,6 +79,18 @@ def test_memory_is_bounded_by_a_chunk_not_by_patches_times_words(monkeypatch):
     assert words.shape == scores.shape == (50, 5)
 
 
+def test_calls_that_share_their_memory_do_not_mix():
+    bank, many, few = Bank.of(cone(3000, 32, 0.7)), patches(50, 32), patches(9, 32, seed=4)
+    with torch.inference_mode():
+        first = bank.best(many.clone(), 5)
+    second = bank.best(few.requires_grad_(), 5)
+    for (words, scores), patch in ((first, many), (second, few)):
+        want = definition(bank, patch, 5)
+        assert torch.equal(words, want.indices)
+        assert (scores - want.values).abs().max() < 1e-6
+    assert not second[1].requires_grad
+
+
 def test_no_patch():
     words, scores = Bank.of(cone(3000, 32, 0.7)).best(torch.zeros(0, 32), 5)
     assert words.shape == scores.shape == (0, 5)
