@@ -65,12 +65,14 @@ class Fit:
         for step, passes in enumerate(self.batches(start), start):
             norm = self._step(step, passes)
             done = step + 1
-            if done % self.log_every == 0 or done == self.steps:
+            broken = norm is not None and not math.isfinite(norm)  # DeepSpeed leaves such a step out, or writes NaN
+            enough = not broken and self.stop is not None and self.stop(done)
+            if broken or enough or done % self.log_every == 0 or done == self.steps:
                 pace = (done - seen) / max(1e-9, time.monotonic() - began)
                 began, seen = time.monotonic(), done
                 last = self._log(done, norm, pace, passes)
             self.events.progress(done, self.steps, **({"loss": last["loss"]} if last else {}))
-            if self.stop and self.stop(done):
+            if enough:
                 break
             if done == self._logged and done - saved >= self.save_every and done < self.steps:
                 checkpoint.save(self.folder / "checkpoints", done, self.engine.state(), self.extra, rank)
@@ -142,7 +144,8 @@ class Fit:
         value = self._summed()
         steps, self._logged = done - self._logged, done
         means = {name: value[name] / steps for name in ("loss", *self.terms)}
-        self._finite(means, done, passes)
+        values = {f"loss term {name!r}": means[name] for name in self.terms}
+        self._finite(values | ({} if norm is None else {"norm of the gradient": norm}), done, passes)
         noted = [name.removeprefix("note.") for name in value if name.startswith("note.")]
         notes = {name: value[f"note.{name}"] / value[f"noted.{name}"] for name in noted}
         rates = {"lr": self.optim.lr * factor(done - 1, self.steps, self.optim), "steps_per_second": pace}
@@ -173,11 +176,12 @@ class Fit:
         self.sums.clear()
         return dict(zip(names, sums.tolist(), strict=True))
 
-    def _finite(self, means: Mapping[str, float], done: int, passes: list[Any]) -> None:
-        for name in self.terms:
-            if not math.isfinite(mean := means[name]):
+    @staticmethod
+    def _finite(values: Mapping[str, float], done: int, passes: list[Any]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
                 raise StageError(
-                    f"the loss term {name!r} is {mean} by step {done}",
+                    f"the {name} is {value} by step {done}",
                     at=f"samples {', '.join(passes[-1].ids[:4])}",
                     fix="a lower learning rate, or precision: fp32",
                 )

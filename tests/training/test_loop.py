@@ -52,9 +52,9 @@ def passes(step):
     return [Pass(torch.randn(n, 3, generator=g), images, step * 4 + m) for m, (n, images) in enumerate(sizes)]
 
 
-def fit(folder, steps=6, log_every=1, save_every=100, stop=None, make=passes, lr=1e-2):
-    net, optim = Net(), Optim(lr=lr, clip=0.0)
-    engine = Engine(net, groups(net.named_parameters(), optim), optim, Settings(zero=0), "fp32", 1, 4)
+def fit(folder, steps=6, log_every=1, save_every=100, stop=None, make=passes, lr=1e-2, net=None, zero=0):
+    net, optim = net or Net(), Optim(lr=lr, clip=0.0)
+    engine = Engine(net, groups(net.named_parameters(), optim), optim, Settings(zero=zero), "fp32", 1, 4)
     terms = {"lm": Term(1.0, "tokens"), "sea": Term(0.5, "images")}
     batches = lambda start: (make(step) for step in range(start, steps))  # noqa: E731
     (folder / "events.jsonl").touch()
@@ -109,9 +109,10 @@ def test_a_line_over_several_steps_is_their_mean(tmp_path):
 
 
 def test_stop_ends_it_early(tmp_path):
-    _, run = fit(tmp_path, stop=lambda done: done == 3)
-    run.run()
-    assert log(tmp_path)[-1]["step"] == 3
+    _, run = fit(tmp_path, stop=lambda done: done == 3, log_every=2)
+    last = run.run()
+    assert [line["step"] for line in log(tmp_path)] == [2, 3]
+    assert last == log(tmp_path)[-1]
 
 
 def test_an_interrupted_run_writes_the_log_and_weights_of_an_uninterrupted_one(tmp_path):
@@ -139,6 +140,21 @@ def test_an_interrupted_run_writes_the_log_and_weights_of_an_uninterrupted_one(t
 def test_a_term_that_is_not_a_number_is_named(tmp_path):
     _, run = fit(tmp_path, make=lambda step: [Pass(p.x * float("nan"), p.images, 0, ("row-7",)) for p in passes(step)])
     with pytest.raises(StageError, match=r"the loss term 'lm' is nan by step 1\n  at   samples row-7"):
+        run.run()
+
+
+class Sharp(Net):
+    """Its loss is finite; its gradient is not."""
+
+    def forward(self, batch):
+        terms, notes = super().forward(batch)
+        return terms | {"lm": terms["lm"] + (self.adapter(batch.x) * 0).sqrt().sum()}, notes
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_a_gradient_that_is_not_a_number_ends_the_run_at_its_step(tmp_path, zero):
+    _, run = fit(tmp_path, steps=3, log_every=3, net=Sharp(), zero=zero)
+    with pytest.raises(StageError, match=r"norm of the gradient is (nan|inf) by step 1\n"):
         run.run()
 
 
