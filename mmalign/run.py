@@ -42,9 +42,12 @@ class Launch:
 
     @property
     def size(self) -> int:
-        """Processes of a stage; a RunError when the host file is none."""
+        """Processes of a stage; a RunError when the host file is none, or the two contradict each other."""
         if not self.hosts:
             return self.devices
+        if self.devices > 1:
+            what = f"--devices {self.devices} and --hosts {self.hosts} both say how many processes there are"
+            raise RunError(what, fix="--hosts alone: a host's slots are its processes")
         try:
             lines = [line.split("#")[0] for line in self.hosts.read_text(encoding="utf-8").splitlines()]
             slots = [int(line.rpartition("slots=")[2]) for line in lines if line.strip()]

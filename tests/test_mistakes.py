@@ -327,6 +327,7 @@ def test_a_recipe_that_is_something_else(here, mmalign):
         (["report"], "no report under runs", "kind report"),
         (["report", "nowhere"], "cannot read nowhere/report.json", "a finished report stage"),
         (["run", "quickstart", "--hosts", "nowhere"], "nowhere is no host file", "slots=8"),
+        (["run", "quickstart", "--hosts", "h", "--devices", "2"], "--devices 2 and --hosts h", "--hosts alone"),
         (["run", "quickstart", "--force", "algn"], "--force algn: no such stage", "did you mean 'align'?"),
         (["run", "quickstart", "--devices", "3"], "batch 32 is no multiple of micro_batch 32 x 3 devices", "--devices"),
     ],
