@@ -230,7 +230,16 @@ def _latest(node: Node) -> dict[str, Any] | None:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     old, new = dict(_flat(before)), dict(_flat(now))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [f"{key.removeprefix('settings.')} {old.get(key)} -> {new.get(key)}" for key in keys]
+    told = [_change(key, old.get(key), new.get(key)) for key in keys]
+    return list(dict.fromkeys(filter(None, told)))
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    """Nothing of a file that is no longer, or only now, pointed at: the argument that does says it."""
+    _, content, spec = f".{key}".partition(".content.")
+    if content:
+        return f"what {spec} holds" if old and new else ""
+    return f"{key.removeprefix('settings.').removeprefix('cards.')} {old} -> {new}"
 
 
 def _flat(item: Any, under: str = "") -> Iterator[tuple[str, Any]]:

@@ -314,6 +314,20 @@ def test_why_says_what_changed(plan):
     assert why(plan(TINY, *more))["tune"].endswith(" ...")
 
 
+def test_why_says_which_file_changed(plan, here):
+    words = here / "words.txt"
+    words.write_text("star\nring\n")
+    word = f"stages.label.source.args.words={words}"
+    before = plan()["label"]
+    finish(before)
+    told = why(plan(TINY, word))["label"]
+    shipped = before.cards["labels"].args["words"]
+    assert told == f"changed: labels.args.words {shipped} -> {words}, source.args.words None -> {words}"
+    finish(plan(TINY, word)["label"])
+    words.write_text("star\nrings\n")
+    assert why(plan(TINY, word))["label"] == f"changed: what {words} holds"
+
+
 def test_why_compares_with_the_newest(plan):
     old, new = plan(), plan(TINY, "stages.label.keep=2")
     for node in (*old.values(), *new.values()):
