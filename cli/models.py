@@ -35,8 +35,10 @@ def evaluate(
         raise RunError("no benchmark is named", fix="--bench toy-pope   (mmalign list benchmarks)")
     place = trained.find(checkpoint) if checkpoint else trained.newest(runs)
     registry = Registry()
-    node = trained.evaluation(place, trained.benches(names, data, registry), registry, runs, protocol, vllm)
+    parts = trained.benches(names, data, registry)
+    node = trained.evaluation(place, parts, registry, runs, protocol, vllm)
     scores.ready(node)
+    show.tell([f"{part.card} reads no folder: --data is not for it" for part in parts if data and not part.args])
     show.err.print(f"evaluating {place}")
     _run(node)
     show.scores(trained.scores(node.folder), as_json)
@@ -54,8 +56,9 @@ def export(checkpoint: str, target: Path) -> None:
     if found["why_not"]:
         show.out.print(f"{target}: loads where mmalign is installed; plain transformers cannot: {found['why_not']}")
     else:
-        difference = found["metrics"]["difference"]
-        show.out.print(f"{target}: loads in plain transformers; the largest difference of a logit is {difference:.2e}")
+        difference = f"the largest difference of a logit is {found['metrics']['difference']:.2e}"
+        show.out.print(f"{target}: loads in plain transformers; {difference} (weights in {found['precision']})")
+        show.tell([found["note"]] if found["note"] else [])
 
 
 def import_(source: str, target: Path, template: Path | None) -> None:

@@ -5,6 +5,7 @@
 Letters: Q visual tokens, D width of the language model, V its vocabulary.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -36,8 +37,8 @@ def manifest() -> Any:
 class MMAlign(lmms):  # type: ignore[misc]
     """Answers the requests of lmms-eval's tasks; greedy.
 
-    pretrained: what `mmalign chat` takes. batch_size: requests a pass. device: None: a GPU where there is one.
-    max_batch_size: lmms-eval names it to every model; nothing here searches for one.
+    pretrained: what `mmalign chat` takes. batch_size: requests a pass. device: None: a GPU where there is one, of
+    several processes each its own. max_batch_size: lmms-eval names it to every model; nothing here searches for one.
     """
 
     def __init__(
@@ -48,9 +49,17 @@ class MMAlign(lmms):  # type: ignore[misc]
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
+        self.batch_size = _size(batch_size)
+        self._rank, self._world_size, local = (_environ(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if device is None and torch.cuda.is_available():
+            torch.cuda.set_device(local)
         model = checkpoints.load(pretrained)
         self.model = model if device is None else model.to(device)
-        self.batch_size = int(batch_size)
+        self.device = next(self.model.parameters()).device
+        if self._world_size > 1:  # lmms-eval gives each process its share of the requests, and gathers through this
+            from accelerate import Accelerator  # lmms-eval brings it
+
+            self.accelerator = Accelerator(cpu=self.device.type == "cpu")
 
     @torch.no_grad()
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -107,6 +116,19 @@ class MMAlign(lmms):  # type: ignore[misc]
     def _pass(self, groups: Sequence[Group]) -> Pass:
         llm: Any = self.model.llm
         return Pass(llm.lm, groups, llm.chat.mark, llm.chat.pad)
+
+
+def _size(given: int | str) -> int:
+    """Requests a pass; a RunError for what is no such number, "auto" too."""
+    if not str(given).isdecimal() or int(given) < 1:
+        fix = "--batch_size 16; nothing here searches for the largest"
+        raise RunError(f"batch_size must be a number of requests, got {given!r}", fix=fix)
+    return int(given)
+
+
+def _environ(name: str) -> int:
+    """What a launcher tells its processes; without one there is a single process."""
+    return int(os.environ.get(name, "1" if name == "WORLD_SIZE" else "0"))
 
 
 def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:

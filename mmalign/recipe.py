@@ -151,7 +151,7 @@ class Train(Stage):
     template: str | None = None  # the chat template of this stage's data; None: the language model's
     precision: Literal["bf16", "fp32"] = "bf16"
     max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1} | SILENT)  # share that may be unusable
-    group_by_length: bool = False  # samples of like length share a pass; reads all rows once, then keeps their lengths
+    group_by_length: bool = False  # samples of like length share a step; reads all rows once, then keeps their lengths
     pack: bool = field(default=False, metadata=SILENT)  # samples of a pass share rows, each seeing itself alone
     engine: Engine = field(default_factory=Engine, metadata=SILENT)
     log_every: int = field(default=10, metadata=_above(0) | SILENT)  # optimizer steps
@@ -175,7 +175,7 @@ class Evaluate(Stage):
 
     bench: list[Part] = field(default=MISSING, metadata={"once": "a stage of its own for each"})
     batch: int = field(default=32, metadata=_above(0) | SILENT)  # questions per pass
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32", "fp16"] = "bf16"  # fp16: for models stored so, as LLaVA-1.5
     protocol: str = "official"  # whose rules score the answers
 
     gives = ("scores",)
@@ -199,10 +199,14 @@ class Report(Stage):
 
 @dataclass
 class Export(Stage):
-    """A folder that plain transformers loads, where the parts allow it; compared with the model, logit by logit."""
+    """A folder that plain transformers loads, where the parts allow it; compared with the model, logit by logit.
+
+    Weights are in the precision of the stage that trained them.
+    """
 
     tolerance: float = field(default=1e-3, metadata=_above(0))  # largest difference of a logit, fp32
 
+    version = 2  # 2: weights in the precision they were trained in
     takes = ("weights", "vision", "llm")
     seeded = False
     parts = ("vision", "adapter", "llm")

@@ -210,7 +210,7 @@ def _precision(place: Path) -> Any:
     own = next((p for p in (place / "config.json", place / "llm" / "config.json") if p.exists()), None)
     given = _config(own) if own else {}
     stored = given.get("dtype") or given.get("torch_dtype")  # as transformers called it before 5
-    return {"float32": "fp32", "bfloat16": "bf16"}.get(str(stored))
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(str(stored))
 
 
 def _config(place: Path) -> dict[str, Any]:
@@ -220,12 +220,15 @@ def _config(place: Path) -> dict[str, Any]:
 
 
 def benches(names: Sequence[str], data: Path | None, registry: Registry) -> list[Part]:
-    """Benchmarks by name; `data`, where it is given, goes to those that read a folder."""
+    """Benchmarks by name; `data`, where it is given, goes to those that read a folder; a RunError where none does."""
     found = []
     for name in names:
         card = registry.card("benchmarks", name)
         reads = "data" in (source.takes(card.target) or ()) and "/" in str(card.args.get("data", "/"))
         found.append(Part(name, {"data": str(data.absolute())} if data and reads else {}))
+    if data and not any(part.args for part in found):
+        what = f"{', '.join(names)} {'read' if len(names) > 1 else 'reads'} no folder, and --data names one"
+        raise RunError(what, at=str(data), fix="leave --data out, or name a benchmark that has files: pope")
     return found
 
 

@@ -120,6 +120,41 @@ def test_the_batch_changes_no_answer(made, folder):
     assert build(made, folder).generate_until(requests) == build(made, folder, batch_size=5).generate_until(requests)
 
 
+@pytest.mark.parametrize("size", ["auto", "auto:4", "0", -1, "many"])
+def test_a_batch_size_that_is_no_number(made, size):
+    with pytest.raises(RunError, match=f"batch_size must be a number of requests, got {size!r}") as caught:
+        made(pretrained="nowhere", batch_size=size)  # said before a model is looked for
+    assert "--batch_size 16" in caught.value.fix
+
+
+def test_one_process_says_so(made, folder):
+    model = build(made, folder)
+    assert (model._rank, model._world_size, model.device.type) == (0, 1, "cpu")
+    assert not hasattr(model, "accelerator")
+
+
+def test_several_processes_say_which_they_are(made, folder, monkeypatch):
+    """lmms-eval asks for rank, world_size, device and accelerator, and shards the requests by them."""
+    accelerate, given = ModuleType("accelerate"), []
+    accelerate.Accelerator = lambda **how: given.append(how) or "accelerator"
+    monkeypatch.setitem(sys.modules, "accelerate", accelerate)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    model = build(made, folder)
+    assert (model._rank, model._world_size, model.accelerator) == (1, 2, "accelerator")
+    assert given == [{"cpu": True}]
+
+
+def test_each_process_takes_the_gpu_of_its_own(made, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(RunError):
+        made(pretrained="nowhere")
+    assert taken == [3]
+
+
 def test_an_answer_ends_where_the_task_says(made, folder):
     whole = build(made, folder).generate_until([ask(0, {"max_new_tokens": 12})])[0]
     end = whole[4]

@@ -1,27 +1,35 @@
 """Answers from packed passes against transformers' own generate, one question at a time; tokens must be equal."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
+from mmalign import small
 from mmalign.adapters.mlp import MLP
 from mmalign.answering import Asked
 from mmalign.benchmarks import Benchmark, Question
+from mmalign.cards import Registry
 from mmalign.llms.causal import CausalLM
 from mmalign.packed import Group
+from mmalign.toyworld.benchmarks import Attributes
 from mmalign.vision.hf import HFVision
 from tests import parts
 from tests.test_model import picture
 
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
-FAMILIES = {
-    **parts.FAMILIES,
-    "gemma2": {"head_dim": 8, "layer_types": LAYERS, "sliding_window": 24},
-    "gemma3_text": {"head_dim": 8, "layer_types": LAYERS, "sliding_window": 24},
-    "qwen3": {"head_dim": 8},
+SOME = {"use_sliding_window": True, "layer_types": LAYERS}
+WINDOW = 20  # tokens; an image alone is more
+# name: (family, what its windows are); every family the registry names, as it comes and with windows if it can have any
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in small.LLMS},
+    "mistral, windows": ("mistral", {"sliding_window": WINDOW}),
+    "phi3, windows": ("phi3", {"sliding_window": WINDOW}),
+    **{f"{family}, windows": (family, SOME | {"sliding_window": WINDOW}) for family in ("qwen2", "qwen3")},
+    **{f"{family}, windows": (family, {"sliding_window": WINDOW}) for family in ("gemma2", "gemma3_text")},
 }
-FAMILIES["mistral"] = {"sliding_window": 40}
 WORDS = "what colour is the star red blue ring left of large Yes No describe this image 12 345".split()  # noqa: SIM905
 
 
@@ -50,24 +58,32 @@ class Quiz(Benchmark):
 def build(tmp_path_factory):
     clip = parts.clip(tmp_path_factory.mktemp("clip"))
 
-    def make(family):
-        folder = tmp_path_factory.mktemp(family)
-        parts.FAMILIES.setdefault(family, {})
-        parts.llm(family, folder, kind="sentencepiece", **FAMILIES[family])
+    def make(name):
+        (family, windows), folder = FAMILIES[name], tmp_path_factory.mktemp("llm")
+        small.llm(family, folder, kind="sentencepiece", **windows)
         torch.manual_seed(1)
         eye, mouth = HFVision(str(clip)), CausalLM(str(folder))
         for name, parameter in mouth.named_parameters():  # sharper than as initialised, so that answers differ
             if parameter.dim() > 1 and "embed" not in name:
                 parameter.data.mul_(4)
-        return Asked(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, torch.device("cpu"))
+        return tokens_told(Asked(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, torch.device("cpu")))
 
     return make
+
+
+def tokens_told(model: Asked) -> Asked:
+    """Answers as their token ids: two texts may be equal and their tokens not. Many tokens end an answer, so that
+    those of one pass end at different times."""
+    chat = model.llm.chat
+    chat.ends |= set(range(7, len(chat.tokenizer), 3))
+    chat.text = lambda ids: " ".join(str(one) for one in ids if one not in chat.ends)
+    return model
 
 
 @torch.no_grad()
 def alone(model, bench, question):
     """transformers' generate on one question: batch 1, its own image, its own prefill."""
-    ids = model._ids(question, 25 if question.image is not None else 0)
+    ids = model._ids(question, 0 if question.image is None else math.prod(model.grid))
     embeds = model.llm.embed(torch.tensor([[0 if i == model.llm.chat.mark else i for i in ids]]))
     if question.image is not None:
         at = torch.tensor([ids]) == model.llm.chat.mark
@@ -79,15 +95,65 @@ def alone(model, bench, question):
     return model.llm.chat.text(made[0].tolist())
 
 
-@pytest.mark.parametrize("each", [1, 6, 18])
+@pytest.mark.parametrize("each", [6, 18])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_greedy_answers_equal_batch_1_generate(build, family, each):
-    if each == 18 and family not in ("llama", "gemma2"):
-        pytest.skip("one family of each kind is enough at 18 questions an image")
-    model, bench = build(family), Quiz(each=each)
+    model, bench = build(family), Quiz(images=6 // each + 1, each=each)
     found = {q.id: text for q, text in model.answers(bench, bench.questions(), batch=20)}
     assert found == {q.id: alone(model, bench, q) for q in bench.questions()}
     assert len(set(found.values())) > 1
+    assert each == 6 or len({len(text.split()) for text in found.values()}) > 1  # some ended, some went on
+
+
+def test_the_windows_are_shorter_than_the_prompts_and_are_felt(build):
+    """Else the windows above would test nothing."""
+    windowed = [name for name in FAMILIES if name.endswith("windows")]
+    for name in windowed:
+        model, bench = build(name), Quiz(images=1, each=1)
+        ids = model._ids(bench.asked[0], math.prod(model.grid))
+        assert len(ids) > 2 * WINDOW
+        embeds = model.llm.embed(torch.tensor([[0 if one == model.llm.chat.mark else one for one in ids]]))
+        with torch.no_grad():
+            near = model.lm(inputs_embeds=embeds).logits[0, -1]
+            model.lm.config.sliding_window = 2 * len(ids)
+            far = model.lm(inputs_embeds=embeds).logits[0, -1]
+        assert not torch.allclose(near, far), name
+
+
+# what a card's name begins with: the family of its class
+NAMED = {
+    "vicuna": "llama", "llama3": "llama", "toy": "llama", "mistral": "mistral", "gemma": "gemma", "gemma2": "gemma2",
+    "gemma3": "gemma3_text", "phi3": "phi3", "qwen2": "qwen2", "qwen3": "qwen3",
+}  # fmt: skip
+
+
+def test_every_family_of_the_registry_is_asked():
+    assert {NAMED[name.split("-")[0]] for name in Registry().names("llms")} <= FAMILIES.keys()
+
+
+@pytest.mark.parametrize("each", [6, 18])
+def test_greedy_answers_of_the_toy_model_equal_batch_1_generate(each):
+    torch.manual_seed(0)
+    eye, mouth = HFVision("pkg:mmalign.toyworld/clip").float(), CausalLM("pkg:mmalign.toyworld/llama").float()
+    model = tokens_told(Asked(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, torch.device("cpu")))
+    bench = Scenes(images=2, each=each)
+    found = {q.id: text for q, text in model.answers(bench, bench.questions(), batch=24)}
+    assert found == {q.id: alone(model, bench, q) for q in bench.questions()}
+    assert len(set(found.values())) > 1
+
+
+class Scenes(Attributes):
+    """The toy world's own questions, `each` about each of its first scenes, answered in free text."""
+
+    max_new_tokens = 6
+
+    def __init__(self, images, each):
+        super().__init__(images=40)
+        texts = list(dict.fromkeys(item.question.text for item in self.items))[:each]
+        self.asked = [Question(f"{n}-{m}", text, n) for n in range(images) for m, text in enumerate(texts)]
+
+    def questions(self) -> Sequence[Question]:
+        return self.asked
 
 
 @pytest.mark.parametrize("batch", [1, 4, 50])

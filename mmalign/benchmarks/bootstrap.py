@@ -5,6 +5,7 @@ items that stand for themselves: MMBench's are whole groups of rotations. Items 
 interchangeable, so a resample is drawn as counts of values: the same distribution, whatever the number of items.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,7 +34,7 @@ def interval(items: Mapping[str, float], level: float = 0.95, draws: int = 10_00
 
     if not items:
         raise DataError("no items: an interval needs the values of single questions")
-    values, counts = np.unique(np.array([*items.values()], dtype=float), return_counts=True)
+    values, counts = map(np.array, zip(*sorted(Counter(map(float, items.values())).items()), strict=True))
     low, high = _resampled(values, counts, level, draws, seed)
     return Interval(float(values @ counts / counts.sum()), low, high)
 

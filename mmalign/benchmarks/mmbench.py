@@ -94,10 +94,12 @@ class MMBench(FiledBenchmark):
     @cached_property
     def shown(self) -> dict[str, Row]:
         """{question id: the row as it is asked}; with `all_rounds` once for each rotation, under ids of their own."""
+        if not self.all_rounds:
+            return self.rows
         return {
             f"{name}/{turn}" if turn else name: turned(row, turn)
             for name, row in self.rows.items()
-            for turn in range(len(given(row)) if self.all_rounds else 1)
+            for turn in range(len(given(row)))
         }
 
     @cached_property
@@ -117,8 +119,9 @@ class MMBench(FiledBenchmark):
         Letters are found by exact matching; what would need a judge counts as wrong and is told.
         """
         told = joined.rows if joined.gaps == "official" else list(joined.texts.items())
-        taken = {name: self.letter(name, text) for name, text in joined.texts.items()}
-        right = [(name, self.letter(name, text) == self.truth[name]["answer"]) for name, text in told]
+        letters = {row: self.letter(*row) for row in {*told, *joined.texts.items()}}
+        taken = {name: letters[name, text] for name, text in joined.texts.items()}
+        right = [(name, letters[name, text] == self.truth[name]["answer"]) for name, text in told]
         items = {name: float(all(passes)) for name, passes in _by_question(right).items()}
         counted = [name for name, _ in right if _first(name) == name]  # a first pass told twice counts twice
         joined.counts["unparsable"] = sum(not letter for letter in taken.values())

@@ -91,8 +91,8 @@ class POPE(FiledBenchmark):
         for category, names in self._categories().items():
             pairs = [(self.truth[name].yes, taken[name] == "yes") for name in names]
             metrics |= {f"{category}/{name}": value for name, value in official(pairs).items()}
-            if not any(said for _, said in pairs):
-                joined.notes.append(f"{category}: no answer is yes; the official script stops here, we give an F1 of 0")
+            if (True, True) not in pairs:  # it divides by the number of these
+                joined.notes.append(f"{category}: no yes is right; the official script stops here, we give an F1 of 0")
         for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
             metrics[name] = fmean(metrics[f"{category}/{name}"] for category in self._categories())
         items = {name: float(self.truth[name].yes == (said == "yes")) for name, said in taken.items()}

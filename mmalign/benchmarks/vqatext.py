@@ -35,32 +35,32 @@ def plain(text: str) -> str:
 @cache
 def vqa(text: str) -> str:
     """The VQA evaluation's normal form of a plain text."""
-    return _words(_periods(_marks(text, _DIGIT_COMMA), _PERIOD), contractions("vqa"))
+    return _words(_periods(_marks(text, _DIGIT_COMMA), _PERIOD), "vqa")
 
 
 @cache
 def vqa3(text: str) -> str:
     """The same under Python 3, as lmms-eval has it."""
-    return _words(_periods(_marks(text, _DIGIT_COMMA_3), _PERIOD_3), contractions("vqa"))
+    return _words(_periods(_marks(text, _DIGIT_COMMA_3), _PERIOD_3), "vqa")
 
 
 @cache
 def m4c(text: str) -> str:
     """The M4C evaluator's form: commas and question marks go first, possessives are cut off."""
     token = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return _words(_periods(_marks(plain(token), _DIGIT_COMMA_3), _PERIOD_3), contractions("vqa"))
+    return _words(_periods(_marks(plain(token), _DIGIT_COMMA_3), _PERIOD_3), "vqa")
 
 
 @cache
 def vizwiz(text: str) -> str:
     """The VizWiz API's form: the VQA steps with its own table of contractions."""
-    return _words(_periods(_marks(plain(text), _DIGIT_COMMA), _PERIOD), contractions("vizwiz"))
+    return _words(_periods(_marks(plain(text), _DIGIT_COMMA), _PERIOD), "vizwiz")
 
 
 @cache
 def vlmevalkit(text: str) -> str:
     """VLMEvalKit's form: the VQA steps, but a period behind a digit stays."""
-    return _words(_periods(_marks(plain(text), _DIGIT_COMMA_3), _PERIOD_BEHIND), contractions("vqa"))
+    return _words(_periods(_marks(plain(text), _DIGIT_COMMA_3), _PERIOD_BEHIND), "vqa")
 
 
 def without_marks(text: str) -> str:
@@ -83,10 +83,17 @@ def _periods(text: str, period: re.Pattern[str]) -> str:
     return period.sub("", text, count=PERIODS) if "." in text else text
 
 
-def _words(text: str, short: dict[str, str]) -> str:
-    """Lower case, number words as digits, no articles, contractions as the table has them; in this order."""
-    words = [NUMBERS.get(word, word) for word in text.lower().split()]
-    return " ".join(short.get(word, word) for word in words if word not in ARTICLES)
+def _words(text: str, table: str) -> str:
+    """Lower case, number words as digits, no articles, contractions as the table has them."""
+    becomes = _becomes(table)
+    return " ".join([said for word in text.lower().split() if (said := becomes.get(word, word))])
+
+
+@cache
+def _becomes(table: str) -> dict[str, str]:
+    """{word: what it becomes}, "" for nothing. No word is of two kinds, nor becomes one of another: one look is enough
+    for the official three."""
+    return {**contractions(table), **NUMBERS, **dict.fromkeys(ARTICLES, "")}
 
 
 @cache

@@ -1,8 +1,10 @@
 """Finding, reading and opening what a benchmark is made of."""
 
 import base64
+import csv
 import io
 import json
+import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,16 @@ def test_a_layout_is_taken_when_all_of_it_is_there(tmp_path: Path) -> None:
 def test_no_such_folder() -> None:
     with pytest.raises(DataError, match="no such file or folder: /nowhere/at/all"):
         Place("/nowhere/at/all")
+
+
+def test_lines_without_quotes_are_read_as_csv_reads_them(tmp_path: Path) -> None:
+    rng, place = random.Random(0), tmp_path / "a.tsv"
+    pieces = ["a", "1", " ", "\t", "\t", "\n", "\r\n", '"', '""', '\t"a\n"', ",", "é", "日本", "\u2028", "\x0c", "'"]
+    for _ in range(500):
+        text = "".join(rng.choices(pieces, k=rng.randint(1, 20)))
+        place.write_bytes(text.encode())
+        want = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))
+        assert reading._cells(str(place), "\t") == want, repr(text)
 
 
 def test_tables_keep_their_cells_as_they_are(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from mmalign.benchmarks.judge import BusyError, Judge, graded, parsed, prompt_in
 from mmalign.benchmarks.mmvet import MMVet, nearest_tenth
 from mmalign.benchmarks.places import Place
+from mmalign.cards import Registry
 from mmalign.errors import DataError
 
 Stub = Callable[[Callable[[dict[str, Any]], Any]], Any]
@@ -36,6 +37,21 @@ def sheet(folder: str, **scores: list[float]) -> str:
 
 
 ANSWERS = {"v1_0": "3", "v1_1": "b"}
+
+
+@pytest.mark.parametrize("name", ["mm-vet", "mmvet"])
+def test_its_folder_is_found_beside_others(name: str, data: str, tmp_path: Path) -> None:
+    """LLaVA's playground/data/eval calls it mm-vet; others by our name."""
+    place = tmp_path / "eval" / name
+    place.mkdir(parents=True)
+    (Path(data) / "mm-vet.json").rename(place / "mm-vet.json")
+    (tmp_path / "eval" / "pope").mkdir()
+    found = MMVet(str(tmp_path / "eval"))
+    assert (found.place.root, len(found.questions())) == (str(place), 2)
+
+
+def test_its_card_names_the_folder_that_llava_and_its_authors_do() -> None:
+    assert Registry().card("benchmarks", "mmvet").args == {"data": "data:eval/mm-vet"}
 
 
 def test_without_grades_and_judge_it_says_so(data: str) -> None:

@@ -33,6 +33,7 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 CLOSE = {"abs": 1e-6, "rel": 0}
+TESTED: set[Path] = set()  # the variants that some test here is run for
 
 
 def chinese(data: str, **more: Any) -> MMBench:
@@ -60,8 +61,10 @@ def of(*benches: str) -> Any:
 
 
 def variants(bench: str, *names: str) -> Any:
+    """Run a test for the named variants, in every set of the benchmark that has them."""
     found = [path / "variants" / name for path in SETS if path.parent.name == bench for name in names]
     there = [path for path in found if path.exists()]
+    TESTED.update(there)
     return pytest.mark.parametrize("folder", there, ids=lambda path: f"{path.parts[-3]}-{path.name}")
 
 
@@ -162,6 +165,26 @@ def test_the_tsv_layout_asks_the_same(folder: Path) -> None:
         asks(asked, lines(folder / "expected_prompts.jsonl"))
 
 
+OFFICIAL = {
+    "vqav2": "v2_*.json",
+    "gqa": "testdev_balanced_questions.json",
+    "vizwiz": "val.json",
+    "scienceqa": "p*s.json",
+    "mmvet": "mm-vet.json",
+    "pope": "coco",
+}
+
+
+@of(*OFFICIAL)
+def test_the_official_layout_asks_the_same(folder: Path, tmp_path: Path) -> None:
+    """Without LLaVA's file, its prompts are made from the official questions."""
+    for path in folder.glob(OFFICIAL[folder.parent.name]):
+        (tmp_path / path.name).symlink_to(path)
+    asked = MAKE[folder.parent.name](str(tmp_path))
+    assert asked.found.startswith("official")
+    asks(asked, lines(folder / "expected_prompts.jsonl"))
+
+
 PICTURES = {
     "vqav2": ["hf"],
     "gqa": ["hf", "tsv"],
@@ -227,21 +250,28 @@ def test_prompts_of_mmlu(folder: Path) -> None:
             assert all(one.options == (" A", " B", " C", " D") for one in asked)
 
 
-@of("mmlu")
+@variants("mmlu", "prompts_0_and_2_shot")
 def test_prompts_of_mmlu_with_fewer_shots(folder: Path) -> None:
-    for row in lines(folder / "variants" / "prompts_0_and_2_shot" / "expected_prompts.jsonl"):
+    for row in lines(folder / "expected_prompts.jsonl"):
         for key, text in row.items():
             if key != "question_id":
                 style, shots = key.replace("lm_eval", "harness").rsplit("_", 1)
-                assert MMLU(str(folder), style=style, shots=int(shots)).prompt(row["question_id"]) == text
+                bench = MMLU(str(folder.parents[1]), style=style, shots=int(shots))
+                assert bench.prompt(row["question_id"]) == text
+
+
+@variants("mmlu", "csv_parsing")
+def test_mmlu_reads_raw_cells(folder: Path) -> None:
+    bench = MMLU(str(folder), style="hendrycks")
+    for row in load(folder / "expected.json")["raw"]:
+        assert bench.prompt(f"anatomy/{row['row']}").endswith(row["raw_csv_tail"])
 
 
 @of("mmlu")
-def test_mmlu_reads_raw_cells(folder: Path) -> None:
-    place = folder / "variants" / "csv_parsing"
-    bench = MMLU(str(place), style="hendrycks")
-    for row in load(place / "expected.json")["raw"]:
-        assert bench.prompt(f"anatomy/{row['row']}").endswith(row["raw_csv_tail"])
+def test_the_validation_split_of_mmlu_is_the_same_in_both_layouts(folder: Path) -> None:
+    official, parquet = (MMLU(str(place), split="val", shots=0).questions() for place in (folder, folder / "hf"))
+    assert official == parquet
+    assert {one.family for one in official} == {path.stem.removesuffix("_val") for path in folder.glob("data/val/*")}
 
 
 # -------------------------------------------------------------------------------------------------------------- VQAv2
@@ -854,6 +884,15 @@ def test_mmlu(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ normalisation
 
 
+def test_tables_are_the_official_ones() -> None:
+    told = load(VECTORS / "vqav2" / "tables.json")
+    assert vqatext.contractions("vqa") == told["contractions"]
+    assert told["number_words"] == vqatext.NUMBERS
+    assert sorted(vqatext.ARTICLES) == sorted(told["articles"])
+    assert sorted(vqatext.PUNCTUATION) == sorted(told["punctuation"])
+    assert vqatext.contractions("vizwiz") == load(VECTORS / "vizwiz" / "tables.json")["contractions"]
+
+
 @of("vqav2", "textvqa", "vizwiz", "gqa")
 def test_normalised_answers(folder: Path) -> None:
     rules = {
@@ -910,3 +949,16 @@ def test_sheets(folder: Path, tmp_path: Path) -> None:
     bench.submission(bench.read(str(folder / "predictions.jsonl")), tmp_path / "upload.xlsx")
     assert cells(tmp_path / "upload.xlsx") == [expected["header"], *expected["rows"]]
     assert cells(tmp_path / "upload.xlsx") == cells(folder / "expected_submission.xlsx")
+
+
+# ------------------------------------------------------------------------------------------------------- completeness
+
+
+def test_every_variant_is_tested() -> None:
+    there = {path for folder in SETS for path in folder.glob("variants/*")}
+    assert there == TESTED
+
+
+@pytest.mark.parametrize("bench", MAKE)
+def test_every_benchmark_has_vectors(bench: str) -> None:
+    assert any(folder.parent.name == bench for folder in SETS)

@@ -1,6 +1,7 @@
 """What VQA-style scorers make of an answer; each row is a rule of one of the four."""
 
 import itertools
+import random
 
 import pytest
 
@@ -26,6 +27,55 @@ from mmalign.benchmarks.vqav2 import lmms_eval, official
 )
 def test_the_vqa_form(text: str, normal: str) -> None:
     assert vqatext.vqa(vqatext.plain(text)) == normal
+
+
+def slow_marks(text: str) -> str:
+    """Rule a: each of the 21 marks goes where the original has it beside a blank, or has a 1,000 anywhere; else it
+    becomes a blank."""
+    triples = zip(text, text[1:], text[2:], strict=False)
+    thousands = any(comma == "," and one in DIGITS and other in DIGITS for one, comma, other in triples)
+    made = ""
+    for character in text:
+        if character in MARKS:
+            beside = character + " " in text or " " + character in text
+            made += "" if beside or thousands else " "
+        else:
+            made += character
+    return made
+
+
+def slow_periods(text: str) -> str:
+    """Rule b: the first 32 periods that no digit follows go."""
+    made, gone = "", 0
+    for at, character in enumerate(text):
+        if character == "." and text[at + 1 : at + 2] not in tuple(DIGITS) and gone < 32:
+            gone += 1
+        else:
+            made += character
+    return made
+
+
+def slow_words(text: str) -> str:
+    """Rule c: digits for number words, then no articles, then contractions."""
+    words = [NUMBERS.get(word, word) for word in text.lower().split()]
+    words = [word for word in words if word not in ("a", "an", "the")]
+    return " ".join(vqatext.contractions("vqa").get(word, word) for word in words)
+
+
+DIGITS, MARKS = "0123456789", ';/[]"{}()=+\\_-><@`,?!'
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(NAMES)}
+WORDS = "a An the None ten eleven dont Im let's y'all'dve dog's somebody'd Red é İ 日本 1,000 3.5 .5 5.".split()  # noqa: SIM905
+PIECES = [*MARKS, *" .':*#$%&\n\t", " ", " ", " ", "." * 31, *WORDS]
+
+
+def test_the_forms_are_the_rules_one_by_one() -> None:
+    rng = random.Random(0)
+    for _ in range(4000):
+        text = vqatext.plain("".join(rng.choices(PIECES, k=rng.randint(0, 8))))
+        assert vqatext.vqa(text) == slow_words(slow_periods(slow_marks(text))), text
+        tokens = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+        assert vqatext.m4c(text) == slow_words(slow_periods(slow_marks(tokens))), text
 
 
 def test_the_other_forms_differ_where_they_should() -> None:

@@ -1,9 +1,16 @@
 """`eval` on files: the score of the answers it stores, whose rules, and what is wrong before a model is loaded."""
 
 import json
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import pytest
-from mmalign.cli import scores
+from mmalign.cli import models, scores
 from PIL import Image
 
 from mmalign import trained
@@ -41,6 +48,82 @@ def test_the_stored_answers_score_the_same(model, eval_folder, here, mmalign):
     assert json.loads((found / "pope.json").read_text())["counts"]["answered"] == 4
 
 
+# Killed
+
+
+PICTURES, EACH = 24, 20  # a pass holds 32 questions, so that each picture's are one
+MOMENTS = [0, 0, 1, 21, 61, 101, 141, 181, 221, 261]  # answers stored when the command is killed; 0: while it starts
+
+
+WORDS = [f"{color} {shape}" for color in ("red", "green", "blue", "white")
+         for shape in ("star", "ring", "circle", "square", "heart")]  # fmt: skip
+
+
+@pytest.fixture
+def many(here):
+    """A POPE that is answered pass by pass."""
+    place = here / "many"
+    (place / "val2014").mkdir(parents=True)
+    rows = []
+    for n in range(PICTURES * EACH):
+        number, word = divmod(n, EACH)
+        text = f"is there a {WORDS[word]}?"
+        rows.append({"question_id": n + 1, "image": f"{number}.jpg", "text": text, "label": "no"})
+    for number in range(PICTURES):
+        Image.new("RGB", (48, 48), (10 * number, 90, 30)).save(place / "val2014" / f"{number}.jpg")
+    (place / "coco_pope_adversarial.json").write_text("\n".join(map(json.dumps, rows)))
+    return place
+
+
+def run_eval(model, data, runs):
+    """The real command, in a process group of its own."""
+    words = ["eval", str(model), "--bench", "pope", "--data", str(data), "--runs", str(runs), "--json"]
+    line = [sys.executable, "-c", "from mmalign.cli import entry; entry()", *words]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answered(runs):
+    """How many answers lie on the disk."""
+    return sum(place.read_bytes().count(b"\n") for place in Path(runs).glob("evaluate-*/pope.jsonl"))
+
+
+def kill_tree(root):
+    """kill -9 of the command and all below it."""
+    for process in [*psutil.Process(root.pid).children(recursive=True), psutil.Process(root.pid)]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    root.communicate()
+
+
+def finished(child):
+    out, err = child.communicate(timeout=300)
+    assert child.returncode == 0, err
+    return json.loads(out)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_it_ends_as_if_it_had_not_been(model, many, here):
+    """kill -9 of the real command: no answer is lost or asked for twice, and answers and scores are the same."""
+    (place,) = here.glob("runs/train-*")
+    whole, broken = here / "runs", here / "killed"
+    shutil.copytree(whole, broken)
+    expected = finished(run_eval(place, many, whole))
+    for after in MOMENTS:
+        child, began = run_eval(broken / place.name, many, broken), time.monotonic()
+        while child.poll() is None and (answered(broken) < after if after else time.monotonic() < began + 1):
+            time.sleep(0.002)
+        assert child.poll() is None, f"it ended before {after} answers were stored"
+        kill_tree(child)
+    assert answered(broken) < PICTURES * EACH
+    assert finished(run_eval(broken / place.name, many, broken)) == expected
+    stored = [json.loads(line) for line in next(broken.glob("evaluate-*/pope.jsonl")).read_text().splitlines()]
+    want = [json.loads(line) for line in next(whole.glob("evaluate-*/pope.jsonl")).read_text().splitlines()]
+    assert sorted(stored, key=str) == sorted(want, key=str)
+    assert len({row["text"] for row in want}) > 1
+    scores_of = [json.loads(next(runs.glob("evaluate-*/pope.json")).read_text()) for runs in (whole, broken)]
+    assert scores_of[0] == scores_of[1]
+
+
 def test_other_rules_are_another_evaluation(model, eval_folder, here):
     benches = trained.benches(["pope"], eval_folder, Registry())
     nodes = [trained.evaluation(model, benches, Registry(), protocol=one) for one in ("official", "lmms-eval")]
@@ -69,6 +152,21 @@ def test_mistakes_are_told_before_a_model_is_loaded(name, model, eval_folder, he
     (bench,), more, what, fix = MISTAKES[name]
     said = mmalign("eval", model, "--bench", bench, "--data", eval_folder, *more)
     assert_refused(said, what, fix, here)
+
+
+def test_a_folder_for_what_reads_none(model, eval_folder, here, mmalign):
+    said = mmalign("eval", model, "--bench", "toy-pope,toy-lookup", "--data", eval_folder)
+    assert_refused(said, "toy-pope, toy-lookup read no folder, and --data names one", "leave --data out", here)
+
+
+def test_a_folder_that_one_of_two_reads(model, eval_folder, mmalign, monkeypatch):
+    asked = []
+    monkeypatch.setattr(models, "_run", asked.append)
+    monkeypatch.setattr(models.show, "scores", lambda *_: None)
+    monkeypatch.setattr(models.trained, "scores", lambda _: {})
+    said = mmalign("eval", model, "--bench", "pope,toy-pope", "--data", eval_folder)
+    assert "note: toy-pope reads no folder: --data is not for it" in said.err
+    assert asked[0].cards["bench.pope"].args["data"] == str(eval_folder)
 
 
 def test_missing_pictures(model, eval_folder, here, mmalign):

@@ -1,5 +1,6 @@
 """The evaluation stage: answers are stored as they come, and a run that is killed goes on where it was."""
 
+import copy
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from mmalign.benchmarks import Benchmark, Question, Score
 from mmalign.benchmarks.vizwiz import VizWiz
 from mmalign.errors import DataError
 from mmalign.llms.causal import CausalLM
-from mmalign.stages import evaluate
+from mmalign.stages import build, evaluate
 from mmalign.vision.hf import HFVision
 from tests import parts
 from tests.test_model import picture
@@ -102,6 +103,14 @@ def test_a_run_killed_at_ten_moments_ends_as_one_that_was_not(model, tmp_path):
     asked = [int(line) for line in (tmp_path / "asked.txt").read_text().split()]
     assert asked == [24 - done for done in [0, *MOMENTS[:-1]]]
     assert len(set(expected.items.values())) > 1
+
+
+def test_a_model_stored_in_fp16_is_asked_in_it(model, tmp_path):
+    half = copy.deepcopy(model)
+    build.cast_all("fp16", half.vision, half.adapter, half.llm)
+    found = evaluate.measure(half, Quiz(), tmp_path / "half.jsonl", batch=7)
+    assert {parameter.dtype for parameter in half.llm.parameters()} == {torch.float16}
+    assert len(set(found.items.values())) > 1
 
 
 def test_a_finished_run_asks_nothing(model, tmp_path):
