@@ -177,7 +177,10 @@ def export(
     checkpoint: Checkpoint,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where it goes; must not be there yet")],
 ) -> None:
-    """Write a trained model as a folder that plain transformers loads, where its parts allow it."""
+    """Write a trained model, in the precision it was trained in, as a folder that plain transformers loads.
+
+    Where its parts do not allow that, the folder loads where mmalign is installed, and the reason is said.
+    """
     from . import models
 
     models.export(checkpoint, folder)

@@ -63,7 +63,7 @@ def card_of(data: str, overrides: Sequence[str]) -> Card:
         args = {"path": data if files.is_url(data) else str(Path(data).absolute())} | args
         return Card("", f"mmalign.data.{reader}", args, name=data, family="data", path=data)
     card = known.card("data", data)
-    return replace(card, args={**card.args, **args})
+    return known.filled(replace(card, args={**card.args, **args}))
 
 
 def _reader(data: str) -> str | None:
@@ -104,6 +104,7 @@ def _listed(found: "Found") -> dict[str, Any]:
     return {
         "rows": found.rows, "images": found.images, "files": found.files, "bad": len(found.bad),
         "reasons": found.reasons, "notes": dict(found.notes.most_common()), "listed": by_reason,
+        "noted": found.noted,
         "seconds": round(found.seconds, 2),
     }  # fmt: skip
 
@@ -125,7 +126,7 @@ def _print(card: Card, made: Data, found: "Found", quarantine: Path | None) -> N
             table.add_row(reason, f"{count:,}", REASONS[reason], _plain(f"{first.id}  {first.what.partition(': ')[2]}"))
         show.out.print(table)
     for note, count in found.notes.most_common():
-        show.out.print(f"note: {count:,} {note}")
+        show.out.print(_plain(f"note: {count:,} {note}, the first: {found.noted[note][0]}"))
     if quarantine:
         show.out.print(f"written: {quarantine}   train without them: args: {{quarantine: {quarantine.absolute()}}}")
     elif found.bad:

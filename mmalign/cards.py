@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,28 @@ class Registry:
             raise CardError(f"no {family} card named {name!r}", fix=f"{nearest(name, known)}   (mmalign list {family})")
         owner, place = known[name]
         return read(place, family, owner) if isinstance(place, Path) else _from_entry_point(place, family, owner)
+
+    def filled(self, card: Card) -> Card:
+        """A mixture's card, its members that are named by cards as {target, args}: so it says all that it is made of.
+
+        They are named as `NAME` or `{card: NAME, args: {...}}`; a CardError where there is none of that name.
+        """
+        members = card.args.get("data")
+        if card.family != "data" or not isinstance(members, list):
+            return card
+        return replace(card, args={**card.args, "data": [self._member(one) for one in members]})
+
+    def _member(self, given: Any) -> Any:
+        given = {"card": given} if isinstance(given, str) else given
+        if not isinstance(given, dict) or "card" not in given:
+            return given
+        for key in given:
+            if key not in ("card", "args"):
+                fix = f"{{card: {given['card']}, args: {{{key}: ...}}}}"
+                raise CardError(f"a member of a mixture has `card` and `args`, and no {key!r}", fix=fix)
+        own = self.card("data", str(given["card"]))
+        own = self.filled(replace(own, args={**own.args, **(given.get("args") or {})}))
+        return {"target": own.target, "args": own.args}
 
     def _family(self, family: str) -> dict[str, tuple[str, Any]]:
         if family not in FAMILIES:

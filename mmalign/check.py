@@ -1,7 +1,9 @@
 """Does a recipe fit together? Answered from the cards' facts, before any weight is loaded."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from dataclasses import replace
+from itertools import combinations, takewhile
+from pathlib import Path
 from typing import Any
 
 from mmalign import files, source
@@ -84,6 +86,15 @@ def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAli
             places = {arg: recipe.where(f"{key}.args.{arg}") for arg in part.args}
             yield from _arguments(card, takes, places)
             yield from _lacking(card, takes, recipe.where(key))
+        for number, one in members(card):
+            try:
+                takes = source.takes(one.target) if one.target else None
+            except source.Absent as err:
+                yield CheckError(f"{card.name!r}, member {number}: {err}", at=recipe.where(key), fix="{card: NAME}")
+                continue
+            for arg in set(one.args).difference(takes) if takes is not None else ():
+                what = f"{card.family} {card.name!r}, member {number} takes no argument {arg!r}"
+                yield CheckError(what, at=recipe.where(key), fix=nearest(arg, takes or ()))
 
 
 def _arguments(card: Card, takes: source.Arguments, places: dict[str, str]) -> Iterator[MMAlignError]:
@@ -148,13 +159,29 @@ def protocols(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -
 def paths(cards: dict[str, Card]) -> Iterator[MMAlignError]:
     """Do the files and folders that cards name exist?"""
     for card in cards.values():
-        for key, spec in card.args.items():
-            if isinstance(spec, str) and (place := files.local(spec)) and not files.exists(place):
+        for key, spec in [*card.args.items(), *(pair for _, one in members(card) for pair in one.args.items())]:
+            if isinstance(spec, str) and (place := files.local(spec)) and not files.exists(_sure(place)):
                 what, at = f"{card.family} {card.name!r}: {key} {spec} does not exist", f"{card.path}  args.{key}"
                 if spec.startswith("data:"):
                     yield NotThereError(what, at=at, fix="put it there, or set MMALIGN_DATA")
                 else:
                     yield CheckError(what, at=at, fix="check the path")
+
+
+def members(card: Card, inside: str = "") -> Iterator[tuple[str, Card]]:
+    """(number, card) of the data sets in a mixture, and in those within it: `1`, `1/0`. No target: it has a kind."""
+    for number, one in enumerate(given if isinstance(given := card.args.get("data"), list) else []):
+        args = one.get("args") if isinstance(one, dict) and "target" in one else one
+        if isinstance(args, dict):
+            own = replace(card, target=str(one.get("target", "")), args=args)
+            yield f"{inside}{number}", own
+            yield from members(own, f"{inside}{number}/")
+
+
+def _sure(place: Path) -> Path:
+    """The part of a path that must be there, where the rest is a pattern: shards/{000..099}.tar."""
+    fixed = takewhile(lambda part: not set(part) & {"*", "{"}, place.parts)
+    return place if files.exists(place) else Path(*fixed)
 
 
 def _labels(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:

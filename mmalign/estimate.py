@@ -21,6 +21,7 @@ BYTES = {
 }
 SPREAD = {"weights": 3, "gradients": 2, "optimizer": 1}  # the ZeRO stage from which devices share it
 OFFLOADED = {"weights": 3, "optimizer": 1}  # and from which `offload` keeps it in CPU memory
+MLPS = ("mmalign.adapters.mlp.MLP", "mmalign.importing.projector")  # what takes `depth` layers
 KEPT = 34  # bytes of 16-bit activations a patch, width and layer (arXiv 2205.05198, eq. 1, attention's own left out)
 
 
@@ -92,15 +93,20 @@ def visual_tokens(adapter: Card | None, grid: Any) -> int | None:
 
 
 def adapter_parameters(adapter: Card | None, patch: int | None, dim: int | None) -> int | None:
-    """Of an MLP of `depth` layers; others do not say."""
+    """Of an MLP of `depth` layers, or of a card whose facts count them: `{of: its args, CD: 2, D: 1, '1': 3}` is
+    2 CD + D + 3."""
     if adapter is None or patch is None or dim is None:
         return None
     if adapter.facts.get("same_width"):
         return 0
-    depth = adapter.args.get("depth")
-    if not adapter.target.endswith(".MLP") or not isinstance(depth, int):
+    if adapter.target in MLPS:
+        depth = adapter.args.get("depth", 2)
+        return int(patch * dim + dim + (depth - 1) * (dim * dim + dim))
+    counted = dict(adapter.facts.get("parameters", {}))
+    if counted.pop("of", None) != adapter.args:  # others than the card's own
         return None
-    return patch * dim + dim + (depth - 1) * (dim * dim + dim)
+    sizes = {"1": 1, "C": patch, "D": dim}
+    return int(sum(times * math.prod(sizes[letter] for letter in term) for term, times in counted.items()))
 
 
 def lora_parameters(llm: Card) -> int | None:

@@ -145,9 +145,9 @@ def cards_of(recipe: Recipe, name: str, registry: Registry) -> dict[str, Card]:
 def _with_inner(role: str, family: str, part: Part, registry: Registry, at: str) -> Iterator[tuple[str, Card]]:
     try:
         card = registry.card(family, part.card)
+        card = registry.filled(replace(card, args={**card.args, **part.args}))
     except CardError as err:
         raise CardError(err.what, at=err.at or at, fix=err.fix) from err
-    card = replace(card, args={**card.args, **part.args})
     yield role, card
     for key, of, inner_family in INNER:
         inner = card.args.get(key)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -26,6 +27,8 @@ from mmalign.packed import Group, Pass
 from mmalign.vision import Vision
 
 FORMAT = 1
+ROLES = ("vision", "adapter", "llm")  # of the cards that every such folder has
+AGAIN = "export it again"
 
 
 def save(folder: Path, vision: Vision, adapter: Adapter, llm: LLM, given: Mapping[str, Card]) -> None:
@@ -64,14 +67,10 @@ class MMAlignModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> "MMAlignModel":
-        """A folder that `save` wrote. Raises RunError for anything else."""
+        """A folder that `save` wrote. Raises RunError for anything else, CardError for a part that is damaged."""
         place = Path(folder)
-        about = files.read_json(place / "mmalign.json")
-        if about.get("format") != FORMAT:
-            what = f"exported in format {about.get('format')!r}; this mmalign reads {FORMAT}"
-            raise RunError(what, at=str(place), fix="export it again")
-        model = cls(*build({role: Card(**card) for role, card in about["cards"].items()}, place)).eval()
-        model.adapter.load_state_dict(load_file(place / "adapter.safetensors"))
+        model = cls(*build(_cards(place / "mmalign.json"), place)).eval()
+        _fill(model.adapter, place / "adapter.safetensors")
         return model if dtype is None else model.to(dtype)
 
     def generate(self, prompts: str | Sequence[str], image: Any = None, max_new_tokens: int = 128) -> list[str]:
@@ -107,6 +106,31 @@ class _Asking(Benchmark):
 
     def image(self, reference: Any) -> Any:
         return self.shown
+
+
+def _cards(place: Path) -> dict[str, Card]:
+    """The cards in a mmalign.json."""
+    about = files.read_json(place, fix=AGAIN)
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != FORMAT:
+        what = f"exported in format {found!r}; this mmalign reads {FORMAT}"
+        raise RunError(what, at=str(place.parent), fix=AGAIN)
+    try:
+        given = {role: Card(**card) for role, card in about["cards"].items()}
+        return {role: given[role] for role in (*ROLES, *given)}
+    except (KeyError, TypeError, AttributeError) as err:
+        what = f"mmalign.json is damaged: {type(err).__name__}: {err}"
+        raise RunError(what, at=str(place), fix=AGAIN) from err
+
+
+def _fill(adapter: Adapter, place: Path) -> None:
+    """Put the weights of a file into an adapter, in the precision they are stored in."""
+    try:
+        weights = load_file(place)
+        adapter.to(next((value.dtype for value in weights.values()), None)).load_state_dict(weights)
+    except (OSError, SafetensorError, RuntimeError) as err:
+        what = f"cannot read the adapter {place}: {' '.join(str(err).split())}"
+        raise RunError(what, at=str(place), fix=AGAIN) from err
 
 
 def _at(card: Card, place: Path | None) -> Card:

@@ -150,8 +150,10 @@ def _refused(config: Any) -> str:
 CLASSED = ("clip_vision_model", "dinov2")  # their first token is no patch
 # What a published chat format is known by, and our template of it; theirs do not mark answers.
 FORMATS = {
-    "ASSISTANT:": "vicuna_v1", "message['role'].upper()": "vicuna_v1", "<|im_start|>": "chatml",
-    "<|start_header_id|>": "llama3", "<start_of_turn>": "gemma", "[INST]": "mistral", "<|assistant|>": "phi3",
+    "ASSISTANT:": "vicuna_v1", "message['role'].upper()": "vicuna_v1",
+    "system\nYou are a helpful assistant.": "qwen2", "<|im_start|>": "chatml",
+    "<|start_header_id|>": "llama3", "first_user_prefix": "gemma3", "<start_of_turn>": "gemma",
+    "[INST]": "mistral", "<|assistant|>": "phi3",
 }  # fmt: skip
 
 

@@ -170,7 +170,7 @@ class Model(nn.Module):
         step.answer_ND = hidden_RSD[rows, columns]
         step.answer_N = batch.ids_RS[rows, columns + 1]
         step.weight_N = batch.weight_RS[rows, columns + 1]
-        step.head = self.llm.head
+        step.head, step.nll = self.llm.head, self.llm.nll
 
     def places(self, batch: Batch) -> Places:
         """Where each image's tokens stand, and where text is."""

@@ -157,6 +157,7 @@ class Train(Stage):
     log_every: int = field(default=10, metadata=_above(0) | SILENT)  # optimizer steps
     watch_every: int = field(default=100, metadata=_above(0) | SILENT)  # steps between looks at BASIC's premise
 
+    version = 2  # 2: with group_by_length, steps of like length; the language-model loss in fp32
     gives = ("weights",)
     takes = ("labels", "weights", "vision", "llm")
     parts = ("vision", "adapter", "llm")

@@ -69,7 +69,7 @@ def test_visual_tokens_of_every_kind_of_adapter(adapter, tokens):
 
 
 def test_what_the_facts_do_not_say_is_left_open():
-    found = stage("llava_vicuna7b", "align", "model.adapter=q-former")
+    found = stage("llava_vicuna7b", "align", "model.adapter={card: q-former, args: {depth: 5}}")
     assert found.parameters["adapter"] is None
     assert found.trained is None
     assert not found.memory

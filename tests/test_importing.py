@@ -7,9 +7,11 @@ from safetensors.torch import save_file
 from mmalign.adapters.mlp import MLP
 from mmalign.errors import CardError, DataError
 from mmalign.hub import MMAlignModel
-from mmalign.importing import adapter, adapter_weights, llava, load_adapter
+from mmalign.importing import _template, adapter, adapter_weights, llava, load_adapter
 from mmalign.stages import export
+from tests.llms.test_templates import TEMPLATES
 from tests.stages.test_export import build  # noqa: F401
+from tests.test_model import picture
 from tests.test_packed import Quiz
 
 
@@ -66,12 +68,18 @@ def test_an_adapter_of_another_kind_is_no_projector(tmp_path, names):
     assert not (tmp_path / "mine").exists()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma"])
-def test_a_llava_hf_folder_comes_back_as_it_went(build, tmp_path, family):  # noqa: F811
-    given = build("clip", family)
+@pytest.mark.parametrize(
+    ("vision", "family", "template"),
+    [("clip", "llama", "vicuna_v1"), ("siglip", "gemma2", "gemma"), ("dinov2", "phi3", "phi3")],
+)
+def test_a_llava_hf_folder_comes_back_as_it_went(build, tmp_path, vision, family, template):  # noqa: F811
+    """An encoder that pads images to a square, one that stretches them, one at a size of its own."""
+    given = build(vision, family, template)
     export.export(given, None, tmp_path / "hf")
     llava(str(tmp_path / "hf"), tmp_path / "mine")
     loaded = MMAlignModel.from_pretrained(tmp_path / "mine")
+    wide = picture(5, size=60).resize((60, 30))
+    assert torch.allclose(loaded.vision.pixels(wide), given.vision.pixels(wide), atol=1e-5)
     bench = Quiz(images=1, each=3)
     import mmalign.answering as answering
 
@@ -80,3 +88,21 @@ def test_a_llava_hf_folder_comes_back_as_it_went(build, tmp_path, family):  # no
     ours = {q.id: text for q, text in asked.answers(bench, questions, batch=4)}
     said = loaded.generate([q.text for q in questions], bench.image(0), max_new_tokens=6)
     assert said == [ours[q.id] for q in questions]
+
+
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [
+        ("{{ 'USER: ' + messages[0].content + ' ASSISTANT:' }}", "vicuna_v1"),
+        ("{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}", "qwen2"),
+        ("{{ '<|im_start|>' + message['role'] }}", "chatml"),
+        ("{{ '<|start_header_id|>' }}", "llama3"),
+        ("{%- set first_user_prefix = '' -%}{{ '<start_of_turn>' + role }}", "gemma3"),
+        ("{{ '<start_of_turn>' + role }}", "gemma"),
+        ("{{ ' [INST] ' + message['content'] }}", "mistral"),
+        ("{{ '<|assistant|>\n' }}", "phi3"),
+    ],
+)
+def test_a_published_template_is_known(own, name):
+    """Ours of the same format takes its place, for theirs mark no answers."""
+    assert _template("org/model", own) == (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")

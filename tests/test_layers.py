@@ -35,10 +35,12 @@ PLAN_SIDE = set().union(*LAYERS)
 # What a family may know of the others: their contracts, and these two that belong to one.
 CONTRACTS = {*FAMILIES, "labels.store", "llms.chat"}
 
-EVERYWHERE = {"mmalign", "errors", "files", "wordlist", "rgb"}
+EVERYWHERE = {"mmalign", "errors", "files", "wordlist", "rgb", "wide", "pretrained"}
 WORK_SIDE = {  # package or module: what it may import besides EVERYWHERE and itself
     **dict.fromkeys(FAMILIES, CONTRACTS),
     "rgb": set(),
+    "wide": set(),
+    "pretrained": set(),
     "toyworld": CONTRACTS,
     "model": CONTRACTS,
     "packed": CONTRACTS,

@@ -4,19 +4,22 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmalign.data import Data, decode
+from mmalign.data import Data, Record, decode
 from mmalign.data.mixture import Mixture
 from mmalign.data.reasons import Unusable, reason_of
 from mmalign.data.rows import Rows
@@ -26,9 +29,11 @@ CHUNK = 200  # records a process takes at once
 FEW = 400  # records for which no further process is started
 AHEAD = 4  # chunks waiting for every process
 ORIENTATION = 274  # EXIF's tag
+NOTED = 100  # records of each note whose ids are kept
 TINY, HUGE = 16, 4096  # pixels of a side that are worth a note
 
 ENDINGS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP"}
+AGAIN = "rows with the id of an earlier row"
 
 Make = Callable[[], Data]
 Progress = Callable[[int, int], None]
@@ -46,13 +51,17 @@ class Bad:
 
 @dataclass
 class Found:
-    """What a check of some records, or of all of them, found. notes: usable, but worth knowing: {note: how many}."""
+    """What a check of some records, or of all of them, found.
+
+    notes: usable, but worth knowing: {note: how many}. noted: the ids of the first of them.
+    """
 
     rows: int = 0
     images: int = 0  # references to images in the rows
     files: int = 0  # images decoded: one that several rows refer to counts once for every process
     bad: list[Bad] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    noted: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -66,6 +75,13 @@ class Found:
         self.files += other.files
         self.bad += other.bad
         self.notes += other.notes
+        for note, ids in other.noted.items():
+            self.name(note, ids)
+
+    def name(self, note: str, ids: Iterable[str]) -> None:
+        """Keep the ids of records with a note, if there are not enough already."""
+        known = self.noted.setdefault(note, [])
+        known += islice(ids, NOTED - len(known))
 
 
 Chunk = tuple[Found, Hashes]
@@ -101,8 +117,8 @@ def cores() -> int:
 def _spread(make: Make, jobs: int, starts: range) -> Iterator[Chunk]:
     """The chunks in order, from processes of their own: a decoder that crashes cannot take the check with it."""
     waiting: deque[tuple[int, Future[Chunk]]] = deque()
-    context, left = multiprocessing.get_context("spawn"), iter(starts)
-    pool = ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(make,))
+    left = iter(starts)
+    pool = ProcessPoolExecutor(jobs, _context(), initializer=_begin, initargs=(make,))
     try:
         for _ in starts:
             while len(waiting) < jobs * AHEAD and (start := next(left, None)) is not None:
@@ -114,6 +130,12 @@ def _spread(make: Make, jobs: int, starts: range) -> Iterator[Chunk]:
         raise DataError(what, fix="fewer --jobs if memory ran out; --jobs 1 shows where it crashes") from err
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _context() -> Any:
+    """Forked, where no other thread could hold a lock: what is imported is not imported again, half a second."""
+    alone = sys.platform == "linux" and threading.active_count() == 1
+    return multiprocessing.get_context("fork" if alone else "spawn")
 
 
 def _begin(make: Make) -> None:
@@ -138,32 +160,39 @@ class Examiner:
         """(what some records are like, the hashes of their own ids)."""
         found = Found()
         numbers = range(start, min(start + CHUNK, len(self.data)))
-        ids = [self._record(number, found) for number in numbers]
+        records = [self._read(number) for number in numbers]  # all before any image: in turns, both are slower
+        with warnings.catch_warnings():  # of damaged EXIF; harmless here, where one thread runs
+            warnings.simplefilter("ignore")
+            ids = [self._record(*both, found) for both in zip(numbers, records, strict=True)]
         return found, np.array(ids, np.uint64)
 
-    def _record(self, number: int, found: Found) -> int:
+    def _read(self, number: int) -> Record | DataError:
+        try:
+            return self.data[number]
+        except DataError as err:
+            return err
+
+    def _record(self, number: int, record: Record | DataError, found: Found) -> int:
         """Examine one record; returns the hash of its own id."""
         found.rows += 1
-        try:
-            record = self.data[number]
-        except DataError as err:
+        if isinstance(record, DataError):
             name = self.data.id_of(number)
-            found.bad.append(Bad(name, reason_of(err), err.what))
+            found.bad.append(Bad(name, reason_of(record), record.what))
             return _hash(_own(self.data, name))
         found.images += len(record.images)
-        wrong = [self._image(reference, found) for reference in record.images]
+        wrong = [self._image(reference, record.id, found) for reference in record.images]
         if first := next(filter(None, wrong), None):
             found.bad.append(Bad(record.id, *first))
         return _hash(_own(self.data, record.id))
 
-    def _image(self, reference: Any, found: Found) -> Wrong:
+    def _image(self, reference: Any, id_: str, found: Found) -> Wrong:
         key = _hash(repr(reference))
         if key not in self.seen:
             found.files += 1
-            self.seen[key] = self._decoded(reference, found)
+            self.seen[key] = self._decoded(reference, id_, found)
         return self.seen[key]
 
-    def _decoded(self, reference: Any, found: Found) -> Wrong:
+    def _decoded(self, reference: Any, id_: str, found: Found) -> Wrong:
         """Decode an image as training would."""
         try:
             stored = self.data.stored(reference)
@@ -172,7 +201,9 @@ class Examiner:
             else:
                 image = decode.opened(*stored)
                 decode.loaded(image, stored[1])
-                found.notes.update(_notes(image, stored[1]))
+                for note in _notes(image, stored[1]):
+                    found.notes[note] += 1
+                    found.name(note, [id_])
         except DataError as err:
             return reason_of(err), err.what
         return None
@@ -195,12 +226,10 @@ def _notes(image: Any, name: str) -> Iterator[str]:
 
 
 def _turned(image: Any) -> bool:
-    with warnings.catch_warnings():  # of damaged EXIF; harmless here, where one thread runs
-        warnings.simplefilter("ignore")
-        try:
-            return image.getexif().get(ORIENTATION, 1) not in (0, 1)
-        except Exception:  # EXIF that cannot be read turns nothing
-            return False
+    try:
+        return image.getexif().get(ORIENTATION, 1) not in (0, 1)
+    except Exception:  # EXIF that cannot be read turns nothing
+        return False
 
 
 def _own(data: Data, id_: str) -> str:
@@ -219,12 +248,14 @@ def _repeated(data: Data, ids: list[Hashes], found: Found) -> None:
     order = np.argsort(hash_N, kind="stable")
     again = order[1:][np.diff(hash_N[order]) == 0]  # all but the first of each
     again = again[hash_N[again] != _hash("")]
-    if not len(again):
+    numbers = sorted(map(int, again))
+    if not numbers:
         return
     if isinstance(data, (Rows, Mixture)):
-        found.notes["rows with the id of an earlier row"] += len(again)
+        found.notes[AGAIN] += len(numbers)
+        found.name(AGAIN, map(data.id_of, numbers))
         return
-    for number in sorted(map(int, again)):
+    for number in numbers:
         name = data.id_of(number)
         err = Unusable("id", f"record {number} has the id of an earlier one, {name}")
         found.bad.append(Bad(name, err.reason, err.what))

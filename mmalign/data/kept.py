@@ -78,7 +78,7 @@ def array(kind: str, key: str, make: Callable[[], Array]) -> Array:
     """A table found in the cache, mapped and not read; made and kept where it is not there."""
     place = cache() / f"{kind}-{key}.npy"
     try:
-        return cast(Array, np.load(place, mmap_mode="r", allow_pickle=False))
+        return np.asarray(np.load(place, mmap_mode="r", allow_pickle=False))  # a memmap would be slower to index
     except (OSError, ValueError):  # not there, or damaged
         made = make()
     buffer = io.BytesIO()

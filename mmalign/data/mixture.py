@@ -1,6 +1,7 @@
 """Several data sets as one: so much of each, the same records under the same numbers every time."""
 
 import bisect
+import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -21,8 +22,8 @@ KINDS: dict[str, type[Data]] = {"conversations": Conversations, "table": Table, 
 
 
 class Mixture(Data):
-    """data: the members, each built already or written as {kind: conversations | table | tars | hub | mixture} with
-    the arguments of that kind.
+    """data: the members, each built already, or {kind: conversations | table | tars | hub | mixture} with the arguments
+    of that kind, or {target: the dotted path of a class of data, args}, to which a recipe's `{card, args}` is resolved.
 
     weights: how often each member is gone through in one pass over the mixture: 1 all its records once (the default),
     0.5 every second one, 2 all of them twice. counts: how many records of each instead. Fewer than all are spread
@@ -38,8 +39,9 @@ class Mixture(Data):
         counts: Sequence[int] | None = None,
         quarantine: str | None = None,
     ) -> None:
-        if not data:
-            raise DataError("a mixture of nothing", fix="data: [{kind: conversations, path: ...}, ...]")
+        if not data or not isinstance(data, Sequence) or isinstance(data, str):
+            what = f"{data!r} is no list of data sets" if data else "a mixture of nothing"
+            raise DataError(what, at="data", fix="data: [{card: NAME}, {kind: conversations, path: ...}, ...]")
         self.members = [one if isinstance(one, Data) else member(one) for one in data]
         self.wanted = weights, counts
         self._count()
@@ -99,7 +101,11 @@ class Mixture(Data):
 
 
 def member(given: Mapping[str, Any]) -> Data:
-    """A data set from its kind and arguments, as a recipe writes them."""
+    """A data set from its kind, or its class, and arguments, as a recipe writes them."""
+    if not isinstance(given, Mapping):
+        raise DataError(f"{given!r} is no data set", at="data", fix="{card: NAME} or {kind: NAME, path: ...}")
+    if "target" in given:
+        return _of_class(str(given["target"]), given.get("args") or {})
     args = dict(given)
     kind = args.pop("kind", None)
     known = KINDS | {"mixture": Mixture}
@@ -111,15 +117,31 @@ def member(given: Mapping[str, Any]) -> Data:
         raise DataError(f"a member of kind {kind}: {err}", at="data", fix=f"mmalign show data {kind}") from err
 
 
+def _of_class(target: str, args: Mapping[str, Any]) -> Data:
+    module, _, name = target.rpartition(".")
+    try:
+        made = getattr(importlib.import_module(module), name)(**args)
+    except (ImportError, AttributeError, ValueError, TypeError) as err:
+        raise DataError(f"a member made by {target}: {err}", at="data", fix="mmalign list data") from err
+    if not isinstance(made, Data):
+        raise DataError(f"{target} makes a {type(made).__name__}, not data", at="data", fix="mmalign list data")
+    return made
+
+
 def _counts(sizes: Sequence[int], weights: Sequence[float] | None, counts: Sequence[int] | None) -> list[int]:
     if weights is not None and counts is not None:
         raise DataError("a mixture takes weights or counts, not both", at="weights", fix="keep one of the two")
     given = weights if weights is not None else counts
+    if given is not None and not (isinstance(given, Sequence) and all(type(one) in (int, float) for one in given)):
+        raise DataError(f"weights and counts are lists of numbers, got {given!r}", at="weights", fix="one for each")
     if given is not None and len(given) != len(sizes):
         raise DataError(f"{len(given)} numbers for {len(sizes)} data sets", at="weights", fix="one for each")
     if given is not None and any(not (math.isfinite(one) and one >= 0) for one in given):
         raise DataError(f"weights and counts cannot be negative: {list(given)}", at="weights")
     if counts is not None:
+        if any(one != int(one) for one in counts):
+            fix = "weights: [...] for shares"
+            raise DataError(f"counts are whole numbers of records: {list(counts)}", at="counts", fix=fix)
         made = [int(one) for one in counts]
     else:
         made = [round(size * weight) for size, weight in zip(sizes, weights or [1.0] * len(sizes), strict=True)]

@@ -1,6 +1,6 @@
-"""The order of an epoch: records of like length share a pass, so that little is padded; else it is random.
+"""The order of an epoch: records of like length share a pass and a step, so that nobody pads or waits; else random.
 
-Letters: N records, P passes.
+Letters: N records, P passes, S passes of a step, M records of a pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,12 +30,13 @@ def grouped(
     """A permutation of N records for one epoch, the same for the same arguments.
 
     Every run of `micro` records is a pass: of one kind, and drawn at random from the records of its length (LLaVA
-    sorts windows of random records instead, which pads more where few records are long). Which passes make a step of
-    `batch` records is random too, so that a step still is a sample of the whole data; within a step they are sorted
-    by length, so that devices that work side by side get passes of about the same size.
+    sorts windows of random records instead, which pads more where few records are long). A step of `batch` records is
+    made of passes of like length and kind, as those of Hugging Face's LengthGroupedSampler are: whatever number of
+    devices share a step, none waits for another. The order of the steps is random.
 
     kind_N: records of different kinds meet in no pass, save a few left over (LLaVA keeps those with and without an
-    image apart). start: records seen in earlier epochs. The first records fill up the pass in which they ended.
+    image apart). start: records seen in earlier epochs. The first records fill up the pass and the step in which they
+    ended; they and the epoch's last, less than a step each, are of any length.
     """
     lengths = np.asarray(length_N)
     kinds = np.zeros(len(lengths), np.int64) if kind_N is None else np.asarray(kind_N)
@@ -48,10 +49,17 @@ def grouped(
     rest = rest[np.lexsort([lengths[rest], kinds[rest]])]
     whole = len(rest) // micro * micro
     passes_PM = random.permutation(np.concatenate([passes_PM, rest[:whole].reshape(-1, micro)]))
-    longest_P = lengths[passes_PM].max(1, initial=0)
-    step_P = (start + ahead + np.arange(len(passes_PM)) * micro) // batch
-    ordered = passes_PM[np.lexsort([-longest_P, step_P])]
-    return np.concatenate([head, ordered.reshape(-1), rest[whole:]]).astype(np.int64)
+    fills = min(-(start + ahead) % batch // micro, len(passes_PM))
+    steps = (len(passes_PM) - fills) * micro // batch
+    first, inner, last = np.split(passes_PM, [fills, fills + steps * (batch // micro)])
+    inner = _by_length(inner, lengths, kinds).reshape(steps, batch // micro, micro)
+    parts = [_by_length(first, lengths, kinds), random.permutation(inner), _by_length(last, lengths, kinds)]
+    return np.concatenate([head, *(part.reshape(-1) for part in parts), rest[whole:]]).astype(np.int64)
+
+
+def _by_length(passes_PM: Array, lengths: Array, kinds: Array) -> Array:
+    """Passes of one kind together, the longest first."""
+    return passes_PM[np.lexsort([-lengths[passes_PM].max(1, initial=0), kinds[passes_PM].max(1, initial=0)])]
 
 
 def _passes(lengths: Array, kinds: Array, micro: int, random: np.random.Generator) -> tuple[Array, Array]:

@@ -17,6 +17,8 @@ from mmalign.errors import DataError
 
 SHOWN = 80  # characters of a reference that stand in a message
 ARCHIVES = (".tar", ".zip")
+# Not blocking: a named pipe among the images must not stop the reader for ever
+FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class Root(Protocol):
@@ -101,13 +103,19 @@ class Folder:
     def read(self, name: str) -> bytes:
         place = self._inside(name)
         try:
-            with open(place, "rb", buffering=0, opener=_opener) as source:
-                about = os.fstat(source.fileno())
+            file = os.open(place, FLAGS)
+            try:
+                about = os.fstat(file)
                 if not stat.S_ISREG(about.st_mode):
                     raise Unusable("missing", f"{shown(name)} is no file", at=place)
                 if about.st_size > BYTES:
                     raise large(name, about.st_size)
-                return source.readall()
+                found = os.read(file, about.st_size)
+                while len(found) < about.st_size and (more := os.read(file, about.st_size - len(found))):
+                    found += more  # file systems over a network give it in parts
+                return found
+            finally:
+                os.close(file)
         except (OSError, ValueError) as err:
             raise _refused(err, name, place) from err
 
@@ -117,11 +125,6 @@ class Folder:
             if place.startswith(root.rstrip(os.sep) + os.sep):
                 return place
         raise Unusable("outside", f"{shown(name)} is not in the image folder", at=self.path)
-
-
-def _opener(path: str, flags: int) -> int:
-    """Not blocking: a named pipe among the images must not stop the reader for ever."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _refused(err: OSError | ValueError, name: str, place: str) -> Unusable:

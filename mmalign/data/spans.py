@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mmalign.data import kept
 from mmalign.errors import DataError
 
-BLOCK = 1 << 21  # bytes looked at together
+BLOCK = 1 << 19  # bytes looked at together; more do not fit the nearest caches
 BOM = b"\xef\xbb\xbf"
 SHORT = 8  # bytes; only lines this short are looked at to see whether they are blank
 

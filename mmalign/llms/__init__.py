@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmalign.errors import CheckError, StageError
 from mmalign.objectives import Look
@@ -60,6 +61,11 @@ class LLM(nn.Module):
     def head(self, hidden_ND: Tensor) -> Tensor:
         """logits_NV."""
         raise NotImplementedError
+
+    def nll(self, hidden_ND: Tensor, token_N: Tensor, weight_N: Tensor) -> Tensor:
+        """Sum over rows of weight * -log p(token). Scalar, fp32; 0 without rows, the head gone through all the same."""
+        nll_N = F.cross_entropy(self.head(hidden_ND).float(), token_N, reduction="none")
+        return (nll_N * weight_N).sum()
 
     def prepare_looks(self, looks: Sequence[Look]) -> None:
         """Called before the first step with everything that will be watched; a CheckError for what cannot be."""

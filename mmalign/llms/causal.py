@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmalign import files
+from mmalign import pretrained
 from mmalign.errors import CardError
 from mmalign.llms import LLM, Places, watch
 from mmalign.llms.chat import Chat
+from mmalign.llms.head import Head
 from mmalign.llms.lora import Lora, learn, merged, quantized
 from mmalign.llms.watch import Seen
 from mmalign.objectives import Look
@@ -46,6 +47,7 @@ class CausalLM(LLM):
         alpha = lora_alpha if lora_alpha is not None else 2 * (lora or 0)
         self.lora = None if lora is None else Lora(lora, alpha, lora_dropout, lora_targets)
         self.lm: Any = _load(checkpoint, random, bits)
+        Head.take(self.lm.get_output_embeddings())
         self.chat = Chat(checkpoint, template)
         config = self.lm.config
         self.dim, self.depth = config.hidden_size, config.num_hidden_layers
@@ -80,10 +82,7 @@ class CausalLM(LLM):
         return embeds
 
     def forward(self, embeds_BSD: Tensor, mask_BS: Tensor) -> Tensor:
-        packed = bool((mask_BS > 1).any())
-        # the same numbers whichever side is padded
-        position_BS = _restarting(mask_BS) if packed else (mask_BS.long().cumsum(-1) - 1).clamp(min=0)
-        mask = None if packed else mask_BS  # without one, transformers keeps apart what restarts at 0
+        mask, position_BS = _placed(mask_BS)
         out = self.lm.base_model(
             inputs_embeds=embeds_BSD, attention_mask=mask, position_ids=position_BS, use_cache=False
         )
@@ -93,6 +92,13 @@ class CausalLM(LLM):
     def head(self, hidden_ND: Tensor) -> Tensor:
         logits_NV: Tensor = self.lm.get_output_embeddings()(hidden_ND)
         return (logits_NV / self.softcap).tanh() * self.softcap if self.softcap else logits_NV
+
+    def nll(self, hidden_ND: Tensor, token_N: Tensor, weight_N: Tensor) -> Tensor:
+        head = self.lm.get_output_embeddings()
+        if not isinstance(head, Head):  # with a bias, or a LoRA update beside it
+            return super().nll(hidden_ND, token_N, weight_N)
+        loss: Tensor = head(hidden_ND, token_N, weight_N, self.softcap)
+        return loss
 
     def prepare_looks(self, looks: Sequence[Look]) -> None:
         watch.prepare(self.lm, looks)
@@ -128,6 +134,20 @@ def _frequencies(lm: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
     return [(module, name, inv_freq) for module, name, inv_freq in named if name.endswith("inv_freq")]
 
 
+def _placed(mask_BS: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The mask as transformers needs it, and position_BS: the same numbers whichever side is padded.
+
+    No mask where nothing sees the padding behind it, so that attention runs without one; nor where samples share a
+    row: without one, transformers keeps apart what restarts at 0.
+    """
+    packed, behind = torch.stack([(mask_BS > 1).any(), (mask_BS[:, 1:] <= mask_BS[:, :-1]).all()]).tolist()
+    if packed:
+        return None, _restarting(mask_BS)
+    if behind:
+        return None, torch.arange(mask_BS.shape[1], device=mask_BS.device).expand_as(mask_BS)
+    return mask_BS, (mask_BS.long().cumsum(-1) - 1).clamp(min=0)
+
+
 def _restarting(mask_BS: Tensor) -> Tensor:
     """position_BS, counted from 0 in every run of equal numbers, and 0 at padding."""
     place_BS = torch.arange(mask_BS.shape[1], device=mask_BS.device).expand_as(mask_BS)
@@ -145,10 +165,6 @@ def _plain(config: Any) -> Any:
 
 def _load(checkpoint: str, random: bool, bits: int | None) -> Any:
     more = {} if bits is None else {"quantization_config": quantized(bits)}
-    try:
-        if random:
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(files.path(checkpoint)))
-        return AutoModelForCausalLM.from_pretrained(files.path(checkpoint), dtype="auto", **more)
-    except (OSError, ValueError) as err:
-        reason = str(err).splitlines()[0]
-        raise CardError(f"cannot load {checkpoint!r}: {reason}", fix="check `checkpoint:`, or the network") from err
+    if random:
+        return AutoModelForCausalLM.from_config(pretrained.read(checkpoint, AutoConfig.from_pretrained))
+    return pretrained.whole(checkpoint, AutoModelForCausalLM, **more)

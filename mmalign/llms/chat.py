@@ -9,7 +9,7 @@ import jinja2
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from mmalign import files
+from mmalign import files, pretrained
 from mmalign.data import MARK, Turn
 from mmalign.errors import CardError, DataError
 
@@ -33,7 +33,7 @@ class Chat:
 
     def __init__(self, checkpoint: str, template: str | None = None) -> None:
         self.checkpoint = checkpoint
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(files.path(checkpoint))
+        self.tokenizer: Any = pretrained.read(checkpoint, AutoTokenizer.from_pretrained)
         if template and (place := files.local(template)):
             template = place.read_text(encoding="utf-8")
         self.template: str | None = template or self.tokenizer.chat_template

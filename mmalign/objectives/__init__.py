@@ -58,6 +58,7 @@ class Step:
     answer_N: Tensor  # answers: the trained tokens' ids
     weight_N: Tensor  # answers: how much each counts
     head: Callable[[Tensor], Tensor]  # answers: hidden states -> logits over the vocabulary
+    nll: Callable[[Tensor, Tensor, Tensor], Tensor]  # answers: states, ids, weights -> sum of weight * -log p(id)
 
     labels: Labels  # labels: the words of any patches asked for
     words: Words  # labels: what the numbers mean

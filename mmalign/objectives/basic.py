@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from mmalign.errors import CheckError
 from mmalign.objectives import Context, Look, Objective, Step
-from mmalign.objectives.vocabulary import vocabulary_kl, wide
+from mmalign.objectives.vocabulary import vocabulary_kl
+from mmalign.wide import wide
 
 
 class Basic(Objective):

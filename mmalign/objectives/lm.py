@@ -1,7 +1,6 @@
 """The language-model loss: predict the next token of the answer."""
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmalign.objectives import Objective, Step
 
@@ -14,6 +13,5 @@ class NextToken(Objective):
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the trained tokens of this pass, each times its weight; 0 without any. Scalar, fp32."""
-        loss_N = F.cross_entropy(step.head(step.answer_ND).float(), step.answer_N, reduction="none")
         total = step.weight_N.sum() if len(step.weight_N) else 1.0  # ZeRO-3: every rank calls the head, rows or none
-        return (loss_N * step.weight_N).sum() / total
+        return step.nll(step.answer_ND, step.answer_N, step.weight_N) / total

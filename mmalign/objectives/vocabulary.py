@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.wide import logits, wide
+
 LIMIT = {"cpu": 144 << 20, "cuda": 512 << 20}  # bytes of logits and probabilities at a time
 BYTES = 12  # of three fp32 numbers, the most that is held of a row and token
 LEAST = 128  # rows at a time, whatever the vocabulary: thinner products are slow, for E is read for each of them
@@ -47,18 +49,6 @@ class _KL(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_MD,) = ctx.saved_tensors
         return grad_MD * grads[0].to(grad_MD.dtype), None, None, None
-
-
-def wide(given: Tensor) -> Tensor:
-    """A tensor in fp32 or, where it comes in fp64, as it is."""
-    return given.to(torch.promote_types(given.dtype, torch.float32))
-
-
-def logits(rows_RD: Tensor, embed_VD: Tensor) -> Tensor:
-    """logits_RV in fp32 (fp64 from fp64); on CUDA without rounding them to bf16 on the way."""
-    if rows_RD.is_cuda and rows_RD.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(rows_RD, embed_VD.T, out_dtype=torch.float32)
-    return wide(rows_RD @ embed_VD.T)
 
 
 def rows_kl(own_RV: Tensor, target_RV: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """The export stage: a trained model as a folder that plain transformers loads (LlavaForConditionalGeneration).
 
 What its class cannot hold (encoders at several scales, adapters other than one or two linear layers) becomes a folder
-that loads where mmalign is installed, see mmalign/hub.py; the reason is said.
+that loads where mmalign is installed, see mmalign/hub.py; the reason is said. Weights are written in the precision they
+were trained in; what was written is compared in fp32.
 """
 
 import shutil
@@ -21,20 +22,22 @@ from transformers import (
 )
 
 from mmalign import hub
+from mmalign import task as tasks
 from mmalign.adapters.mlp import MLP
 from mmalign.data import MARK, Turn
 from mmalign.errors import StageError
 from mmalign.llms.causal import CausalLM
 from mmalign.model import Batch, Model
 from mmalign.objectives.lm import NextToken
-from mmalign.recipe import Export
+from mmalign.recipe import Export, Train
 from mmalign.stages import build
-from mmalign.stages.build import Parts
+from mmalign.stages.build import DTYPES, Parts
 from mmalign.task import Task
 from mmalign.training.events import Events
-from mmalign.vision.hf import HFVision
+from mmalign.vision.hf import HFVision, layers
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")  # what Llava's forward reads as we do
+LOUD = 2.0**24  # beside it x is less than rounding in fp32 and bf16, and neither overflows; see _see
 PARTS_OF = '{%- for part in m.content -%}{{- "<image>\\n" if part.type == "image" else part.text -}}{%- endfor -%}'
 # A processor is given `content` as a list of parts; the tokenizers' templates want text.
 TEXTS = (
@@ -52,24 +55,33 @@ class Exported:
     folder: Path
     difference: float | None  # the largest difference of a logit; None: not the Llava class
     why_not: str = ""  # why it is not
+    note: str = ""  # what a user of the Llava class should know
 
 
 def run(task: Task) -> dict[str, Any]:
     stage, task = cast(Export, task.stage), trained(task)
     parts = build.parts(task)
-    build.cast_all("fp32", parts.vision, parts.adapter, parts.llm)
     target = task.folder / "exported"
     shutil.rmtree(target, ignore_errors=True)
-    made = export(parts, task, target)
+    given = precision(task)
+    made = export(parts, task, target, given)
     events = Events(task.folder)
     if made.difference is None:
         events.say(f"plain transformers cannot hold it: {made.why_not}; it loads where mmalign is installed")
     else:
-        events.say(f"the largest difference of a logit is {made.difference:.2e}")
+        events.say(f"weights in {given}; the largest difference of a logit, computed in fp32, is {made.difference:.2e}")
         if made.difference > stage.tolerance:
             what = f"the exported model's logits differ by {made.difference:.2e}, more than {stage.tolerance:g}"
             raise StageError(what, at=str(target), fix="report it; a larger `tolerance` keeps the folder")
-    return {"metrics": {"difference": made.difference}, "why_not": made.why_not, "exported": str(target.name)}
+    said = {"why_not": made.why_not, "note": made.note, "precision": given}
+    return {"metrics": {"difference": made.difference}, **said, "exported": str(target.name)}
+
+
+def precision(task: Task) -> str:
+    """What the weights were trained in; fp32 where no stage trained them."""
+    parent = task.parent("weights")
+    stage = tasks.load(parent).stage if parent else None
+    return stage.precision if isinstance(stage, Train) else "fp32"
 
 
 def trained(task: Task) -> Task:
@@ -79,15 +91,27 @@ def trained(task: Task) -> Task:
     return replace(task, cards={**task.cards, "llm": replace(card, args=args)})
 
 
-def export(parts: Parts, task: Task, target: Path) -> Exported:
-    """Write the folder; what was written is loaded again and compared."""
+def export(parts: Parts, task: Task, target: Path, given: str = "fp32") -> Exported:
+    """Write the folder, weights in the precision given; what was written is loaded again and compared."""
+    modules = parts.vision, parts.adapter, parts.llm
     if reason := why_not(parts):
-        hub.save(target, parts.vision, parts.adapter, parts.llm, task.cards)
+        build.cast_all(given, *modules)
+        hub.save(target, *modules, task.cards)
         return Exported(target, None, reason)
-    llava(parts).save_pretrained(target)
+    build.cast_all("fp32", *modules)
+    round_all(DTYPES[given], *modules)
+    llava(parts).to(DTYPES[given]).save_pretrained(target)
     processor(parts).save_pretrained(target)
     loaded = LlavaForConditionalGeneration.from_pretrained(target, dtype=torch.float32).eval()
-    return Exported(target, difference(parts, loaded))
+    return Exported(target, difference(parts, loaded), note=note(parts))
+
+
+@torch.no_grad()
+def round_all(dtype: torch.dtype, *modules: nn.Module) -> None:
+    """Weights as that precision has them, kept in their own; no buffer, such as a scale, is rounded."""
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.copy_(parameter.to(dtype))
 
 
 def why_not(parts: Parts) -> str:
@@ -97,17 +121,28 @@ def why_not(parts: Parts) -> str:
     kind = parts.vision.tower.config.model_type
     if kind not in TOWERS:
         return f"its encoder is a {kind}; Llava drops exactly one token before the patches, or none"
-    if parts.vision.norm:
-        return "its patches pass the encoder's final norm"
+    if parts.vision.norm and not _can_norm(parts.vision):
+        return "its patches pass the encoder's final norm, which no layer of its kind can stand for"
     if not isinstance(parts.adapter, MLP):
         return f"its adapter is a {type(parts.adapter).__name__}"
     if len(_linears(parts.adapter)) > 2:
         return f"its adapter has {len(_linears(parts.adapter))} linear layers"
     if not isinstance(parts.llm, CausalLM):
         return f"its language model is a {type(parts.llm).__name__}, not a CausalLM"
-    if parts.llm.softcap:
-        return "its language model caps its logits, which Llava's head does not"
     return ""
+
+
+def note(parts: Parts) -> str:
+    """What the Llava class does in another way than the model; empty where there is nothing."""
+    notes = []
+    if softcap := cast(CausalLM, parts.llm).softcap:
+        notes.append(
+            f"its language model caps its logits at {softcap:g}, which Llava does not: the same token is likeliest, "
+            "so greedy answers are the same; sampled ones are drawn from other probabilities"
+        )
+    if cast(HFVision, parts.vision).norm:
+        notes.append("its encoder's final norm is a layer of large numbers: for fp32 and bf16, not fp16")
+    return "; ".join(notes)
 
 
 def _linears(adapter: MLP) -> list[nn.Linear]:
@@ -118,25 +153,27 @@ def llava(parts: Parts) -> Any:
     """The same weights as a LlavaForConditionalGeneration."""
     eye, mouth = cast(HFVision, parts.vision), cast(CausalLM, parts.llm)
     linears = _linears(cast(MLP, parts.adapter))
-    lm = mouth.lm
-    if mouth.chat.mark >= lm.get_input_embeddings().weight.shape[0]:  # never looked up, but Llava indexes it
-        lm.resize_token_embeddings(len(mouth.chat.tokenizer), mean_resizing=False)
+    lm, vision = mouth.lm, eye.tower.config.to_dict()
+    if mouth.chat.mark >= lm.get_input_embeddings().weight.shape[0]:  # its row counts nowhere, but Llava looks it up
+        _lengthen(lm, len(mouth.chat.tokenizer))
     config = LlavaConfig(
-        vision_config=eye.tower.config,
+        vision_config=vision | ({"num_hidden_layers": eye.depth + 1} if eye.norm else {}),
         text_config=lm.config,
         image_token_index=mouth.chat.mark,
         projector_hidden_act="gelu" if len(linears) == 2 else "linear",
-        vision_feature_layer=eye.depth - eye.layers - 1,
+        vision_feature_layer=-1 if eye.norm else eye.depth - eye.layers - 1,
         vision_feature_select_strategy="default" if eye.first else "full",
         image_seq_length=eye.patches,
         tie_word_embeddings=bool(lm.config.tie_word_embeddings),
     )
     whole = LlavaForConditionalGeneration(config).eval().float()  # its parts' configurations may say bf16
     inner = whole.model
-    _into(getattr(inner.vision_tower, "vision_model", inner.vision_tower), eye.tower)
+    _see(getattr(inner.vision_tower, "vision_model", inner.vision_tower), eye)
     _into(inner.language_model, lm.base_model)
     _into(whole.lm_head, lm.get_output_embeddings())
     _into(inner.multi_modal_projector.linear_1, linears[0])
+    if eye.norm:
+        inner.multi_modal_projector.linear_1.weight.data.div_(LOUD)
     second = inner.multi_modal_projector.linear_2
     if len(linears) == 2:
         _into(second, linears[1])
@@ -151,6 +188,42 @@ def llava(parts: Parts) -> Any:
         do_sample=False,
     )
     return whole
+
+
+@torch.no_grad()
+def _lengthen(lm: Any, size: int) -> None:
+    """Rows for tokens nobody trained: the mean of the others, whose logit is the mean of theirs, never the largest."""
+    old = lm.get_input_embeddings().weight.shape[0]
+    lm.resize_token_embeddings(size, mean_resizing=False)
+    for layer in (lm.get_input_embeddings(), lm.get_output_embeddings()):
+        layer.weight[old:] = layer.weight[:old].mean(0)
+
+
+def _can_norm(eye: HFVision) -> bool:
+    first = getattr(layers(eye.tower, eye.layers)[0].mlp, "fc1", None)
+    return isinstance(first, nn.Linear) and first.out_features >= 2 * eye.dim
+
+
+def _see(tower: Any, eye: HFVision) -> None:
+    """The encoder's weights. A final norm becomes one more layer, behind the one that is read: x + LOUD norm(x).
+
+    Its attention gives nothing; its MLP is LOUD times the identity, for act(t) - act(-t) = t, be act a GELU of any
+    kind, a SiLU or a ReLU. The adapter divides by LOUD, and x is lost in rounding.
+    """
+    if not eye.norm:
+        _into(tower, eye.tower)
+        return
+    tower.load_state_dict(eye.tower.state_dict(), strict=False)  # what lacks is that layer, what is too much lies above
+    layer: Any = layers(tower, eye.depth + 1)[-1]
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        if hasattr(layer, "layer_scale2"):  # DINOv2
+            layer.layer_scale2.lambda1.fill_(1)
+        same_CC = torch.eye(eye.dim)
+        layer.mlp.fc1.weight[: 2 * eye.dim] = torch.cat([same_CC, -same_CC])
+        layer.mlp.fc2.weight[:, : 2 * eye.dim] = LOUD * torch.cat([same_CC, -same_CC], dim=1)
+    _into(layer.norm2 if hasattr(layer, "norm2") else layer.layer_norm2, eye.final_norm)
 
 
 def _into(target: nn.Module, source: nn.Module) -> None:
@@ -179,7 +252,7 @@ def processor(parts: Parts) -> LlavaProcessor:
 
 @torch.no_grad()
 def difference(parts: Parts, loaded: Any) -> float:
-    """The largest difference of a logit on a picture and two turns."""
+    """The largest difference of a logit on a picture and two turns; behind the cap, where there is one."""
     eye, mouth = parts.vision, parts.llm
     model = Model(eye, parts.adapter, mouth, {"lm": NextToken()}).eval()
     picture = Image.radial_gradient("L").convert("RGB").resize((97, 61))
@@ -188,4 +261,6 @@ def difference(parts: Parts, loaded: Any) -> float:
     batch = Batch(ids_RS, mask_RS, torch.zeros(1, len(ids)), eye.pixels(picture)[None], mouth.chat.mark)
     ours: Tensor = mouth.head(mouth(model.embed(batch, model.see(batch)[0]), mask_RS)).float()
     theirs = loaded(input_ids=ids_RS, attention_mask=mask_RS, pixel_values=batch.pixels_B3SS).logits.float()
+    if softcap := cast(CausalLM, mouth).softcap:
+        theirs = (theirs / softcap).tanh() * softcap
     return float((ours - theirs[..., : ours.shape[-1]]).abs().max())

@@ -11,6 +11,7 @@ from mmalign import cards
 from mmalign.adapters import Adapter
 from mmalign.cards import Card, Registry
 from mmalign.errors import CheckError
+from mmalign.estimate import adapter_parameters
 from mmalign.testing import check_adapter
 
 CARDS = {card.name: card for card in Registry().every("adapters")}
@@ -23,6 +24,7 @@ TOKENS = {  # of 24 x 24 patches; the others keep them all
     "pixel-shuffle": 144,
     "q-former": 32,
 }
+UNCOUNTED = {"c-abstractor"}  # a shortcut is there for some widths only
 
 
 def make(card: Card, patch_dim: int, llm_dim: int, grid: tuple[int, int]) -> Adapter:
@@ -57,12 +59,16 @@ def test_facts(name: str):
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_the_card_itself_builds_at_real_sizes(name: str):
-    """CLIP-L/336 under an 8B model, weights not allocated."""
+@pytest.mark.parametrize(("patch", "dim"), [(1024, 4096), (3072, 2048)])
+def test_the_card_itself_builds_at_real_sizes(name: str, patch: int, dim: int):
+    """CLIP-L/336 under an 8B model and S2 under a 2B one, weights not allocated; a plan knows how many there are."""
     card = CARDS[name]
+    dim = patch if card.facts.get("same_width") else dim
     with torch.device("meta"):
-        made = cards.build(card, patch_dim=1024, llm_dim=1024 if card.facts.get("same_width") else 4096, grid=(24, 24))
+        made = cards.build(card, patch_dim=patch, llm_dim=dim, grid=(24, 24))
     assert made.tokens == TOKENS.get(name, 576)
+    told = adapter_parameters(card, patch, dim)
+    assert told == (None if name in UNCOUNTED else sum(p.numel() for p in made.parameters()))
 
 
 class Broken(Adapter):

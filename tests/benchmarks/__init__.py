@@ -15,12 +15,12 @@ from types import ModuleType
 
 @dataclass
 class Pairs:
-    """Seconds (or bytes) of ours and of the reference, taken in turn."""
+    """Seconds (or bytes, or a count) of ours and of the reference, taken in turn."""
 
     ours: list[float] = field(default_factory=list)
     reference: list[float] = field(default_factory=list)
     target: float | None = None  # None: the module's
-    unit: str = "ms"  # or MiB
+    unit: str = "ms"  # or MiB, or M: millions of something
 
     @property
     def ratio(self) -> float:

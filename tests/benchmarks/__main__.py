@@ -28,7 +28,7 @@ def main(names: list[str]) -> int:
 
 def _row(name: str, found: Pairs, target: float) -> bool:
     """Print one line; whether its ratio is above the target."""
-    scale = {"ms": 1e3, "MiB": 2**-20}[found.unit]
+    scale = {"ms": 1e3, "MiB": 2**-20, "M": 1e-6}[found.unit]
     ours, reference = (statistics.median(values) * scale for values in (found.ours, found.reference))
     above = found.ratio > target
     sides = f"{ours:>8.1f} {found.unit:<3} {reference:>7.1f} {found.unit:<3}"

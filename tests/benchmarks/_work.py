@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from . import seconds
+
 
 def clock() -> float:
     """Seconds of this process on the CPU; with a GPU, of the wall once all its work is done."""
@@ -31,3 +33,10 @@ def peak(call: Callable[[], object]) -> int:
         held += change
         most = max(most, held)
     return most
+
+
+def timed(call: Callable[[], object]) -> tuple[float, int]:
+    """Seconds, and bytes at the worst moment; counting a few large tensors takes no time worth the name."""
+    spent: list[float] = []
+    most = peak(lambda: spent.append(seconds(call, clock)))
+    return spent[0], most

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmalign.objectives.vocabulary import vocabulary_kl
 
 from . import Pairs, seconds
-from ._work import clock, peak
+from ._work import clock, peak, timed
 
 TARGET = 1.5  # times the three products
 NAIVE = 1.0  # times naive autograd
@@ -35,7 +35,7 @@ def measure() -> dict[str, Pairs]:
     for vocab, dim, times in SIZES[device]:
         given, size = Rows.drawn(images * PATCHES, dim, vocab, device), f"kl {vocab // 1000}k x {dim}"
         products = given.products()
-        taken = [(_both(given.ours), seconds(products, clock), _both(given.naive)) for _ in range(times)]
+        taken = [(timed(given.ours), seconds(products, clock), timed(given.naive)) for _ in range(times)]
         ours, limit, naive = (list(column) for column in zip(*taken, strict=True))
         found[f"{size} / products"] = Pairs([t for t, _ in ours], limit)
         found[f"{size} / naive"] = Pairs([t for t, _ in ours], [t for t, _ in naive], NAIVE)
@@ -44,13 +44,6 @@ def measure() -> dict[str, Pairs]:
     found["kl 2 images / naive, memory"] = Pairs([peak(two.ours)], [peak(two.naive)], MEMORY[2], "MiB")
     found["kl 4 images / 1, memory"] = Pairs([peak(four.ours)], [peak(one.ours)], GROWTH, "MiB")
     return found
-
-
-def _both(call: Callable[[], None]) -> tuple[float, int]:
-    """Seconds, and bytes at the worst moment; counting a few large tensors takes no time worth the name."""
-    spent: list[float] = []
-    most = peak(lambda: spent.append(seconds(call, clock)))
-    return spent[0], most
 
 
 @dataclass

@@ -2,12 +2,16 @@
 
 import json
 import zipfile
+from dataclasses import replace
 
 import pytest
 
-from mmalign import cards, source
+from mmalign import cards, compose, graph, source, task
 from mmalign.cards import Registry
+from mmalign.check import check
 from mmalign.data import Data
+from mmalign.errors import CardError, CheckError
+from tests.conftest import TINY
 from tests.data.made import images, jpeg, row, same
 
 OWN = ("conversations", "table", "tars", "hub", "mixture")
@@ -71,3 +75,89 @@ def test_a_mixture_from_a_recipe(tmp_path):
     card = Registry().card("data", "mixture")
     card.args = {"data": [{"kind": "conversations", "path": str(tmp_path / "a.jsonl")}], "weights": [3]}
     assert len(cards.build(card)) == 3
+
+
+def filled(*members, **more):
+    known = Registry()
+    card = known.card("data", "mixture")
+    return known.filled(replace(card, args={"data": list(members), **more}))
+
+
+def test_a_mixture_of_cards(tmp_path):
+    images(tmp_path)
+    (tmp_path / "a.jsonl").write_text(json.dumps(row("a", "0.jpg")) + "\n")
+    own = {"card": "conversations", "args": {"path": str(tmp_path / "a.jsonl")}}
+    toys = {"card": "toy-chat", "args": {"size": 4}}
+    inner = {"card": "mixture", "args": {"data": [own, toys], "weights": [3, 0.5]}}
+    card = filled("toy-eval", inner, own["args"] | {"kind": "conversations"}, counts=[2, 5, 1])
+    assert card.args["data"][0] == {"target": "mmalign.toyworld.data.Captions", "args": {"size": 400, "split": "eval"}}
+    data = cards.build(card)
+    assert [record.id.split("@")[0] for record in data] == [
+        "0/eval-0", "0/eval-200", "1/0/a", "1/0/a", "1/0/a", "1/1/train-0", "1/1/train-2", "2/a"
+    ]  # fmt: skip
+    assert all(data.image(record.images[0]).mode == "RGB" for record in data)
+
+
+@pytest.mark.parametrize(
+    ("member", "said", "fix"),
+    [
+        ("toy-chatt", "no data card named 'toy-chatt'", "did you mean 'toy-chat'?"),
+        ({"card": "conversation"}, "no data card named 'conversation'", "did you mean 'conversations'?"),
+        ({"card": "tars", "path": "b"}, "has `card` and `args`, and no 'path'", "{card: tars, args: {path: ...}}"),
+    ],
+)
+def test_members_that_are_no_card(member, said, fix):
+    with pytest.raises(CardError) as caught:
+        filled(member)
+    assert said in caught.value.what
+    assert fix in caught.value.fix
+
+
+MIXED = """\
+  tune:
+    kind: train
+    data:
+      card: mixture
+      args: {data: [{card: toy-chat, args: {size: 8}}, {card: conversations, args: {path: ./PATH}}], weights: [1, 2]}
+"""
+
+
+def test_a_recipe_with_a_mixture_of_cards(here):
+    """Its members' files are looked for before anything runs, and count in the fingerprint with their content."""
+    (here / "a.jsonl").write_text(json.dumps(row("a", None, "Hello.")) + "\n")
+    text = "model: {vision: toy-clip, adapter: linear, llm: toy-llama}\nstages:\n" + MIXED
+    text += "    trains: [adapter]\n    objectives: {lm: 1.0}\n    optim: {lr: 1e-3}\n    batch: 8\n"
+    (here / "r.yaml").write_text("name: r\n" + text.replace("PATH", "a.jsonl"))
+    variants = compose.load("r.yaml")
+    assert check(variants) == []
+    (node,) = graph.plan(variants, here)
+    task.save(node)
+    assert len(cards.build(task.load(node.folder).cards["data"])) == 10
+    (here / "a.jsonl").write_text(json.dumps(row("b", None, "Hello.")) + "\n")
+    assert graph.plan(variants, here)[0].folder != node.folder
+    (here / "r.yaml").write_text("name: r\n" + text.replace("PATH", "b.jsonl"))
+    with pytest.raises(CheckError, match=r"data 'mixture': path .*b.jsonl does not exist"):
+        check(compose.load("r.yaml"))
+    (here / "r.yaml").write_text("name: r\n" + text.replace("size: 8", "sise: 8"))
+    with pytest.raises(CheckError, match="data 'mixture', member 0 takes no argument 'sise'") as caught:
+        check(compose.load("r.yaml"))
+    assert (caught.value.at, caught.value.fix) == ("r.yaml:6  stages.tune.data", "did you mean 'size'?")
+    (here / "r.yaml").write_text("name: r\n" + text.replace("card: toy-chat", "target: mmalign.nothing.Data"))
+    with pytest.raises(CheckError, match="'mixture', member 0: "):
+        check(compose.load("r.yaml"))
+    (here / "r.yaml").write_text("name: r\n" + text.replace("card: toy-chat", "card: toy-chatt"))
+    with pytest.raises(CardError, match="no data card named 'toy-chatt'") as caught:
+        check(compose.load("r.yaml"))
+    assert caught.value.at == "r.yaml:6  stages.tune.data"
+
+
+@pytest.mark.parametrize("path", ["./shards/{00..01}.tar", "./shards/*.tar", "./shards"])
+def test_patterns_are_no_missing_files(here, path):
+    (here / "shards").mkdir()
+    words = ["stages.tune=~", "stages.score=~", "stages.report=~", "stages.align.reads=~", "stages.label=~"]
+    words += ["stages.align.objectives.sea=~", f"stages.align.data={{card: tars, args: {{path: '{path}'}}}}"]
+    (here / "tiny.yaml").write_text(TINY)
+    assert check(compose.load("tiny.yaml", words)) == []
+    (here / "shards").rmdir()
+    with pytest.raises(CheckError, match="shards.* does not exist"):
+        check(compose.load("tiny.yaml", words))

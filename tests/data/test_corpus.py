@@ -9,8 +9,10 @@ from mmalign.data import check, quarantine
 from mmalign.data.conversations import Conversations
 from mmalign.data.reasons import REASONS
 from mmalign.errors import DataError
+from tests.conftest import TINY, command
 from tests.data.corpus import cases
 from tests.data.made import jpeg, row
+from tests.test_stage_mistakes import assert_failed
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,7 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus") / "images"
     folder.mkdir()
     (folder / "good.jpg").write_bytes(jpeg())
-    good = json.dumps(row("good", "good.jpg")).encode()
+    good = json.dumps(row("good", "good.jpg", "<image>\nis there a cross in the image?", "no")).encode()
     rows = [one for case in cases(folder) for one in (None, case)] + [None]
     place = folder.parent / "rows.jsonl"
     place.write_bytes(b"".join((case.line if case else good) + b"\n" for case in rows))
@@ -69,3 +71,53 @@ def test_behind_a_quarantine_all_is_well(corpus, tmp_path):
         assert data.image(record.images[0]).mode == "RGB"
     again = check.check(lambda: opened(corpus, quarantine=str(tmp_path / "q.jsonl")), jobs=1)
     assert not again.bad
+
+
+TUNE = [f"stages.{stage}=~" for stage in ("label", "align", "score", "report")]
+TUNE += ["stages.tune.reads=~", "stages.tune.steps=~", "stages.tune.epochs=1", "stages.tune.batch=64"]
+TUNE += ["stages.tune.micro_batch=16", "stages.tune.engine.save_every=1"]
+
+
+def trained(here, data, *words):
+    """(the command's words, its folder) of a training stage over some data."""
+    said = command("run", "tiny.yaml", f"stages.tune.data={data}", *TUNE, *words, cwd=here)
+    folder = max(here.glob("runs/train-*"), key=lambda place: place.stat().st_mtime_ns)
+    return said, folder
+
+
+def listed(folder):
+    """{id: reason} of the samples a stage could not use."""
+    lines = (folder / "bad.jsonl").read_text().splitlines()
+    return {one["sample"]: one["reason"] for one in map(json.loads, lines)}
+
+
+def test_training_over_all_of_it(corpus, here):
+    """Behind the quarantine a stage runs to its end; without, it stops within its budget, and goes on when it may."""
+    (here / "tiny.yaml").write_text(TINY)
+    place, rows = corpus
+    args = f"path: {place}, images: {place.parent / 'images'}"
+    said = command("data", "check", place, f"images={place.parent / 'images'}", "--quarantine", "q.jsonl", cwd=here)
+    assert said.code == 0, said.err
+    known = dict(quarantine.entries(str(here / "q.jsonl")))
+    assert len(known) == sum(case is not None for case in rows)
+
+    said, folder = trained(here, f"{{card: conversations, args: {{{args}, quarantine: q.jsonl}}}}")
+    assert said.code == 0, said.err
+    told = json.loads((folder / "stage.json").read_text())
+    assert told["bad"] == 0
+    seen = [json.loads(line)["images"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert sum(seen[:-1]) == 64 * (len(seen) - 1)  # no row of a whole batch was missing
+
+    data = f"{{card: conversations, args: {{{args}}}}}"
+    said, folder = trained(here, data, f"stages.tune.max_bad={9.5 / len(rows)}")
+    assert_failed(said, "10 unusable samples, more than `max_bad` allows (9)", "bad.jsonl", "mend or remove them")
+    assert not (folder / "stage.json").exists()
+    found = listed(folder)
+    assert len(found) >= 10
+    assert found.items() <= known.items()
+
+    said, again = trained(here, data, "stages.tune.max_bad=1")
+    assert said.code == 0, said.err
+    assert again == folder  # the same stage, which goes on
+    assert listed(folder) == known
+    assert json.loads((folder / "stage.json").read_text())["bad"] == len(known)

@@ -1,4 +1,4 @@
-"""Records of like length share a pass; everything else about an epoch's order is random, and repeatable."""
+"""Records of like length share a pass and a step; everything else about an epoch's order is random, and repeatable."""
 
 import numpy as np
 import pytest
@@ -55,20 +55,43 @@ def test_a_pass_has_one_kind():
     assert sum(mixed) <= 1  # what is left over of both kinds
 
 
-def test_epochs_meet_other_records_and_steps_are_samples():
+def test_epochs_meet_other_records():
     lengths, _ = heavy_tailed()
     first, second = (passes(order.grouped(lengths, 8, 128, (0, epoch)), 8) for epoch in (0, 1))
     pairs = [{(a, b) for one in made for a in one for b in one if a < b} for made in (first, second)]
     assert len(pairs[0] & pairs[1]) < 0.1 * len(pairs[0])
-    steps = lengths[first[: len(first) // 16 * 16]].reshape(-1, 128).mean(1)
-    assert steps.std() < 2 * lengths.std() / np.sqrt(16)  # as passes drawn at random would have it
 
 
-def test_devices_side_by_side_get_passes_of_like_length():
-    lengths, _ = heavy_tailed()
-    longest = lengths[passes(order.grouped(lengths, 8, 128, 0), 8)].max(1)
-    for step in longest[: len(longest) // 16 * 16].reshape(-1, 16):
-        assert (np.diff(step) <= 0).all()
+def work(lengths, made, micro, ranks):
+    """Tokens all ranks could have computed in the time the slowest of each round took, over real tokens."""
+    made = made[: len(made) // (micro * ranks) * micro * ranks]
+    longest = lengths[passes(made, micro)].max(1).reshape(-1, ranks)
+    return longest.max(1).sum() * ranks * micro / lengths[made].sum()
+
+
+@pytest.mark.parametrize(("micro", "ranks"), [(4, 2), (4, 8), (16, 2), (16, 8), (1, 64)])
+def test_no_rank_waits_for_another(micro, ranks):
+    """Batches of 128; pass m of a step belongs to rank m % ranks, as in Batches."""
+    lengths, kinds = heavy_tailed(40_000)
+    assert work(lengths, order.grouped(lengths, micro, 128, 0, kinds), micro, ranks) <= 1.04
+    assert work(lengths, np.random.default_rng(0).permutation(len(lengths)), micro, ranks) > 1.5
+
+
+def test_the_order_of_steps_is_random():
+    lengths, kinds = heavy_tailed()
+    made = order.grouped(lengths, 8, 128, 0, kinds)
+    of_step, text = lengths[passes(made, 128)].mean(1), kinds[passes(made, 128)].mean(1)
+    assert abs(np.corrcoef(of_step[:-1], of_step[1:])[0, 1]) < 0.25  # 156 steps: two standard errors are 0.16
+    assert ((text > 0) & (text < 1)).sum() <= 3  # where the kinds meet, and the last
+
+
+@pytest.mark.parametrize("start", [0, 40, 128, 20_000])
+def test_steps_that_begin_in_an_earlier_epoch_are_filled_up(start):
+    """With any number of records before, all but the first and the last step are of like length."""
+    lengths, kinds = heavy_tailed()
+    made = order.grouped(lengths, 8, 128, 0, kinds, start)[-start % 128 :]
+    spread = [np.ptp(np.log(lengths[one])) for one in passes(made, 128)]
+    assert np.median(spread) < 0.05
 
 
 def test_passes_go_on_across_epochs():

@@ -111,6 +111,12 @@ def test_what_the_disk_refuses(root, monkeypatch):
     assert refused(Pictures(str(root)), "0.jpg").what == "unreadable: 0.jpg: Input/output error"
 
 
+def test_a_file_that_comes_in_parts(root, monkeypatch):
+    read = os.read
+    monkeypatch.setattr(pictures.os, "read", lambda file, size: read(file, min(size, 100)))
+    assert Pictures(str(root)).read("deep/x.jpg")[0] == jpeg(9)
+
+
 def test_files_too_large_are_not_read(root, monkeypatch):
     monkeypatch.setattr(pictures, "BYTES", 100)
     monkeypatch.setattr(reasons, "BYTES", 100)

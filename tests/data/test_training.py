@@ -1,5 +1,15 @@
 """Files feed training like any other data: the same pixels, the same trained tokens, bad rows counted and listed."""
 
+import base64
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
 import pytest
 import torch
 
@@ -60,3 +70,144 @@ def test_bad_rows_are_counted(written, parts):
     assert "json: row 7 is not valid JSON" in str(bad.found)
     with pytest.raises(StageError, match="2 unusable samples"):
         batch(Conversations(written), parts, range(8), bad=1)
+
+
+def png(number):
+    out = io.BytesIO()
+    Captions(3).image(number).save(out, "PNG")
+    return out.getvalue()
+
+
+SHOWN = [[0], [1, 2], []]  # the images of three rows: one, several, none
+
+
+def rows(reference):
+    """Three rows in LLaVA's way, `reference(number)` for each image."""
+    for number, shown in enumerate(SHOWN):
+        found = [reference(image) for image in shown]
+        image = found[0] if len(found) == 1 else found or None
+        yield row(f"r{number}", image, "<image>\n" * len(shown) + "is there a cross in the image?", "no")
+
+
+def lines(place, reference):
+    return jsonl(place, list(rows(reference)))
+
+
+def folder(to):
+    for number in range(3):
+        (to / f"{number}.png").write_bytes(png(number))
+    return {"path": lines(to / "x.jsonl", "{}.png".format)}
+
+
+def as_json(to):
+    folder(to)
+    (to / "x.json").write_text(json.dumps(list(rows("{}.png".format))))
+    return {"path": str(to / "x.json")}
+
+
+def packed(to):
+    (to / "x.jsonl.gz").write_bytes(gzip.compress(Path(folder(to)["path"]).read_bytes()))
+    return {"path": str(to / "x.jsonl.gz")}
+
+
+def zipped(to):
+    with zipfile.ZipFile(to / "i.zip", "w") as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.png", png(number))
+    return {"path": lines(to / "x.jsonl", "{}.png".format), "images": str(to / "i.zip")}
+
+
+def put(archive, name, data):
+    about = tarfile.TarInfo(name)
+    about.size = len(data)
+    archive.addfile(about, io.BytesIO(data))
+
+
+def tarred(to):
+    with tarfile.open(to / "i.tar", "w") as archive:
+        for number in range(3):
+            put(archive, f"i/{number}.png", png(number))
+    return {"path": lines(to / "x.jsonl", "i/{}.png".format), "images": str(to / "i.tar")}
+
+
+def shards(to):
+    with tarfile.open(to / "00.tar", "w") as archive:
+        for number, row_ in enumerate(rows(str)):
+            put(archive, f"{number}.json", json.dumps(row_).encode())
+            for place, image in enumerate(SHOWN[number]):
+                put(archive, f"{number}.{place}.png", png(image))
+    return {"path": str(to / "{00..00}.tar")}
+
+
+def remote(to):
+    for name, data in [("x.jsonl", Path(folder(to)["path"]).read_bytes()), *((f"{n}.png", png(n)) for n in range(3))]:
+        with fsspec.open(f"memory://{to.name}/{name}", "wb") as target:
+            target.write(data)
+    return {"path": f"memory://{to.name}/x.jsonl"}
+
+
+def by_url(to):
+    remote(to)
+    return {"path": lines(to / "x.jsonl", f"memory://{to.name}/{{}}.png".format)}
+
+
+def by_bytes(to):
+    return {"path": lines(to / "x.jsonl", lambda n: "data:image/png;base64," + base64.b64encode(png(n)).decode())}
+
+
+def table():
+    pa = pytest.importorskip("pyarrow")
+    found = [{"images": [], **row_} for row_ in rows(lambda number: {"bytes": png(number), "path": f"{number}.png"})]
+    for row_ in found:
+        image = row_.pop("image", [])
+        row_["images"] = image if isinstance(image, list) else [image]
+    return pa.Table.from_pylist(found)
+
+
+def parquet(to):
+    made = table()
+    __import__("pyarrow.parquet").parquet.write_table(made, to / "x.parquet")
+    return {"path": str(to / "x.parquet")}
+
+
+def arrow(to):
+    made = table()
+    with __import__("pyarrow").ipc.new_file(str(to / "x.arrow"), made.schema) as writer:
+        writer.write_table(made)
+    return {"path": str(to / "x.arrow")}
+
+
+def hub(to):
+    pytest.importorskip("datasets")
+    parquet(to)
+    return {"name": str(to)}
+
+
+def saved(to):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset(table()).save_to_disk(str(to / "saved"))
+    return {"path": str(to / "saved")}
+
+
+def mixed(to):
+    return {"data": [{"card": "conversations", "args": zipped(to)}, {"card": "toy-chat", "args": {"size": 3}}],
+            "counts": [3, 0]}  # fmt: skip
+
+
+WAYS = [
+    *(("conversations", one) for one in (folder, as_json, packed, zipped, tarred, remote, by_url, by_bytes)),
+    ("tars", shards), ("table", parquet), ("table", arrow), ("table", saved), ("hub", hub), ("mixture", mixed),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "write"), WAYS, ids=[write.__name__ for _, write in WAYS])
+def test_every_way_to_store_rows_feeds_training_the_same(parts, tmp_path, name, write):
+    known = Registry()
+    card = known.card("data", name)
+    found = batch(cards.build(known.filled(replace(card, args=card.args | write(tmp_path)))), parts, range(3))
+    chat, vision = parts
+    assert torch.equal(found.pixels_B3SS, torch.stack([vision.pixels(Captions(3).image(n)) for n in range(3)]))
+    assert (found.ids_RS == chat.mark).sum(1).tolist() == [n * vision.patches for n in (1, 2, 0)]
+    answer = chat.tokenizer("no", add_special_tokens=False).input_ids
+    assert all(ids[: len(answer)] == answer for ids in trained(found))
+    assert [id_.rpartition("/")[2] for id_ in found.ids] == ["r0@0", "r1@1", "r2@2"]

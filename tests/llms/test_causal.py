@@ -52,3 +52,25 @@ def test_padding_on_either_side_and_batch_size_change_nothing(tmp_path, family):
         both = mouth.head(mouth(mouth.embed(ids), mask))
         for n, want in enumerate(alone):
             assert torch.allclose(both[n][mask[n] > 0], want, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", list(small.LLMS))
+def test_padding_behind_needs_no_mask(tmp_path, family, monkeypatch):
+    """Nothing real looks at it, and layers keep to their windows: as where transformers is handed the mask."""
+    small.llm(family, tmp_path)
+    mouth = CausalLM(str(tmp_path)).eval()
+    ids, mask = torch.randint(3, 300, (2, 90), generator=torch.Generator().manual_seed(0)), torch.ones(2, 90).long()
+    mask[1, 70:] = 0
+    embeds, given, plain = mouth.embed(ids), [], mouth.lm.base_model.forward
+    want = plain(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+
+    def watched(**how):
+        given.append(how["attention_mask"])
+        return plain(**how)
+
+    monkeypatch.setattr(mouth.lm.base_model, "forward", watched)
+    assert torch.allclose(mouth(embeds, mask)[mask > 0], want[mask > 0], atol=1e-5)
+    mouth(embeds, mask.flip(1))
+    assert given[0] is None
+    assert given[1] is not None

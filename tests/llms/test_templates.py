@@ -34,13 +34,16 @@ TALKS = {
 TOKENS = {  # (begin, end) and the other special tokens of each format's own tokenizer
     "llama3": ("<|begin_of_text|>", "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"]),
     "gemma": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
+    "gemma3": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
     "phi3": ("<s>", "<|endoftext|>", ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]),
     "chatml": (None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"]),
+    "qwen2": (None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"]),
     "mistral": ("<s>", "</s>", []),
     "vicuna_v1": ("<s>", "</s>", []),
     "plain": ("<s>", "</s>", []),
 }
-ENDS = {"gemma": "<end_of_turn>", "phi3": "<|end|>", "plain": "\n"}  # where it is not the tokenizer's own end
+# where it is not the tokenizer's own end
+ENDS = {"gemma": "<end_of_turn>", "gemma3": "<end_of_turn>", "phi3": "<|end|>", "plain": "\n"}
 
 
 def golden(template):
@@ -211,6 +214,7 @@ def test_every_template_has_a_golden_file_and_every_conversation():
     [
         ("gemma", TALKS["system"], "Gemma has no system role"),
         ("gemma", talk("a", "b", "c")[1:], "user and assistant must alternate"),
+        ("gemma3", [TALKS["system"][0], *talk("a", "b")[1:]], "user and assistant must alternate"),
         ("mistral", talk("a", "b", "c")[1:], "user and assistant must alternate"),
         ("vicuna_v1", [*talk("a"), *talk("b", "c")], "user and assistant must alternate"),
     ],

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mmalign.llms.head import Head, nll
 from mmalign.objectives import Step
 from mmalign.objectives.lm import NextToken
 
@@ -12,7 +13,7 @@ def test_mean_over_trained_tokens(rows, dim, vocab):
     g = torch.Generator().manual_seed(0)
     hidden, head = torch.randn(rows, dim, generator=g), torch.randn(vocab, dim, generator=g)
     target, weight = torch.randint(vocab, (rows,), generator=g), torch.rand(rows, generator=g)
-    step = Step(answer_ND=hidden, answer_N=target, weight_N=weight, head=lambda h: h @ head.T)
+    step = Step(answer_ND=hidden, answer_N=target, weight_N=weight, nll=lambda h, *given: nll(h, head, *given))
     total = 0.0
     for n in range(rows):
         share = (head @ hidden[n]).softmax(0)[target[n]]
@@ -22,8 +23,8 @@ def test_mean_over_trained_tokens(rows, dim, vocab):
 
 def test_no_trained_token():
     """0, and the head is gone through all the same, forth and back: under ZeRO-3 the other ranks wait in it."""
-    hidden, head = torch.randn(0, 4, requires_grad=True), torch.nn.Linear(4, 3)
-    step = Step(answer_ND=hidden, answer_N=torch.zeros(0).long(), weight_N=torch.zeros(0), head=head)
+    hidden, head = torch.randn(0, 4, requires_grad=True), Head(4, 3, bias=False)
+    step = Step(answer_ND=hidden, answer_N=torch.zeros(0).long(), weight_N=torch.zeros(0), nll=head)
     loss = NextToken()(step)
     loss.backward()
     assert loss.item() == 0
@@ -31,5 +32,5 @@ def test_no_trained_token():
 
 
 def test_a_missing_need_is_named():
-    with pytest.raises(AttributeError, match="no head; does the objective list it in `needs`"):
+    with pytest.raises(AttributeError, match="no weight_N; does the objective list it in `needs`"):
         NextToken()(Step())

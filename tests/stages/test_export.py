@@ -3,125 +3,268 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import AddedToken
+from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from mmalign import small
+from mmalign import compose, graph, small, task
 from mmalign.adapters.mlp import MLP
 from mmalign.answering import Asked
-from mmalign.benchmarks import Question
-from mmalign.cards import Card
+from mmalign.cards import Card, Registry
+from mmalign.data import MARK, Turn
 from mmalign.hub import MMAlignModel
 from mmalign.llms.causal import CausalLM
+from mmalign.packed import Group, Pass
+from mmalign.recipe import Export
 from mmalign.stages import export
 from mmalign.stages.build import Parts
 from mmalign.vision.hf import HFVision
 from tests import parts
+from tests.llms.test_templates import SHAPES, TEMPLATES, TOKENS
 from tests.test_model import picture
 from tests.test_packed import Quiz
 
-VISION = {"clip": parts.clip, "siglip": parts.siglip, "dinov2": parts.dinov2}
+VISION = {  # as on their cards: CLIP padded to a square, DINOv2 at a size of its own and normed
+    "clip": (parts.clip, {"pad": True}),
+    "siglip": (parts.siglip, {}),
+    "dinov2": (parts.dinov2, {"layer": -1, "norm": True, "pad": True, "image_size": 24}),
+}
+# family and chat template of the registry's language models: the shape of their tokenizer, rows beyond its tokens
+FORMATS = {
+    ("llama", "vicuna_v1"): ("llama2", 0),
+    ("llama", "llama3"): ("bytelevel", 0),
+    ("mistral", "mistral"): ("llama2", 0),
+    ("gemma", "gemma"): ("gemma", 0),
+    ("gemma2", "gemma"): ("gemma", 0),
+    ("gemma3_text", "gemma3"): ("gemma", 0),
+    ("phi3", "phi3"): ("llama2", 5),
+    ("qwen2", "qwen2"): ("bytelevel", 5),
+    ("qwen3", "chatml"): ("bytelevel", 5),
+}
+PRODUCT = [(eye, *format_, depth) for eye in VISION for format_ in FORMATS for depth in (1, 2)]
+TALKS = [
+    [Turn("user", f"{MARK}\nWhat colour is the star?")],
+    [Turn("user", f"{MARK}\nDescribe this image."), Turn("assistant", "A red ring."), Turn("user", "Où est 東京 ?")],
+]
+TOLD = [*TALKS[1], Turn("assistant", "Yes")]
+MOST = 6
 
 PLAIN = """
-import json, sys, torch
-from PIL import Image
+import json, sys
+sys.modules["mmalign"] = None  # it cannot be imported
+import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
-folder, picture, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-processor = AutoProcessor.from_pretrained(folder)
-said = []
-for text in texts:
-    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-    prompt = processor.apply_chat_template(turns, add_generation_prompt=True)
-    given = processor(images=Image.open(picture), text=prompt, add_special_tokens=False, return_tensors="pt")
-    made = model.generate(**given, max_new_tokens=6, do_sample=False)
-    ids = made[0, given["input_ids"].shape[1]:]
-    said.append(processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
-assert "mmalign" not in sys.modules
-print("SAID" + json.dumps(said))
+
+def given(turn):
+    shown = [{"type": "image", "path": sys.argv[2]}] if "<image>" in turn["content"] else []
+    text = turn["content"].removeprefix("<image>\\n")
+    return {"role": turn["role"], "content": [*shown, {"type": "text", "text": text}]}
+
+torch.set_num_threads(1)
+jobs, said = json.load(open(sys.argv[1])), []
+for folder in jobs["folders"]:
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype="auto")
+    processor = AutoProcessor.from_pretrained(folder)
+    how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    told = processor.apply_chat_template([given(turn) for turn in jobs["told"]], **how)
+    found = {"told": told["input_ids"][0].tolist(), "prompts": [], "answers": []}
+    for talk in jobs["talks"]:
+        inputs = processor.apply_chat_template([given(turn) for turn in talk], add_generation_prompt=True, **how)
+        ids = model.generate(**inputs, max_new_tokens=jobs["most"], do_sample=False)[0]
+        size = inputs["input_ids"].shape[1]
+        found["prompts"].append(ids[:size].tolist())
+        found["answers"].append(ids[size:].tolist())
+    said.append(found)
+json.dump(said, open(sys.argv[3], "w"))
 """
+
+
+def llm(family, template, folder):
+    """A small language model with its format's own special tokens, and as many rows as tokens, or a few more."""
+    shape, spare = FORMATS[family, template]
+    begin, end, more = TOKENS[template]
+    words = PreTrainedTokenizerFast(tokenizer_object=SHAPES[shape](), bos_token=begin, eos_token=end, unk_token=None)
+    words.add_special_tokens({"additional_special_tokens": [
+        AddedToken(token, rstrip=template == "phi3", normalized=False, special=True) for token in more
+    ]})  # fmt: skip
+    words.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = small._LLM | small.LLMS[family] | {"vocab_size": len(words) + spare, "max_position_embeddings": 512}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
     folders = {}
 
-    def folder(kind, make, **more):
-        if kind not in folders:
-            folders[kind] = make(tmp_path_factory.mktemp(kind.replace("/", "")), **more)
-        return str(folders[kind])
+    def folder(name, make):
+        if name not in folders:
+            folders[name] = str(make(tmp_path_factory.mktemp(name)))
+        return folders[name]
 
-    def make(vision="clip", family="llama", depth=2, pad=False):
+    def make(vision="clip", family="llama", template="vicuna_v1", depth=2):
+        kind, more = VISION[vision]
+        eye = HFVision(folder(vision, kind), **more)
+        place = folder(f"{family}-{template}", lambda place: llm(family, template, place))
+        mouth = CausalLM(place, str(TEMPLATES / f"{template}.jinja"))
         torch.manual_seed(2)
-        eye = HFVision(folder(vision, VISION[vision]), pad=pad)
-        mouth = CausalLM(folder(family, lambda place: parts.llm(family, place)))
-        for name, parameter in mouth.named_parameters():
+        for name, parameter in mouth.named_parameters():  # sharper than as initialised, so that answers differ
             if parameter.dim() > 1 and "embed" not in name:
                 parameter.data.mul_(3)
-        adapter = MLP(eye.dim, mouth.dim, eye.grid, depth)
-        return Parts(eye.eval(), adapter.eval(), mouth.eval(), {})
+        for parameter in (*eye.parameters(), *mouth.parameters()):  # no norm is plain, no bias nothing
+            if parameter.dim() == 1:
+                parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+        return Parts(eye.eval(), MLP(eye.dim, mouth.dim, eye.grid, depth).eval(), mouth.eval(), {})
 
     return make
 
 
-@pytest.mark.parametrize("family", [family for family in small.LLMS if family != "gemma2"])
-@pytest.mark.parametrize("vision", list(VISION))
-@pytest.mark.parametrize("depth", [1, 2])
-def test_plain_transformers_gives_the_same_logits(build, tmp_path, vision, family, depth):
-    made = export.export(build(vision, family, depth), None, tmp_path / "out")
-    assert made.difference < 1e-4
-    assert not made.why_not
+def ours(given, shown):
+    """What the plain process is to find: token ids of a talk as it is trained on, of prompts, and of answers."""
+    model, chat, count = MMAlignModel(given.vision, given.adapter, given.llm), given.llm.chat, [given.adapter.tokens]
+    prompts, answers = [chat.prompt(talk, count) for talk in TALKS], []
+    for ids in prompts:
+        with torch.no_grad():
+            one = Pass(given.llm.lm, Group.of([ids], model.see(shown), chat.mark), chat.mark, chat.pad)
+            answers += one.write(given.llm.head, chat.ends, MOST)
+    return {"told": chat.encode(TOLD, count).ids, "prompts": prompts, "answers": answers, "ends": chat.ends}
 
 
-@pytest.mark.parametrize(("vision", "family", "pad"), [("clip", "llama", True), ("siglip", "gemma", False)])
-def test_plain_transformers_generates_the_same_answers(build, tmp_path, vision, family, pad):
-    given = build(vision, family, pad=pad)
-    texts = ["What colour is the star?", "Describe this image.", "Yes or No?"]
-    shown = picture(3, size=40)
-    shown.resize((50, 40)).save(tmp_path / "it.png")
-    bench = Quiz()
-    bench.image = lambda _reference: __import__("PIL.Image").Image.open(tmp_path / "it.png").convert("RGB")
-    asked = Asked(given.vision, given.adapter, given.llm, torch.device("cpu"))
-    questions = [Question(str(n), text, 0) for n, text in enumerate(texts)]
-    ours = {q.id: text for q, text in asked.answers(bench, questions, batch=4)}
-    export.export(given, None, tmp_path / "out")
-    command = [sys.executable, "-c", PLAIN, str(tmp_path / "out"), str(tmp_path / "it.png"), json.dumps(texts)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+@pytest.fixture(scope="module")
+def product(build, tmp_path_factory):
+    """{(encoder, family, template, depth): (what was exported, what we say, what plain transformers says)}."""
+    place = tmp_path_factory.mktemp("product")
+    shown = picture(3, size=40).resize((50, 40))
+    shown.save(place / "it.png")
+    made, we = [], []
+    for number, case in enumerate(PRODUCT):
+        given = build(*case)
+        we.append(ours(given, shown))
+        made.append(export.export(given, None, place / str(number)))
+    jobs = {"folders": [str(one.folder) for one in made], "most": MOST}
+    jobs |= {"talks": [_plain(talk) for talk in TALKS], "told": _plain(TOLD)}
+    (place / "jobs.json").write_text(json.dumps(jobs))
+    command = [sys.executable, "-c", PLAIN, "jobs.json", "it.png", "said.json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    said = json.loads(done.stdout.split("SAID")[1])
-    assert said == [ours[str(n)] for n in range(len(texts))]
+    said = json.loads((place / "said.json").read_text())
+    return dict(zip(PRODUCT, zip(made, we, said, strict=True), strict=True))
 
 
-def test_what_llava_cannot_hold_loads_where_mmalign_is(build, tmp_path):
-    given = build(depth=3)
-    cards = {
-        "vision": Card("", "mmalign.vision.hf.HFVision", {"checkpoint": given.vision.checkpoint}),
-        "adapter": Card("", "mmalign.adapters.mlp.MLP", {"depth": 3}),
+def _plain(talk):
+    return [{"role": turn.role, "content": turn.text} for turn in talk]
+
+
+@pytest.mark.parametrize("case", PRODUCT, ids=lambda case: "-".join(map(str, case)))
+def test_plain_transformers_says_the_same(product, case):
+    """The same logits, the same tokens for a talk as it was trained on and for prompts, and the same answers."""
+    made, we, they = product[case]
+    assert not made.why_not
+    assert made.difference < 1e-4
+    assert they["told"] == we["told"]
+    assert they["prompts"] == we["prompts"]
+    until = [next((n for n, i in enumerate(ids) if i in we["ends"]), len(ids)) for ids in they["answers"]]
+    assert [ids[:n] for ids, n in zip(they["answers"], until, strict=True)] == we["answers"]
+
+
+def test_the_answers_of_the_product_are_not_all_alike(product):
+    said = {tuple(map(tuple, we["answers"])) for _, we, _ in product.values()}
+    assert len(said) > len(PRODUCT) / 2
+
+
+def test_the_product_has_every_language_model_of_the_registry():
+    published = [card for card in Registry().every("llms") if "family" in card.facts]
+    assert {(card.facts["family"], Path(card.args["template"]).stem) for card in published} == set(FORMATS)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_weights_are_written_in_the_precision_they_were_trained_in(build, tmp_path, family):
+    """Half the bytes of fp32, and the same logits as the rounded weights give."""
+    sizes = {}
+    for precision in ("fp32", "bf16"):
+        given = build("siglip", family, {"llama": "llama3", "gemma3_text": "gemma3"}[family])
+        made = export.export(given, None, tmp_path / precision, precision)
+        assert made.difference < 1e-4
+        sizes[precision] = (made.folder / "model.safetensors").stat().st_size
+        loaded = LlavaForConditionalGeneration.from_pretrained(made.folder, dtype="auto")
+        assert {p.dtype for p in loaded.parameters()} == {export.DTYPES[precision]}
+    assert 0.45 < sizes["bf16"] / sizes["fp32"] < 0.6
+
+
+@pytest.mark.parametrize("given", ["bf16", "fp32"])
+def test_the_precision_is_that_of_the_stage_it_exports(tiny, given):
+    recipe = compose.load(tiny, [f"stages.tune.precision={given}"])
+    (node,) = (node for node in graph.plan(recipe, "runs") if node.name == "tune")
+    task.save(node)
+    exports = task.Task(tiny.parent, "export", "tiny", 0, Export(kind="export"), {}, [("weights", node.folder)], {})
+    assert export.precision(exports) == given
+    assert export.precision(replace(exports, reads=[])) == "fp32"
+
+
+def test_a_row_nobody_trained_is_never_the_likeliest(build, tmp_path):
+    given = build()
+    rows = given.llm.lm.get_output_embeddings().weight.shape[0]
+    assert given.llm.chat.mark == rows
+    whole = export.llava(given)
+    hidden_ND = torch.randn(50, given.llm.dim)
+    logits_NV = whole.lm_head(hidden_ND)
+    assert torch.allclose(logits_NV[:, rows], logits_NV[:, :rows].mean(1), atol=1e-5)
+    assert (logits_NV.argmax(1) < rows).all()
+
+
+def _cards(given, depth):
+    return {
+        "vision": Card("", "mmalign.vision.hf.HFVision", {"checkpoint": given.vision.checkpoint, "pad": True}),
+        "adapter": Card("", "mmalign.adapters.mlp.MLP", {"depth": depth}),
         "llm": Card("", "mmalign.llms.causal.CausalLM", {"checkpoint": given.llm.checkpoint}),
     }
-    task = type("Task", (), {"cards": cards})
-    made = export.export(given, task, tmp_path / "out")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_llava_cannot_hold_loads_where_mmalign_is(build, tmp_path, precision):
+    given = build(depth=3)
+    cards = type("Task", (), {"cards": _cards(given, 3)})
+    made = export.export(given, cards, tmp_path / "out", precision)
     assert made.difference is None
     assert made.why_not == "its adapter has 3 linear layers"
     loaded = MMAlignModel.from_pretrained(tmp_path / "out")
     for name, value in given.adapter.state_dict().items():
         assert torch.equal(loaded.adapter.state_dict()[name], value)
+        assert value.dtype == export.DTYPES[precision]
     asked = Asked(given.vision, given.adapter, given.llm, torch.device("cpu"))
     bench = Quiz(images=1, each=1)
     ours = {q.id: text for q, text in asked.answers(bench, bench.questions()[:1], batch=1)}
     question = bench.questions()[0]
-    assert loaded.generate(question.text, bench.image(question.image), max_new_tokens=6) == [ours[question.id]]
+    if precision == "fp32":
+        assert loaded.generate(question.text, bench.image(question.image), max_new_tokens=6) == [ours[question.id]]
 
 
-def test_capped_logits_are_beyond_llava(build):
-    assert export.why_not(build(family="gemma2")) == "its language model caps its logits, which Llava's head does not"
+def test_a_cap_that_llava_does_not_know_is_said(build):
+    assert "caps its logits at 30, which Llava does not" in export.note(build(family="gemma2", template="gemma"))
+    assert export.note(build()) == ""
+
+
+def test_a_final_norm_is_no_layer_for_fp16(build):
+    assert "not fp16" in export.note(build("dinov2"))
+
+
+def test_a_final_norm_needs_a_layer_wide_enough(build):
+    """Twice the width: a CLIP whose MLP has 32 for a width of 24, and a DINOv2 that has 48."""
+    for vision, reason in [("clip", "its patches pass the encoder's final norm, which no layer"), ("dinov2", "")]:
+        given = build(vision)
+        given.vision.norm = True
+        assert export.why_not(given).startswith(reason)
+        assert bool(export.why_not(given)) == bool(reason)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda p: setattr(p.vision, "norm", True), "final norm"),
         (lambda p: setattr(p, "adapter", torch.nn.Identity()), "its adapter is a Identity"),
         (lambda p: setattr(p, "llm", torch.nn.Identity()), "its language model is a Identity"),
         (lambda p: setattr(p, "vision", torch.nn.Identity()), "its encoder is a Identity"),

@@ -1,0 +1,65 @@
+"""Our way through an image processor of transformers equals its own bit for bit; Pillow's way stays at hand."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmalign.vision.picture import square
+from mmalign.vision.processor import Steps
+from tests.vision import tiny
+
+SIZES = [(1, 1), (3, 3), (40, 3), (3, 40), (30, 30), (31, 29), (57, 91), (300, 120), (121, 300)]
+
+
+def noise(size):
+    """A picture with every value and sharp edges, where resizing overshoots most."""
+    random = np.random.default_rng(size[0])
+    return Image.fromarray(random.integers(0, 2, (size[1], size[0], 3), dtype=np.uint8) * 255)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in tiny.KINDS if kind != "dinov3"])
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("settings", [{}, {"pad": True}, {"image_size": 42}])
+def test_bit_for_bit_what_the_processor_makes(kind, scale, settings, folders):
+    vision = tiny.encoder(folders[kind], **settings)
+    assert vision.steps
+    for size in SIZES:
+        for image in (noise(size), tiny.picture(*size)):
+            found = vision.pixels(image, scale)
+            vision.steps, kept = None, vision.steps
+            assert torch.equal(found, vision.pixels(image, scale))
+            assert found.is_contiguous()
+            vision.steps = kept
+
+
+def test_a_processor_that_works_otherwise_is_asked_itself(folders):
+    """DINOv3's rescales before it resizes."""
+    assert tiny.encoder(folders["dinov3"]).steps is None
+    processor = tiny.encoder(folders["clip"]).processor
+    assert Steps.of(processor)
+    for name, value in (("do_resize", False), ("do_normalize", False), ("do_pad", True), ("size", {"longest_edge": 9})):
+        before = getattr(processor, name, None)
+        setattr(processor, name, value)
+        assert Steps.of(processor) is None
+        setattr(processor, name, before)
+
+
+@pytest.mark.parametrize("kind", tiny.TEXTED)
+def test_pillows_way_is_llavas(kind, folders):
+    """Resized by Pillow, then (x / 255 - mean) / std; torchvision's way is near it, and another one."""
+    ours, pil = tiny.encoder(folders[kind], pad=True), tiny.encoder(folders[kind], pad=True, pil=True)
+    assert pil.steps is None
+    assert pil.identity() == f"{ours.identity()}, pil"
+    assert pil.image_size == ours.image_size
+    mean, std = (np.array(getattr(pil.processor, f"image_{name}")) for name in ("mean", "std"))
+    most = 0.0
+    for size in SIZES:
+        image = tiny.picture(*size)
+        side = (pil.image_size,) * 2
+        small = np.asarray(square(image, mean).resize(side, Image.Resampling(int(pil.processor.resample))))
+        want = torch.from_numpy(((small / 255 - mean) / std).transpose(2, 0, 1)).float()
+        assert torch.allclose(pil.pixels(image), want, atol=1e-5)
+        gap = (ours.pixels(image) - want) * torch.tensor(std)[:, None, None] * 255
+        most = max(most, float(gap.abs().max()))
+    assert 0 < most < 2.1  # of 255
