@@ -99,7 +99,7 @@ def test_what_changes_a_result_is_in_it_and_in_all_that_reads_it(plan, word, wha
 
 def test_a_new_version_of_a_stage_is_in_it(plan, monkeypatch):
     before = plan()
-    monkeypatch.setattr("mmalign.recipe.Train.version", 2)
+    monkeypatch.setattr("mmalign.recipe.Train.version", 3)
     assert changed(before, plan()) == AFTER_ALIGN
 
 
