@@ -1,4 +1,5 @@
-"""What a class of transformers makes of a checkpoint: all of it, or an error that says what is wrong."""
+"""Models of transformers: all that a checkpoint holds, or an error that says what is wrong; and what its versions call
+differently."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -33,3 +34,11 @@ def whole(checkpoint: str, kind: Any, **options: Any) -> Any:
             said = f"cannot load {checkpoint!r}: it {what} {len(found)} of its weights, such as {found[0]}"
             raise CardError(said, at=checkpoint, fix="a whole checkpoint of this configuration")
     return model
+
+
+def recompute(model: Any, on: bool = True) -> None:
+    """Keep of its layers only their inputs, and make the rest again in the backward pass (activation checkpointing)."""
+    word = "enable" if on else "disable"
+    new = f"activation_checkpointing_{word}"  # as transformers calls it since 5.23
+    switch = getattr(model, new if hasattr(model, new) else f"gradient_checkpointing_{word}")
+    switch(*[{"use_reentrant": False}] * on)

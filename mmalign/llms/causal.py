@@ -107,7 +107,7 @@ class CausalLM(LLM):
         return watch.watched(self.lm, looks, places)
 
     def checkpoint_activations(self) -> None:
-        self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        pretrained.recompute(self.lm)
 
     def vocabulary(self) -> Tensor:
         # not `.weight`: under ZeRO-3 DeepSpeed takes that, inside a forward pass, for a wish to keep it gathered

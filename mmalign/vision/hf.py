@@ -195,7 +195,7 @@ class HFVision(Vision):
         return torch.cat(rows)
 
     def checkpoint_activations(self) -> None:
-        self.tower.gradient_checkpointing_enable({"use_reentrant": False})
+        pretrained.recompute(self.tower)
 
     def identity(self) -> str:
         digest = files.Hashes().of(self.checkpoint)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, LlamaConfig
 
+from mmalign import pretrained
 from mmalign.adapters.mlp import MLP
 from mmalign.llms.causal import CausalLM
 from mmalign.model import Batch, Model
@@ -59,7 +60,7 @@ def llavas_of(model: Model, batch: Batch) -> Tensor:
     model.zero_grad()
     eye: Any = model.vision
     lm: Any = model.llm.lm
-    lm.train().gradient_checkpointing_enable({"use_reentrant": False})
+    pretrained.recompute(lm.train())
     with torch.no_grad():
         states = eye.tower(batch.pixels_B3SS, output_hidden_states=True).hidden_states
     embeds_BSD = model.embed(batch, model.adapter(states[-2][:, 1:]))
@@ -67,7 +68,7 @@ def llavas_of(model: Model, batch: Batch) -> Tensor:
     label_BS = batch.ids_RS.masked_fill(batch.weight_RS == 0, -100)
     loss = F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), label_BS[:, 1:].flatten())
     loss.backward()
-    lm.eval().gradient_checkpointing_disable()
+    pretrained.recompute(lm.eval(), on=False)
     return loss
 
 
