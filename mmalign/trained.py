@@ -9,10 +9,11 @@ from typing import Any
 
 from mmalign import files, source, task
 from mmalign.cards import Card, Registry
-from mmalign.check import paths, protocols, targets
+from mmalign.check import protocols
 from mmalign.errors import RunError, nearest
 from mmalign.graph import DIGITS, Node, cards_of, identity, result_settings
 from mmalign.recipe import Evaluate, Export, Part, Reads, Recipe, Stage, Train
+from mmalign.refers import paths, targets
 from mmalign.task import Task
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -3,8 +3,12 @@
 Letters: R rows, D width, V vocabulary.
 """
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor
+
+LEAST = 128  # rows at a time, whatever the vocabulary: thinner products are slow, for E is read for each of them
 
 
 def wide(given: Tensor) -> Tensor:
@@ -17,3 +21,10 @@ def logits(rows_RD: Tensor, embed_VD: Tensor) -> Tensor:
     if rows_RD.is_cuda and rows_RD.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(rows_RD, embed_VD.T, out_dtype=torch.float32)
     return wide(rows_RD @ embed_VD.T)
+
+
+def chunks(rows: int, embed_VD: Tensor, limit: Mapping[str, int], held: int) -> Iterator[slice]:
+    """All of `rows`, so many at a time that what is held of a row and token, in bytes, stays below the device's limit;
+    but never fewer than LEAST."""
+    size = max(LEAST, limit.get(embed_VD.device.type, limit["cpu"]) // (held * len(embed_VD)))
+    yield from (slice(start, start + size) for start in range(0, rows, size))

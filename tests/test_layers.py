@@ -24,7 +24,7 @@ LAYERS = [
     {"lines", "files", "source", "settings"},
     {"wordlist"},
     {"cards", "recipe"},
-    {"compose", "graph", "check"},
+    {"compose", "graph", "refers", "check"},
     {"task", "estimate", "new"},
     {"run", "trained"},
     {"cli"},

@@ -7,17 +7,15 @@ are taken in chunks over the whole vocabulary, so that no product is done twice,
 pass, so that nothing but it is kept.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmalign.wide import logits, wide
+from mmalign.wide import chunks, logits, wide
 
 LIMIT = {"cpu": 128 << 20, "cuda": 512 << 20}  # bytes of logits and probabilities at a time
 BYTES = 6  # of an fp32 and a bf16 number, the most that is held of a row and token
-LEAST = 128  # rows at a time, whatever the vocabulary: thinner products are slow, for the head is read for each of them
 
 
 class Head(nn.Linear):
@@ -65,7 +63,7 @@ class _Nll(torch.autograd.Function):
         weight_N = weight_N.to(wide(embed_VD[:0]).dtype)
         total = weight_N.new_zeros(())
         grad_ND, grad_VD = torch.empty_like(rows_ND) if of_rows else None, None
-        for rows in _chunks(len(rows_ND), embed_VD):
+        for rows in chunks(len(rows_ND), embed_VD, LIMIT, BYTES):
             scale_R1 = weight_N[rows, None]
             nll_R, gap_RV = _rows(logits(rows_ND[rows], embed_VD), token_N[rows], softcap)
             total += (nll_R * scale_R1[:, 0]).sum()
@@ -85,11 +83,6 @@ class _Nll(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         of_rows, of_embed = (None if g is None else g * grads[0].to(g.dtype) for g in ctx.saved_tensors)
         return of_rows, of_embed, None, None, None
-
-
-def _chunks(rows: int, embed_VD: Tensor) -> Iterator[slice]:
-    size = max(LEAST, LIMIT.get(embed_VD.device.type, LIMIT["cpu"]) // (BYTES * len(embed_VD)))
-    yield from (slice(start, start + size) for start in range(0, rows, size))
 
 
 def _rows(logits_RV: Tensor, token_R: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:

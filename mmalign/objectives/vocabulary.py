@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.wide import logits, wide
+from mmalign.wide import chunks, logits, wide
 
 LIMIT = {"cpu": 144 << 20, "cuda": 512 << 20}  # bytes of logits and probabilities at a time
 BYTES = 12  # of three fp32 numbers, the most that is held of a row and token
-LEAST = 128  # rows at a time, whatever the vocabulary: thinner products are slow, for E is read for each of them
 
 
 def vocabulary_kl(visual_MD: Tensor, target_MD: Tensor, weight_M: Tensor, embed_VD: Tensor) -> Tensor:
@@ -34,9 +33,7 @@ class _KL(torch.autograd.Function):
         own_MD, target_MD = visual_MD.detach().to(embed_VD.dtype), target_MD.detach().to(embed_VD.dtype)
         grad_MD = wide(torch.empty_like(own_MD))
         total = grad_MD.new_zeros(())
-        size = max(LEAST, LIMIT.get(own_MD.device.type, LIMIT["cpu"]) // (BYTES * len(embed_VD)))
-        for start in range(0, len(own_MD), size):
-            rows = slice(start, start + size)
+        for rows in chunks(len(own_MD), embed_VD, LIMIT, BYTES):
             kl_R, gap_RV = rows_kl(logits(own_MD[rows], embed_VD), logits(target_MD[rows], embed_VD))
             total += (wide(weight_M[rows]) * kl_R).sum()
             gap_RV *= wide(weight_M[rows, None])

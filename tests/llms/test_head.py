@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmalign import small
+from mmalign import small, wide
 from mmalign.llms import LLM, head
 from mmalign.llms.causal import CausalLM
 from mmalign.llms.head import Head, nll
@@ -31,7 +31,7 @@ def given(rows, dim, vocab, dtype):
 
 
 def chunks(monkeypatch, rows, vocab):
-    monkeypatch.setattr(head, "LEAST", 1)
+    monkeypatch.setattr(wide, "LEAST", 1)
     monkeypatch.setitem(head.LIMIT, "cpu", rows * head.BYTES * vocab)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mmalign import wide
 from mmalign.objectives import vocabulary
 from mmalign.objectives.vocabulary import vocabulary_kl
 from tests.benchmarks._work import peak
@@ -30,7 +31,7 @@ SHAPES = [(15, 8, 33), (1, 4, 7), (50, 16, 1001), (9, 3, 2)]
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
 def test_value_and_gradient(rows, dim, vocab, chunk, dtype, bound, monkeypatch):
     if chunk:
-        monkeypatch.setattr(vocabulary, "LEAST", 1)
+        monkeypatch.setattr(wide, "LEAST", 1)
         monkeypatch.setitem(vocabulary.LIMIT, "cpu", chunk * vocabulary.BYTES * vocab)
     inputs = given(rows, dim, vocab, dtype)
     exact = [t.detach().double().requires_grad_(n == 0) for n, t in enumerate(inputs)]
@@ -45,7 +46,7 @@ def test_value_and_gradient(rows, dim, vocab, chunk, dtype, bound, monkeypatch):
 
 def test_the_most_that_is_held_does_not_grow_with_the_batch(monkeypatch):
     """Three numbers of a chunk's logits, and the gradient; patches x vocabulary is never held."""
-    monkeypatch.setattr(vocabulary, "LEAST", 16)
+    monkeypatch.setattr(wide, "LEAST", 16)
     monkeypatch.setitem(vocabulary.LIMIT, "cpu", 1)
     held = {}
     for rows in (16, 128):
