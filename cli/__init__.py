@@ -37,8 +37,8 @@ def run(
     force: Annotated[list[str] | None, typer.Option(help="run this stage again; its old folder is kept aside")] = None,
 ) -> None:
     """Run every stage of a recipe that is not done."""
-    from mmalign.run import Launch
-    from mmalign.run import run as run_
+    from mmalign.pipeline.run import Launch
+    from mmalign.pipeline.run import run as run_
 
     from . import live, show
 
@@ -206,7 +206,7 @@ def new(
     base: Annotated[str, typer.Option(help="the recipe that a new recipe extends")] = "quickstart",
 ) -> None:
     """Write a starting point: a recipe, or a small package with a part and its test."""
-    from mmalign.new import start
+    from mmalign.pipeline.new import start
 
     for place in start(kind, name, folder, base):
         print(place)

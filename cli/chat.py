@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmalign import trained
 from mmalign.errors import DataError
+from mmalign.pipeline import existing
 
 from .images import opened
 from .models import loaded
@@ -18,7 +18,7 @@ HELP = "/image FILE shows an image, /forget begins anew, /quit ends"
 
 def chat(spec: str, images: Sequence[Path], most: int) -> None:
     """Read lines, answer each; the turns so far, and their images, are part of every question."""
-    place, pictures = trained.find(spec), [opened(image) for image in images]
+    place, pictures = existing.find(spec), [opened(image) for image in images]
     talk = Talk(loaded(place), most)
     for picture in pictures:
         talk.show(picture)

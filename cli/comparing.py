@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmalign import files, task, trained
 from mmalign.benchmarks import Benchmark, Score
 from mmalign.errors import MMAlignError, RunError
-from mmalign.recipe import Evaluate
+from mmalign.io import files
+from mmalign.pipeline import existing, task
+from mmalign.plan.recipe import Evaluate
 
 from .scores import made
 
@@ -75,7 +76,7 @@ def _run(name: str, folder: Path) -> "Run":
 
     stage = task.load(folder.resolve()).stage
     assert isinstance(stage, Evaluate)
-    scores = {bench: Score(**files.read_json(folder / f"{bench}.json")) for bench in trained.scores(folder)}
+    scores = {bench: Score(**files.read_json(folder / f"{bench}.json")) for bench in existing.scores(folder)}
     stored = {bench: folder / f"{bench}.jsonl" for bench in scores if (folder / f"{bench}.jsonl").exists()}
     answers = {bench: {row.id: row.text for row in rows(str(place))} for bench, place in stored.items()}
     return Run(name, scores, answers, stage.protocol)

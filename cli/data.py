@@ -10,10 +10,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmalign import cards, files, lines
-from mmalign.cards import Card, Registry
 from mmalign.data import Data
 from mmalign.errors import CardError, DataError
+from mmalign.io import files, yaml
+from mmalign.plan import cards
+from mmalign.plan.cards import Card, Registry
 
 from . import live, show
 
@@ -78,7 +79,7 @@ def _argument(word: str) -> tuple[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise DataError(f"{word!r} is not key=value", at="command line", fix="for example images=./images")
-    return key, files.anchored(lines.value(text, f"command line  {key}", DataError), Path.cwd())
+    return key, files.anchored(yaml.value(text, f"command line  {key}", DataError), Path.cwd())
 
 
 def built(card: Card) -> Data:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmalign.errors import DataError
-from mmalign.rgb import rgb
+from mmalign.io.pictures import rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -4,24 +4,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmalign import files, trained
 from mmalign.errors import RunError
+from mmalign.io import files
+from mmalign.pipeline import existing
 
 from .images import opened
 from .models import loaded
 from .show import out, table
 
 if TYPE_CHECKING:
-    from mmalign.nearest import Seen
+    from mmalign.vlm.nearest import Seen
 
 
 def inspect(spec: str, images: Sequence[Path], layers: str, keep: int, target: Path | None, as_json: bool) -> None:
-    place, depths = trained.find(spec), numbers(layers)
+    place, depths = existing.find(spec), numbers(layers)
     pictures = {str(image): opened(image) for image in images}
     if target and not (target.absolute().parent).is_dir():
         raise RunError(f"no folder {target.parent}", at=str(target), fix="--out in a folder that is there")
     model = loaded(place)
-    from mmalign import nearest
+    from mmalign.vlm import nearest
 
     found = nearest.look(model, list(pictures.items()), depths, keep)
     if target:

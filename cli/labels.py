@@ -5,14 +5,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmalign import files, task
-from mmalign.cards import build
 from mmalign.data import Data
 from mmalign.errors import DataError, RunError
+from mmalign.io import files
 from mmalign.labels.figures import as_json as plain
 from mmalign.labels.figures import figure_6, overlay
 from mmalign.labels.figures import stats as count
 from mmalign.labels.store import Store
+from mmalign.pipeline import task
+from mmalign.plan.cards import build
 
 from . import dump
 from .show import out

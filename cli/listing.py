@@ -5,9 +5,9 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mmalign import files, lines
-from mmalign.cards import FAMILIES, Registry
 from mmalign.errors import CardError, RecipeError, nearest
+from mmalign.io import files, yaml
+from mmalign.plan.cards import FAMILIES, Registry
 
 MORE = ("recipes", "stages")
 
@@ -30,7 +30,7 @@ def _rows(name: str) -> list[dict[str, str]]:
     if name == "recipes":
         return [{"name": place.stem, "summary": _first_comment(place)} for place in _recipes()]
     if name == "stages":
-        from mmalign.recipe import KINDS
+        from mmalign.plan.recipe import KINDS
 
         return [{"name": kind, "summary": (cls.__doc__ or "").splitlines()[0]} for kind, cls in KINDS.items()]
     if name not in FAMILIES:
@@ -57,7 +57,7 @@ def part(family: str, name: str, as_json: bool) -> None:
         found = {place.stem: place for place in _recipes()}
         if name not in found:
             raise RecipeError(f"no recipe {name!r}", fix=nearest(name, found))
-        given = lines.read(found[name], RecipeError).raw
+        given = yaml.read(found[name], RecipeError).raw
         dump(given) if as_json else print(found[name].read_text(encoding="utf-8"), end="")
         return
     if family == "stages":
@@ -76,7 +76,7 @@ def part(family: str, name: str, as_json: bool) -> None:
 
 def stage(kind: str, as_json: bool) -> None:
     """The settings of a stage kind, with their defaults."""
-    from mmalign.recipe import KINDS
+    from mmalign.plan.recipe import KINDS
 
     from . import dump
 

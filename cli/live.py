@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmalign.graph import Node
-from mmalign.run import Show
+from mmalign.pipeline.run import Show
+from mmalign.plan.graph import Node
 
 EVERY = 5.0  # seconds between two plain lines
 

@@ -8,17 +8,18 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmalign import files, task, trained
-from mmalign.cards import Registry
 from mmalign.errors import RunError
-from mmalign.graph import Node
-from mmalign.run import Launch
-from mmalign.run import run as run_
+from mmalign.io import files
+from mmalign.pipeline import existing, task
+from mmalign.pipeline.run import Launch
+from mmalign.pipeline.run import run as run_
+from mmalign.plan.cards import Registry
+from mmalign.plan.graph import Node
 
 from . import live, scores, show
 
 if TYPE_CHECKING:
-    from mmalign.hub import MMAlignModel
+    from mmalign.vlm.folder import MMAlignModel
 
 
 def evaluate(
@@ -33,22 +34,22 @@ def evaluate(
     names = list(dict.fromkeys(name.strip() for name in bench.split(",") if name.strip()))
     if not names:
         raise RunError("no benchmark is named", fix="--bench toy-pope   (mmalign list benchmarks)")
-    place = trained.find(checkpoint) if checkpoint else trained.newest(runs)
+    place = existing.find(checkpoint) if checkpoint else existing.newest(runs)
     registry = Registry()
-    parts = trained.benches(names, data, registry)
-    node = trained.evaluation(place, parts, registry, runs, protocol, vllm)
+    parts = existing.benches(names, data, registry)
+    node = existing.evaluation(place, parts, registry, runs, protocol, vllm)
     scores.ready(node)
     show.tell([f"{part.card} reads no folder: --data is not for it" for part in parts if data and not part.args])
     show.err.print(f"evaluating {place}")
     _run(node)
-    show.scores(trained.scores(node.folder), as_json)
+    show.scores(existing.scores(node.folder), as_json)
     show.tell(scores.notes(node.folder))
 
 
 def export(checkpoint: str, target: Path) -> None:
     """Run an export stage and copy what it wrote, whole or not at all."""
     vacant(target)
-    node = trained.export(trained.find(checkpoint), Registry())
+    node = existing.export(existing.find(checkpoint), Registry())
     _run(node)
     found = task.done(node.folder)
     with files.made(target) as beside:
@@ -67,14 +68,14 @@ def import_(source: str, target: Path, template: Path | None) -> None:
     if projector(Path(source)):
         _adapter(source, target)
         return
-    place = trained.find(source)
+    place = existing.find(source)
     if isinstance(place, Path) and not (place / "config.json").exists():
         raise RunError(f"{source} is mmalign's already", at=source, fix=f"mmalign eval {source} --bench ...")
     text = _template(template) if template else None
     with loading():
-        from mmalign import importing
+        from mmalign.integrations import llava as importing
 
-        importing.llava(str(trained.fetched(place)), target, text)
+        importing.llava(str(existing.fetched(place)), target, text)
     show.out.print(f"{target}: mmalign eval {target} --bench ...")
 
 
@@ -93,7 +94,7 @@ def projector(place: Path) -> bool:
 
 
 def _adapter(source: str, target: Path) -> None:
-    from mmalign import importing
+    from mmalign.integrations import llava as importing
 
     name = target.resolve().name
     card = importing.adapter(source, target, name)
@@ -104,7 +105,7 @@ def _adapter(source: str, target: Path) -> None:
 
 def loaded(place: Path | str) -> "MMAlignModel":
     with loading():
-        from mmalign.checkpoints import load
+        from mmalign.pipeline.load import load
 
         return load(str(place))
 

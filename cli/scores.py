@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mmalign import files
 from mmalign.benchmarks import Benchmark, Gaps, Probe, Score
-from mmalign.cards import Card, Registry, build, target
 from mmalign.errors import DataError, RunError
+from mmalign.io import files
+from mmalign.plan.cards import Card, Registry, build, target
 
 if TYPE_CHECKING:
-    from mmalign.graph import Node
+    from mmalign.plan.graph import Node
 
 
 def score(
@@ -112,10 +112,10 @@ def ready(node: "Node") -> None:
 
 def notes(folder: Path) -> list[str]:
     """What a reader of the scores of a finished evaluation has to know."""
-    from mmalign import trained  # 0.1 s, which a score does without
+    from mmalign.pipeline import existing  # 0.1 s, which a score does without
 
     told = []
-    for name in trained.scores(folder):
+    for name in existing.scores(folder):
         score = files.read_json(folder / f"{name}.json")
         told += [f"{name}: {note}" for note in (_gaps(score["counts"]), *score["notes"]) if note]
     return told

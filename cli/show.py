@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmalign import compose, estimate, files, graph
-from mmalign.cards import Registry
-from mmalign.check import check
 from mmalign.errors import RunError
-from mmalign.graph import Node
-from mmalign.recipe import Evaluate, Label, Report, Stage, Train
+from mmalign.io import files
+from mmalign.plan import estimate, graph
+from mmalign.plan import read as compose
+from mmalign.plan.cards import Registry
+from mmalign.plan.check import check
+from mmalign.plan.graph import Node
+from mmalign.plan.recipe import Evaluate, Label, Report, Stage, Train
 
 from . import live
 

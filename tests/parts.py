@@ -1,6 +1,6 @@
 """Small parts for tests: random-weight configurations of the real classes, tokenizers built on the spot."""
 
-from mmalign.small import KINDS, LLMS, TEMPLATE, bytelevel, clip, dinov2, llm, sentencepiece, siglip, tokenizer
+from mmalign.testing.small import KINDS, LLMS, TEMPLATE, bytelevel, clip, dinov2, llm, sentencepiece, siglip, tokenizer
 
 __all__ = [
     "FAMILIES", "KINDS", "TEMPLATE", "bytelevel", "clip", "dinov2", "llm", "sentencepiece", "siglip", "tokenizer",

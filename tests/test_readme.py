@@ -17,9 +17,9 @@ import yaml
 from mmalign.cli import app
 from typer.main import get_command
 
-from mmalign.cards import FAMILIES
-from mmalign.compose import shipped
-from mmalign.run import Launch
+from mmalign.pipeline.run import Launch
+from mmalign.plan.cards import FAMILIES
+from mmalign.plan.read import shipped
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

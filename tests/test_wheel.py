@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.cards import FAMILIES
+from mmalign.plan.cards import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 TREES = {"mmalign": "mmalign", "cli": "mmalign/cli", "registry": "mmalign/registry", "recipes": "mmalign/recipes"}

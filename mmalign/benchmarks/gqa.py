@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mmalign import files
 from mmalign.benchmarks import Question, Score, means, reading
 from mmalign.benchmarks.answers import Joined, Official, few
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
@@ -16,6 +15,7 @@ from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
 from mmalign.benchmarks.reading import Row
 from mmalign.errors import DataError
+from mmalign.io import files
 
 COMMON = ("color", "material", "shape")  # what a question about something in common may be answered with
 NOT_A_STEP = ("exist", "query: name", "choose name")

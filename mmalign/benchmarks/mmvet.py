@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mmalign import files
 from mmalign.benchmarks import Gaps, Question, Score, reading
 from mmalign.benchmarks.answers import Joined, Official, Row, few
 from mmalign.benchmarks.filed import FiledBenchmark, no_answers
@@ -16,6 +15,7 @@ from mmalign.benchmarks.judge import MODEL, Grade, Judge, Sheet, graded, prompt_
 from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
 from mmalign.errors import DataError
+from mmalign.io import files
 
 AGAIN = "\nPredict the correctness of the answer (digit): "  # what the evaluator adds when a reply was no number
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mmalign import files
 from mmalign.benchmarks import reading
 from mmalign.benchmarks.answers import few
 from mmalign.benchmarks.places import Place
 from mmalign.benchmarks.reading import Stored, parquet_library
 from mmalign.errors import DataError
+from mmalign.io import files
 
 if TYPE_CHECKING:
     from PIL.Image import Image

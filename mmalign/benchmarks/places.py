@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from mmalign import files
 from mmalign.errors import DataError
+from mmalign.io import files
 
 DEPTH = 2  # folders below the given one in which a file is still found: hf/data/x.parquet
 

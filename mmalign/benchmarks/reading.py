@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from mmalign import files
 from mmalign.errors import DataError
+from mmalign.io import files
 
 Row = dict[str, Any]
 

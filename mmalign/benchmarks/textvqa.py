@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mmalign import files
 from mmalign.benchmarks import Question, Score, reading, vqatext
 from mmalign.benchmarks.answers import Answers, Joined, Official, Row, rows
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
 from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
 from mmalign.errors import DataError
+from mmalign.io import files
 
 OCR = "Reference OCR token: "
 PEOPLE = 10  # the official scorer takes exactly ten answers

@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mmalign import files
 from mmalign.benchmarks import Question, Score, means, reading, vqatext
 from mmalign.benchmarks.answers import Joined, Official, Row
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
 from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
 from mmalign.errors import DataError, nearest
+from mmalign.io import files
 
 UNSURE = "When the provided information is insufficient, respond with 'Unanswerable'."
 SPLITS = ("val", "test", "train")  # test: no answers

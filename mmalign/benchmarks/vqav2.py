@@ -6,13 +6,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mmalign import files
 from mmalign.benchmarks import Question, Score, means, reading, vqatext
 from mmalign.benchmarks.answers import Joined
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
 from mmalign.benchmarks.places import Layout
 from mmalign.benchmarks.reading import Row
 from mmalign.errors import DataError, nearest
+from mmalign.io import files
 
 # our name: the official files', the parquet files'; the split with answers first
 SPLITS = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmalign.data.reasons import Unusable
 from mmalign.errors import DataError
-from mmalign.rgb import rgb
+from mmalign.io.pictures import rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image

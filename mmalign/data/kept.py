@@ -19,8 +19,8 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mmalign import files
 from mmalign.errors import DataError
+from mmalign.io import files
 
 SAMPLE = 1 << 16  # bytes at either end of a file that stand for its content, beside its size and time
 COPY = 1 << 22  # bytes copied at once

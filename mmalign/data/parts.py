@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
-from mmalign import files
 from mmalign.data.reasons import Unusable
 from mmalign.data.recent import Recent
 from mmalign.errors import DataError
+from mmalign.io import files
 
 BYTES = ".bytes"  # how the column of an image's bytes ends
 

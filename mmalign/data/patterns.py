@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from mmalign import files
 from mmalign.data import kept
 from mmalign.errors import DataError
+from mmalign.io import files
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 

@@ -9,11 +9,11 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from mmalign import files
 from mmalign.data import kept
 from mmalign.data.archives import Archive
 from mmalign.data.reasons import BYTES, Unusable, large
 from mmalign.errors import DataError
+from mmalign.io import files
 
 SHOWN = 80  # characters of a reference that stand in a message
 ARCHIVES = (".tar", ".zip")

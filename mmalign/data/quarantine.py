@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmalign import files
 from mmalign.data import kept
 from mmalign.errors import DataError
+from mmalign.io import files
 
 MAKE = "make it again: mmalign data check ... --quarantine FILE"
 

@@ -4,9 +4,9 @@ import os
 import weakref
 from typing import IO, Any, cast
 
-from mmalign import files
 from mmalign.data import kept
 from mmalign.data.reasons import Unusable
+from mmalign.io import files
 
 
 class Ranges:

@@ -7,12 +7,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmalign import files
 from mmalign.data import kept, patterns
 from mmalign.data.parts import Arrow, Parquet
 from mmalign.data.recent import Recent
 from mmalign.data.rows import Rows
 from mmalign.errors import DataError, nearest
+from mmalign.io import files
 
 IMAGES = ("image", "images")
 TEXTS, PICTURES = 1 << 26, 1 << 28  # bytes of row groups kept: of texts, of images

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmalign import files
 from mmalign.errors import CheckError
+from mmalign.io import files
 from mmalign.vision import Vision
 
 

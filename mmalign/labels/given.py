@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmalign.io.wordlist import firsts, read_words
 from mmalign.labels import LabelSource
-from mmalign.wordlist import firsts, read_words
 
 
 class Given(LabelSource):

@@ -22,8 +22,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mmalign import files
 from mmalign.errors import DataError, RunError
+from mmalign.io import files
 
 FORMAT = 1
 _SCORE = np.dtype("<f2")

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.errors import CheckError, DataError
+from mmalign.io.wordlist import firsts, read_words
 from mmalign.labels import LabelSource, Sample
 from mmalign.labels.bank import text_bank
 from mmalign.labels.rank import Bank
 from mmalign.vision import Vision
-from mmalign.wordlist import firsts, read_words
 
 LOOK = 256  # images that decide the sign
 MARGIN = 0.02  # the signs must differ by this share of patches, else it is not decided

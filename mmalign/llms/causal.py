@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmalign import pretrained
 from mmalign.errors import CardError
+from mmalign.io import pretrained
 from mmalign.llms import LLM, Places, watch
 from mmalign.llms.chat import Chat
 from mmalign.llms.head import Head

@@ -9,9 +9,9 @@ import jinja2
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from mmalign import files, pretrained
 from mmalign.data import MARK, Turn
 from mmalign.errors import CardError, DataError
+from mmalign.io import files, pretrained
 
 ANCHOR = "x"  # a word is spelled as it is behind this one: with the tokenizer's own rule for leading spaces
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.wide import chunks, logits, wide
+from mmalign.llms.rows import chunks, logits, wide
 
 LIMIT = {"cpu": 128 << 20, "cuda": 512 << 20}  # bytes of logits and probabilities at a time
 BYTES = 6  # of an fp32 and a bf16 number, the most that is held of a row and token

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.wide import chunks, logits, wide
+from mmalign.llms.rows import chunks, logits, wide
 
 LIMIT = {"cpu": 144 << 20, "cuda": 512 << 20}  # bytes of logits and probabilities at a time
 BYTES = 12  # of three fp32 numbers, the most that is held of a row and token

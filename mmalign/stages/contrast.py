@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
-from mmalign import files
 from mmalign.data import Data
 from mmalign.errors import CardError, DataError
-from mmalign.recipe import Contrast
-from mmalign.stages import build
-from mmalign.task import Task
+from mmalign.io import files
+from mmalign.pipeline import build
+from mmalign.pipeline.task import Task
+from mmalign.plan.recipe import Contrast
 from mmalign.training import optim
 from mmalign.training.batches import Batches
 from mmalign.training.engine import Engine, connect, world

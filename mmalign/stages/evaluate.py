@@ -13,21 +13,24 @@ from typing import Any, cast
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from mmalign import cards, files, nearest, vllm
-from mmalign.answering import Asked
 from mmalign.benchmarks import Benchmark, Probe, Question, Score
 from mmalign.benchmarks.filed import FiledBenchmark, NoAnswersError, score
-from mmalign.cards import Card
 from mmalign.errors import CardError
+from mmalign.integrations import vllm
+from mmalign.integrations.vllm import VLLM
+from mmalign.io import files
 from mmalign.llms import LLM
-from mmalign.recipe import Evaluate
-from mmalign.stages import build
-from mmalign.task import Task
-from mmalign.trained import VLLM as INSIDE_VLLM
-from mmalign.trained import WHOLE
+from mmalign.pipeline import build
+from mmalign.pipeline.existing import VLLM as INSIDE_VLLM
+from mmalign.pipeline.existing import WHOLE
+from mmalign.pipeline.task import Task
+from mmalign.plan import cards
+from mmalign.plan.cards import Card
+from mmalign.plan.recipe import Evaluate
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
-from mmalign.vllm import VLLM
+from mmalign.vlm import nearest
+from mmalign.vlm.answering import Asked
 
 PICTURES = 6  # images shown in the report
 

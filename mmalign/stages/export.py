@@ -1,8 +1,8 @@
 """The export stage: a trained model as a folder that plain transformers loads (LlavaForConditionalGeneration).
 
 What its class cannot hold (encoders at several scales, adapters other than one or two linear layers) becomes a folder
-that loads where mmalign is installed, see mmalign/hub.py; the reason is said. Weights are written in the precision they
-were trained in; what was written is compared in fp32.
+that loads where mmalign is installed, see mmalign/vlm/folder.py; the reason is said. Weights are written in the
+precision they were trained in; what was written is compared in fp32.
 """
 
 import shutil
@@ -21,20 +21,20 @@ from transformers import (
     LlavaProcessor,
 )
 
-from mmalign import hub
-from mmalign import task as tasks
 from mmalign.adapters.mlp import MLP
 from mmalign.data import MARK, Turn
 from mmalign.errors import StageError
 from mmalign.llms.causal import CausalLM
-from mmalign.model import Batch, Model
 from mmalign.objectives.lm import NextToken
-from mmalign.recipe import Export, Train
-from mmalign.stages import build
-from mmalign.stages.build import DTYPES, Parts
-from mmalign.task import Task
+from mmalign.pipeline import build
+from mmalign.pipeline import task as tasks
+from mmalign.pipeline.build import DTYPES, Parts
+from mmalign.pipeline.task import Task
+from mmalign.plan.recipe import Export, Train
 from mmalign.training.events import Events
 from mmalign.vision.hf import HFVision, layers
+from mmalign.vlm import folder as hub
+from mmalign.vlm.model import Batch, Model
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")  # what Llava's forward reads as we do
 LOUD = 2.0**24  # beside it x is less than rounding in fp32 and bf16, and neither overflows; see _see

@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmalign import files
 from mmalign.data import Data
 from mmalign.errors import DataError, StageError
+from mmalign.io import files
 from mmalign.labels import LabelSource, store
 from mmalign.labels.store import Header
-from mmalign.recipe import Label
-from mmalign.stages import build
-from mmalign.task import Task
+from mmalign.pipeline import build
+from mmalign.pipeline.task import Task
+from mmalign.plan.recipe import Label
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
 from mmalign.vision import Vision

@@ -5,23 +5,25 @@ from typing import Any, cast
 
 import torch
 
-from mmalign import cards, files
-from mmalign.answering import Asked
 from mmalign.benchmarks import Benchmark
-from mmalign.cards import Card
 from mmalign.errors import CardError
+from mmalign.io import files
 from mmalign.llms import LLM
-from mmalign.model import Model
 from mmalign.objectives.lm import NextToken
-from mmalign.recipe import Language
-from mmalign.stages import build, evaluate
-from mmalign.stages.build import DTYPES
-from mmalign.task import Task
+from mmalign.pipeline import build
+from mmalign.pipeline.build import DTYPES
+from mmalign.pipeline.task import Task
+from mmalign.plan import cards
+from mmalign.plan.cards import Card
+from mmalign.plan.recipe import Language
+from mmalign.stages import evaluate
 from mmalign.training import optim
 from mmalign.training.batches import Bad, Batches, Collate
 from mmalign.training.engine import Engine, connect, world
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
+from mmalign.vlm.answering import Asked
+from mmalign.vlm.model import Model
 
 
 def run(task: Task) -> dict[str, Any]:

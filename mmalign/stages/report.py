@@ -12,8 +12,9 @@ from typing import Any
 
 import jinja2
 
-from mmalign import files, task
-from mmalign.task import Task
+from mmalign.io import files
+from mmalign.pipeline import task
+from mmalign.pipeline.task import Task
 
 RESAMPLES = 10_000
 Line = list[tuple[float, float]]  # (step, value)

@@ -9,10 +9,11 @@ from mmalign.errors import StageError
 from mmalign.labels import LabelSource
 from mmalign.labels.store import Store
 from mmalign.objectives import Words
-from mmalign.recipe import Train
-from mmalign.stages import build, label
-from mmalign.stages.build import Parts
-from mmalign.task import Task
+from mmalign.pipeline import build
+from mmalign.pipeline.build import Parts
+from mmalign.pipeline.task import Task
+from mmalign.plan.recipe import Train
+from mmalign.stages import label
 from mmalign.training.events import Events
 from mmalign.vision import Vision
 

@@ -13,23 +13,23 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmalign import cards
 from mmalign.data import Data, Record, kept, order
 from mmalign.errors import CheckError
 from mmalign.llms.chat import Chat
-from mmalign.model import Batch, Model, counts, keep_reached
 from mmalign.objectives import Objective
-from mmalign.recipe import Train
-from mmalign.stages import build
-from mmalign.stages.build import DTYPES, Parts
+from mmalign.pipeline import build
+from mmalign.pipeline.build import DTYPES, Parts
+from mmalign.pipeline.task import Task
+from mmalign.plan import cards
+from mmalign.plan.recipe import Train
 from mmalign.stages.supply import Supply, supply
-from mmalign.task import Task
 from mmalign.training import optim
 from mmalign.training.batches import Bad, Batches, Collate
 from mmalign.training.engine import Engine, connect, device, world
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.training.premise import Premise, images_of
+from mmalign.vlm.model import Batch, Model, counts, keep_reached
 
 LOOKED = 64  # samples looked through for one with an image, before the first step
 

@@ -19,16 +19,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmalign import files
 from mmalign.data import Data, Record
 from mmalign.errors import DataError, StageError
+from mmalign.io import files
 from mmalign.labels import LabelSource
 from mmalign.labels.store import Store
 from mmalign.llms.chat import Chat
-from mmalign.model import Batch, resampled
 from mmalign.training import checkpoint
 from mmalign.training.engine import world
 from mmalign.vision import Vision
+from mmalign.vlm.model import Batch, resampled
 
 
 @dataclass

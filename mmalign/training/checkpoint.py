@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmalign import files
 from mmalign.errors import RunError
+from mmalign.io import files
 
 SHARD = 4 << 30  # bytes a file
 

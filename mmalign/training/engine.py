@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
-from mmalign import recipe
 from mmalign.errors import RunError
+from mmalign.plan import recipe
 from mmalign.training.optim import Group, optimizer
 
 WAIT = timedelta(hours=4)  # for the slowest rank to write or to ask; NCCL's own 10 minutes would end the stage

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmalign.errors import StageError
-from mmalign.recipe import Optim
+from mmalign.plan.recipe import Optim
 from mmalign.training import checkpoint
 from mmalign.training.engine import Engine, world
 from mmalign.training.events import Events

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmalign.errors import CheckError
-from mmalign.recipe import Optim
+from mmalign.plan.recipe import Optim
 
 
 @dataclass
@@ -42,9 +42,7 @@ def groups(named: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> list[Grou
         lr = optim.lr if lr is None else lr
         if muon and optim.lr_muon is not None:
             lr = optim.lr_muon
-        group = found.setdefault(
-            (part, matrix, muon), Group([], [], lr, optim.weight_decay if matrix else 0.0, muon)
-        )
+        group = found.setdefault((part, matrix, muon), Group([], [], lr, optim.weight_decay if matrix else 0.0, muon))
         group.names.append(name)
         group.params.append(parameter)
     return list(found.values())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmalign.model import Batch, Model
+from mmalign.vlm.model import Batch, Model
 
 IMAGES, TOKENS = 4, 2048  # looked at, at least: shares of a few dozen tokens say little
 MARGIN = 0.01  # of shares: less is no difference

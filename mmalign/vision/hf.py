@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from mmalign import files, pretrained
 from mmalign.errors import CardError
+from mmalign.io import files, pretrained
 from mmalign.vision import Vision, check_pixels, depth, no_text
 from mmalign.vision.alone import alone
 from mmalign.vision.picture import middle, rgb, square

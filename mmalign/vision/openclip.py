@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmalign import files
 from mmalign.errors import CardError, nearest
+from mmalign.io import files
 from mmalign.vision import Vision, check_pixels, depth, weights
 from mmalign.vision.alone import alone
 from mmalign.vision.picture import middle, rgb, square

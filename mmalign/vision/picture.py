@@ -6,7 +6,7 @@ from PIL import ExifTags, ImageOps
 from PIL import Image as Pillow
 from PIL.Image import Image
 
-from mmalign.rgb import rgb as plain
+from mmalign.io.pictures import rgb as plain
 
 SQUARE = 8192  # pixels: larger squares are not made, the image is reduced first
 LONG = 32  # an image longer than so many times its width loses its ends where a centre crop takes them anyway

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmalign import files
 from mmalign.errors import CardError
+from mmalign.io import files
 from mmalign.vision import Vision, check_pixels, depth, weights
 from mmalign.vision.picture import middle, rgb, square
 

@@ -1,7 +1,7 @@
 """Weights a card points at: a safetensors file, or a folder that holds one; never a pickle."""
 
-from mmalign import files
 from mmalign.errors import CardError
+from mmalign.io import files
 
 
 def file(checkpoint: str, name: str) -> str:

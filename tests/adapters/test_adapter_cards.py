@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from mmalign import cards
 from mmalign.adapters import Adapter
-from mmalign.cards import Card, Registry
 from mmalign.errors import CheckError
-from mmalign.estimate import adapter_parameters
+from mmalign.plan import cards
+from mmalign.plan.cards import Card, Registry
+from mmalign.plan.estimate import adapter_parameters
 from mmalign.testing import check_adapter
 
 CARDS = {card.name: card for card in Registry().every("adapters")}

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
-from mmalign import compose, graph, task
-from mmalign.stages import build
+from mmalign.pipeline import build, task
+from mmalign.plan import graph
+from mmalign.plan import read as compose
 from tests.conftest import TINY
 
 

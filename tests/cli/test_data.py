@@ -3,7 +3,7 @@
 import json
 
 from tests.data.made import images, jsonl, row
-from tests.test_mistakes import assert_mistake
+from tests.plan.test_mistakes import assert_mistake
 
 
 def test_a_data_set_without_faults(mmalign):

@@ -13,8 +13,8 @@ import pytest
 from mmalign.cli import models, scores
 from PIL import Image
 
-from mmalign import trained
-from mmalign.cards import Registry
+from mmalign.pipeline import existing
+from mmalign.plan.cards import Registry
 
 SHORT = "Answer the question using a single word or phrase."
 
@@ -125,8 +125,8 @@ def test_killed_at_ten_moments_it_ends_as_if_it_had_not_been(model, many, here):
 
 
 def test_other_rules_are_another_evaluation(model, eval_folder, here):
-    benches = trained.benches(["pope"], eval_folder, Registry())
-    nodes = [trained.evaluation(model, benches, Registry(), protocol=one) for one in ("official", "lmms-eval")]
+    benches = existing.benches(["pope"], eval_folder, Registry())
+    nodes = [existing.evaluation(model, benches, Registry(), protocol=one) for one in ("official", "lmms-eval")]
     assert nodes[0].folder != nodes[1].folder
 
 

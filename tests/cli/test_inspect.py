@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_mistakes import assert_mistake
+from tests.plan.test_mistakes import assert_mistake
 
 
 def test_table_json_and_page(model, mmalign):
@@ -37,7 +37,7 @@ def test_a_conversation(model, mmalign, monkeypatch):
     monkeypatch.setattr("builtins.input", typed)
     asked = []
 
-    from mmalign.hub import MMAlignModel
+    from mmalign.vlm.folder import MMAlignModel
 
     reply = MMAlignModel.reply
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmalign import compose, graph, task
+from mmalign.pipeline import task
+from mmalign.plan import graph
+from mmalign.plan import read as compose
 from mmalign.stages import label
 from tests.conftest import TINY
 from tests.data.made import images, jsonl, row
-from tests.test_mistakes import assert_mistake, shelf
+from tests.plan.test_mistakes import assert_mistake, shelf
 
 DATA = "summary: mine\ntarget: mmalign.data.conversations.Conversations\nargs: {path: ../../x.jsonl, images: ../..}\n"
 

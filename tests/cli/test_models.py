@@ -9,13 +9,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmalign import checkpoints, hub, task, trained
 from mmalign.adapters.mlp import MLP
-from mmalign.cards import Registry
 from mmalign.errors import RunError
+from mmalign.pipeline import existing, task
+from mmalign.pipeline import load as checkpoints
+from mmalign.plan.cards import Registry
+from mmalign.vlm import folder as hub
 from tests.cli.conftest import finished
 from tests.conftest import TINY, command
-from tests.test_mistakes import assert_mistake, shelf, snapshot
+from tests.plan.test_mistakes import assert_mistake, shelf, snapshot
 
 SHAPES = [(1, "star"), (2, "ring"), (3, "cross")]
 BENCH = ["--bench", "toy-alignment,toy-perplexity", "--json"]
@@ -205,7 +207,7 @@ def test_a_model_is_evaluated_in_the_precision_it_is_stored_in(here, config, pre
     (here / "mine" / "mmalign.json").write_text("{}")
     (here / "mine" / "llm" / "config.json").write_text(json.dumps(config))
     registry = Registry()
-    node = trained.evaluation(here / "mine", trained.benches(["toy-pope"], None, registry), registry)
+    node = existing.evaluation(here / "mine", existing.benches(["toy-pope"], None, registry), registry)
     assert node.stage.precision == precision
 
 
@@ -213,7 +215,7 @@ def test_a_hub_id_that_cannot_be_fetched(here, monkeypatch):
     with pytest.raises(RunError, match="cannot fetch org/nowhere") as caught:
         checkpoints.load("org/nowhere")
     assert "the network" in caught.value.fix
-    assert trained.find("org/nowhere") == "org/nowhere"  # known only when it is asked for
+    assert existing.find("org/nowhere") == "org/nowhere"  # known only when it is asked for
 
 
 def test_a_llava_model_without_weights(exported):

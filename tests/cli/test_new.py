@@ -1,6 +1,6 @@
 """`new` as a verb: what it wrote, and what it refuses. What it writes is tested in tests/test_new.py."""
 
-from tests.test_mistakes import assert_mistake, snapshot
+from tests.plan.test_mistakes import assert_mistake, snapshot
 
 
 def test_a_recipe_and_a_package(here, mmalign):

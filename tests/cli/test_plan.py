@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from mmalign.compose import shipped
+from mmalign.plan.read import shipped
+from tests.plan.test_mistakes import assert_mistake
 from tests.test_layers import HEAVY
-from tests.test_mistakes import assert_mistake
 
 EVERY = """
 import contextlib, io, json, socket, sys

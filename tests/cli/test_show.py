@@ -2,7 +2,9 @@
 
 from mmalign.cli import show
 
-from mmalign import compose, graph, task
+from mmalign.pipeline import task
+from mmalign.plan import graph
+from mmalign.plan import read as compose
 from tests.conftest import TINY
 
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from mmalign import cards, compose, graph, source, task
-from mmalign.cards import Registry
-from mmalign.check import check
 from mmalign.data import Data
 from mmalign.errors import CardError, CheckError
+from mmalign.pipeline import task
+from mmalign.plan import cards, graph, signatures
+from mmalign.plan import read as compose
+from mmalign.plan.cards import Registry
+from mmalign.plan.check import check
 from tests.conftest import TINY
 from tests.data.made import images, jpeg, row, same
 
@@ -21,7 +23,7 @@ SETS = ("llava-pretrain-558k", "cc-595k", "llava-mix-665k", "cambrian-align-2.5m
 @pytest.mark.parametrize("name", [*OWN, *SETS])
 def test_a_card_fits_its_class(name):
     card = Registry().card("data", name)
-    takes = source.takes(card.target)
+    takes = signatures.takes(card.target)
     assert takes is not None
     assert set(card.args) <= set(takes)
     missing = {arg for arg, needed in takes.items() if needed} - set(card.args)

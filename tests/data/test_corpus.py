@@ -12,7 +12,7 @@ from mmalign.errors import DataError
 from tests.conftest import TINY, command
 from tests.data.corpus import cases
 from tests.data.made import jpeg, row
-from tests.test_stage_mistakes import assert_failed
+from tests.stages.test_stage_mistakes import assert_failed
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mmalign.data.reasons import Unusable
 
 
 def test_a_row():
-    given = {"id": 7, "text": "é 😀 \"quoted\" \\ud800 is spelled out"}
+    given = {"id": 7, "text": 'é 😀 "quoted" \\ud800 is spelled out'}
     assert strict.parse(json.dumps(given).encode()) == given
     assert strict.parse(json.dumps(given, ensure_ascii=False).encode()) == given
 

@@ -13,13 +13,13 @@ import fsspec
 import pytest
 import torch
 
-from mmalign import cards
-from mmalign.cards import Registry
 from mmalign.data import MARK
 from mmalign.data.conversations import Conversations
 from mmalign.data.mixture import Mixture
 from mmalign.errors import StageError
 from mmalign.llms.chat import Chat
+from mmalign.plan import cards
+from mmalign.plan.cards import Registry
 from mmalign.toyworld.data import Captions
 from mmalign.training.batches import Bad, Collate
 from tests.data.made import jsonl, row

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmalign import small
 from mmalign.llms.causal import CausalLM
+from mmalign.testing import small
 
 
 @pytest.mark.parametrize("family", list(small.LLMS))

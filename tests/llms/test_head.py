@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from mmalign import small, wide
 from mmalign.llms import LLM, head
+from mmalign.llms import rows as wide
 from mmalign.llms.causal import CausalLM
 from mmalign.llms.head import Head, nll
-from tests.benchmarks._work import peak
+from mmalign.testing import small
+from tests.speed._work import peak
 
 
 def slow(hidden, embed, token, weight, softcap):

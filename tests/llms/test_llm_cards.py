@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmalign import files
-from mmalign.cards import Registry
-from mmalign.estimate import lora_parameters
+from mmalign.io import files
 from mmalign.llms.lora import Lora, learn
+from mmalign.plan.cards import Registry
+from mmalign.plan.estimate import lora_parameters
 
 CARDS = {card.name: card for card in Registry().every("llms")}
 PUBLISHED = {name: card for name, card in CARDS.items() if "family" in card.facts}

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from mmalign.data import Turn
 from mmalign.errors import DataError
 from mmalign.llms.chat import Chat
-from mmalign.small import TEXT
+from mmalign.testing.small import TEXT
 
 HERE = Path(__file__).parent / "golden"
 TEMPLATES = Path(__file__).parents[2] / "mmalign" / "llms" / "templates"

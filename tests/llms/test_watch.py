@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mmalign.answering import Asked
+from mmalign.vlm.answering import Asked
 from tests import parts
 from tests.objectives.test_basic import batch_of, build, folders  # noqa: F401
-from tests.test_model import picture
+from tests.vlm.test_model import picture
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """BASIC against the paper's sums, written out; the attention of every family against eager; who gets a gradient."""
 
-
 import pytest
 import torch
 
@@ -8,14 +7,14 @@ from mmalign.adapters.mlp import MLP
 from mmalign.data import Data, Record, Turn
 from mmalign.errors import CheckError, StageError
 from mmalign.llms.causal import CausalLM
-from mmalign.model import Model
 from mmalign.objectives import Context, Look, Step
 from mmalign.objectives.basic import Direction, Distribution, layer_weights
 from mmalign.objectives.lm import NextToken
 from mmalign.training.batches import Bad, Collate
 from mmalign.vision.hf import HFVision
+from mmalign.vlm.model import Model
 from tests import parts
-from tests.test_model import picture
+from tests.vlm.test_model import picture
 
 KINDS = ("increasing", "constant", "decreasing")
 

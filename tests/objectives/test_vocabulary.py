@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mmalign import wide
+from mmalign.llms import rows as wide
 from mmalign.objectives import vocabulary
 from mmalign.objectives.vocabulary import vocabulary_kl
-from tests.benchmarks._work import peak
+from tests.speed._work import peak
 
 
 def naive(visual, target, weight, embed):

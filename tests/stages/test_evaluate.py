@@ -13,17 +13,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mmalign import task
 from mmalign.adapters.mlp import MLP
-from mmalign.answering import Asked
 from mmalign.benchmarks import Benchmark, Question, Score
 from mmalign.benchmarks.vizwiz import VizWiz
 from mmalign.errors import DataError
 from mmalign.llms.causal import CausalLM
-from mmalign.stages import build, evaluate
+from mmalign.pipeline import build, task
+from mmalign.stages import evaluate
 from mmalign.vision.hf import HFVision
+from mmalign.vlm.answering import Asked
 from tests import parts
-from tests.test_model import picture
+from tests.vlm.test_model import picture
 
 MOMENTS = [0, 1, 2, 5, 6, 7, 11, 17, 20, 23]  # answers stored when the process is killed
 
@@ -192,7 +192,7 @@ def test_missing_pictures_are_told_before_any_part_is_built(tmp_path, monkeypatc
     (tmp_path / "val.json").write_text('[{"image": "a.jpg", "question": "?", "answers": [{"answer": "x"}]}]')
     monkeypatch.setattr(evaluate, "bench_of", lambda *_: VizWiz(str(tmp_path)))
     monkeypatch.setattr(evaluate.build, "parts", lambda _: pytest.fail("parts were built"))
-    from mmalign.recipe import Evaluate, Part
+    from mmalign.plan.recipe import Evaluate, Part
 
     stage = Evaluate(kind="evaluate", bench=[Part("vizwiz")])
     given = task.Task(tmp_path, "score", "r", 0, stage, {}, [], {})

@@ -11,22 +11,25 @@ import torch
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from mmalign import compose, graph, small, task
 from mmalign.adapters.mlp import MLP
-from mmalign.answering import Asked
-from mmalign.cards import Card, Registry
 from mmalign.data import MARK, Turn
-from mmalign.hub import MMAlignModel
 from mmalign.llms.causal import CausalLM
-from mmalign.packed import Group, Pass
-from mmalign.recipe import Export
+from mmalign.pipeline import task
+from mmalign.pipeline.build import Parts
+from mmalign.plan import graph
+from mmalign.plan import read as compose
+from mmalign.plan.cards import Card, Registry
+from mmalign.plan.recipe import Export
 from mmalign.stages import export
-from mmalign.stages.build import Parts
+from mmalign.testing import small
 from mmalign.vision.hf import HFVision
+from mmalign.vlm.answering import Asked
+from mmalign.vlm.folder import MMAlignModel
+from mmalign.vlm.prefix import Group, Pass
 from tests import parts
 from tests.llms.test_templates import SHAPES, TEMPLATES, TOKENS
-from tests.test_model import picture
-from tests.test_packed import Quiz
+from tests.vlm.test_model import picture
+from tests.vlm.test_prefix import Quiz
 
 VISION = {  # as on their cards: CLIP padded to a square, DINOv2 at a size of its own and normed
     "clip": (parts.clip, {"pad": True}),

@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from mmalign import cards, compose, files, graph, task
-from mmalign.check import check
 from mmalign.errors import StageError
+from mmalign.io import files
 from mmalign.labels.store import Store, words_hash
+from mmalign.pipeline import task
+from mmalign.plan import cards, graph
+from mmalign.plan import read as compose
+from mmalign.plan.check import check
 from mmalign.stages import label
 from mmalign.toyworld.data import Captions
 from tests.conftest import TINY

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmalign import compose, graph
+from mmalign.plan import graph
+from mmalign.plan import read as compose
 from mmalign.stages import report
 from tests.conftest import command
 

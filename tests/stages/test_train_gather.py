@@ -12,13 +12,15 @@ import torch
 import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
-from mmalign import compose, graph, task
-from mmalign.model import Batch, Model
 from mmalign.objectives.sea import SEA, contrast, draw, once_each
-from mmalign.recipe import Train
-from mmalign.stages import build, label, supply, train
+from mmalign.pipeline import build, task
+from mmalign.plan import graph
+from mmalign.plan import read as compose
+from mmalign.plan.recipe import Train
+from mmalign.stages import label, supply, train
 from mmalign.training import optim
 from mmalign.training.events import Events
+from mmalign.vlm.model import Batch, Model
 from tests.conftest import TINY
 
 STEPS = 2

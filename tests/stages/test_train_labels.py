@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from mmalign import compose, graph, task
 from mmalign.errors import StageError
 from mmalign.labels.store import Store
 from mmalign.objectives import sea
-from mmalign.recipe import Train
-from mmalign.stages import build, label, supply, train
+from mmalign.pipeline import build, task
+from mmalign.plan import graph
+from mmalign.plan import read as compose
+from mmalign.plan.recipe import Train
+from mmalign.stages import label, supply, train
 from mmalign.training.events import Events
 from tests import parts
 from tests.conftest import TINY

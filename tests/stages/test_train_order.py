@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mmalign import compose, graph, task
 from mmalign.data import order
-from mmalign.recipe import Train
-from mmalign.stages import build, supply, train
+from mmalign.pipeline import build, task
+from mmalign.plan import graph
+from mmalign.plan import read as compose
+from mmalign.plan.recipe import Train
+from mmalign.stages import supply, train
 from mmalign.training.batches import Batches
 from mmalign.training.events import Events
 from tests.conftest import TINY

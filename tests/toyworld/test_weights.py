@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmalign.answering import Asked
 from mmalign.llms.causal import CausalLM
 from mmalign.toyworld import render
 from mmalign.toyworld.benchmarks import Lookup
 from mmalign.toyworld.world import COLORS, SHAPES, SIDE, scene, stream
 from mmalign.vision.hf import HFVision
+from mmalign.vlm.answering import Asked
 
 from ..conftest import command
 

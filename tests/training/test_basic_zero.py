@@ -11,8 +11,8 @@ import torch.multiprocessing as mp
 
 from mmalign.objectives.basic import Direction, Distribution
 from mmalign.objectives.lm import NextToken
-from mmalign.recipe import Engine as Settings
-from mmalign.recipe import Optim
+from mmalign.plan.recipe import Engine as Settings
+from mmalign.plan.recipe import Optim
 from mmalign.training import engine
 from mmalign.training.batches import Bad, Batches, Collate
 from mmalign.training.events import Events

@@ -10,8 +10,8 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from mmalign.recipe import Engine as Settings
-from mmalign.recipe import Optim
+from mmalign.plan.recipe import Engine as Settings
+from mmalign.plan.recipe import Optim
 from mmalign.training.engine import Engine, connect, world
 from mmalign.training.optim import factor, groups
 

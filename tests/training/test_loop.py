@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from mmalign.errors import StageError
-from mmalign.recipe import Engine as Settings
-from mmalign.recipe import Optim
+from mmalign.plan.recipe import Engine as Settings
+from mmalign.plan.recipe import Optim
 from mmalign.training.engine import Engine
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term

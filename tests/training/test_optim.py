@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmalign.errors import CheckError
-from mmalign.recipe import Optim
+from mmalign.plan.recipe import Optim
 from mmalign.training.optim import MuonAdamW, factor, groups, optimizer
 
 

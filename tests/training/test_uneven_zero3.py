@@ -17,18 +17,18 @@ from mmalign.data import Truth
 from mmalign.errors import DataError
 from mmalign.labels import LabelSource
 from mmalign.llms.causal import CausalLM
-from mmalign.model import Model
 from mmalign.objectives import Words
 from mmalign.objectives.lm import NextToken
 from mmalign.objectives.sea import SEA
-from mmalign.recipe import Engine as Settings
-from mmalign.recipe import Optim
+from mmalign.plan.recipe import Engine as Settings
+from mmalign.plan.recipe import Optim
 from mmalign.training import engine
 from mmalign.training.batches import Bad, Batches, Collate
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.training.optim import groups
 from mmalign.vision.hf import HFVision
+from mmalign.vlm.model import Model
 from tests import parts
 from tests.objectives.test_basic import Rows
 from tests.training.test_basic_zero import lines, partitioned

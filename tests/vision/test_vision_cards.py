@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers as hf
 
-from mmalign import cards
-from mmalign.cards import Card, Registry
+from mmalign.plan import cards
+from mmalign.plan.cards import Card, Registry
 from mmalign.vision import Vision
 
 REGISTRY = Registry()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmalign.recipe import Engine as Settings
-from mmalign.recipe import Optim
+from mmalign.plan.recipe import Engine as Settings
+from mmalign.plan.recipe import Optim
 from mmalign.training import engine as engines
 from mmalign.training import optim
 from mmalign.training.engine import Engine

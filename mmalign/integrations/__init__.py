@@ -1,0 +1,1 @@
+"""Models and programs from elsewhere: LLaVA's checkpoints, lmms-eval, vLLM."""

@@ -1,0 +1,1 @@
+"""Files, YAML with its lines, word lists, pictures and checkpoints: what everything above reads and writes with."""

@@ -1,0 +1,44 @@
+"""Models of transformers: all that a checkpoint holds, or an error that says what is wrong; and what its versions call
+differently."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+
+from mmalign.errors import CardError
+from mmalign.io import files
+
+T = TypeVar("T")
+FIX = "check `checkpoint:`, or the network"
+
+
+def read(checkpoint: str, how: Callable[[str], T]) -> T:
+    """`how` of the place that `checkpoint` means (a folder, a `pkg:` folder or a hub id); a CardError if it cannot."""
+    try:
+        return how(files.path(checkpoint))
+    except (OSError, ValueError, ImportError, SafetensorError) as err:
+        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+        raise CardError(f"cannot load {checkpoint!r}: {reason}", at=checkpoint, fix=FIX) from err
+
+
+def whole(checkpoint: str, kind: Any, **options: Any) -> Any:
+    """A model with every weight from its checkpoint; a CardError for one that lacks some, or has some of other shapes.
+
+    transformers would draw those at random, and go on.
+    """
+    options = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True, **options}
+    model, about = read(checkpoint, lambda place: kind.from_pretrained(place, **options))
+    for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has, in another shape,")):
+        if found := sorted(name if isinstance(name, str) else name[0] for name in about[key]):
+            said = f"cannot load {checkpoint!r}: it {what} {len(found)} of its weights, such as {found[0]}"
+            raise CardError(said, at=checkpoint, fix="a whole checkpoint of this configuration")
+    return model
+
+
+def recompute(model: Any, on: bool = True) -> None:
+    """Keep of its layers only their inputs, and make the rest again in the backward pass (activation checkpointing)."""
+    word = "enable" if on else "disable"
+    new = f"activation_checkpointing_{word}"  # as transformers calls it since 5.23
+    switch = getattr(model, new if hasattr(model, new) else f"gradient_checkpointing_{word}")
+    switch(*[{"use_reentrant": False}] * on)

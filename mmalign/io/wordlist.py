@@ -1,0 +1,39 @@
+"""Word lists: a file of words, one a line, from a path, a URL or the package."""
+
+from collections.abc import Sequence
+
+from mmalign.errors import DataError
+from mmalign.io import files
+
+
+def read_words(spec: str) -> list[str]:
+    """The words of a list in its order.
+
+    spec: a path, a `pkg:` or `data:` path or an fsspec URL. Blank lines, lines that begin with #, surrounding blanks
+    and a byte-order mark are dropped. A repeated word stays, so that a list has the size its authors say (2of12 has
+    41,242 words, `bout` twice), but only its first place is ever a label. Raises DataError for what is no word list.
+    """
+    try:
+        with files.open_(spec) as source:
+            raw = bytes(source.read())
+    except (OSError, ValueError) as err:
+        fix = "`words:` takes a path, a URL or pkg:package/file"
+        raise DataError(f"cannot read the word list {spec!r}: {err}", at=spec, fix=fix) from err
+    if b"\0" in raw:
+        raise DataError("the word list is a binary file", at=spec, fix="one word a line, UTF-8")
+    try:
+        lines = raw.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as err:
+        raise DataError(f"the word list is not UTF-8: {err.reason} at byte {err.start}", at=spec) from err
+    words = [word for line in lines if (word := line.strip()) and not word.startswith("#")]
+    if not words:
+        raise DataError("the word list is empty", at=spec, fix="one word a line")
+    return words
+
+
+def firsts(words: Sequence[str]) -> dict[str, int]:
+    """{word: the number of its first place}."""
+    found: dict[str, int] = {}
+    for number, word in enumerate(words):
+        found.setdefault(word, number)
+    return found

@@ -1,0 +1,241 @@
+"""Models that are there already: where a name on the command line finds one, and a stage that reads it again."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmalign.errors import RunError, nearest
+from mmalign.io import files
+from mmalign.pipeline import task
+from mmalign.pipeline.task import Task
+from mmalign.plan import signatures
+from mmalign.plan.cards import Card, Registry
+from mmalign.plan.check import protocols
+from mmalign.plan.graph import DIGITS, Node, cards_of, identity, result_settings
+from mmalign.plan.recipe import Evaluate, Export, Part, Reads, Recipe, Stage, Train
+from mmalign.plan.references import paths, targets
+
+HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+FIX = "a folder runs/train-..., an exported folder, or a hub id such as llava-hf/llava-1.5-7b-hf"
+KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a repository on the hub; never pickles
+LOAD, VLLM = "mmalign.pipeline.load.load", "mmalign.integrations.vllm.VLLM"  # what opens such a checkpoint
+WHOLE = "model"  # the role of a checkpoint that stands for vision, adapter and llm together
+
+
+def models(runs: Path) -> Iterator[tuple[float, Path]]:
+    """(when finished, folder) of every finished training stage."""
+    for place in runs.glob("train-*/stage.json"):
+        if "." not in place.parent.name:  # those that --force set aside end in .old-1, .old-2, ...
+            yield place.stat().st_mtime, place.parent
+
+
+def newest(runs: Path) -> Path:
+    """The model trained last; a RunError when there is none."""
+    found = max(models(runs), default=None)
+    if found is None:
+        raise RunError(f"no trained model under {runs}", fix="mmalign run quickstart, or name a checkpoint")
+    return found[1]
+
+
+def find(spec: str) -> Path | str:
+    """Where a checkpoint lies: the folder of a training stage or an exported folder; a hub id comes back as it is.
+
+    spec: one of these, the folder of an export stage, or a folder of runs, which means the newest model in it.
+    Raises RunError for anything else; nothing heavy is loaded and nothing is fetched.
+    """
+    place = Path(spec)
+    if not files.exists(place):
+        if HUB.fullmatch(spec) and not place.parent.exists():
+            return spec
+        beside = [str(p) for p in place.parent.glob("*") if p.is_dir()] if place.parent.is_dir() else []
+        raise RunError(f"no checkpoint {spec}", at=spec, fix=nearest(spec, beside) if beside else FIX)
+    if (place / "stage.yaml").exists():
+        return _of_stage(place.resolve())
+    if exported(place):
+        return place.resolve()
+    if place.is_dir() and any(models(place)):
+        return newest(place).resolve()
+    raise RunError(f"{spec} holds no model", at=spec, fix=FIX)
+
+
+def fetched(place: Path | str) -> Path:
+    """What `find` found as a folder: a hub id is fetched, as huggingface_hub keeps it, where anything is missing.
+
+    Raises RunError for what cannot be fetched, or holds no model.
+    """
+    if isinstance(place, Path):
+        return place
+    from huggingface_hub import snapshot_download  # here, because nothing else on this side needs it
+
+    try:
+        folder = Path(snapshot_download(place, allow_patterns=list(KEPT)))
+    except (OSError, ValueError) as err:
+        what = f"cannot fetch {place}: {str(err).splitlines()[0]}"
+        raise RunError(what, at=place, fix="check the name, the network, and HF_TOKEN for a gated model") from err
+    if not exported(folder):
+        raise RunError(f"{place} holds no model", at=place, fix=FIX)
+    return folder
+
+
+def _of_stage(place: Path) -> Path:
+    """A training stage itself, or the folder an export stage wrote."""
+    if not (place / "stage.json").exists():
+        fix = "a folder runs/train-... with a stage.json in it"
+        raise RunError(f"{place} is no finished training stage", at=str(place), fix=fix)
+    given = task.load(place)
+    if isinstance(given.stage, Export):
+        return place / str(task.done(place)["exported"])
+    if not isinstance(given.stage, Train):
+        what = f"{place} is a stage of kind {given.stage.kind}, not a model"
+        raise RunError(what, at=str(place), fix="a folder runs/train-... with a stage.json in it")
+    return place
+
+
+def exported(place: Path) -> bool:
+    """Whether a folder is an exported model, ours or LLaVA's; a RunError for a checkpoint of another kind."""
+    if (place / "mmalign.json").exists():
+        return True
+    if not (place / "config.json").exists():
+        return False
+    kind = _config(place / "config.json").get("model_type")
+    if kind != "llava":
+        what = f"{place} is a checkpoint of kind {kind!r}, not a LLaVA model"
+        raise RunError(what, at=str(place / "config.json"), fix=FIX)
+    return True
+
+
+def evaluation(
+    place: Path | str,
+    bench: Sequence[Part],
+    registry: Registry,
+    runs: Path = Path("runs"),
+    protocol: str = "official",
+    vllm: bool = False,
+) -> Node:
+    """An evaluation of what `find` found, in the precision it was trained or is stored in; a hub id is fetched.
+
+    vllm: answered inside vLLM; a RunError for what plain transformers cannot load.
+    """
+    stage = Evaluate(kind="evaluate", bench=list(bench), protocol=protocol)
+    _asked("", 0, stage, registry)  # what is wrong with a benchmark is said before anything is fetched
+    place = fetched(place)
+    stage.precision = _precision(place) or stage.precision
+    if not vllm:
+        return again(place, stage, registry, runs)
+    if not (place / "config.json").exists():
+        raise RunError(f"{place} is no model that vLLM loads", at=str(place), fix=f"mmalign export {place} FOLDER")
+    stage.precision = "bf16"
+    return again(place, stage, registry, runs, VLLM)
+
+
+def export(place: Path | str, registry: Registry) -> Node:
+    """An export of a training stage. Raises RunError for what is exported already."""
+    if isinstance(place, str) or not (place / "stage.json").exists():
+        raise RunError(f"{place} is exported already", at=str(place), fix="a folder runs/train-...")
+    return again(place, Export(kind="export"), registry)
+
+
+def again(place: Path, stage: Stage, registry: Registry, runs: Path = Path("runs"), load: str = LOAD) -> Node:
+    """A stage that reads a model which is there already: beside a training stage, of anything else under `runs`."""
+    if (place / "stage.json").exists():
+        return _of_parent(task.load(place.resolve()), stage, registry)  # its name is looked at, and `.` has none
+    hashes = files.Hashes(runs / ".hashes.json")
+    asked, recipe = _asked(str(place), 42, stage, registry)
+    cards = {WHOLE: Card("", load, {"spec": str(place)}, name=str(place), family="checkpoints")}
+    named = {role: identity(card, hashes) for role, card in asked.items()}
+    named[WHOLE] = {"target": cards[WHOLE].target, "content": _content(place, hashes)}
+    return _node(stage, recipe, cards | asked, named, runs, [], hashes)
+
+
+def _of_parent(given: Task, stage: Stage, registry: Registry) -> Node:
+    stage.reads = Reads(weights=given.name)
+    hashes = files.Hashes(given.folder.parent / ".hashes.json")
+    asked, recipe = _asked(given.recipe, given.seed, stage, registry)
+    own = {role: card for role, card in given.cards.items() if role.split(".")[0] in ("vision", "adapter", "llm")}
+    named = {role: identity(card, hashes) for role, card in (own | asked).items()}
+    parent = Node(given.name, given.stage, recipe, given.cards, given.what, given.folder, [])
+    reads = [("weights", parent), *((slot, _folder(path)) for slot, path in given.reads if slot in ("vision", "llm"))]
+    return _node(stage, recipe, own | asked, named, given.folder.parent, reads, hashes)
+
+
+def _asked(name: str, seed: int, stage: Stage, registry: Registry) -> tuple[dict[str, Card], Recipe]:
+    """The cards the stage itself names, checked, in a recipe of one stage."""
+    recipe = Recipe(name=name, seed=seed, stages={stage.kind: stage}, where=lambda _: "command line")
+    cards = cards_of(recipe, stage.kind, registry)
+    found = protocols(recipe, stage.kind, stage, cards)
+    for problem in (*targets(recipe, stage.kind, cards), *paths(cards), *found):
+        raise problem
+    return cards, recipe
+
+
+def _node(
+    stage: Stage,
+    recipe: Recipe,
+    cards: dict[str, Card],
+    named: dict[str, Any],
+    runs: Path,
+    reads: list[tuple[str, Node]],
+    hashes: files.Hashes,
+) -> Node:
+    made = {
+        "kind": stage.kind,
+        "version": stage.version,
+        "settings": result_settings(stage),
+        "cards": named,
+        "reads": [[slot, node.folder.name] for slot, node in reads if slot == "weights"],
+    }
+    hashes.save()
+    text = json.dumps(made, sort_keys=True, default=str)
+    folder = runs / f"{stage.kind}-{hashlib.sha256(text.encode()).hexdigest()[:DIGITS]}"
+    return Node(VERBS[stage.kind], stage, recipe, cards, json.loads(text), folder, reads)
+
+
+VERBS = {"evaluate": "eval", "export": "export"}  # stages made here are called as the verbs that make them
+
+
+def _folder(place: Path) -> Node:
+    given = task.load(place)
+    return Node(given.name, given.stage, Recipe(name=given.recipe), given.cards, given.what, place, [])
+
+
+def _content(place: Path, hashes: files.Hashes) -> dict[str, str | None]:
+    """What is in an exported folder."""
+    return {str(p.relative_to(place)): hashes.of(str(p)) for p in sorted(place.rglob("*")) if p.is_file()}
+
+
+def _precision(place: Path) -> Any:
+    """The precision a model was trained or is stored in; None where only its weights would tell."""
+    if (place / "stage.json").exists():
+        return getattr(task.load(place).stage, "precision", None)
+    own = next((p for p in (place / "config.json", place / "llm" / "config.json") if p.exists()), None)
+    given = _config(own) if own else {}
+    stored = given.get("dtype") or given.get("torch_dtype")  # as transformers called it before 5
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(str(stored))
+
+
+def _config(place: Path) -> dict[str, Any]:
+    """A checkpoint's config.json; empty where that is something else."""
+    given = files.read_json(place)
+    return given if isinstance(given, dict) else {}
+
+
+def benches(names: Sequence[str], data: Path | None, registry: Registry) -> list[Part]:
+    """Benchmarks by name; `data`, where it is given, goes to those that read a folder; a RunError where none does."""
+    found = []
+    for name in names:
+        card = registry.card("benchmarks", name)
+        reads = "data" in (signatures.takes(card.target) or ()) and "/" in str(card.args.get("data", "/"))
+        found.append(Part(name, {"data": str(data.absolute())} if data and reads else {}))
+    if data and not any(part.args for part in found):
+        what = f"{', '.join(names)} {'read' if len(names) > 1 else 'reads'} no folder, and --data names one"
+        raise RunError(what, at=str(data), fix="leave --data out, or name a benchmark that has files: pope")
+    return found
+
+
+def scores(folder: Path) -> dict[str, dict[str, float]]:
+    """{benchmark: {metric: value}} of a finished evaluation."""
+    found: dict[str, dict[str, float]] = files.read_json(folder / "stage.json")["metrics"]
+    return found

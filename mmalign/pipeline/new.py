@@ -1,0 +1,55 @@
+"""A starting point in the user's own folder: a recipe, or a package with a part that mmalign finds."""
+
+import os
+import re
+from importlib.resources import files as resources
+from pathlib import Path
+
+import jinja2
+
+from mmalign.errors import RunError, nearest
+from mmalign.io import files
+from mmalign.plan.read import shipped
+
+KINDS = {"recipe": "recipe", "adapter": "adapters", "objective": "objectives", "data": "data"}
+
+
+def start(kind: str, name: str, folder: Path, base: str = "quickstart") -> list[Path]:
+    """Write the files of a start; nothing that exists is touched. Returns what was written.
+
+    kind: recipe, adapter, objective or data. base: the recipe a recipe extends.
+    """
+    if kind not in KINDS:
+        raise RunError(f"nothing to start from for {kind!r}", fix=nearest(kind, KINDS))
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise RunError(f"{name!r} cannot be a name here", fix="small letters, digits and -, such as my-adapter")
+    made = _recipe(name, folder, base) if kind == "recipe" else _package(KINDS[kind], name, folder / name)
+    if taken := [place for place in made if place.exists()]:
+        raise RunError(f"{taken[0]} is there already", at=str(taken[0]), fix="another name, or another DIR")
+    for place, text in made.items():
+        files.write(place, text)
+    return list(made)
+
+
+def _recipe(name: str, folder: Path, base: str) -> dict[Path, str]:
+    if base not in shipped() and not Path(base).is_file():
+        raise RunError(f"no recipe {base!r} to start from", fix=nearest(base, shipped()))
+    place = folder / f"{name}.yaml"
+    if base not in shipped():
+        base = os.path.relpath(base, folder)  # `extends` counts from the recipe's own folder
+    return {place: _filled("recipe.yaml", name=name, base=base, file=place.name)}
+
+
+def _package(family: str, name: str, folder: Path) -> dict[Path, str]:
+    module = name.replace("-", "_")
+    words = {"name": name, "family": family, "module": module, "cls": "".join(w.title() for w in name.split("-"))}
+    return {
+        folder / "pyproject.toml": _filled("pyproject.toml", **words),
+        folder / f"{module}.py": _filled(f"{family}.py", **words),
+        folder / f"test_{module}.py": _filled(f"test_{family}.py", **words),
+    }
+
+
+def _filled(template: str, **words: str) -> str:
+    text = resources("mmalign.pipeline").joinpath("starts", template).read_text(encoding="utf-8")
+    return str(jinja2.Template(text, keep_trailing_newline=True).render(**words))

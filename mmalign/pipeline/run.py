@@ -1,0 +1,236 @@
+"""Runs a plan: starts each stage that is not done as its own process, watches it, and says how it went."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmalign.errors import RunError, StageError, nearest
+from mmalign.io import files
+from mmalign.pipeline import task
+from mmalign.plan.graph import Node
+from mmalign.plan.recipe import Language, Train
+
+POLL = 0.05  # seconds between two looks at a running stage
+GRACE = 30  # seconds a stage is given to end after its owner was killed
+TAIL = 15  # lines of the log shown when a stage fails
+
+
+class Show(Protocol):
+    """What a front end is told while a plan runs."""
+
+    def begin(self, node: Node) -> None: ...
+    def event(self, node: Node, event: dict[str, Any]) -> None: ...
+    def end(self, node: Node, seconds: float) -> None: ...
+
+
+@dataclass
+class Launch:
+    """Where a stage runs: processes on this machine, or on the hosts of a DeepSpeed host file."""
+
+    devices: int = 1
+    hosts: Path | None = None
+
+    @property
+    def size(self) -> int:
+        """Processes of a stage; a RunError when the host file is none, or the two contradict each other."""
+        if not self.hosts:
+            return self.devices
+        if self.devices > 1:
+            what = f"--devices {self.devices} and --hosts {self.hosts} both say how many processes there are"
+            raise RunError(what, fix="--hosts alone: a host's slots are its processes")
+        try:
+            lines = [line.split("#")[0] for line in self.hosts.read_text(encoding="utf-8").splitlines()]
+            slots = [int(line.rpartition("slots=")[2]) for line in lines if line.strip()]
+            if not slots or min(slots) < 1:
+                raise ValueError("every host needs a slot")
+        except (OSError, ValueError) as err:
+            fix = "a file with lines like `host1 slots=8`"
+            raise RunError(f"{self.hosts} is no host file: {err}", at=str(self.hosts), fix=fix) from err
+        return sum(slots)
+
+    def command(self, node: Node) -> list[str]:
+        worker = ["mmalign.pipeline.worker", str(node.folder)]
+        if self.hosts and not node.stage.alone:
+            beside = shutil.which("deepspeed", path=str(Path(sys.executable).parent))  # a venv that is not activated
+            return [beside or "deepspeed", f"--hostfile={self.hosts}", "--no_local_rank", "--module", *worker]
+        if self.devices > 1 and not node.stage.alone:
+            return [sys.executable, "-m", *worker, f"--devices={self.devices}"]
+        return [sys.executable, "-m", *worker]
+
+
+class Failed(StageError):
+    """A stage process ended badly; `tail` holds the last lines of its log."""
+
+    def __init__(self, what: str, at: str, fix: str, tail: list[str]) -> None:
+        super().__init__(what, at=at, fix=fix)
+        self.tail = tail
+
+
+def run(nodes: Sequence[Node], launch: Launch, show: Show, force: Sequence[str] = ()) -> None:
+    """Run every stage that is not done, in order. Raises Failed at the first stage that fails."""
+    for name in force:
+        if name not in {node.name for node in nodes}:
+            raise RunError(f"--force {name}: no such stage", fix=nearest(name, {node.name for node in nodes}))
+    for node in nodes:
+        if node.name in force or not node.done:
+            _divides(node, launch)
+    for node in nodes:
+        if node.name in force:
+            set_aside(node)
+    for node in nodes:
+        if not node.done:
+            _run_one(node, launch, show)
+
+
+def _divides(node: Node, launch: Launch) -> None:
+    """Every process gets as many passes as the others."""
+    batch, micro = getattr(node.stage, "batch", 0), getattr(node.stage, "micro_batch", 1)
+    if isinstance(node.stage, (Train, Language)) and batch % (micro * launch.size):
+        what = f"stage {node.name!r}: batch {batch} is no multiple of micro_batch {micro} x {launch.size} devices"
+        at = node.recipe.where(f"stages.{node.name}.batch")
+        raise RunError(what, at=at, fix="another --devices, micro_batch or batch")
+
+
+def set_aside(node: Node) -> None:
+    """Rename a stage's folder out of the way; nothing is deleted."""
+    if node.folder.exists():
+        with locked(node.folder):
+            number = 1
+            while (old := node.folder.with_name(f"{node.folder.name}.old-{number}")).exists():
+                number += 1
+            node.folder.rename(old)
+    node.__dict__.pop("done", None)  # it was a cached answer
+
+
+def _run_one(node: Node, launch: Launch, show: Show) -> None:
+    node.__dict__.pop("done", None)
+    with locked(node.folder) as lock:
+        if node.done:  # another process finished it while we waited for our turn
+            return
+        if node.begun:
+            task.load(node.folder)  # refuses a folder of another format before anything is touched
+            files.sweep(node.folder)
+        task.save(node)
+        show.begin(node)
+        began = time.monotonic()
+        (node.folder / "error.json").unlink(missing_ok=True)
+        files.write(node.folder / "events.jsonl", "")
+        _watch(node, _start(node, launch, lock), lambda event: show.event(node, event))
+        show.end(node, time.monotonic() - began)
+    node.__dict__.pop("done", None)
+
+
+def _start(node: Node, launch: Launch, lock: int) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if not launch.hosts:
+        env["MMALIGN_PARENT"] = str(os.getpid())  # DeepSpeed's launcher stands between us and its workers
+    env.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if launch.devices > 1:
+        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.devices)))
+    command = launch.command(node)
+    if not shutil.which(command[0]):
+        raise RunError(f"cannot start {command[0]!r}: not installed", fix="pip install deepspeed")
+    with open(node.folder / "log.txt", "ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, pass_fds=[lock])
+
+
+def _watch(node: Node, child: subprocess.Popen[bytes], tell: Callable[[dict[str, Any]], None]) -> None:
+    events = _events(node.folder / "events.jsonl")
+    try:
+        while child.poll() is None:
+            for event in next(events):
+                tell(event)
+            time.sleep(POLL)
+    except BaseException:
+        child.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(10)
+        child.kill()
+        raise
+    for event in next(events):
+        tell(event)
+    if child.returncode or not (node.folder / "stage.json").exists():
+        raise _failure(node, child.returncode)
+
+
+def _events(place: Path) -> Iterator[list[dict[str, Any]]]:
+    """Endless: the events written since the last look, whole lines only."""
+    seen = 0
+    while True:
+        with open(place, "rb") as source:
+            source.seek(seen)
+            whole, newline, _ = source.read().rpartition(b"\n")
+        seen += len(whole) + len(newline)
+        yield [json.loads(line) for line in whole.splitlines() if line]
+
+
+def _failure(node: Node, code: int | None) -> Failed:
+    log = node.folder / "log.txt"
+    tail = log.read_text(errors="replace").splitlines()[-TAIL:]
+    if (node.folder / "error.json").exists():
+        given = files.read_json(node.folder / "error.json")
+        return Failed(f"stage {node.name!r}: {given['what']}", given["at"] or str(log), given["fix"], tail)
+    if code == task.FULL:
+        what, fix = "found no space left", "free some, or another --runs; the same command goes on"
+    elif code and code < 0:
+        what, fix = f"killed by signal {-code}", "the same command goes on; signal 9 often means out of memory"
+    else:
+        what, fix = f"ended with code {code}", "the last lines of its log are below"
+    return Failed(f"stage {node.name!r} {what}", str(log), fix, tail)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold a stage folder alone; the lock ends with the last process that holds it, killed or not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as err:
+        raise RunError(f"cannot write to {folder}: {err.strerror}", at=str(folder), fix="another --runs") from err
+    _take(handle, folder)
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int, folder: Path) -> None:
+    """Lock an open file; wait for it only where its owner was killed and the stage it began is still ending."""
+    patience = time.monotonic() + GRACE
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            owner = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
+            if not _gone(owner) or time.monotonic() > patience:
+                os.close(handle)
+                fix = "wait for it, or stop it"
+                raise RunError(f"{owner} is working in this folder", at=str(folder), fix=fix) from err
+            time.sleep(POLL)
+
+
+def _gone(owner: str) -> bool:
+    """Whether `process N on HOST` was a process of this machine and is none now."""
+    found = re.fullmatch(r"process (\d+) on (.*)", owner)
+    if not found or found[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,106 @@
+"""What a stage is handed (stage.yaml) and what it leaves behind (stage.json)."""
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmalign import __version__
+from mmalign.errors import RunError
+from mmalign.io import files, yaml
+from mmalign.plan.cards import Card
+from mmalign.plan.graph import FORMAT, Node
+from mmalign.plan.recipe import KINDS, Stage
+
+FULL = 28  # exit code of a stage that found no space left, so perhaps none for error.json
+
+
+@dataclass
+class Task:
+    folder: Path
+    name: str
+    recipe: str
+    seed: int
+    stage: Stage
+    cards: dict[str, Card]  # role: card
+    reads: list[tuple[str, Path]]  # (slot, the folder it is read from)
+    what: dict[str, Any]  # everything that can change the result, as fingerprinted
+    arms: list[str] = field(default_factory=list)  # of a study that use it; for its report: the arm of each of `reads`
+
+    def parent(self, slot: str) -> Path | None:
+        """The folder that fills a slot, or None where the recipe leaves it open."""
+        return next((folder for name, folder in self.reads if name == slot), None)
+
+
+def save(node: Node) -> None:
+    """Write stage.yaml: all the worker needs; it never sees the recipe."""
+    given = {
+        "format": FORMAT,
+        "mmalign": __version__,
+        "recipe": node.recipe.name,
+        "name": node.name,
+        "seed": node.recipe.seed,
+        "stage": asdict(node.stage),
+        "cards": {role: asdict(card) for role, card in node.cards.items()},
+        "reads": [[slot, other.folder.name] for slot, other in node.reads],
+        "arms": node.arms,
+        "what": node.what,
+    }
+    files.write(node.folder / "stage.yaml", yaml.dump(given))
+
+
+def load(folder: Path) -> Task:
+    """The task in a stage folder; a RunError when another format of mmalign wrote it."""
+    given = yaml.read(folder / "stage.yaml", RunError).raw
+    if given.get("format") != FORMAT:
+        what = f"{folder.name} was begun in format {given.get('format')!r}; this mmalign reads format {FORMAT}"
+        raise RunError(what, at=str(folder), fix="--force the stage, or another --runs folder")
+    try:
+        return _task(folder, given)
+    except (KeyError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as err:
+        what, fix = f"stage.yaml is damaged: {type(err).__name__}: {err}", "--force the stage, or another --runs folder"
+        raise RunError(what, at=str(folder / "stage.yaml"), fix=fix) from err
+
+
+def _task(folder: Path, given: dict[str, Any]) -> Task:
+    kind = KINDS[given["stage"]["kind"]]
+    stage = cast(Stage, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given["stage"])))
+    cards = {role: Card(**card) for role, card in given["cards"].items()}
+    reads = [(slot, folder.parent / other) for slot, other in given["reads"]]
+    basics = {key: given[key] for key in ("name", "recipe", "seed", "what", "arms")}
+    return Task(folder=folder, stage=stage, cards=cards, reads=reads, **basics)
+
+
+def finish(task: Task, results: Mapping[str, Any], began: float, devices: int) -> None:
+    """Write stage.json, last of all, so that a killed stage is not taken for done.
+
+    results: what the stage's `run` returned: `metrics`, `parts`, and whatever else readers of the folder need.
+    began: time.time() at the stage's start. devices: number of processes.
+    """
+    given = {
+        "format": FORMAT,
+        "mmalign": __version__,
+        "recipe": task.recipe,
+        "name": task.name,
+        "kind": task.stage.kind,
+        "seed": task.seed,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(time.time() - began, 2),
+        "devices": devices,
+        "hardware": {"machine": platform.machine(), "python": platform.python_version()},
+        "arms": task.arms,
+        "reads": [[slot, folder.name] for slot, folder in task.reads],
+        "what": task.what,
+        **results,
+    }
+    files.write_json(task.folder / "stage.json", given)
+
+
+def done(folder: Path) -> dict[str, Any]:
+    """The stage.json of a finished stage."""
+    return cast(dict[str, Any], files.read_json(folder / "stage.json"))

@@ -1,0 +1,97 @@
+"""One stage in one process (group): stage.yaml in, stage.json out."""
+
+import argparse
+import ctypes
+import errno
+import importlib
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mmalign.errors import MMAlignError, StageError
+from mmalign.io import files
+from mmalign.pipeline import task
+
+
+def main() -> int:
+    args = argparse.ArgumentParser(prog="mmalign.pipeline.worker")
+    args.add_argument("folder", type=Path)
+    args.add_argument("--devices", type=int, default=0)  # more than 1: start that many of us with torchrun
+    given = args.parse_args()
+    _die_with_parent()
+    if given.devices > 1:
+        return _spread(given.folder, given.devices)
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        run(given.folder, rank)
+    except MMAlignError as err:
+        return _fail(given.folder, err)
+    except Exception as err:
+        if not _full(err):
+            raise
+        at = str(getattr(err, "filename", None) or given.folder)
+        fix = "free some, or another --runs; the same command goes on"
+        return _fail(given.folder, StageError(f"no space left: {err}", at=at, fix=fix), task.FULL)
+    return 0
+
+
+def _full(err: Exception) -> bool:
+    """Whether a write found no space; safetensors has its own exception for it."""
+    code = getattr(err, "errno", None)
+    if type(err).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(err))):
+        code = int(found[1])
+    return code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def run(folder: Path, rank: int) -> None:
+    """Run the stage in a folder; rank 0 writes its stage.json."""
+    began = time.time()
+    given = task.load(folder)
+    stage = importlib.import_module(f"mmalign.stages.{given.stage.kind}")
+    results: dict[str, Any] = stage.run(given)
+    if rank == 0:
+        task.finish(given, results, began, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _spread(folder: Path, devices: int) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    os.environ["MMALIGN_PARENT"] = str(os.getpid())
+    try:
+        torchrun(["--standalone", f"--nproc-per-node={devices}", "-m", "mmalign.pipeline.worker", str(folder)])
+    except ChildFailedError as err:  # its own summary of who failed first; the workers wrote what went wrong
+        logging.error("%s", err)
+        _, first = err.get_first_failure()
+        return task.FULL if first.exitcode == task.FULL else 1
+    except Exception as err:
+        logging.error("%s", err)
+        return 1
+    return 0
+
+
+def _fail(folder: Path, err: MMAlignError, code: int = 0) -> int:
+    logging.error("%s", err)
+    with suppress(OSError):
+        files.write_json(folder / "error.json", {"what": err.what, "at": err.at, "fix": err.fix})
+    return code or err.exit_code
+
+
+def _die_with_parent() -> None:
+    """Where the system can (Linux): a worker whose parent is killed is killed too, and frees its folder."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if (parent := os.environ.get("MMALIGN_PARENT")) and os.getppid() != int(parent):
+            os._exit(1)  # it died before we could ask
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""Does a recipe fit together? Answered from the cards' facts, before any weight is loaded."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+from mmalign.errors import CheckError, MMAlignError, nearest
+from mmalign.io import files
+from mmalign.io.wordlist import read_words
+from mmalign.plan.cards import Card, Registry
+from mmalign.plan.graph import cards_of, order
+from mmalign.plan.recipe import Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train
+from mmalign.plan.references import NotThereError, paths, targets
+
+
+def check(variants: Sequence[Recipe], registry: Registry | None = None, ahead: bool = False) -> list[str]:
+    """Raise the first thing that is wrong; returns notes a reader should see.
+
+    ahead: what the data folder lacks are notes, so that a recipe can be planned before its data is fetched.
+    """
+    registry = registry or Registry(variants[0].registry)
+    found = []
+    for recipe in variants:
+        for problem in problems(recipe, registry):
+            if not (ahead and isinstance(problem, NotThereError)):
+                raise problem
+            found.append(problem.what)
+    found += [note for recipe in variants for note in notes(recipe, registry)]
+    return list(dict.fromkeys([*found, *_equal_arms(variants)]))
+
+
+def _equal_arms(variants: Sequence[Recipe]) -> Iterator[str]:
+    """Arms are there to be compared. The usual slip: a mapping meant to replace one, which is laid over it."""
+    for one, other in combinations(variants, 2):
+        if one.seed == other.seed and (one.model, one.stages) == (other.model, other.stages):
+            yield f"the arms {one.arm!r} and {other.arm!r} are the same; null takes a thing away: objectives.sea: null"
+
+
+def problems(recipe: Recipe, registry: Registry) -> Iterator[MMAlignError]:
+    """Everything that is wrong with one variant of a recipe."""
+    try:
+        order(recipe)
+    except MMAlignError as err:
+        yield err
+        return
+    for name, stage in recipe.stages.items():
+        try:
+            cards = cards_of(recipe, name, registry)
+        except MMAlignError as err:
+            yield err
+            continue
+        yield from _needed(recipe, name, stage)
+        yield from targets(recipe, name, cards)
+        yield from paths(cards)
+        yield from protocols(recipe, name, stage, cards)
+        yield from _images(recipe, name, stage, cards)
+        yield from _labels(recipe, name, stage, cards)
+        if isinstance(stage, Train):
+            yield from _train(recipe, name, stage, cards)
+        if isinstance(stage, (Train, Evaluate)):
+            yield from _model(recipe, cards)
+            yield from _held(recipe, cards)
+        if isinstance(stage, (Train, Language, Contrast)) and stage.optim.name == "muon" and stage.engine.zero:
+            yield _problem(recipe, name, "engine.zero", "muon steps on whole matrices", "engine: {zero: 0}")
+
+
+def _images(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Stages that look at images need some."""
+    if not isinstance(stage, (Label, Contrast)):
+        return
+    if not cards["data"].facts.get("images", True):
+        yield _problem(recipe, name, "data", f"{cards['data'].name} has no images", "data with images")
+    if "labels" in cards and cards["labels"].facts.get("truth"):
+        what = f"{cards['labels'].name} takes the data's own words, which need no store"
+        fix = f"labels: {cards['labels'].name} in the training stage, without this one"
+        yield _problem(recipe, name, "source", what, fix)
+
+
+def _problem(recipe: Recipe, stage: str, key: str, what: str, fix: str) -> CheckError:
+    return CheckError(f"stage {stage!r}: {what}", at=recipe.where(f"stages.{stage}.{key}"), fix=fix)
+
+
+def _needed(recipe: Recipe, name: str, stage: Stage) -> Iterator[MMAlignError]:
+    """Parts and edges a stage cannot do without."""
+    for part in stage.parts:
+        if getattr(recipe.model, part) is None:
+            what = f"stage {name!r} (kind {stage.kind}) has no {part}"
+            yield CheckError(what, at=recipe.where("model"), fix=f"model: {{{part}: NAME}}   (mmalign list)")
+    if isinstance(stage, Report) and not stage.reads.scores:
+        fix = "reads: {scores: <a stage of kind evaluate>}"
+        yield _problem(recipe, name, "reads", "a report needs scores to read", fix)
+    if isinstance(stage, Evaluate) and not stage.bench:
+        yield _problem(recipe, name, "bench", "no benchmark is named", "bench: [toy-pope]   (mmalign list benchmarks)")
+
+
+def protocols(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Does every benchmark know the rules it is to be scored by? A card that does not tell knows the official ones."""
+    if not isinstance(stage, Evaluate):
+        return
+    for part in stage.bench:
+        known = cards[f"bench.{part.card}"].facts.get("protocols", ["official"])
+        if stage.protocol not in known:
+            what = f"{part.card} has no protocol {stage.protocol!r}"
+            yield _problem(recipe, name, "protocol", what, nearest(stage.protocol, known))
+
+
+def _labels(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Can the label source know words at all, and is there a store where one is named?"""
+    key = "source" if isinstance(stage, Label) else "labels"
+    if (encoder := cards.get("labels.encoder")) and encoder.facts.get("text") is False:
+        what = f"{cards['labels'].name} compares patches with words, and {encoder.name} has no text tower"
+        fix = "an encoder with one, such as clip-vit-l-336; the model may keep its own"
+        yield _problem(recipe, name, key, what, fix)
+    if "labels" in cards and cards["labels"].target.startswith("mmalign.labels."):
+        yield from _word_list(cards["labels"].args.get("words"))
+    if isinstance(stage, Train) and stage.labels and stage.labels.store:
+        place = files.local(stage.labels.store)
+        if place and not files.exists(place / "header.json"):
+            what = f"there is no label store in {stage.labels.store}"
+            yield _problem(recipe, name, "labels.store", what, "the folder `labels` of a finished stage of kind label")
+
+
+def _word_list(spec: object) -> Iterator[MMAlignError]:
+    """What is wrong with a local word list; `paths` says it where there is none."""
+    if isinstance(spec, str) and (place := files.local(spec)) and files.exists(place):
+        try:
+            read_words(spec)
+        except MMAlignError as err:
+            yield err
+
+
+def _model(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Do vision encoder, adapter and language model fit? Facts a card does not give are not checked."""
+    vision, adapter, llm = (cards.get(role) for role in ("vision", "adapter", "llm"))
+    if not (vision and adapter and llm):
+        return
+    at = recipe.where("model.adapter")
+    wide, wanted = vision.facts.get("dim"), llm.facts.get("dim")
+    if adapter.facts.get("same_width") and wide and wanted and wide != wanted:
+        what = f"adapter {adapter.name!r} keeps the width, but {vision.name} is {wide} wide and {llm.name} {wanted}"
+        yield CheckError(what, at=at, fix="an adapter that maps widths, such as mlp2x-gelu")
+    grid, factor = vision.facts.get("grid"), adapter.args.get(adapter.facts.get("divides", ""))
+    if grid and isinstance(factor, int) and (factor < 1 or any(side % factor for side in grid)):
+        what = f"adapter {adapter.name!r} joins squares of {factor} x {factor} patches, "
+        what += f"and {vision.name} has {grid[0]} x {grid[1]}"
+        yield CheckError(what, at=at, fix=f"{adapter.facts['divides']}: a divisor of both, or another encoder")
+    come, go = adapter.facts.get("patch_dim", wide), adapter.facts.get("llm_dim", wanted)
+    if None not in (wide, wanted) and (come, go) != (wide, wanted):  # one that has weights
+        what = f"adapter {adapter.name!r} was trained for {come} to {go}"
+        what += f", but {vision.name} is {wide} wide and {llm.name} {wanted}"
+        yield CheckError(what, at=at, fix="the parts it was trained with")
+
+
+# how a CausalLM of ours holds its weights and learns: what is allowed, in words, an example
+HELD: dict[str, tuple[Callable[[Any], bool], str, str]] = {
+    "bits": (lambda bits: bits in (4, 8), "4 or 8", "4"),
+    "lora": (lambda rank: isinstance(rank, int) and rank >= 1, "a rank of 1 or more", "16"),
+    "lora_alpha": (lambda alpha: alpha > 0, "above 0", "32"),
+    "lora_dropout": (lambda share: 0 <= share < 1, "at least 0 and below 1", "0.05"),
+}
+
+
+def _held(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Are the numbers of LoRA and of few bits possible?"""
+    llm = cards.get("llm")
+    if llm is None or llm.target != "mmalign.llms.causal.CausalLM":
+        return
+    for arg, (fits, words, example) in HELD.items():
+        value = llm.args.get(arg)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and fits(value)):
+            at = recipe.where(f"model.llm.args.{arg}")
+            yield CheckError(f"{arg} is {words}, not {value!r}", at=at, fix=f"{arg}: {example}")
+
+
+def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    if not stage.trains:
+        yield _problem(recipe, name, "trains", "nothing is trained", "trains: [adapter]")
+    if not stage.objectives:
+        yield _problem(recipe, name, "objectives", "no objective", "objectives: {lm: 1.0}")
+    bits = cards["llm"].args.get("bits")
+    if bits and "llm" in stage.trains and not cards["llm"].args.get("lora"):
+        what = f"weights held in {bits} bits cannot learn"
+        yield _problem(recipe, name, "trains", what, f"llm: {{args: {{bits: {bits}, lora: 16}}}}")
+    if bits and stage.engine.zero == 3:
+        yield _problem(recipe, name, "engine.zero", f"ZeRO 3 cannot divide weights in {bits} bits", "engine: {zero: 2}")
+    if stage.batch % stage.micro_batch:
+        what = f"batch {stage.batch} is no multiple of micro_batch {stage.micro_batch}"
+        yield _problem(recipe, name, "batch", what, "micro_batch: a divisor of batch")
+    if stage.labels and stage.reads.labels:
+        what = "labels come from `labels` and from `reads.labels`"
+        yield _problem(recipe, name, "labels", what, "keep one of the two")
+    if not cards["data"].facts.get("images", True) and "adapter" in stage.trains:
+        what = f"{cards['data'].name} has no images, so the adapter would learn nothing"
+        yield _problem(recipe, name, "data", what, "data with images")
+    for objective in stage.objectives:
+        yield from _objective(recipe, name, stage, cards, objective)
+    if "labels" in cards and cards["labels"].facts.get("truth") and not cards["data"].facts.get("truth", True):
+        what = f"{cards['labels'].name} takes the data's own words, and {cards['data'].name} has none"
+        yield _problem(recipe, name, "labels", what, "data with per-patch truth, or another label source")
+
+
+def _objective(
+    recipe: Recipe, name: str, stage: Train, cards: dict[str, Card], objective: str
+) -> Iterator[MMAlignError]:
+    facts = cards[f"objectives.{objective}"].facts
+    if "labels" in facts.get("needs", []) and not (stage.labels or stage.reads.labels):
+        fix = "labels: {source: NAME, keep: 10}, or reads: {labels: <a stage of kind label>}"
+        yield _problem(recipe, name, f"objectives.{objective}", f"{objective} needs labels", fix)
+    if facts.get("per_patch") and not cards["adapter"].facts.get("keeps_grid", True):
+        what = f"{objective} supervises single patches, and {cards['adapter'].name} does not keep the grid"
+        yield _problem(recipe, name, f"objectives.{objective}", what, "an adapter with keeps_grid, such as mlp2x-gelu")
+    if "layers" in facts.get("needs", []):
+        yield from _refining(recipe, name, cards, objective)
+
+
+def _refining(recipe: Recipe, name: str, cards: dict[str, Card], objective: str) -> Iterator[MMAlignError]:
+    """Does the language model have the layers whose outputs are the targets? Left out, they are half of them."""
+    layers, llm = cards[f"objectives.{objective}"].args.get("layers"), cards["llm"]
+    key = f"objectives.{objective}.args.layers"
+    if layers is not None and (isinstance(layers, bool) or not isinstance(layers, int) or layers < 1):
+        what = f"{objective}: layers must be a whole number of at least 1, got {layers!r}"
+        yield _problem(recipe, name, key, what, "layers: 1 to all of the language model's; the paper takes half")
+    elif layers is not None and layers > (depth := llm.facts.get("layers", layers)):
+        what = f"{objective}: layers is {layers}, and {llm.name} has {depth}"
+        yield _problem(recipe, name, key, what, f"layers: 1 to {depth}; the paper takes half, {depth // 2}")
+
+
+def notes(recipe: Recipe, registry: Registry) -> Iterator[str]:
+    """What is allowed but should not go unseen."""
+    for name, stage in recipe.stages.items():
+        cards = cards_of(recipe, name, registry)
+        encoder = cards.get("labels.encoder")
+        own = recipe.model.vision
+        if not encoder or not own or (isinstance(stage, Label) and not _labels_used(recipe, name)):
+            continue
+        vision = registry.card("vision", own.card)
+        if encoder.name != vision.name:
+            ours, theirs = vision.facts.get("grid"), encoder.facts.get("grid")
+            more = f"; its {theirs} grid is resampled to {ours}" if ours and theirs and ours != theirs else ""
+            yield f"stage {name!r}: labels come from {encoder.name}, the model sees through {vision.name}{more}"
+
+
+def _labels_used(recipe: Recipe, name: str) -> bool:
+    return any(stage.reads.labels == name for stage in recipe.stages.values())

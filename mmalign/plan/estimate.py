@@ -1,0 +1,208 @@
+"""What a training stage will take, from its cards' facts: parameters, tokens, steps, memory and disk. Estimates.
+
+Letters: C width of a patch, D width of the language model, P patches, Q visual tokens.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mmalign.plan.cards import Card
+from mmalign.plan.graph import Node
+from mmalign.plan.recipe import Label, Train
+
+TEXT = 64  # tokens of text a sample, where the data's facts do not say
+GIB = 1 << 30
+# bytes a parameter: weights and gradients as DeepSpeed keeps them, and AdamW's fp32 weight and two moments
+BYTES = {
+    "bf16": {"weights": 2, "gradients": 4, "optimizer": 12},
+    "fp32": {"weights": 4, "gradients": 4, "optimizer": 8},
+}
+SPREAD = {"weights": 3, "gradients": 2, "optimizer": 1}  # the ZeRO stage from which devices share it
+OFFLOADED = {"weights": 3, "optimizer": 1}  # and from which `offload` keeps it in CPU memory
+MLPS = ("mmalign.adapters.mlp.MLP", "mmalign.integrations.llava.projector")  # what takes `depth` layers
+KEPT = 34  # bytes of 16-bit activations a patch, width and layer (arXiv 2205.05198, eq. 1, attention's own left out)
+
+
+@dataclass
+class Estimate:
+    """None: the facts do not say."""
+
+    parameters: dict[str, int | None] = field(default_factory=dict)  # by part
+    trained: int | None = None
+    visual: int | None = None  # tokens an image becomes
+    tokens: int | None = None  # a sample
+    steps: int | None = None
+    memory: dict[str, dict[str, float]] = field(default_factory=dict)  # "ZeRO n": {weights, ..., total} GiB a device
+    checkpoint: float | None = None  # GiB on disk while it runs
+    store: float | None = None  # GiB of a label store
+
+
+def of(node: Node, devices: int = 1) -> Estimate | None:
+    """The estimate of a training or labelling stage; None for other kinds."""
+    if isinstance(node.stage, Label):
+        return _label(node.stage, node.cards)
+    return _train(node.stage, node.cards, devices) if isinstance(node.stage, Train) else None
+
+
+def _label(stage: Label, cards: Mapping[str, Card]) -> Estimate:
+    rows, grid = cards["data"].facts.get("rows"), _fact(cards, "labels.encoder", "grid")
+    size = None if rows is None or grid is None else rows * grid[0] * grid[1] * stage.keep * 4 / GIB
+    return Estimate(store=size)
+
+
+def _train(stage: Train, cards: Mapping[str, Card], devices: int) -> Estimate:
+    found = Estimate()
+    grid, patch, dim = _fact(cards, "vision", "grid"), _fact(cards, "vision", "dim"), _fact(cards, "llm", "dim")
+    found.visual = visual_tokens(cards.get("adapter"), grid)
+    found.parameters = {
+        "vision": _fact(cards, "vision", "parameters"),
+        "adapter": adapter_parameters(cards.get("adapter"), patch, dim),
+        "llm": _fact(cards, "llm", "parameters"),
+    }
+    lora = cards["llm"].args.get("lora") if "llm" in cards else None
+    learned = found.parameters if lora is None else found.parameters | {"llm": lora_parameters(cards["llm"])}
+    sizes = [learned[part] for part in stage.trains]
+    found.trained = None if None in sizes else sum(size for size in sizes if size)
+    text = cards["data"].facts.get("tokens", TEXT)
+    found.tokens = None if found.visual is None else min(stage.max_length, found.visual + text)
+    rows = cards["data"].facts.get("rows")
+    found.steps = stage.steps or (math.ceil(stage.epochs * rows / stage.batch) if rows else None)
+    if None not in found.parameters.values() and found.tokens and found.trained is not None:
+        found.memory = _memory(stage, cards, found, devices)
+    if found.trained is not None:
+        found.checkpoint = found.trained * 12 / GIB  # fp32 weight and two moments
+    return found
+
+
+def _fact(cards: Mapping[str, Card], role: str, key: str) -> Any:
+    return cards[role].facts.get(key) if role in cards else None
+
+
+def visual_tokens(adapter: Card | None, grid: Any) -> int | None:
+    """Q from the adapter's facts: the grid's patches, fewer by a factor, or a number of its own."""
+    if adapter is None or grid is None:
+        return None
+    if adapter.facts.get("keeps_grid"):
+        return int(grid[0] * grid[1])
+    if (factor := adapter.args.get(adapter.facts.get("divides", ""))) is not None:
+        return int((grid[0] // factor) * (grid[1] // factor))
+    found = adapter.args.get(adapter.facts.get("tokens", ""))
+    return None if found is None else int(found)
+
+
+def adapter_parameters(adapter: Card | None, patch: int | None, dim: int | None) -> int | None:
+    """Of an MLP of `depth` layers, or of a card whose facts count them: `{of: its args, CD: 2, D: 1, '1': 3}` is
+    2 CD + D + 3."""
+    if adapter is None or patch is None or dim is None:
+        return None
+    if adapter.facts.get("same_width"):
+        return 0
+    if adapter.target in MLPS:
+        depth = adapter.args.get("depth", 2)
+        return int(patch * dim + dim + (depth - 1) * (dim * dim + dim))
+    counted = dict(adapter.facts.get("parameters", {}))
+    if counted.pop("of", None) != adapter.args:  # others than the card's own
+        return None
+    sizes = {"1": 1, "C": patch, "D": dim}
+    return int(sum(times * math.prod(sizes[letter] for letter in term) for term, times in counted.items()))
+
+
+def lora_parameters(llm: Card) -> int | None:
+    """Of LoRA's updates: rank x (inputs + outputs) of every target layer."""
+    facts, targets = llm.facts, llm.args.get("lora_targets", "all-linear")
+    if not {"dim", "layers", "heads", "kv_heads", "inner"} <= facts.keys():
+        return None
+    dim, inner, size = facts["dim"], facts["inner"], facts.get("head_dim", facts["dim"] // facts["heads"])
+    wide, keys = facts["heads"] * size, facts["kv_heads"] * size
+    first, gates = {"q_proj": wide, "k_proj": keys, "v_proj": keys}, {"gate_proj": inner, "up_proj": inner}
+    if facts.get("family") == "phi3":
+        first, gates = {"qkv_proj": wide + 2 * keys}, {"gate_up_proj": 2 * inner}
+    ends = {name: dim + out for name, out in {**first, **gates, "o_proj": wide, "down_proj": inner}.items()}
+    chosen = ends if targets == "all-linear" else targets
+    if isinstance(chosen, str) or not set(chosen) <= ends.keys():
+        return None
+    return int(llm.args["lora"] * facts["layers"] * sum(ends[name] for name in chosen))
+
+
+def _memory(stage: Train, cards: Mapping[str, Card], found: Estimate, devices: int) -> dict[str, dict[str, float]]:
+    every = sum(size for size in found.parameters.values() if size)
+    if bits := cards["llm"].args.get("bits"):  # as many parameters as would take the same memory
+        every -= (found.parameters["llm"] or 0) * (1 - bits / 8 / BYTES[stage.precision]["weights"])
+    count = {"weights": every, "gradients": found.trained or 0, "optimizer": found.trained or 0}
+    active = (
+        activations(stage, cards["llm"], found.tokens or 0, found.visual or 0) + seeing(stage, cards["vision"])
+    ) / GIB
+    table = {}
+    for zero in range(4):
+        share = {
+            part: count[part] * size / GIB / (devices if zero >= SPREAD[part] else 1)
+            for part, size in BYTES[stage.precision].items()
+        }
+        if stage.engine.offload:
+            share |= {part: 0.0 for part, least in OFFLOADED.items() if zero >= least}
+        table[f"ZeRO {zero}"] = {**share, "activations": active, "total": sum(share.values()) + active}
+    return table
+
+
+def activations(stage: Train, llm: Card, tokens: int, visual: int) -> float:
+    """Bytes of one pass: what a decoder layer keeps for its backward pass, and the logits of the text.
+
+    tokens: of a sample; visual: how many of them have no logits.
+
+    A layer keeps its norms' inputs in fp32 and, in the model's precision, queries, keys, values, attention's output
+    and the four vectors of a gated MLP; with a frozen language model its linear layers keep nothing, with
+    checkpointing a layer keeps its input alone.
+    """
+    size = BYTES[stage.precision]["weights"]
+    facts = llm.facts
+    dim, inner, layers = facts.get("dim", 0), facts.get("inner", 4 * facts.get("dim", 0)), facts.get("layers", 0)
+    keys = dim * facts.get("kv_heads", 1) // max(1, facts.get("heads", 1))
+    layer = 8 * dim + size * ((5 if "llm" in stage.trains else 2) * dim + 2 * keys + 4 * inner)
+    kept = layers * size * dim + layer if stage.engine.checkpointing else layers * layer
+    text = stage.micro_batch * max(0, tokens - visual)
+    return float(stage.micro_batch * tokens * kept + text * facts.get("vocab", 0) * (size + 8))
+
+
+def as_json(found: Estimate | None) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)
+
+
+def lines(found: Estimate) -> list[str]:
+    """For the reader of a plan; `?` where the cards' facts do not say."""
+    if not found.parameters:
+        return [f"label store: {_size(found.store)}"]
+    parts = ", ".join(f"{part} {_count(size)}" for part, size in found.parameters.items())
+    totals = ", ".join(f"{name} {_size(part['total'])}" for name, part in found.memory.items()) or "?"
+    return [
+        f"parameters: {parts}; trained {_count(found.trained)}",
+        f"tokens a sample: about {_count(found.tokens)}, {_count(found.visual)} of them visual; "
+        f"steps: {'?' if found.steps is None else f'{found.steps:,}'}",
+        f"memory a device: about {totals}; checkpoint: {_size(found.checkpoint)}",
+    ]
+
+
+def _size(gib: float | None) -> str:
+    if gib is None:
+        return "?"
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.1f} MiB"
+
+
+def seeing(stage: Train, vision: Card) -> float:
+    """Bytes of what a trained encoder keeps of one pass for its backward pass; a frozen one keeps nothing."""
+    if "vision" not in stage.trains:
+        return 0.0
+    facts = vision.facts
+    rows, columns = facts.get("grid", (0, 0))
+    each = KEPT * BYTES[stage.precision]["weights"] / 2
+    return float(each * stage.micro_batch * rows * columns * facts.get("dim", 0) * facts.get("layers", 0))
+
+
+def _count(number: int | None) -> str:
+    if number is None:
+        return "?"
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)

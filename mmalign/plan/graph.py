@@ -1,0 +1,253 @@
+"""The stage graph: what runs, in what order, and what is already done.
+
+A stage is done when <runs>/<kind>-<fingerprint>/stage.json exists. That file is written last, so a killed stage is
+never taken for a finished one; a changed recipe gets a new folder, so nothing is overwritten; and two recipes, or two
+arms of a study, that need the same labels share them.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from mmalign.errors import CardError, GraphError, RunError, nearest
+from mmalign.io import files
+from mmalign.plan.cards import SHIPPED, Card, Registry
+from mmalign.plan.recipe import KINDS, Evaluate, Label, Part, Recipe, Report, Stage
+
+FORMAT = 1  # of stage.yaml, stage.json and the folders they stand in
+FINISHED = ("name", "kind", "seed", "what", "reads", "metrics")  # what others read of a stage.json
+DIGITS = 12  # hex digits of a fingerprint in a folder's name
+# arguments of a card that name another card: (argument, in these families, the family it names)
+INNER = (("encoder", ("labels", "vision"), "vision"), ("data", ("benchmarks",), "data"))
+
+
+@dataclass
+class Node:
+    """One stage of one or several arms that share it."""
+
+    name: str
+    stage: Stage
+    recipe: Recipe
+    cards: dict[str, Card]  # role: card
+    what: dict[str, Any]  # everything that can change what the stage writes
+    folder: Path
+    reads: list[tuple[str, "Node"]]
+    arms: list[str] = field(default_factory=list)  # "arm, seed N" of every variant that uses it
+
+    @cached_property
+    def done(self) -> bool:
+        """Whether its stage.json exists; a RunError when another format of mmalign wrote it."""
+        found = self.folder / "stage.json"
+        if not found.exists():
+            return False
+        fix = f"another --runs folder, or --force {self.name} (keeps the old folder aside)"
+        given = files.read_json(found, fix=fix)
+        if not isinstance(given, dict) or given.get("format") != FORMAT:
+            theirs = given.get("format") if isinstance(given, dict) else None
+            what = f"{self.folder.name} was written in format {theirs!r}; this mmalign reads format {FORMAT}"
+            raise RunError(what, at=str(found), fix=fix)
+        if missing := [key for key in FINISHED if key not in given]:
+            raise RunError(f"{self.folder.name}: stage.json lacks {missing[0]!r}", at=str(found), fix=fix)
+        return True
+
+    @property
+    def begun(self) -> bool:
+        return not self.done and (self.folder / "stage.yaml").exists()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.folder.name.rpartition("-")[2]
+
+
+def plan(variants: Sequence[Recipe], runs: str | Path = "runs", registry: Registry | None = None) -> list[Node]:
+    """The stages of a recipe's variants in the order they run, equal ones once."""
+    registry = registry or Registry(variants[0].registry)
+    runs = Path(runs)
+    hashes = files.Hashes(runs / ".hashes.json")
+    made: dict[str, Node] = {}
+    reports: dict[str, tuple[Recipe, list[tuple[str, Node]]]] = {}
+    for recipe in variants:
+        own: dict[str, Node] = {}
+        for name in order(recipe):
+            stage = recipe.stages[name]
+            reads = [(slot, own[other]) for slot, other in stage.reads.edges()]
+            if isinstance(stage, Report):
+                reports.setdefault(name, (recipe, []))[1].extend((_arm(recipe), node) for _, node in reads)
+                continue
+            node = _node(recipe, name, reads, runs, registry, hashes)
+            own[name] = made.setdefault(str(node.folder), node)
+            own[name].arms.append(_arm(recipe))
+    for name, (recipe, scores) in reports.items():  # one report for the whole study
+        node = _node(recipe, name, [("scores", n) for _, n in scores], runs, registry, hashes, scores)
+        made[str(node.folder)] = node
+    hashes.save()
+    return list(made.values())
+
+
+def _arm(recipe: Recipe) -> str:
+    return f"{recipe.arm or 'seed'} {recipe.seed}" if recipe.matrix else ""
+
+
+def order(recipe: Recipe) -> list[str]:
+    """Stage names, each after those it reads."""
+    stages = recipe.stages
+    for name, stage in stages.items():
+        for slot, other in stage.reads.edges():
+            _edge(recipe, name, stage, slot, other)
+    edges = {name: [other for _, other in stage.reads.edges()] for name, stage in stages.items()}
+    try:
+        return list(TopologicalSorter(edges).static_order())
+    except CycleError as err:
+        circle = err.args[1]
+        at, fix = recipe.where(f"stages.{circle[1]}.reads"), "take one of the `reads` out"
+        raise GraphError(f"stages read each other in a circle: {' -> '.join(circle)}", at=at, fix=fix) from err
+
+
+def _edge(recipe: Recipe, name: str, stage: Stage, slot: str, other: str) -> None:
+    at = recipe.where(f"stages.{name}.reads.{slot}")
+    if other not in recipe.stages:
+        fix = nearest(other, [n for n in recipe.stages if n != name])
+        raise GraphError(f"stage {name!r} reads {slot} from {other!r}, which is no stage", at=at, fix=fix)
+    if slot not in stage.takes:
+        can = ", ".join(stage.takes) or "nothing"
+        raise GraphError(f"a stage of kind {stage.kind} reads no {slot}", at=at, fix=f"it can read: {can}")
+    if slot not in KINDS[recipe.stages[other].kind].gives:
+        kinds = " or ".join(kind for kind, cls in KINDS.items() if slot in cls.gives)
+        kind = recipe.stages[other].kind
+        raise GraphError(f"stage {other!r} (kind {kind}) gives no {slot}", at=at, fix=f"read it from a {kinds} stage")
+
+
+def named(recipe: Recipe, name: str) -> Iterator[tuple[str, str, Part, str]]:
+    """(role, family, part, dotted key) of every part a stage uses."""
+    stage: Stage = recipe.stages[name]
+    keys = {"labels": "source" if isinstance(stage, Label) else "labels.source", "gate": "gate.bench"}
+    for number, (role, family, part) in enumerate(stage.named()):
+        key = f"bench.{number}" if isinstance(stage, Evaluate) else keys.get(role, role)
+        yield role, family, part, f"stages.{name}.{key}"
+    for role, family in (("vision", "vision"), ("adapter", "adapters"), ("llm", "llms")):
+        if role in stage.parts and (part := getattr(recipe.model, role)):
+            yield role, family, part, f"model.{role}"
+
+
+def cards_of(recipe: Recipe, name: str, registry: Registry) -> dict[str, Card]:
+    """{role: card} of every part a stage uses, with the cards that those name themselves (`role.encoder`)."""
+    found: dict[str, Card] = {}
+    for role, family, part, key in named(recipe, name):
+        found |= _with_inner(role, family, part, registry, recipe.where(key))
+    return found
+
+
+def _with_inner(role: str, family: str, part: Part, registry: Registry, at: str) -> Iterator[tuple[str, Card]]:
+    try:
+        card = registry.card(family, part.card)
+        card = registry.filled(replace(card, args={**card.args, **part.args}))
+    except CardError as err:
+        raise CardError(err.what, at=err.at or at, fix=err.fix) from err
+    yield role, card
+    for key, of, inner_family in INNER:
+        inner = card.args.get(key)
+        if family in of and isinstance(inner, str) and "/" not in inner:
+            yield from _with_inner(f"{role}.{key}", inner_family, Part(inner), registry, f"{card.path}  args.{key}")
+
+
+def _node(
+    recipe: Recipe,
+    name: str,
+    reads: Sequence[tuple[str, Node]],
+    runs: Path,
+    registry: Registry,
+    hashes: files.Hashes,
+    scores: Sequence[tuple[str, Node]] = (),
+) -> Node:
+    stage: Stage = recipe.stages[name]
+    cards = cards_of(recipe, name, registry)
+    what = {
+        "kind": stage.kind,
+        "version": stage.version,
+        **({"seed": recipe.seed} if stage.seeded else {}),
+        "settings": (settings := result_settings(stage)),
+        **({"content": content} if (content := _content(settings, hashes)) else {}),
+        "cards": {role: identity(card, hashes) for role, card in cards.items()},
+        "reads": [[slot, node.folder.name] for slot, node in reads],
+        **({"arms": [arm for arm, _ in scores]} if scores else {}),
+    }
+    text = json.dumps(what, sort_keys=True, default=str)
+    folder = runs / f"{stage.kind}-{hashlib.sha256(text.encode()).hexdigest()[:DIGITS]}"
+    return Node(name, stage, recipe, cards, json.loads(text), folder, list(reads), [arm for arm, _ in scores])
+
+
+def result_settings(stage: Stage) -> dict[str, Any]:
+    """The settings that can change a stage's result; cards and edges are counted apart."""
+    silent = {f.name for f in fields(stage) if f.metadata.get("result") is False} | {"reads", "kind"}
+    return {key: item for key, item in asdict(stage).items() if key not in silent}
+
+
+def identity(card: Card, hashes: files.Hashes) -> dict[str, Any]:
+    """What of a card can change a result: what it builds, and the content of the local files it points at."""
+    content = _content(card.args, hashes)
+    if card.family == "benchmarks":
+        content |= {spec: found for spec in files.strings(card.args) if (found := hashes.tables(spec))}
+    plugin = {} if card.origin == SHIPPED or card.origin.startswith("shelf") else {"origin": card.origin}
+    return {"target": card.target, "args": card.args, **({"content": content} if content else {}), **plugin}
+
+
+def _content(given: Any, hashes: files.Hashes) -> dict[str, str]:
+    """{spec: hash} of the local files among given strings."""
+    return {spec: found for spec in files.strings(given) if (found := hashes.of(spec))}
+
+
+def why(node: Node) -> str:
+    """Why a stage has to run, for the reader of a plan: what changed since the last time it ran."""
+    if node.begun:
+        return "interrupted; goes on"
+    waiting = [other.name for _, other in node.reads if not other.done]
+    before = _latest(node)
+    changes = [c for c in _changes(before, node.what) if not (waiting and c.startswith("reads"))] if before else []
+    if changes:
+        return "changed: " + ", ".join(changes[:3]) + (" ..." if len(changes) > 3 else "")
+    return f"after {', '.join(dict.fromkeys(waiting))}" if waiting else "not run yet"
+
+
+def _latest(node: Node) -> dict[str, Any] | None:
+    """What the newest finished stage of the same recipe, name and arm was made from."""
+    found = []
+    for place in node.folder.parent.glob(f"{node.stage.kind}-*/stage.json"):
+        try:
+            given = json.loads(place.read_text())
+            same = given["recipe"] == node.recipe.name and given["name"] == node.name
+            if same and set(node.arms) & set(given.get("arms", node.arms)):
+                found.append((place.stat().st_mtime, given["what"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # another format; it only explains, so it may be skipped
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    old, new = dict(_flat(before)), dict(_flat(now))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    told = [_change(key, old.get(key), new.get(key)) for key in keys]
+    return list(dict.fromkeys(filter(None, told)))
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    """Nothing of a file that is no longer, or only now, pointed at: the argument that does says it."""
+    _, content, spec = f".{key}".partition(".content.")
+    if content:
+        return f"what {spec} holds" if old and new else ""
+    return f"{key.removeprefix('settings.').removeprefix('cards.')} {old} -> {new}"
+
+
+def _flat(item: Any, under: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(item, Mapping):
+        for key, inner in item.items():
+            yield from _flat(inner, f"{under}.{key}".lstrip("."))
+    elif isinstance(item, list) and any(isinstance(inner, (dict, list)) for inner in item):
+        for number, inner in enumerate(item):
+            yield from _flat(inner, f"{under}.{number}")
+    else:
+        yield under, item

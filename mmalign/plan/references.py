@@ -1,0 +1,92 @@
+"""Does what cards refer to exist: classes, their arguments, files? Read from source and disk; nothing is imported."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+
+from mmalign.errors import CheckError, MMAlignError, nearest
+from mmalign.io import files
+from mmalign.plan import signatures
+from mmalign.plan.cards import Card
+from mmalign.plan.graph import named
+from mmalign.plan.recipe import Part, Recipe
+
+# arguments a part gets from the stage, not from its card
+GIVEN = {"adapters": ("patch_dim", "llm_dim", "grid"), "labels": ("keep",)}
+
+
+class NotThereError(CheckError):
+    """Something of the user's data folder that is not there yet."""
+
+
+def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Does each card name something that exists, and does that take the card's arguments? Read, not imported."""
+    own = {role: (part, key) for role, _, part, key in named(recipe, name)}
+    for role, card in cards.items():
+        part, key = own.get(role, (Part(card.name), ""))
+        try:
+            takes = signatures.takes(card.target)
+        except signatures.Absent as err:
+            yield CheckError(f"{card.family} {card.name!r}: {err}", at=f"{card.path}  target", fix="check `target:`")
+            continue
+        if takes is not None:
+            places = {arg: recipe.where(f"{key}.args.{arg}") for arg in part.args}
+            yield from _arguments(card, takes, places)
+            yield from _lacking(card, takes, recipe.where(key))
+        for number, one in members(card):
+            try:
+                takes = signatures.takes(one.target) if one.target else None
+            except signatures.Absent as err:
+                yield CheckError(f"{card.name!r}, member {number}: {err}", at=recipe.where(key), fix="{card: NAME}")
+                continue
+            for arg in set(one.args).difference(takes) if takes is not None else ():
+                what = f"{card.family} {card.name!r}, member {number} takes no argument {arg!r}"
+                yield CheckError(what, at=recipe.where(key), fix=nearest(arg, takes or ()))
+
+
+def _arguments(card: Card, takes: signatures.Arguments, places: dict[str, str]) -> Iterator[MMAlignError]:
+    """Arguments a part does not take. places: where the recipe gives one; the others stand in the card."""
+    given = GIVEN.get(card.family, ())
+    for arg in card.args:
+        at = places.get(arg, f"{card.path}  args.{arg}")
+        if arg in given:
+            yield CheckError(f"{card.family} {card.name!r}: {arg!r} is set by the stage", at=at, fix="take it out")
+        elif arg not in takes:
+            what = f"{card.family} {card.name!r} takes no argument {arg!r}"
+            yield CheckError(what, at=at, fix=nearest(arg, set(takes).difference(given)))
+
+
+def _lacking(card: Card, takes: signatures.Arguments, at: str) -> Iterator[MMAlignError]:
+    for arg, needed in takes.items():
+        if needed and arg not in card.args and arg not in GIVEN.get(card.family, ()):
+            fix = f"{{card: {card.name}, args: {{{arg}: ...}}}}"
+            yield CheckError(f"{card.family} {card.name!r} needs the argument {arg!r}", at=at, fix=fix)
+
+
+def paths(cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Do the files and folders that cards name exist?"""
+    for card in cards.values():
+        for key, spec in [*card.args.items(), *(pair for _, one in members(card) for pair in one.args.items())]:
+            if isinstance(spec, str) and (place := files.local(spec)) and not files.exists(_sure(place)):
+                what, at = f"{card.family} {card.name!r}: {key} {spec} does not exist", f"{card.path}  args.{key}"
+                if spec.startswith("data:"):
+                    yield NotThereError(what, at=at, fix="put it there, or set MMALIGN_DATA")
+                else:
+                    yield CheckError(what, at=at, fix="check the path")
+
+
+def members(card: Card, inside: str = "") -> Iterator[tuple[str, Card]]:
+    """(number, card) of the data sets in a mixture, and in those within it: `1`, `1/0`. No target: it has a kind."""
+    for number, one in enumerate(given if isinstance(given := card.args.get("data"), list) else []):
+        args = one.get("args") if isinstance(one, dict) and "target" in one else one
+        if isinstance(args, dict):
+            own = replace(card, target=str(one.get("target", "")), args=args)
+            yield f"{inside}{number}", own
+            yield from members(own, f"{inside}{number}/")
+
+
+def _sure(place: Path) -> Path:
+    """The part of a path that must be there, where the rest is a pattern: shards/{000..099}.tar."""
+    fixed = takewhile(lambda part: not set(part) & {"*", "{"}, place.parts)
+    return place if files.exists(place) else Path(*fixed)

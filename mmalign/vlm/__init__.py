@@ -1,0 +1,1 @@
+"""The composed model: vision encoder, adapter and language model as one."""

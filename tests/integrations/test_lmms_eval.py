@@ -1,0 +1,222 @@
+"""Inside lmms-eval: requests of its tasks, as its evaluator gives them; its interface is made here."""
+
+import abc
+import importlib
+import math
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from mmalign.data import Turn
+from mmalign.errors import DataError, RunError
+from mmalign.plan.cards import Card
+from mmalign.testing import small
+from mmalign.vlm import folder as hub
+from mmalign.vlm.folder import MMAlignModel
+from tests.vlm.test_model import picture
+
+GROUP = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
+DOCS = [
+    {"text": "What colour is the star?", "images": [picture(0)]},
+    {"text": "Describe this image.", "images": [picture(1).convert("L")]},
+    {"text": "Yes or No?", "images": []},
+    {"text": "Is <image> or <image> red?", "images": [picture(2), picture(3)]},
+    {"text": "What colour is the star?", "images": [picture(4)]},
+]
+
+
+class Lmms(abc.ABC):
+    """What lmms_eval.api.model.lmms asks of a model."""
+
+    def __init__(self):
+        self.task_dict = {}
+
+    @abc.abstractmethod
+    def loglikelihood(self, requests): ...
+
+    @abc.abstractmethod
+    def generate_until(self, requests): ...
+
+    @abc.abstractmethod
+    def generate_until_multi_round(self, requests): ...
+
+
+@dataclass(frozen=True)
+class Manifest:
+    model_id: str
+    simple_class_path: str | None = None
+    chat_class_path: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The class that the entry point leads to."""
+    model, registry = ModuleType("lmms_eval.api.model"), ModuleType("lmms_eval.models.registry_v2")
+    model.lmms, registry.ModelManifest = Lmms, Manifest
+    for module in (model, registry, *map(ModuleType, ("lmms_eval", "lmms_eval.api", "lmms_eval.models"))):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, "mmalign.integrations.lmms_eval", raising=False)
+    (name, target), *_ = GROUP["lmms_eval.models"].items()
+    module, _, function = target.partition(":")
+    found = getattr(importlib.import_module(module), function)()
+    assert found.model_id == name == "mmalign"
+    module, _, cls = found.simple_class_path.rpartition(".")
+    made = getattr(importlib.import_module(module), cls)
+    assert issubclass(made, Lmms)
+    yield made
+    sys.modules.pop("mmalign.integrations.lmms_eval", None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An exported model whose answers are not all the same."""
+    place = tmp_path_factory.mktemp("lmms")
+    linear = Card("linear", "mmalign.adapters.mlp.MLP", {"depth": 1})
+    cards = {**small.encoder("clip", place), "adapter": linear, "llm": small.llm_card("llama", place)}
+    vision, adapter, llm = hub.build(cards)
+    with torch.no_grad():
+        for name, parameter in llm.named_parameters():
+            if parameter.dim() > 1 and "embed" not in name:
+                parameter.mul_(4)
+    hub.save(place / "exported", vision, adapter, llm, cards)
+    return str(place / "exported")
+
+
+def build(made, folder, **more):
+    model = made(pretrained=folder, **more)
+    model.task_dict = {"toy": {"test": DOCS}}
+    return model
+
+
+def ask(number, settings, docs=DOCS):
+    """A request as lmms-eval makes it."""
+    context = docs[number]["text"]
+    return SimpleNamespace(args=(context, settings, lambda doc: doc["images"], number, "toy", "test"))
+
+
+def test_answers_are_those_of_the_model_itself(made, folder):
+    own = MMAlignModel.from_pretrained(folder)
+    settings = [{"max_new_tokens": n} for n in (5, 7, 5, 7, 5)]
+    model = build(made, folder, batch_size="3", device="cpu", max_batch_size=64)
+    found = model.generate_until([ask(n, given) for n, given in enumerate(settings)])
+    for number, text in enumerate(found):
+        doc, most = DOCS[number], settings[number]["max_new_tokens"]
+        if number == 3:
+            turns = [Turn("user", doc["text"])]
+            assert text == own.reply(turns, [own.see(image) for image in doc["images"]], most)
+        else:
+            image = doc["images"][0].convert("RGB") if doc["images"] else None
+            assert [text] == own.generate(doc["text"], image, max_new_tokens=most)
+    assert len(set(found)) > 2
+
+
+def test_the_batch_changes_no_answer(made, folder):
+    requests = [ask(n, {"max_new_tokens": 6, "temperature": 0, "do_sample": False}) for n in range(5)]
+    assert build(made, folder).generate_until(requests) == build(made, folder, batch_size=5).generate_until(requests)
+
+
+@pytest.mark.parametrize("size", ["auto", "auto:4", "0", -1, "many"])
+def test_a_batch_size_that_is_no_number(made, size):
+    with pytest.raises(RunError, match=f"batch_size must be a number of requests, got {size!r}") as caught:
+        made(pretrained="nowhere", batch_size=size)  # said before a model is looked for
+    assert "--batch_size 16" in caught.value.fix
+
+
+def test_one_process_says_so(made, folder):
+    model = build(made, folder)
+    assert (model._rank, model._world_size, model.device.type) == (0, 1, "cpu")
+    assert not hasattr(model, "accelerator")
+
+
+def test_several_processes_say_which_they_are(made, folder, monkeypatch):
+    """lmms-eval asks for rank, world_size, device and accelerator, and shards the requests by them."""
+    accelerate, given = ModuleType("accelerate"), []
+    accelerate.Accelerator = lambda **how: given.append(how) or "accelerator"
+    monkeypatch.setitem(sys.modules, "accelerate", accelerate)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    model = build(made, folder)
+    assert (model._rank, model._world_size, model.accelerator) == (1, 2, "accelerator")
+    assert given == [{"cpu": True}]
+
+
+def test_each_process_takes_the_gpu_of_its_own(made, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(RunError):
+        made(pretrained="nowhere")
+    assert taken == [3]
+
+
+def test_an_answer_ends_where_the_task_says(made, folder):
+    whole = build(made, folder).generate_until([ask(0, {"max_new_tokens": 12})])[0]
+    end = whole[4]
+    cut = build(made, folder).generate_until([ask(0, {"max_new_tokens": 12, "until": ["\n\n", end]})])[0]
+    assert cut == whole.split(end)[0].strip()
+    text = sys.modules["mmalign.integrations.lmms_eval"]._cut("One.\n\nTwo.", {"until": ["\n\n"]})
+    assert text == "One.\n\nTwo."
+
+
+@pytest.mark.parametrize("continuation", ["red", lambda doc: "a large ring"])
+def test_likelihoods_are_sums_over_the_continuations_tokens(made, folder, continuation):
+    model = build(made, folder)
+    request = SimpleNamespace(args=(DOCS[0]["text"], continuation, lambda doc: doc["images"], 0, "toy", "test"))
+    ((total, greedy),) = model.loglikelihood([request])
+    own = MMAlignModel.from_pretrained(folder)
+    option = own.llm.chat.answer(continuation if isinstance(continuation, str) else continuation(None))
+    visual_QD = own.see(DOCS[0]["images"][0])
+    ids = own.llm.chat.prompt([Turn("user", f"<image>\n{DOCS[0]['text']}")], [len(visual_QD)])
+    want = 0.0
+    with torch.no_grad():
+        for token in option:  # one at a time
+            embeds = own.llm.embed(torch.tensor([ids]).masked_fill(torch.tensor([ids]) == own.llm.chat.mark, 0))
+            embeds[0, [n for n, i in enumerate(ids) if i == own.llm.chat.mark]] = visual_QD
+            logits = own.llm.head(own.llm(embeds, torch.ones(1, len(ids)).long()))[0, -1]
+            want += float(logits.log_softmax(-1)[token])
+            ids = [*ids, token]
+    assert total == pytest.approx(want, rel=1e-4)
+    assert not greedy
+    assert math.exp(total) < 1
+
+
+def test_a_greedy_continuation_is_called_greedy(made, folder):
+    model = build(made, folder)
+    request = SimpleNamespace(args=(DOCS[2]["text"], "x", lambda doc: [], 2, "toy", "test"))
+    chat, llm = model.model.llm.chat, model.model.llm
+    ids = chat.prompt([Turn("user", DOCS[2]["text"])])
+    with torch.no_grad():
+        best = int(llm.head(llm(llm.embed(torch.tensor([ids])), torch.ones(1, len(ids)).long()))[0, -1].argmax())
+    chat.answer = lambda text: [best]
+    assert model.loglikelihood([request])[0][1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "error", "said"),
+    [
+        ({"do_sample": True}, [], RunError, "the task samples or searches"),
+        ({"num_beams": 5}, [], RunError, "the task samples or searches"),
+        ({}, ["film.mp4"], DataError, "the task toy shows a str; mmalign reads pictures"),
+    ],
+)
+def test_what_it_cannot_do_is_said(made, folder, settings, images, error, said):
+    model = build(made, folder)
+    request = SimpleNamespace(args=("What?", settings, lambda doc: images, 0, "toy", "test"))
+    with pytest.raises(error, match=said):
+        model.generate_until([request])
+    with pytest.raises(RunError, match="no tasks of several rounds"):
+        model.generate_until_multi_round([])
+
+
+def test_without_lmms_eval(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lmms_eval", None)
+    monkeypatch.delitem(sys.modules, "mmalign.integrations.lmms_eval", raising=False)
+    with pytest.raises(RunError, match="a model of lmms-eval, which is not installed"):
+        importlib.import_module("mmalign.integrations.lmms_eval")

@@ -1,0 +1,80 @@
+"""An exported model inside vLLM, for which tests/stub_vllm.py stands: what it is asked, and what it cannot be asked."""
+
+import sys
+
+import pytest
+import torch
+
+from mmalign.adapters.mlp import MLP
+from mmalign.benchmarks.alignment import Alignment
+from mmalign.errors import CheckError, RunError
+from mmalign.integrations import vllm
+from mmalign.llms.causal import CausalLM
+from mmalign.pipeline.build import Parts
+from mmalign.stages import export
+from mmalign.toyworld.benchmarks import Lookup
+from mmalign.toyworld.data import Captions
+from mmalign.vision.hf import HFVision
+from mmalign.vlm.answering import Asked
+from tests import parts, stub_vllm
+from tests.vlm.test_prefix import Quiz
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(3)
+    eye = HFVision(str(parts.clip(tmp_path_factory.mktemp("clip"))), pad=True)
+    mouth = CausalLM(str(parts.llm("llama", tmp_path_factory.mktemp("llama"))))
+    for name, parameter in mouth.named_parameters():  # sharper than as initialised, so that answers differ
+        if parameter.dim() > 1 and "embed" not in name:
+            parameter.data.mul_(3)
+    return Parts(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, {})
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    assert not export.export(model, None, folder).why_not
+    return str(folder)
+
+
+@pytest.fixture
+def inside(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", stub_vllm)
+
+
+def test_prompts_are_those_of_our_engine(model, exported, inside):
+    """The same weights say the same behind the same prompts, with an image and without."""
+    bench = Quiz(images=2, each=3)
+    asked = Asked(model.vision, model.adapter, model.llm, torch.device("cpu"))
+    ours, theirs = (
+        {one.id: text for one, text in engine.answers(bench, bench.questions(), batch=4)}
+        for engine in (asked, vllm.VLLM(exported))
+    )
+    assert theirs == ours
+    assert len(set(ours.values())) > 1
+
+
+def test_only_answers_in_words_can_be_had():
+    vllm.check([Quiz()])
+    for bench in (Alignment(Captions(4)), Lookup(1)):
+        with pytest.raises(CheckError, match=f"{type(bench).__name__} looks inside the model") as error:
+            vllm.check([Quiz(), bench])
+        assert error.value.fix == "leave out --vllm"
+
+
+def test_what_vllm_cannot_load(exported, inside, monkeypatch):
+    def refuse(**_):
+        raise NotImplementedError("Unsupported vision config: Dinov2Config\nand more")
+
+    monkeypatch.setattr(stub_vllm, "LLM", refuse)
+    with pytest.raises(RunError, match="vLLM cannot load the model: Unsupported vision config: Dinov2Config") as error:
+        vllm.VLLM(exported)
+    assert error.value.at == exported
+
+
+def test_without_vllm(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(RunError, match="need the package vllm") as error:
+        vllm.VLLM(exported)
+    assert error.value.fix == "pip install mmalign[vllm]"

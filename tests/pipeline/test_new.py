@@ -1,0 +1,53 @@
+"""What `new` writes works as it is: the packages' own tests pass, the recipe can be planned."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mmalign.errors import RunError
+from mmalign.pipeline import new
+from mmalign.plan import read as compose
+
+
+@pytest.mark.parametrize("kind", ["adapter", "objective", "data"])
+def test_a_new_package_passes_its_own_test(tmp_path, kind):
+    made = new.start(kind, "my-part", tmp_path)
+    assert sorted(place.name for place in made) == ["my_part.py", "pyproject.toml", "test_my_part.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path / "my-part", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_new_recipe(tmp_path):
+    (place,) = new.start("recipe", "mine", tmp_path, base="quickstart")
+    assert compose.load(place)[0].name == "mine"
+
+
+def test_a_new_recipe_over_one_of_the_users_own(here):
+    (here / "a").mkdir()
+    (here / "a" / "base.yaml").write_text("extends: quickstart\nname: base\nseed: 9\n")
+    (place,) = new.start("recipe", "mine", here / "b", base="a/base.yaml")
+    assert compose.load(place.absolute())[0].seed == 9
+    assert "extends: ../a/base.yaml" in place.read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("adaptor", "x"), "nothing to start from for 'adaptor'\n  try  did you mean 'adapter'"),
+        (("adapter", "My Part"), "'My Part' cannot be a name here"),
+        (("recipe", "x", "llava_vicuna"), "no recipe 'llava_vicuna' to start from\n  try  did you mean"),
+    ],
+)
+def test_mistakes(tmp_path, args, message):
+    with pytest.raises(RunError, match=message):
+        new.start(*args[:2], tmp_path, *args[2:])
+
+
+def test_nothing_is_overwritten(tmp_path):
+    new.start("recipe", "mine", tmp_path)
+    (tmp_path / "mine.yaml").write_text("kept")
+    with pytest.raises(RunError, match=r"mine\.yaml is there already"):
+        new.start("recipe", "mine", tmp_path)
+    assert (tmp_path / "mine.yaml").read_text() == "kept"

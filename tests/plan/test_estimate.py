@@ -1,0 +1,89 @@
+"""Estimates from facts: published sizes, ZeRO's shares, and what they leave open."""
+
+import pytest
+
+from mmalign.plan import estimate, graph
+from mmalign.plan import read as compose
+from mmalign.plan.read import shipped
+
+
+def stage(recipe, name="align", *overrides, devices=8, tmp_path="runs"):
+    nodes = graph.plan(compose.load(recipe, overrides), tmp_path)
+    return estimate.of(next(n for n in nodes if n.name == name), devices)
+
+
+def test_llava_7b():
+    found = stage("llava_vicuna7b")
+    assert found.parameters == {"vision": 304_293_888, "adapter": 20_979_712, "llm": 6_738_415_616}
+    assert found.trained == 20_979_712  # LLaVA-1.5's projector has 21 M
+    assert found.visual == 576
+    assert found.steps == 2_181  # 558,128 rows in batches of 256
+    tune = stage("llava_vicuna7b", "tune")
+    assert tune.trained == 20_979_712 + 6_738_415_616
+    zero = {n: tune.memory[f"ZeRO {n}"] for n in range(4)}
+    every = sum(tune.parameters.values())
+    assert zero[0]["weights"] == pytest.approx(2 * every / estimate.GIB)
+    assert zero[3]["weights"] == pytest.approx(zero[0]["weights"] / 8)
+    assert zero[1]["optimizer"] == pytest.approx(12 * tune.trained / estimate.GIB / 8)
+    assert zero[1]["gradients"] == zero[0]["gradients"]
+    assert zero[2]["gradients"] == pytest.approx(zero[0]["gradients"] / 8)
+    assert [zero[n]["total"] for n in range(4)] == sorted((zero[n]["total"] for n in range(4)), reverse=True)
+
+
+def test_lora_and_few_bits():
+    """LoRA of rank 16 on every linear layer of Vicuna 7B is 40 M parameters; four bits are a quarter of bf16."""
+    args = "model.llm.args={lora: 16, bits: 4}"
+    tune, plain = stage("llava_vicuna7b", "tune", args), stage("llava_vicuna7b", "tune")
+    assert tune.trained == 20_979_712 + 39_976_960
+    llm, other = tune.parameters["llm"], tune.parameters["vision"] + tune.parameters["adapter"]
+    assert tune.memory["ZeRO 0"]["weights"] == pytest.approx((llm / 2 + other * 2) / estimate.GIB)
+    assert tune.checkpoint < plain.checkpoint / 100
+    assert stage("llava_vicuna7b", "align", args).trained == 20_979_712
+
+
+def test_checkpointing_keeps_less():
+    long = stage("llava_vicuna7b", "tune", "stages.tune.engine.checkpointing=false")
+    assert long.memory["ZeRO 3"]["activations"] > 5 * stage("llava_vicuna7b", "tune").memory["ZeRO 3"]["activations"]
+
+
+def test_logits_of_a_longer_text():
+    """A pass keeps, for every token of text, V logits in the model's precision and in fp32, and their gradient."""
+    (node,) = (n for n in graph.plan(compose.load("llava_vicuna7b"), "runs") if n.name == "align")
+    llm = node.cards["llm"]
+    assert "tokens" not in node.cards["data"].facts
+    vision_only, layers = (estimate.activations(node.stage, llm, 1000, visual) for visual in (1000, 900))
+    assert layers - vision_only == node.stage.micro_batch * 100 * llm.facts["vocab"] * (2 + 8)
+    short = estimate.of(node)
+    node.cards["data"].facts["tokens"] = 512
+    long = estimate.of(node)
+    assert (short.tokens, long.tokens) == (576 + 64, 576 + 512)
+    more = (long.memory["ZeRO 0"]["activations"] - short.memory["ZeRO 0"]["activations"]) * estimate.GIB
+    assert more > node.stage.micro_batch * (512 - 64) * llm.facts["vocab"] * (2 + 8)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "tokens"),
+    [("linear", 576), ("pixel-shuffle", 144), ("perceiver-resampler", 64), ("c-abstractor", 144)],
+)
+def test_visual_tokens_of_every_kind_of_adapter(adapter, tokens):
+    assert stage("llava_vicuna7b", "align", f"model.adapter={adapter}").visual == tokens
+
+
+def test_what_the_facts_do_not_say_is_left_open():
+    found = stage("llava_vicuna7b", "align", "model.adapter={card: q-former, args: {depth: 5}}")
+    assert found.parameters["adapter"] is None
+    assert found.trained is None
+    assert not found.memory
+    assert "adapter ?" in estimate.lines(found)[0]
+
+
+def test_a_label_store():
+    recipe = compose.load("quickstart")[0]
+    found = stage("quickstart", "label")
+    assert found.store == pytest.approx(4000 * 36 * recipe.stages["label"].keep * 4 / estimate.GIB)
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_can_be_planned_offline(name, tmp_path):
+    for node in graph.plan(compose.load(name), tmp_path):
+        estimate.of(node)

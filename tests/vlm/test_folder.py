@@ -1,0 +1,115 @@
+"""An exported folder that is damaged says what is wrong, where, and what to try."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+from mmalign.errors import CardError, RunError
+from mmalign.plan.cards import Card
+from mmalign.testing import small
+from mmalign.vlm import folder as hub
+from tests.plan.test_mistakes import assert_mistake
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    place = tmp_path_factory.mktemp("whole")
+    mlp = {"adapter": Card("", "mmalign.adapters.mlp.MLP", {"depth": 2})}
+    cards = {**small.encoder("clip", place), "llm": small.llm_card("gemma", place), **mlp}
+    hub.save(place / "out", *hub.build(cards), cards)
+    return place / "out"
+
+
+@pytest.fixture
+def no_bars():
+    """As in a process whose stderr is no terminal."""
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+@pytest.fixture
+def folder(whole, here):
+    shutil.copytree(whole, here / "out")
+    return here / "out"
+
+
+def half(place):
+    place.write_bytes(place.read_bytes()[: place.stat().st_size // 2])
+
+
+def without(place, name):
+    """The safetensors file without the first tensor whose name ends so."""
+    weights = load_file(place)
+    del weights[next(key for key in weights if key.endswith(name))]
+    save_file(weights, place, {"format": "pt"})
+
+
+def narrow(place, name):
+    weights = load_file(place)
+    key = next(key for key in weights if key.endswith(name))
+    save_file(weights | {key: weights[key][:-1].clone()}, place, {"format": "pt"})
+
+
+def changed(place, **changes):
+    place.write_text(json.dumps(json.loads(place.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "what"),
+    [
+        (lambda f: half(f / "adapter.safetensors"), RunError, "cannot read the adapter .*adapter.safetensors: "),
+        (lambda f: (f / "adapter.safetensors").unlink(), RunError, "cannot read the adapter .*No such file"),
+        (lambda f: (f / "adapter.safetensors").write_bytes(b""), RunError, "cannot read the adapter"),
+        (lambda f: without(f / "adapter.safetensors", "0.bias"), RunError, r"adapter.*Missing key\(s\).*layers.0.bias"),
+        (lambda f: narrow(f / "adapter.safetensors", "0.bias"), RunError, "adapter.*size mismatch for layers.0.bias"),
+        (lambda f: save_file({}, f / "adapter.safetensors"), RunError, r"cannot read the adapter .*Missing key\(s\)"),
+        (lambda f: half(f / "mmalign.json"), RunError, "not valid JSON"),
+        (lambda f: (f / "mmalign.json").write_text("[1]"), RunError, "exported in format None"),
+        (lambda f: changed(f / "mmalign.json", format=7), RunError, "exported in format 7; this mmalign reads 1"),
+        (lambda f: changed(f / "mmalign.json", cards={}), RunError, "damaged: KeyError: 'vision'"),
+        (lambda f: changed(f / "mmalign.json", cards={"vision": {"x": 1}}), RunError, "damaged: TypeError: .*'x'"),
+        (lambda f: changed(f / "mmalign.json", cards=[]), RunError, "damaged: AttributeError"),
+        (lambda f: half(f / "llm" / "model.safetensors"), CardError, "cannot load '.*llm': "),
+        (lambda f: half(f / "llm" / "config.json"), CardError, "cannot load '.*llm': "),
+        (lambda f: half(f / "llm" / "tokenizer.json"), CardError, "cannot load '.*llm': "),
+        (lambda f: half(f / "vision" / "model.safetensors"), CardError, "cannot load '.*vision': "),
+        (lambda f: (f / "vision" / "preprocessor_config.json").unlink(), CardError, "cannot load '.*vision': "),
+        (lambda f: without(f / "llm" / "model.safetensors", "down_proj.weight"), CardError,
+         "it lacks 1 of its weights, such as model.layers.0.mlp.down_proj.weight"),
+        (lambda f: narrow(f / "llm" / "model.safetensors", "down_proj.weight"), CardError,
+         "it has, in another shape, 1 of its weights, such as model.layers.0.mlp.down_proj.weight"),
+        (lambda f: without(f / "vision" / "model.safetensors", "fc1.bias"), CardError,
+         "it lacks 1 of its weights, such as .*fc1.bias"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder(folder, damage, error, what):
+    damage(folder)
+    with pytest.raises(error, match=what) as caught:
+        hub.MMAlignModel.from_pretrained(folder)
+    assert str(folder) in caught.value.at
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("lost", "what", "fix"),
+    [
+        ("adapter.safetensors", "cannot read the adapter", "export it again"),
+        ("llm/model.safetensors", "cannot load", "check `checkpoint:`"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["inspect", "chat"])
+def test_verbs_say_so_too(folder, mmalign, no_bars, verb, lost, what, fix):
+    half(folder / lost)
+    Image.new("RGB", (30, 30)).save("a.png")
+    assert_mistake(mmalign(verb, "out", *["a.png"] * (verb == "inspect")), what, "out", fix)
+
+
+def test_a_whole_folder_is_what_was_saved(whole):
+    model = hub.MMAlignModel.from_pretrained(whole)
+    assert torch.equal(model.adapter.layers[0].weight, load_file(whole / "adapter.safetensors")["layers.0.weight"])

@@ -1,0 +1,119 @@
+"""MMLU asked of a model: the likeliest letter, against one plain forward pass for every option."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmalign.benchmarks.mmlu import MMLU, OPTIONS
+from mmalign.llms.causal import CausalLM
+from mmalign.vlm.answering import Asked
+from tests import parts
+
+SUBJECTS = ("college_physics", "virology")
+WORDS = "star ring red blue large left photograph ice cream Yes No 12 345 USER kettle".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def exams(tmp_path_factory) -> Path:
+    """Five worked questions and four to ask, in each of two subjects; of very different lengths."""
+    folder, g = tmp_path_factory.mktemp("mmlu"), torch.Generator().manual_seed(3)
+
+    def words(most: int) -> str:
+        many = int(torch.randint(1, most, (1,), generator=g))
+        return " ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (many,), generator=g))
+
+    for part, many in (("dev", 5), ("test", 4)):
+        (folder / part).mkdir()
+        for subject in SUBJECTS:
+            with open(folder / part / f"{subject}_{part}.csv", "w", newline="") as out:
+                rows = [[f"  {words(20)}?", *(words(4) for _ in range(4)), "ABCD"[n % 4]] for n in range(many)]
+                csv.writer(out).writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["sentencepiece", "bytelevel"])
+def model(request, tmp_path_factory):
+    folder = parts.llm("llama", tmp_path_factory.mktemp(request.param), kind=request.param, seed=5)
+    mouth = CausalLM(str(folder))
+    for name, parameter in mouth.named_parameters():  # attention counts for much, so that answers differ
+        if "self_attn" in name:
+            parameter.data.mul_(30)
+    made = Asked(None, None, mouth, torch.device("cpu"))
+    made.kind = request.param
+    return made
+
+
+@pytest.fixture
+def context(model, monkeypatch):
+    """context(tokens): how many the language model is said to read."""
+    return lambda tokens: monkeypatch.setattr(model.lm.config, "max_position_embeddings", tokens)
+
+
+@torch.no_grad()
+def one_by_one(model, text: str, room: int = 10_000) -> str:
+    """The option whose tokens, behind the whole prompt, have the highest log-probability; the tokenizer's own words."""
+    spell, scores = model.llm.chat.tokenizer, []
+    begin = [spell.bos_token_id]
+    alone = begin + spell(text, add_special_tokens=False)["input_ids"]
+    for option in OPTIONS:
+        both = begin + spell(text + option, add_special_tokens=False)["input_ids"]
+        tail = both[len(alone) :]
+        ids = torch.tensor([(alone + tail)[-(room + 1) :]])
+        logp_SV = model.lm(input_ids=ids).logits[0].log_softmax(-1)
+        at = ids.shape[1] - len(tail)
+        scores.append(sum(float(logp_SV[at + n - 1, token]) for n, token in enumerate(tail)))
+    return OPTIONS[max(range(len(OPTIONS)), key=scores.__getitem__)]
+
+
+def answers(model, bench, batch=4):
+    return {question.id: text for question, text in model.answers(bench, bench.questions(), batch)}
+
+
+@pytest.mark.parametrize(("style", "batch"), [("hendrycks", 3), ("harness", 1), ("harness", 32)])
+def test_letters_are_those_of_one_forward_pass_each(model, exams, context, style, batch):
+    context(4096)
+    bench = MMLU(str(exams), style=style)
+    found = answers(model, bench, batch)
+    assert found == {name: one_by_one(model, bench.prompt(name)) for name in bench.truth}
+    assert len(set(found.values())) > 1 or model.kind == "sentencepiece"  # which has only some of the letters
+    assert bench.score(found).counts["unparsable"] == 0
+
+
+def test_no_chat_template_and_one_begin_token(model, exams, context):
+    context(4096)
+    bench = MMLU(str(exams))
+    seen = []
+    ids, _ = model._plain(bench, bench.questions()[0])
+    spelled = model.llm.chat.tokenizer.decode(ids[1:])
+    assert ids.count(model.llm.chat.tokenizer.bos_token_id) == 1
+    assert "ASSISTANT" not in spelled
+    assert spelled.endswith("Answer:")
+    forward = model.lm.base_model.forward
+    model.lm.base_model.forward = lambda **given: seen.append(given["inputs_embeds"].shape[:2]) or forward(**given)
+    answers(model, bench, 6)
+    del model.lm.base_model.forward
+    alone = sum(len(model._plain(bench, question)[0]) for question in bench.questions())
+    assert [shape[0] for shape in seen] == [1, 1]  # one pass a subject: its examples are read once
+    assert sum(shape[1] for shape in seen) < 0.75 * alone
+
+
+def test_what_does_not_fit_loses_examples_as_in_hendrycks_code(model, exams, context):
+    bench = MMLU(str(exams), style="hendrycks")
+    questions = bench.questions()
+    _, options = model._plain(bench, questions[0])
+    for question in questions[:4]:
+        spelled = [model.llm.chat.plain(bench.prompt(question.id, shots)) for shots in range(6)]
+        for shots in range(6):
+            context(len(spelled[shots]) + max(map(len, options)) - 1)
+            fits = [ids for ids in spelled if len(ids) <= len(spelled[shots])]
+            assert model._plain(bench, question)[0] == fits[-1]
+
+
+def test_what_does_not_fit_is_cut_at_its_beginning_as_in_the_harness(model, exams, context):
+    context(180)
+    bench = MMLU(str(exams), style="harness")
+    assert answers(model, bench) == {name: one_by_one(model, bench.prompt(name), 180) for name in bench.truth}
+    ids, options = model._plain(bench, bench.questions()[0])
+    assert len(ids) + max(map(len, options)) == 181
