@@ -16,7 +16,8 @@ from mmalign.toyworld.benchmarks import Lookup
 from mmalign.toyworld.data import Captions
 from mmalign.vision.hf import HFVision
 from mmalign.vlm.answering import Asked
-from tests import parts, stub_vllm
+from tests import parts
+from tests.integrations import stub_vllm
 from tests.vlm.test_prefix import Quiz
 
 
