@@ -14,11 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmalign.errors import CheckError, StageError
-from mmalign.objectives import Look
 
 if TYPE_CHECKING:
     from mmalign.llms.chat import Chat
     from mmalign.llms.watch import Seen
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an objective wants to see of the language model's layers; known before the first step."""
+
+    weights: tuple[float, ...]  # of the outputs of layers 1 .. k, which are added up
+    attention: bool  # whether tokens count as much as the text looks at them, or all the same
 
 
 @dataclass

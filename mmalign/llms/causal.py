@@ -11,12 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmalign.errors import CardError
 from mmalign.io import pretrained
-from mmalign.llms import LLM, Places, watch
+from mmalign.llms import LLM, Look, Places, watch
 from mmalign.llms.chat import Chat
 from mmalign.llms.head import Head
 from mmalign.llms.lora import Lora, learn, merged, quantized
 from mmalign.llms.watch import Seen
-from mmalign.objectives import Look
 
 
 class CausalLM(LLM):

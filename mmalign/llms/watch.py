@@ -18,8 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from mmalign.errors import CheckError
-from mmalign.llms import Places
-from mmalign.objectives import Look
+from mmalign.llms import Look, Places
 
 NAME = "mmalign_rows"
 LIMIT = 256 << 20  # bytes of attention weights at a time

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
+from mmalign.llms import Look
+
 # patch_N, counted through all images (b * P + p) -> words_NK by number, scores_NK: 0 or less where there is no word.
 # Asked for patch by patch, since labels made in the pass need not be made for patches that nobody draws.
 Labels = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -37,14 +39,6 @@ class Words:
         real_NT = (pieces_NT >= 0).unsqueeze(-1)
         pieces_NTD = self.embed(pieces_NT.clamp(min=0)).float()
         return (pieces_NTD * real_NT).sum(1) / real_NT.sum(1).clamp(min=1)
-
-
-@dataclass(frozen=True)
-class Look:
-    """What an objective wants to see of the language model's layers; known before the first step."""
-
-    weights: tuple[float, ...]  # of the outputs of layers 1 .. k, which are added up
-    attention: bool  # whether tokens count as much as the text looks at them, or all the same
 
 
 class Step:

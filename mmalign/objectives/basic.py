@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.errors import CheckError
+from mmalign.llms import Look
 from mmalign.llms.rows import wide
-from mmalign.objectives import Context, Look, Objective, Step
+from mmalign.objectives import Context, Objective, Step
 from mmalign.objectives.vocabulary import vocabulary_kl
 
 

@@ -17,8 +17,7 @@ from mmalign.adapters import Adapter
 from mmalign.benchmarks import Benchmark, Question, Subject
 from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError
-from mmalign.llms import LLM, Places
-from mmalign.objectives import Look
+from mmalign.llms import LLM, Look, Places
 from mmalign.vision import Vision
 from mmalign.vlm.prefix import Group, Pass
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mmalign.adapters import Adapter
 from mmalign.errors import CheckError, StageError
 from mmalign.labels import LabelSource
-from mmalign.llms import LLM, Places
-from mmalign.objectives import Context, Look, Objective, Step, Words
+from mmalign.llms import LLM, Look, Places
+from mmalign.objectives import Context, Objective, Step, Words
 from mmalign.vision import Vision
 
 PARTS = ("vision", "adapter", "llm")

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError
-from mmalign.objectives import Look
+from mmalign.llms import Look
 from mmalign.vision import Vision
 from mmalign.vlm.model import Batch, Model
 

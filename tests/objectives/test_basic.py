@@ -6,8 +6,9 @@ import torch
 from mmalign.adapters.mlp import MLP
 from mmalign.data import Data, Record, Turn
 from mmalign.errors import CheckError, StageError
+from mmalign.llms import Look
 from mmalign.llms.causal import CausalLM
-from mmalign.objectives import Context, Look, Step
+from mmalign.objectives import Context, Step
 from mmalign.objectives.basic import Direction, Distribution, layer_weights
 from mmalign.objectives.lm import NextToken
 from mmalign.training.batches import Bad, Collate

@@ -6,8 +6,7 @@ On a CPU: 6 layers, 512 wide, fp32, two images of 576 tokens. On a GPU: 16 layer
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from mmalign.llms import Places, watch
-from mmalign.objectives import Look
+from mmalign.llms import Look, Places, watch
 
 from . import Pairs, in_turn
 from ._work import clock
