@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.errors import MMAlignError, nearest
+from mmalign.errors import MMAlignError, suggest
 
 INTERRUPTED = 130  # Ctrl-C, as shells count it; Typer makes it an exit code without a word
 
@@ -339,7 +339,7 @@ def _usage(err: Exception) -> int | None:
     fix = f"{getattr(context, 'command_path', None) or 'mmalign'} --help"
     if found := re.match(r"No such command '(.*?)'", what):
         what = f"no command {found[1]!r}"
-        fix = nearest(found[1], context.command.commands) if context else fix
+        fix = suggest(found[1], context.command.commands) if context else fix
     print(f"error: {what.rstrip('.')}\n  try  {fix}", file=sys.stderr)
     return int(getattr(err, "exit_code", 2))
 

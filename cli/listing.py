@@ -5,7 +5,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mmalign.errors import CardError, RecipeError, nearest
+from mmalign.errors import CardError, RecipeError, suggest
 from mmalign.io import files, yaml
 from mmalign.plan.cards import FAMILIES, Registry
 
@@ -34,7 +34,7 @@ def _rows(name: str) -> list[dict[str, str]]:
 
         return [{"name": kind, "summary": (cls.__doc__ or "").splitlines()[0]} for kind, cls in KINDS.items()]
     if name not in FAMILIES:
-        raise CardError(f"no family {name!r}", fix=nearest(name, (*FAMILIES, *MORE)))
+        raise CardError(f"no family {name!r}", fix=suggest(name, (*FAMILIES, *MORE)))
     return [{"name": c.name, "origin": c.origin, "summary": c.summary} for c in Registry().every(name)]
 
 
@@ -56,7 +56,7 @@ def part(family: str, name: str, as_json: bool) -> None:
     if family == "recipes":
         found = {place.stem: place for place in _recipes()}
         if name not in found:
-            raise RecipeError(f"no recipe {name!r}", fix=nearest(name, found))
+            raise RecipeError(f"no recipe {name!r}", fix=suggest(name, found))
         given = yaml.read(found[name], RecipeError).raw
         dump(given) if as_json else print(found[name].read_text(encoding="utf-8"), end="")
         return
@@ -64,7 +64,7 @@ def part(family: str, name: str, as_json: bool) -> None:
         stage(name, as_json)
         return
     if family not in FAMILIES:
-        raise CardError(f"no family {family!r}", fix=nearest(family, (*FAMILIES, *MORE)))
+        raise CardError(f"no family {family!r}", fix=suggest(family, (*FAMILIES, *MORE)))
     card = asdict(Registry().card(family, name))
     if as_json:
         dump(card)
@@ -81,7 +81,7 @@ def stage(kind: str, as_json: bool) -> None:
     from . import dump
 
     if kind not in KINDS:
-        raise RecipeError(f"no stage kind {kind!r}", fix=nearest(kind, KINDS))
+        raise RecipeError(f"no stage kind {kind!r}", fix=suggest(kind, KINDS))
     rows = [{"setting": key, "default": default} for key, default in _settings(KINDS[kind], "")]
     dump(rows) if as_json else table(rows)
 

@@ -51,7 +51,7 @@ class StageError(MMAlignError):
     exit_code = 1
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """A `try` line: the closest known name, or the first few."""
     known = sorted(map(str, known))
     if close := difflib.get_close_matches(str(name), known, n=1):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from mmalign.benchmarks import Gaps, reading
-from mmalign.errors import DataError, nearest
+from mmalign.errors import DataError, suggest
 
 FEW = 5  # ids named in a message
 
@@ -72,7 +72,7 @@ class Joined:
 def join(asked: Collection[str], given: Mapping[str, str], gaps: Gaps, official: Official) -> Joined:
     """Each asked id with its answer; `gaps` says what to do about the others."""
     if gaps not in ("strict", "lenient", "official"):
-        raise DataError(f"no such way to treat gaps: {gaps!r}", fix=nearest(gaps, ("strict", "lenient", "official")))
+        raise DataError(f"no such way to treat gaps: {gaps!r}", fix=suggest(gaps, ("strict", "lenient", "official")))
     answers = Answers.of(given)
     known = asked if isinstance(asked, (dict, set)) else set(asked)
     missing = [name for name in asked if name not in answers]

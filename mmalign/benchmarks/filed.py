@@ -10,7 +10,7 @@ from mmalign.benchmarks import Benchmark, Gaps, Question, Score, reading
 from mmalign.benchmarks.answers import Answers, Joined, Official, Row, join, rows
 from mmalign.benchmarks.pictures import Pictures
 from mmalign.benchmarks.places import Found, Layout, Place, look
-from mmalign.errors import DataError, nearest
+from mmalign.errors import DataError, suggest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,7 +97,7 @@ class FiledBenchmark(Benchmark):
         """The metric of a protocol; `gaps` says what to do about missing and unknown answers."""
         if protocol not in self.protocols:
             what = f"{type(self).__name__} has no protocol {protocol!r}"
-            raise DataError(what, fix=nearest(protocol, self.protocols))
+            raise DataError(what, fix=suggest(protocol, self.protocols))
         with reading.shape(self.place.root):
             joined = join(self.truth, answers, gaps, self.official_gaps)
             if protocol not in self.same:
@@ -118,7 +118,7 @@ def score(bench: Benchmark, answers: Mapping[str, str], protocol: str = "officia
     if isinstance(bench, FiledBenchmark):
         return bench.score(answers, protocol, gaps)
     if protocol not in bench.protocols:
-        raise DataError(f"{type(bench).__name__} has no protocol {protocol!r}", fix=nearest(protocol, bench.protocols))
+        raise DataError(f"{type(bench).__name__} has no protocol {protocol!r}", fix=suggest(protocol, bench.protocols))
     joined = join([one.id for one in bench.questions()], answers, gaps, Official("skip", "skip"))
     found = bench.score(joined.texts)
     found.counts, found.notes = found.counts | joined.counts, joined.notes + found.notes

@@ -16,7 +16,7 @@ from mmalign.benchmarks.options import VERSIONS, option
 from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
 from mmalign.benchmarks.reading import Row
-from mmalign.errors import DataError, nearest
+from mmalign.errors import DataError, suggest
 
 LETTERS = "ABCD"
 PASS = 1_000_000  # pass k of question i has index k * PASS + i
@@ -63,7 +63,7 @@ class MMBench(FiledBenchmark):
         images: str | None = None,
     ) -> None:
         if extraction not in VERSIONS:
-            raise DataError(f"no extraction rule {extraction!r}", fix=nearest(extraction, VERSIONS))
+            raise DataError(f"no extraction rule {extraction!r}", fix=suggest(extraction, VERSIONS))
         self.language, self.split, self.extraction, self.all_rounds = language, split, extraction, all_rounds
         super().__init__(data, images)
 

@@ -12,7 +12,7 @@ from mmalign.benchmarks.answers import Joined, Official, Row
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
 from mmalign.benchmarks.pictures import tabled
 from mmalign.benchmarks.places import Layout
-from mmalign.errors import DataError, nearest
+from mmalign.errors import DataError, suggest
 from mmalign.io import files
 
 UNSURE = "When the provided information is insufficient, respond with 'Unanswerable'."
@@ -28,7 +28,7 @@ class VizWiz(FiledBenchmark):
 
     def __init__(self, data: str, split: str | None = None, images: str | None = None) -> None:
         if split is not None and split not in SPLITS:
-            raise DataError(f"VizWiz has no split {split!r}", fix=nearest(split, SPLITS))
+            raise DataError(f"VizWiz has no split {split!r}", fix=suggest(split, SPLITS))
         self.split = split
         super().__init__(data, images)
 

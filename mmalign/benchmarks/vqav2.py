@@ -11,7 +11,7 @@ from mmalign.benchmarks.answers import Joined
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
 from mmalign.benchmarks.places import Layout
 from mmalign.benchmarks.reading import Row
-from mmalign.errors import DataError, nearest
+from mmalign.errors import DataError, suggest
 from mmalign.io import files
 
 # our name: the official files', the parquet files'; the split with answers first
@@ -31,7 +31,7 @@ class VQAv2(FiledBenchmark):
 
     def __init__(self, data: str, split: str | None = None, images: str | None = None) -> None:
         if split is not None and split not in SPLITS:
-            raise DataError(f"VQAv2 has no split {split!r}", fix=nearest(split, SPLITS))
+            raise DataError(f"VQAv2 has no split {split!r}", fix=suggest(split, SPLITS))
         self.split = split
         super().__init__(data, images)
 

@@ -13,7 +13,7 @@ from mmalign.data.conversations import Conversations
 from mmalign.data.hub import Hub
 from mmalign.data.table import Table
 from mmalign.data.tars import Tars
-from mmalign.errors import DataError, nearest
+from mmalign.errors import DataError, suggest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,7 +110,7 @@ def member(given: Mapping[str, Any]) -> Data:
     kind = args.pop("kind", None)
     known = KINDS | {"mixture": Mixture}
     if kind not in known:
-        raise DataError(f"no kind of data {kind!r}", at="data", fix=nearest(str(kind), known))
+        raise DataError(f"no kind of data {kind!r}", at="data", fix=suggest(str(kind), known))
     try:
         return known[kind](**args)
     except TypeError as err:

@@ -11,7 +11,7 @@ from mmalign.data import kept, patterns
 from mmalign.data.parts import Arrow, Parquet
 from mmalign.data.recent import Recent
 from mmalign.data.rows import Rows
-from mmalign.errors import DataError, nearest
+from mmalign.errors import DataError, suggest
 from mmalign.io import files
 
 IMAGES = ("image", "images")
@@ -105,7 +105,7 @@ def _files(path: str | Sequence[str], split: str | None) -> list[str]:
     if place and (several := place / "dataset_dict.json").exists():
         known = _saved(several, "splits")
         if split not in known:
-            fix = f"split: {nearest(split or '', known)}"
+            fix = f"split: {suggest(split or '', known)}"
             raise DataError(f"no split {split!r} among {', '.join(known)}", at=str(path), fix=fix)
         return _files(str(place / str(split)), None)
     if place and (state := place / "state.json").exists():

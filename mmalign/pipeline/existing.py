@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.errors import RunError, nearest
+from mmalign.errors import RunError, suggest
 from mmalign.io import files
 from mmalign.pipeline import task
 from mmalign.pipeline.task import Task
@@ -51,7 +51,7 @@ def find(spec: str) -> Path | str:
         if HUB.fullmatch(spec) and not place.parent.exists():
             return spec
         beside = [str(p) for p in place.parent.glob("*") if p.is_dir()] if place.parent.is_dir() else []
-        raise RunError(f"no checkpoint {spec}", at=spec, fix=nearest(spec, beside) if beside else FIX)
+        raise RunError(f"no checkpoint {spec}", at=spec, fix=suggest(spec, beside) if beside else FIX)
     if (place / "stage.yaml").exists():
         return _of_stage(place.resolve())
     if exported(place):

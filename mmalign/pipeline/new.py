@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from mmalign.errors import RunError, nearest
+from mmalign.errors import RunError, suggest
 from mmalign.io import files
 from mmalign.plan.read import shipped
 
@@ -20,7 +20,7 @@ def start(kind: str, name: str, folder: Path, base: str = "quickstart") -> list[
     kind: recipe, adapter, objective or data. base: the recipe a recipe extends.
     """
     if kind not in KINDS:
-        raise RunError(f"nothing to start from for {kind!r}", fix=nearest(kind, KINDS))
+        raise RunError(f"nothing to start from for {kind!r}", fix=suggest(kind, KINDS))
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise RunError(f"{name!r} cannot be a name here", fix="small letters, digits and -, such as my-adapter")
     made = _recipe(name, folder, base) if kind == "recipe" else _package(KINDS[kind], name, folder / name)
@@ -33,7 +33,7 @@ def start(kind: str, name: str, folder: Path, base: str = "quickstart") -> list[
 
 def _recipe(name: str, folder: Path, base: str) -> dict[Path, str]:
     if base not in shipped() and not Path(base).is_file():
-        raise RunError(f"no recipe {base!r} to start from", fix=nearest(base, shipped()))
+        raise RunError(f"no recipe {base!r} to start from", fix=suggest(base, shipped()))
     place = folder / f"{name}.yaml"
     if base not in shipped():
         base = os.path.relpath(base, folder)  # `extends` counts from the recipe's own folder

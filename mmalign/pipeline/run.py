@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmalign.errors import RunError, StageError, nearest
+from mmalign.errors import RunError, StageError, suggest
 from mmalign.io import files
 from mmalign.pipeline import task
 from mmalign.plan.graph import Node
@@ -81,7 +81,7 @@ def run(nodes: Sequence[Node], launch: Launch, show: Show, force: Sequence[str] 
     """Run every stage that is not done, in order. Raises Failed at the first stage that fails."""
     for name in force:
         if name not in {node.name for node in nodes}:
-            raise RunError(f"--force {name}: no such stage", fix=nearest(name, {node.name for node in nodes}))
+            raise RunError(f"--force {name}: no such stage", fix=suggest(name, {node.name for node in nodes}))
     for node in nodes:
         if node.name in force or not node.done:
             _divides(node, launch)

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mmalign.errors import CardError, nearest
+from mmalign.errors import CardError, suggest
 from mmalign.io import files, yaml
 from mmalign.plan import signatures
 
@@ -80,7 +80,7 @@ class Registry:
         """The part of exactly this name, or a CardError that suggests the nearest."""
         known = self._family(family)
         if name not in known:
-            raise CardError(f"no {family} card named {name!r}", fix=f"{nearest(name, known)}   (mmalign list {family})")
+            raise CardError(f"no {family} card named {name!r}", fix=f"{suggest(name, known)}   (mmalign list {family})")
         owner, place = known[name]
         return read(place, family, owner) if isinstance(place, Path) else _from_entry_point(place, family, owner)
 
@@ -108,7 +108,7 @@ class Registry:
 
     def _family(self, family: str) -> dict[str, tuple[str, Any]]:
         if family not in FAMILIES:
-            raise CardError(f"no family {family!r}", fix=nearest(family, FAMILIES))
+            raise CardError(f"no family {family!r}", fix=suggest(family, FAMILIES))
         if family not in self._owners:
             found: dict[str, tuple[str, Any]] = {}
             for name, owner, place in [*self._on_shelves(family), *_entry_points(family)]:
@@ -188,7 +188,7 @@ def read(place: Path, family: str = "", owner: str = SHIPPED) -> Card:
     found = yaml.read(place, CardError)
     for key, item in found.raw.items():
         if key not in _TYPES:
-            raise CardError(f"a card has no key {key!r}", at=found.where(str(key)), fix=nearest(str(key), _TYPES))
+            raise CardError(f"a card has no key {key!r}", at=found.where(str(key)), fix=suggest(str(key), _TYPES))
         if not isinstance(item, _TYPES[key]):
             what = f"{key!r} must be {_WORDS[_TYPES[key]]}, got {item!r}"
             raise CardError(what, at=found.where(key), fix=_FIXES[_TYPES[key]])

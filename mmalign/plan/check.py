@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from mmalign.errors import CheckError, MMAlignError, nearest
+from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import files
 from mmalign.io.wordlist import read_words
 from mmalign.plan.cards import Card, Registry
@@ -101,7 +101,7 @@ def protocols(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -
         known = cards[f"bench.{part.card}"].facts.get("protocols", ["official"])
         if stage.protocol not in known:
             what = f"{part.card} has no protocol {stage.protocol!r}"
-            yield _problem(recipe, name, "protocol", what, nearest(stage.protocol, known))
+            yield _problem(recipe, name, "protocol", what, suggest(stage.protocol, known))
 
 
 def _labels(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:

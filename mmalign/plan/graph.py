@@ -14,7 +14,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from mmalign.errors import CardError, GraphError, RunError, nearest
+from mmalign.errors import CardError, GraphError, RunError, suggest
 from mmalign.io import files
 from mmalign.plan.cards import SHIPPED, Card, Registry
 from mmalign.plan.recipe import KINDS, Evaluate, Label, Part, Recipe, Report, Stage
@@ -111,7 +111,7 @@ def order(recipe: Recipe) -> list[str]:
 def _edge(recipe: Recipe, name: str, stage: Stage, slot: str, other: str) -> None:
     at = recipe.where(f"stages.{name}.reads.{slot}")
     if other not in recipe.stages:
-        fix = nearest(other, [n for n in recipe.stages if n != name])
+        fix = suggest(other, [n for n in recipe.stages if n != name])
         raise GraphError(f"stage {name!r} reads {slot} from {other!r}, which is no stage", at=at, fix=fix)
     if slot not in stage.takes:
         can = ", ".join(stage.takes) or "nothing"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmalign.errors import RecipeError, nearest
+from mmalign.errors import RecipeError, suggest
 from mmalign.io import files, yaml
 from mmalign.io.yaml import Document
 from mmalign.plan.recipe import KINDS, Labels, Objective, Part, Recipe, RecipeFile, Stage
@@ -58,7 +58,7 @@ def find(path: str | Path) -> Path:
     known = shipped()
     if str(path) in known:
         return known[str(path)]
-    fix = f"a path, or {nearest(str(path), known)}   (mmalign list recipes)"
+    fix = f"a path, or {suggest(str(path), known)}   (mmalign list recipes)"
     raise RecipeError(f"no recipe {str(path)!r}", fix=fix)
 
 
@@ -197,7 +197,7 @@ class _Sugar:
         kind = self.kinds[name]
         if not isinstance(kind, str) or kind not in KINDS:
             at = self.layer.where(f"stages.{name}.kind")
-            raise RecipeError(f"no stage kind {kind!r}", at=at, fix=nearest(str(kind), KINDS))
+            raise RecipeError(f"no stage kind {kind!r}", at=at, fix=suggest(str(kind), KINDS))
         return self.fields(KINDS[kind], stage, f"stages.{name}")
 
     def fields(self, cls: type, raw: Any, under: str) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class _Sugar:
         full = {key: f"{under}.{key}".lstrip(".") for key in raw}
         for key in raw:
             if key not in known:
-                fix = nearest(str(key), known)
+                fix = suggest(str(key), known)
                 raise RecipeError(f"no setting {key!r} here", at=self.layer.where(str(full[key])), fix=fix)
         return {key: self.item(hints[key], item, full[key]) for key, item in raw.items()}
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
-from mmalign.errors import CheckError, MMAlignError, nearest
+from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import files
 from mmalign.plan import signatures
 from mmalign.plan.cards import Card
@@ -42,7 +42,7 @@ def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAli
                 continue
             for arg in set(one.args).difference(takes) if takes is not None else ():
                 what = f"{card.family} {card.name!r}, member {number} takes no argument {arg!r}"
-                yield CheckError(what, at=recipe.where(key), fix=nearest(arg, takes or ()))
+                yield CheckError(what, at=recipe.where(key), fix=suggest(arg, takes or ()))
 
 
 def _arguments(card: Card, takes: signatures.Arguments, places: dict[str, str]) -> Iterator[MMAlignError]:
@@ -54,7 +54,7 @@ def _arguments(card: Card, takes: signatures.Arguments, places: dict[str, str]) 
             yield CheckError(f"{card.family} {card.name!r}: {arg!r} is set by the stage", at=at, fix="take it out")
         elif arg not in takes:
             what = f"{card.family} {card.name!r} takes no argument {arg!r}"
-            yield CheckError(what, at=at, fix=nearest(arg, set(takes).difference(given)))
+            yield CheckError(what, at=at, fix=suggest(arg, set(takes).difference(given)))
 
 
 def _lacking(card: Card, takes: signatures.Arguments, at: str) -> Iterator[MMAlignError]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mmalign.errors import RecipeError, nearest
+from mmalign.errors import RecipeError, suggest
 from mmalign.io.yaml import Document
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def _example(cls: type, raw: Any, key: str) -> str:
     hint, default, value = _setting(cls, raw, key)
     name = next((word for word in reversed(key.split(".")) if not word.isdigit()), key)
     if get_origin(hint) is Literal and isinstance(value, str):
-        return nearest(value, get_args(hint))
+        return suggest(value, get_args(hint))
     if isinstance(default, (int, float, str, list)) and default not in ("", MISSING, []):
         return f"{name}: {default}   (the default)"
     if get_origin(hint) is dict:

@@ -7,7 +7,7 @@ from functools import cached_property
 from PIL import Image
 
 from mmalign.benchmarks import Benchmark, Question, Score
-from mmalign.errors import CheckError, nearest
+from mmalign.errors import CheckError, suggest
 from mmalign.toyworld import language
 from mmalign.toyworld.data import Scenes
 from mmalign.toyworld.language import Asked
@@ -117,7 +117,7 @@ class Attributes(Quiz):
         super().__init__(images, split, seed)
         for topic in topics:
             if topic not in TOPICS:
-                raise CheckError(f"the toy world has no attribute {topic!r}", fix=nearest(topic, TOPICS))
+                raise CheckError(f"the toy world has no attribute {topic!r}", fix=suggest(topic, TOPICS))
         self.topics = tuple(topics)
 
     def asked(self, number: int, scene: Scene) -> Iterable[tuple[str, Asked]]:

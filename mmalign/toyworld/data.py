@@ -7,7 +7,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from mmalign.data import MARK, Data, Record, Truth, Turn
-from mmalign.errors import CheckError, DataError, nearest
+from mmalign.errors import CheckError, DataError, suggest
 from mmalign.toyworld import language, render
 from mmalign.toyworld.world import SIDE, Scene, scene, stream
 
@@ -20,7 +20,7 @@ class Scenes:
 
     def __init__(self, split: str, seed: int) -> None:
         if split not in SPLITS:
-            raise CheckError(f"the toy world has no split {split!r}", fix=nearest(split, SPLITS))
+            raise CheckError(f"the toy world has no split {split!r}", fix=suggest(split, SPLITS))
         self.split, self.seed = split, seed
 
     def scene(self, number: int) -> Scene:

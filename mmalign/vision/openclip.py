@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmalign.errors import CardError, nearest
+from mmalign.errors import CardError, suggest
 from mmalign.io import files
 from mmalign.vision import Vision, check_pixels, depth, weights
 from mmalign.vision.alone import alone
@@ -139,13 +139,13 @@ def load(model: str, pretrained: str, checkpoint: str, random: bool) -> Any:
     """The whole model, text tower included."""
     library = _open_clip()
     if library.get_model_config(model) is None:
-        raise CardError(f"open_clip has no model {model!r}", at="args.model", fix=nearest(model, library.list_models()))
+        raise CardError(f"open_clip has no model {model!r}", at="args.model", fix=suggest(model, library.list_models()))
     tags = library.list_pretrained_tags_by_model(model)
     if pretrained and pretrained not in tags:
         what = f"open_clip has no weights {pretrained!r} for {model}"
-        raise CardError(what, at="args.pretrained", fix=nearest(pretrained, tags))
+        raise CardError(what, at="args.pretrained", fix=suggest(pretrained, tags))
     if not (pretrained or checkpoint or random):
-        raise CardError(f"open_clip model {model!r} without weights", fix=f"pretrained: {nearest('', tags)}")
+        raise CardError(f"open_clip model {model!r} without weights", fix=f"pretrained: {suggest('', tags)}")
     about = library.get_pretrained_cfg(model, pretrained) or {}
     how = {key: about[key] for key in ("mean", "std", "interpolation", "resize_mode") if about.get(key)}
     tag = None if checkpoint or random else pretrained

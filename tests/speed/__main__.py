@@ -6,7 +6,7 @@ import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from mmalign.errors import nearest
+from mmalign.errors import suggest
 
 from . import Pairs, modules
 
@@ -15,7 +15,7 @@ def main(names: list[str]) -> int:
     known = modules()
     for name in names:
         if name not in known:
-            print(f"error: no benchmark {name!r}\n  try  {nearest(name, known)}", file=sys.stderr)
+            print(f"error: no benchmark {name!r}\n  try  {suggest(name, known)}", file=sys.stderr)
             return 2
     print(f"{'name':<30} {'ours':>11} {'reference':>11} {'ratio':>7} {'target':>7}")
     slow = 0
