@@ -56,13 +56,13 @@ class Talk:
         self.fresh = 0
 
     def show(self, picture: "Image") -> None:
-        self.images.append(self.model.see(picture))
+        self.images.append(self.model.visual_tokens(picture)[0])
         self.fresh += 1
 
     def answer(self, text: str) -> str:
         from mmalign.data import MARK, Turn
 
         turns = [*self.turns, Turn("user", f"{MARK}\n" * self.fresh + text)]
-        said = str(self.model.reply(turns, self.images, self.most))
+        (said,) = self.model.generate([turns], [self.images], self.most)
         self.turns, self.fresh = [*turns, Turn("assistant", said)], 0
-        return said
+        return str(said)

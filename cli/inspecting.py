@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmalign.errors import RunError
-from mmalign.io import files
 from mmalign.pipeline import existing
 
 from .images import opened
@@ -13,29 +12,26 @@ from .models import loaded
 from .show import out, table
 
 if TYPE_CHECKING:
-    from mmalign.vlm.nearest import Seen
+    from mmalign.vlm.wordmap import WordMap
 
 
 def inspect(spec: str, images: Sequence[Path], layers: str, keep: int, target: Path | None, as_json: bool) -> None:
     place, depths = existing.find(spec), numbers(layers)
-    pictures = {str(image): opened(image) for image in images}
+    pictures = {str(image): opened(image) for image in images}  # each once
     if target and not (target.absolute().parent).is_dir():
         raise RunError(f"no folder {target.parent}", at=str(target), fix="--out in a folder that is there")
     model = loaded(place)
-    from mmalign.vlm import nearest
-
-    found = nearest.look(model, list(pictures.items()), depths, keep)
+    words = model.nearest_words(list(pictures.values()), depths, keep, names=list(pictures))
     if target:
-        shown = {name: nearest.seen(model.vision, picture) for name, picture in pictures.items()}
-        files.write(target, nearest.page(found, shown, f"What the visual tokens of {spec} say"))
+        words.save(target, f"What the visual tokens of {spec} say")
     if as_json:
         from . import dump
 
-        dump([vars(one) for one in found])
+        dump([vars(one) for one in words])
     elif target:
         out.print(f"page: {target}")
     else:
-        out.print(_table(found))
+        out.print(_table(words))
 
 
 def numbers(layers: str) -> list[int]:
@@ -47,10 +43,10 @@ def numbers(layers: str) -> list[int]:
     return found
 
 
-def _table(found: Sequence["Seen"]) -> Any:
-    shown = table("image", "layer", "patch" if found[0].grid else "token", "nearest words")
-    for one in found:
-        for number, words in enumerate(one.words):
+def _table(words: "WordMap") -> Any:
+    shown = table("image", "layer", "patch" if words.grid else "token", "nearest words")
+    for one in words:
+        for number, nearest in enumerate(one.words):
             at = f"{number // one.grid[1]},{number % one.grid[1]}" if one.grid else str(number)
-            shown.add_row(one.image, str(one.layer), at, "  ".join(f"{word} {cosine:.3f}" for word, cosine in words))
+            shown.add_row(one.image, str(one.layer), at, "  ".join(f"{word} {cosine:.3f}" for word, cosine in nearest))
     return shown

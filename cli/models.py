@@ -19,7 +19,7 @@ from mmalign.plan.graph import Node
 from . import live, scores, show
 
 if TYPE_CHECKING:
-    from mmalign.vlm.folder import MMAlignModel
+    from mmalign.vlm.model import VLM
 
 
 def evaluate(
@@ -73,9 +73,9 @@ def import_(source: str, target: Path, template: Path | None) -> None:
         raise RunError(f"{source} is mmalign's already", at=source, fix=f"mmalign eval {source} --bench ...")
     text = _template(template) if template else None
     with loading():
-        from mmalign.integrations import llava as importing
+        from mmalign.integrations import llava
 
-        importing.llava(str(existing.fetched(place)), target, text)
+        llava.llava(str(existing.fetched(place)), target, text)
     show.out.print(f"{target}: mmalign eval {target} --bench ...")
 
 
@@ -94,16 +94,16 @@ def projector(place: Path) -> bool:
 
 
 def _adapter(source: str, target: Path) -> None:
-    from mmalign.integrations import llava as importing
+    from mmalign.integrations import llava
 
     name = target.resolve().name
-    card = importing.adapter(source, target, name)
+    card = llava.adapter(source, target, name)
     show.out.print(f"{target}: {card['summary']}")
     shelf = target if target.is_absolute() else f"./{target}"
     show.out.print(f"in a recipe: registry: [{shelf}]   model: {{adapter: {name}}}")
 
 
-def loaded(place: Path | str) -> "MMAlignModel":
+def loaded(place: Path | str) -> "VLM":
     with loading():
         from mmalign.pipeline.load import load
 

@@ -1,9 +1,9 @@
 """What a benchmark is: questions about images, and the official score of the answers. Scoring never needs a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from mmalign.errors import DataError
 
@@ -78,31 +78,33 @@ class Probe:
     """A measurement of the model itself, not of its answers."""
 
     def measure(self, model: "Subject") -> Score:
+        """The score of a model. Raises CheckError for a model it cannot look at."""
         raise NotImplementedError
 
 
-class Subject:
-    """What a probe may ask of a model. Letters: B images, P patches, D width of the LLM, V its vocabulary."""
+class Subject(Protocol):
+    """What a probe may ask of a model: a VLM keeps it. Letters: B images, Q visual tokens, K kept."""
 
-    grid: tuple[int, int]
-    began: bool = True  # whether the language model is known as it was before any training here
+    @property
+    def untrained(self) -> "Callable[[], Subject] | None":
+        """Gives the model as it was before any training here; None: not known."""
 
-    def visual(self, images: Sequence["Image"]) -> "Tensor":
-        """visual_BPD, fp32, on the CPU: the images' visual tokens as the adapter makes them."""
-        raise NotImplementedError
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of the visual tokens; None where a token is no patch."""
 
-    def layers(self, images: Sequence["Image"]) -> list["Tensor"]:
-        """hidden_BPD, fp32, on the CPU: the visual tokens after each layer of the LLM. Empty: it shows none."""
-        return []
+    @property
+    def depth(self) -> int:
+        """Layers of the language model that can be looked at; 0: none."""
 
-    def vocabulary(self) -> tuple["Tensor", list[str]]:
-        """embed_VD, fp32, on the CPU, and the text of each token."""
-        raise NotImplementedError
+    def nearest_tokens(
+        self, images: "Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 1
+    ) -> "dict[int, tuple[Tensor, Tensor]]":
+        """{layer: (cosine_BQK, token_BQK)}: the vocabulary tokens nearest to each visual token; layer 0: as the
+        adapter makes them."""
 
     def pieces(self, words: Sequence[str]) -> list[list[int]]:
         """The token ids each word has inside a sentence."""
-        raise NotImplementedError
 
-    def perplexity(self, texts: Sequence[str], before: bool = False) -> float:
-        """exp of the mean loss per token over texts without images; `before`: of the LLM before any training here."""
-        raise NotImplementedError
+    def perplexity(self, texts: Sequence[str]) -> float:
+        """exp of the mean loss per token over texts without images."""

@@ -1,6 +1,6 @@
 """Do visual tokens say what their patches show? The nearest vocabulary token of each, against the data's truth.
 
-Letters: B images, P patches, D width of the language model, V its vocabulary.
+Letters: P patches of an image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,29 +11,26 @@ from mmalign.benchmarks import Probe, Score, Subject
 from mmalign.errors import CheckError, DataError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mmalign.data import Data
 
 BATCH = 64  # images per pass
 
 
 @dataclass
-class Seen:
-    """One image: the token nearest to each patch, and the tokens that would be right; P entries each.
+class Comparison:
+    """One image: the token nearest to each patch at each layer, and the tokens that would be right; P entries each.
 
-    nearest: of the visual tokens; deeper: of what each layer of the language model makes of them.
+    nearest: layer by layer, from 0, the visual tokens as the adapter makes them.
     """
 
     key: str
-    nearest: list[int]
-    deeper: list[list[int]]
+    nearest: list[list[int]]
     right: list[set[int]]
     object: list[bool | None]  # True: an object, False: background, None: neither
 
     def patches(self, is_object: bool, layer: int = 0) -> list[tuple[int, set[int]]]:
         """(nearest, right) of the patches of one kind; layer 0: the visual tokens."""
-        each = zip([self.nearest, *self.deeper][layer], self.right, self.object, strict=True)
+        each = zip(self.nearest[layer], self.right, self.object, strict=True)
         return [(nearest, right) for nearest, right, kind in each if kind is is_object]
 
 
@@ -45,7 +42,8 @@ class Alignment(Probe):
     the number of different nearest tokens. `object_layer_N`: the same of the language model's N-th layer, which shows
     whether BASIC's premise holds (arXiv 2508.06895, figure 2).
 
-    data: must know its truth. images: how many of its images are looked at, from the first.
+    Rows of the vocabulary that no token has are never nearest. data: must know its truth. images: how many of its
+    images are looked at, from the first.
     """
 
     def __init__(self, data: "Data", images: int = 200) -> None:
@@ -54,32 +52,38 @@ class Alignment(Probe):
         self.data, self.images = data, images
 
     def measure(self, model: Subject) -> Score:
-        seen = self._seen(model)
-        objects, backgrounds = [one.patches(True) for one in seen], [one.patches(False) for one in seen]
+        if model.grid is None:
+            raise CheckError(
+                "alignment: the model's visual tokens are no patches", fix="an adapter that keeps the grid"
+            )
+        images = self._compared(model, model.grid)
+        objects, backgrounds = [one.patches(True) for one in images], [one.patches(False) for one in images]
         metrics = {
             "object": percent(hits(objects)),
             "object_shuffled": percent(hits(_shuffled(objects))),
             "background": percent(hits(backgrounds)),
             "background_shuffled": percent(hits(_shuffled(backgrounds))),
-            "distinct": len({token for one in seen for token in one.nearest}),
+            "distinct": len({token for one in images for token in one.nearest[0]}),
         }
-        for layer in range(1, 1 + len(seen[0].deeper)):
-            metrics[f"object_layer_{layer}"] = percent(hits([one.patches(True, layer) for one in seen]))
-        items = {one.key: percent(hits([own])) for one, own in zip(seen, objects, strict=True) if own}
+        for layer in range(1, len(images[0].nearest)):
+            metrics[f"object_layer_{layer}"] = percent(hits([one.patches(True, layer) for one in images]))
+        items = {one.key: percent(hits([own])) for one, own in zip(images, objects, strict=True) if own}
         patches = {"object_patches": sum(map(len, objects)), "background_patches": sum(map(len, backgrounds))}
-        return Score(metrics, "object", items, {"images": len(seen), **patches})
+        return Score(metrics, "object", items, {"images": len(images), **patches})
 
-    def _seen(self, model: Subject) -> list[Seen]:
-        shown = self._shown()
-        found = []
-        for at in range(0, len(shown), BATCH):
-            part = shown[at : at + BATCH]
-            nearest, *deeper = nearest_tokens(model, [self.data.image(reference) for _, reference in part])
-            for n, (key, reference) in enumerate(part):
-                found.append(self._compared(model, key, reference, nearest[n], [layer[n] for layer in deeper]))
-        return found
+    def _compared(self, model: Subject, grid: tuple[int, int]) -> list[Comparison]:
+        references = self._references()
+        images: list[Comparison] = []
+        for start in range(0, len(references), BATCH):
+            part = references[start : start + BATCH]
+            pictures = [self.data.image(reference) for _, reference in part]
+            nearest = model.nearest_tokens(pictures, range(model.depth + 1))
+            layers = [token_BQK[..., 0].tolist() for _, token_BQK in nearest.values()]
+            for (key, reference), *own in zip(part, *layers, strict=True):
+                images.append(self._comparison(model, grid, key, reference, own))
+        return images
 
-    def _shown(self) -> list[tuple[str, Any]]:
+    def _references(self) -> list[tuple[str, Any]]:
         """(key, reference) of the first images."""
         found: list[tuple[str, Any]] = []
         for record in self.data:
@@ -90,22 +94,14 @@ class Alignment(Probe):
             raise DataError(f"alignment: the data has {len(found)} images", fix="a data set with images")
         return found
 
-    def _compared(self, model: Subject, key: str, reference: Any, nearest: list[int], deeper: list[list[int]]) -> Seen:
-        truth = self.data.truth(reference, model.grid)
+    def _comparison(
+        self, model: Subject, grid: tuple[int, int], key: str, reference: Any, nearest: list[list[int]]
+    ) -> Comparison:
+        truth = self.data.truth(reference, grid)
         known = sorted({word for words in truth.words for word in words})
         pieces = dict(zip(known, model.pieces(known), strict=True))
         right = [{piece for word in words for piece in pieces[word]} for words in truth.words]
-        return Seen(key, nearest, deeper, right, truth.object or [True if words else None for words in truth.words])
-
-
-def nearest_tokens(model: Subject, images: Sequence[Any]) -> list[list[list[int]]]:
-    """The vocabulary token nearest (cosine) to each visual token of each image, then to what each layer makes of it."""
-    from torch.nn.functional import normalize
-
-    embed_VD, _ = model.vocabulary()
-    unit_VD = normalize(embed_VD, dim=-1)
-    seen: list[Tensor] = [model.visual(images), *model.layers(images)]
-    return [(normalize(tokens_BPD, dim=-1) @ unit_VD.T).argmax(-1).tolist() for tokens_BPD in seen]
+        return Comparison(key, nearest, right, truth.object or [True if words else None for words in truth.words])
 
 
 Patches = list[tuple[int, set[int]]]

@@ -25,20 +25,20 @@ class Perplexity(Probe):
         self.data, self.texts = data, texts
 
     def measure(self, model: Subject) -> Score:
-        texts = self._said()
+        texts = self._texts()
         metrics = {"perplexity": (now := model.perplexity(texts))}
-        if model.began:
-            before = model.perplexity(texts, before=True)
+        if model.untrained:
+            before = model.untrained().perplexity(texts)
             metrics |= {"before": before, "change": now - before}
         return Score(metrics, "perplexity", counts={"texts": len(texts)})
 
-    def _said(self) -> list[str]:
-        said: list[str] = []
+    def _texts(self) -> list[str]:
+        texts: list[str] = []
         for record in self.data:
             text = " ".join(MARK.sub(" ", turn.text).strip() for turn in record.turns).strip()
-            said += [text] if text else []
-            if len(said) == self.texts:
-                return said
-        if not said:
+            texts += [text] if text else []
+            if len(texts) == self.texts:
+                return texts
+        if not texts:
             raise DataError("perplexity: the data has no text", fix="a data set with turns that say something")
-        return said
+        return texts

@@ -15,7 +15,7 @@ from mmalign.errors import CardError, DataError, RunError
 from mmalign.io import files, yaml
 from mmalign.plan.cards import Card
 from mmalign.vision.hf import HFVision
-from mmalign.vlm import folder as hub
+from mmalign.vlm import folder
 
 WHOLE = "a whole llava-hf folder, weights included"
 
@@ -95,7 +95,7 @@ def projector(
 
 
 def llava(source: str, target: Path, template: str | None = None) -> None:
-    """A llava-hf folder as a folder that `MMAlignModel.from_pretrained` and `mmalign eval` read.
+    """A llava-hf folder as a folder that `mmalign.load` and `mmalign eval` read.
 
     template: the chat template, jinja text; None: the checkpoint's own where it marks answers, else ours for the same
     format. Written whole or not at all. Raises RunError for a model that mmalign's parts cannot hold.
@@ -121,7 +121,7 @@ def llava(source: str, target: Path, template: str | None = None) -> None:
         lm.save_pretrained(beside / "llm")
         eye = HFVision(str(beside / "vision"), layer=config.vision_feature_layer)
         made = _mlp(inner.multi_modal_projector, config.projector_hidden_act, eye.dim, lm.config.hidden_size, eye.grid)
-        hub.write(beside, made, _cards(source, config.vision_feature_layer, made))
+        folder.write(beside, made, _cards(source, config.vision_feature_layer, made))
 
 
 def _read(kind: Any, source: str, **options: Any) -> Any:

@@ -2,7 +2,7 @@
 
     python -m lmms_eval --model mmalign --model_args pretrained=runs/train-... --tasks mme --batch_size 16
 
-Letters: Q visual tokens, D width of the language model, V its vocabulary.
+Letters: V, the language model's vocabulary.
 """
 
 import os
@@ -11,12 +11,11 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmalign.data import MARK, Turn
 from mmalign.errors import DataError, RunError
-from mmalign.pipeline import load as checkpoints
-from mmalign.vlm.prefix import Group, Pass
+from mmalign.pipeline.load import load
+from mmalign.vlm.prefix import Pass
 
 try:
     from lmms_eval.api.model import lmms
@@ -53,9 +52,9 @@ class MMAlign(lmms):  # type: ignore[misc]
         self._rank, self._world_size, local = (_environ(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         if device is None and torch.cuda.is_available():
             torch.cuda.set_device(local)
-        model = checkpoints.load(pretrained)
+        model = load(pretrained)
         self.model = model if device is None else model.to(device)
-        self.device = next(self.model.parameters()).device
+        self.device = self.model.device
         if self._world_size > 1:  # lmms-eval gives each process its share of the requests, and gathers through this
             from accelerate import Accelerator  # lmms-eval brings it
 
@@ -64,16 +63,15 @@ class MMAlign(lmms):  # type: ignore[misc]
     @torch.no_grad()
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to each request, in their order. args: context, settings, doc_to_visual, doc_id, task, split."""
-        found: dict[int, str] = {}
+        answers: dict[int, str] = {}
         lengths = [_length(request.args[1]) for request in requests]
         order = sorted(range(len(requests)), key=lengths.__getitem__)
         for most, numbers in groupby(order, key=lengths.__getitem__):
             for some in _batches(list(numbers), self.batch_size):
-                groups = [group for n in some for group in self._groups(*_asked(requests[n].args))]
-                chat = self.model.llm.chat
-                answers = self._pass(groups).write(self.model.llm.head, chat.ends, most)
-                found |= {n: _cut(chat.text(ids), requests[n].args[1]) for n, ids in zip(some, answers, strict=True)}
-        return [found[n] for n in range(len(requests))]
+                turns, images = zip(*(self._prompt(*_asked(requests[n].args)) for n in some), strict=True)
+                texts = self.model.generate(turns, images, most)
+                answers |= {n: _cut(text, requests[n].args[1]) for n, text in zip(some, texts, strict=True)}
+        return [answers[n] for n in range(len(requests))]
 
     @torch.no_grad()
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -92,30 +90,23 @@ class MMAlign(lmms):  # type: ignore[misc]
         if not isinstance(continuation, str):
             continuation = continuation(self.task_dict[task][split][doc_id])
         option = self.model.llm.chat.answer(continuation.strip())
-        (group,) = self._groups(context, doc_to_visual, doc_id, task, split, more=option[:-1])
-        made = self._pass([group])
-        hidden_BSD = made.read()
+        turns, images = self._prompt(context, doc_to_visual, doc_id, task, split)
+        prompt = Pass(self.model.llm, self.model.groups(turns, images, more=option[:-1]))
+        hidden_BSD = prompt.read()
         total, greedy = 0.0, True
         for back, token in enumerate(reversed(option)):
-            logp_V = self.model.llm.head(made.behind(hidden_BSD, back))[0].float().log_softmax(-1)
+            logp_V = self.model.llm.head(prompt.behind(hidden_BSD, back))[0].float().log_softmax(-1)
             total += float(logp_V[token])
             greedy &= int(logp_V.argmax()) == token
         return total, greedy
 
-    def _groups(
-        self, context: str, doc_to_visual: Any, doc_id: Any, task: str, split: str, more: Sequence[int] = ()
-    ) -> list[Group]:
-        """The prompt of one request, and tokens behind it."""
+    def _prompt(
+        self, context: str, doc_to_visual: Any, doc_id: Any, task: str, split: str
+    ) -> tuple[list[Turn], list[Any]]:
+        """The turns of one request, and its pictures."""
         images = [_picture(one, task) for one in doc_to_visual(self.task_dict[task][split][doc_id]) or ()]
-        seen = [self.model.see(image) for image in images]
         text = context if MARK in context or not images else "\n".join([*[MARK] * len(images), context])
-        ids = self.model.llm.chat.prompt([Turn("user", text)], [len(visual_QD) for visual_QD in seen])
-        visual_QD: Tensor | None = torch.cat(seen) if seen else None
-        return Group.of([[*ids, *more]], visual_QD, self.model.llm.chat.mark)
-
-    def _pass(self, groups: Sequence[Group]) -> Pass:
-        llm: Any = self.model.llm
-        return Pass(llm.lm, groups, llm.chat.mark, llm.chat.pad)
+        return [Turn("user", text)], images
 
 
 def _size(given: int | str) -> int:

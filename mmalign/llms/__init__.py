@@ -3,6 +3,7 @@
 Letters: B samples, S positions, D width, V vocabulary, N rows.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mmalign.errors import CheckError, StageError
 
 if TYPE_CHECKING:
     from mmalign.llms.chat import Chat
+    from mmalign.llms.decoding import Decoder
     from mmalign.llms.watch import Seen
 
 
@@ -49,12 +51,18 @@ class Places:
 
 
 class LLM(nn.Module):
-    """dim: D. depth: decoder layers. vocab: V. chat: how turns become tokens."""
+    """dim: D. depth: decoder layers. vocab: V, rows of the embedding matrix. chat: how turns become tokens.
+
+    context: tokens it can read. Whoever keeps this contract trains, is evaluated, talks and is inspected. What has a
+    body here need not be written: decoding then reads everything again at every step, and layers are not watched.
+    """
 
     dim: int
     depth: int
     vocab: int
     chat: "Chat"
+    context: int = sys.maxsize
+    watchable: bool = False  # whether `watched` shows what the layers make of visual tokens
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids, any shape; the model's own module is called, so ZeRO-3 gathers its weight."""
@@ -73,6 +81,12 @@ class LLM(nn.Module):
         """Sum over rows of weight * -log p(token). Scalar, fp32; 0 without rows, the head gone through all the same."""
         nll_N = F.cross_entropy(self.head(hidden_ND).float(), token_N, reduction="none")
         return (nll_N * weight_N).sum()
+
+    def decoder(self) -> "Decoder":
+        """A fresh reader of rows, bit by bit: what answers are decoded with. One for each batch of prompts."""
+        from mmalign.llms.decoding import Rereading  # it imports this module
+
+        return Rereading(self)
 
     def prepare_looks(self, looks: Sequence[Look]) -> None:
         """Called before the first step with everything that will be watched; a CheckError for what cannot be."""

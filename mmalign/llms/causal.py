@@ -13,6 +13,7 @@ from mmalign.errors import CardError
 from mmalign.io import pretrained
 from mmalign.llms import LLM, Look, Places, watch
 from mmalign.llms.chat import Chat
+from mmalign.llms.decoding import Cached
 from mmalign.llms.head import Head
 from mmalign.llms.lora import Lora, learn, merged, quantized
 from mmalign.llms.watch import Seen
@@ -27,6 +28,8 @@ class CausalLM(LLM):
     the rank. lora_dropout, lora_targets: see mmalign/llms/lora.py.
     """
 
+    lm: Any
+
     def __init__(
         self,
         checkpoint: str,
@@ -39,19 +42,32 @@ class CausalLM(LLM):
         lora_targets: str | Sequence[str] = "all-linear",
     ) -> None:
         super().__init__()
-        self.checkpoint, self.bits = checkpoint, bits
         if random and lora is not None:
             what = "LoRA learns beside trained weights, and these are random"
             raise CardError(what, at="args.lora", fix="no `lora:`")
         alpha = lora_alpha if lora_alpha is not None else 2 * (lora or 0)
-        self.lora = None if lora is None else Lora(lora, alpha, lora_dropout, lora_targets)
-        self.lm: Any = _load(checkpoint, random, bits)
-        Head.take(self.lm.get_output_embeddings())
-        self.chat = Chat(checkpoint, template)
-        config = self.lm.config
+        lm = _load(checkpoint, random, bits)
+        Head.take(lm.get_output_embeddings())
+        own = None if lora is None else Lora(lora, alpha, lora_dropout, lora_targets)
+        self._hold(lm, Chat(checkpoint, template), bits, own)
+
+    @classmethod
+    def of(cls, lm: Any, chat: Chat) -> "CausalLM":
+        """Around a causal LM of transformers that is there already; its modules are shared, not copied."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._hold(lm, chat)
+        return made
+
+    def _hold(self, lm: Any, chat: Chat, bits: int | None = None, lora: Lora | None = None) -> None:
+        self.lm, self.chat, self.checkpoint = lm, chat, chat.checkpoint
+        self.bits, self.lora = bits, lora
+        config = lm.config
         self.dim, self.depth = config.hidden_size, config.num_hidden_layers
-        self.vocab = self.lm.get_input_embeddings().weight.shape[0]
-        self._frequencies = _frequencies(self.lm)
+        self.vocab = lm.get_input_embeddings().weight.shape[0]
+        self.context = int(getattr(config, "max_position_embeddings", self.context))
+        self.watchable = isinstance(getattr(lm.base_model, "layers", None), nn.ModuleList)
+        self._frequencies = _frequencies(lm)
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CausalLM":
@@ -98,6 +114,9 @@ class CausalLM(LLM):
             return super().nll(hidden_ND, token_N, weight_N)
         loss: Tensor = head(hidden_ND, token_N, weight_N, self.softcap)
         return loss
+
+    def decoder(self) -> Cached:
+        return Cached(self.lm)
 
     def prepare_looks(self, looks: Sequence[Look]) -> None:
         watch.prepare(self.lm, looks)

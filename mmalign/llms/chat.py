@@ -28,12 +28,13 @@ class Chat:
     """A tokenizer and a chat template whose answers stand between `{% generation %}` marks.
 
     template: jinja text, or the path of a file with it; None: the checkpoint's own. A checkpoint's own template
-    without the marks can render prompts, not mark answers, and is refused for training.
+    without the marks can render prompts, not mark answers, and is refused for training. tokenizer: one that is there
+    already; None: the checkpoint's.
     """
 
-    def __init__(self, checkpoint: str, template: str | None = None) -> None:
+    def __init__(self, checkpoint: str, template: str | None = None, tokenizer: Any = None) -> None:
         self.checkpoint = checkpoint
-        self.tokenizer: Any = pretrained.read(checkpoint, AutoTokenizer.from_pretrained)
+        self.tokenizer: Any = tokenizer or pretrained.read(checkpoint, AutoTokenizer.from_pretrained)
         if template and (place := files.local(template)):
             template = place.read_text(encoding="utf-8")
         self.template: str | None = template or self.tokenizer.chat_template

@@ -28,6 +28,12 @@ class Words:
     pieces_WT: Tensor  # token ids of each word's pieces, padded with -1
     embed: Callable[[Tensor], Tensor]  # token ids -> input embeddings; the model's own module (ZeRO gathers it)
 
+    @property
+    def silent(self) -> list[str]:
+        """Words of which the tokenizer makes nothing."""
+        spelled = (self.pieces_WT >= 0).any(1).tolist() if self.pieces_WT.numel() else [False] * len(self.words)
+        return [word for word, any_piece in zip(self.words, spelled, strict=True) if not any_piece]
+
     def scored(self, words_NK: Tensor, scores_NK: Tensor) -> Tensor:
         """The scores, 0 for words the tokenizer makes nothing of: those are never drawn."""
         spelled_W = (self.pieces_WT >= 0).any(1).to(words_NK.device)

@@ -1,6 +1,6 @@
 """Builds the parts a stage names, with the weights of the stages it reads."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,47 +14,40 @@ from mmalign.data import Data
 from mmalign.errors import CardError, RunError
 from mmalign.labels import LabelSource
 from mmalign.llms import LLM
-from mmalign.pipeline import task
-from mmalign.pipeline.task import Task
+from mmalign.pipeline.existing import WHOLE
+from mmalign.pipeline.task import Task, done
 from mmalign.plan import cards
 from mmalign.plan.cards import Card
 from mmalign.vision import Vision
+from mmalign.vlm.model import VLM
 
 T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass
-class Parts:
-    vision: Vision
-    adapter: Adapter
-    llm: LLM
-    places: dict[str, str]  # part: where its trained weights are, relative to the runs folder
-
-
-def places(given: Task) -> dict[str, str]:
-    """{part: weights} of the stages a task reads; a part that nobody trained is not in it."""
+def places(task: Task) -> dict[str, str]:
+    """{part: weights, relative to the runs folder} of the stages a task reads; a part nobody trained is not in it."""
     found: dict[str, str] = {}
     for slot in ("vision", "llm", "weights"):
-        if (parent := given.parent(slot)) is not None:
-            found |= task.done(parent).get("parts", {})
+        if (parent := task.parent(slot)) is not None:
+            found |= done(parent).get("parts", {})
     return found
 
 
-def parts(given: Task) -> Parts:
-    """Vision encoder, adapter and language model; a new adapter is drawn from the recipe's seed alone."""
-    if "model" in given.cards:  # a checkpoint that no stage here made, see mmalign/pipeline/existing.py
-        whole = cards.build(given.cards["model"])
-        return Parts(whole.vision, whole.adapter, whole.llm, {})
-    where = places(given)
-    runs = given.folder.parent
-    eye = vision(given, "vision", where, runs)
-    mouth = llm(given, where, runs)
-    torch.manual_seed(given.seed)  # every arm of a study begins with the same adapter
-    made: Adapter = cards.build(given.cards["adapter"], patch_dim=eye.dim, llm_dim=mouth.dim, grid=eye.grid)
-    if "adapter" in where:
-        made.load_state_dict(_weights(runs / where["adapter"]))
-    return Parts(eye, made, mouth, where)
+def vlm(task: Task) -> VLM:
+    """The model of a task, with the weights of the stages it reads; a new adapter is drawn from the recipe's seed."""
+    if WHOLE in task.cards:  # a checkpoint that no stage here made, see pipeline/existing.py
+        model: VLM = cards.build(task.cards[WHOLE])
+        return model
+    weights, runs = places(task), task.folder.parent
+    encoder = vision(task, "vision", weights, runs)
+    language = llm(task, weights, runs)
+    torch.manual_seed(task.seed)  # every arm of a study begins with the same adapter
+    card = task.cards["adapter"]
+    adapter: Adapter = cards.build(card, patch_dim=encoder.dim, llm_dim=language.dim, grid=encoder.grid)
+    if "adapter" in weights:
+        adapter.load_state_dict(_weights(runs / weights["adapter"]))
+    return VLM(encoder, adapter, language)
 
 
 def _weights(place: Path) -> dict[str, Tensor]:
@@ -67,24 +60,24 @@ def _weights(place: Path) -> dict[str, Tensor]:
         raise RunError(f"cannot read the weights {place.name}: {err}", at=str(place), fix=fix) from err
 
 
-def vision(given: Task, role: str, where: dict[str, str], runs: Path) -> Vision:
+def vision(task: Task, role: str, where: dict[str, str], runs: Path) -> Vision:
     """The encoder of a role; one that wraps another is handed it."""
-    card = _without_inner(given.cards[role])
-    if f"{role}.encoder" in given.cards:
-        return _checked(cards.build(card, encoder=vision(given, f"{role}.encoder", where, runs)), Vision, card)
-    if "vision" in where and _same(given, role):
+    card = _without_inner(task.cards[role])
+    if f"{role}.encoder" in task.cards:
+        return _checked(cards.build(card, encoder=vision(task, f"{role}.encoder", where, runs)), Vision, card)
+    if "vision" in where and _same(task, role):
         card = replace(card, args={**card.args, "checkpoint": str(runs / where["vision"])})
     return _checked(cards.build(card), Vision, card)
 
 
-def _same(given: Task, role: str) -> bool:
+def _same(task: Task, role: str) -> bool:
     """Whether a role's encoder is the model's own, so that it takes the weights a stage trained for it."""
-    own = given.cards.get("vision")
-    return role.partition(".")[0] == "vision" or own is None or own.name == given.cards[role].name
+    own = task.cards.get("vision")
+    return role.partition(".")[0] == "vision" or own is None or own.name == task.cards[role].name
 
 
-def llm(given: Task, where: dict[str, str], runs: Path) -> LLM:
-    card = given.cards["llm"]
+def llm(task: Task, where: dict[str, str], runs: Path) -> LLM:
+    card = task.cards["llm"]
     if "llm" in where:
         card = replace(card, args={**card.args, "checkpoint": str(runs / where["llm"])})
     return _checked(cards.build(card), LLM, card)
@@ -94,9 +87,9 @@ def data(card: Card) -> Data:
     return _checked(cards.build(card), Data, card)
 
 
-def labels(given: Task, keep: int, encoder: Vision | None) -> LabelSource:
+def labels(task: Task, keep: int, encoder: Vision | None) -> LabelSource:
     """The label source of a task; `encoder` is handed over where its card names one."""
-    card = _without_inner(given.cards["labels"])
+    card = _without_inner(task.cards["labels"])
     more: dict[str, Any] = {"encoder": encoder} if encoder is not None else {}
     return _checked(cards.build(card, keep=keep, **more), LabelSource, card)
 

@@ -1,7 +1,5 @@
 """The evaluation stage: questions asked, answers stored as they come, scored, and a few images explained."""
 
-import base64
-import io
 import json
 import zlib
 from collections.abc import Sequence
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch.distributed as dist
-from torch.nn import functional as F
 
 from mmalign.benchmarks import Benchmark, Probe, Question, Score
 from mmalign.benchmarks.filed import FiledBenchmark, NoAnswersError, score
@@ -19,7 +16,6 @@ from mmalign.errors import CardError
 from mmalign.integrations import vllm
 from mmalign.integrations.vllm import VLLM
 from mmalign.io import files
-from mmalign.llms import LLM
 from mmalign.pipeline import build
 from mmalign.pipeline.existing import VLLM as INSIDE_VLLM
 from mmalign.pipeline.existing import WHOLE
@@ -29,8 +25,10 @@ from mmalign.plan.cards import Card
 from mmalign.plan.recipe import Evaluate
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
-from mmalign.vlm import nearest
-from mmalign.vlm.answering import Asked
+from mmalign.vlm.answering import answers
+from mmalign.vlm.model import VLM
+from mmalign.vlm.vocabulary import spelled
+from mmalign.vlm.wordmap import png
 
 PICTURES = 6  # images shown in the report
 
@@ -60,20 +58,21 @@ def run(task: Task) -> dict[str, Any]:
     }
 
 
-def _model(task: Task, stage: Evaluate, benches: Sequence[Benchmark | Probe]) -> tuple[Asked | VLLM, dict[str, str]]:
+def _model(task: Task, stage: Evaluate, benches: Sequence[Benchmark | Probe]) -> tuple[VLM | VLLM, dict[str, str]]:
     """Who is asked, and where its parts lie."""
     if WHOLE in task.cards and task.cards[WHOLE].target == INSIDE_VLLM:
         vllm.check(benches)
         return cards.build(task.cards[WHOLE]), {}
-    parts = build.parts(task)
-    build.cast_all(stage.precision, parts.vision, parts.adapter, parts.llm)
-    untrained = partial(_untrained, task, stage) if "llm" in task.cards else None
-    return Asked(parts.vision, parts.adapter, parts.llm, device(), untrained), parts.places
+    vlm = build.vlm(task)
+    build.cast_all(stage.precision, vlm)
+    if "llm" in task.cards:
+        vlm.untrained = partial(_untrained, task, stage)
+    return vlm.to(device()).eval(), build.places(task)
 
 
-def _keep(task: Task, model: Asked | VLLM, bench: Benchmark | Probe, name: str, score: Score) -> None:
+def _keep(task: Task, model: VLM | VLLM, bench: Benchmark | Probe, name: str, score: Score) -> None:
     files.write_json(task.folder / f"{name}.json", asdict(score))
-    if isinstance(model, Asked) and isinstance(bench, Benchmark) and not (task.folder / "pictures.json").exists():
+    if isinstance(model, VLM) and isinstance(bench, Benchmark) and not (task.folder / "pictures.json").exists():
         files.write_json(task.folder / "pictures.json", pictures(model, bench))
 
 
@@ -90,36 +89,35 @@ def bench_of(task: Task, role: str) -> Benchmark | Probe:
     return made
 
 
-def measure(
-    model: Asked | VLLM, bench: Benchmark | Probe, answers: Path, batch: int, protocol: str = "official"
-) -> Score:
+def measure(model: VLM | VLLM, bench: Benchmark | Probe, place: Path, batch: int, protocol: str = "official") -> Score:
     """The score of one benchmark; answers already in the file are not asked for again.
 
     Several ranks share the questions, each image's on one rank; the first one has the score of all answers.
     """
     if isinstance(bench, Probe):
-        assert isinstance(model, Asked), "vllm.check lets no probe through"
+        assert isinstance(model, VLM), "vllm.check lets no probe through"
         return bench.measure(model)
     rank, ranks = world()
     if not rank:
-        _gather(answers)  # what the ranks of a run that was killed had
+        _gather(place)  # what the ranks of a run that was killed had
     if ranks > 1:
         dist.barrier()
-    given = stored(answers)
+    given = stored(place)
     missing = [question for question in bench.questions() if question.id not in given]
     own = [question for question in missing if _rank_of(question, ranks) == rank]
-    with open(answers if ranks == 1 else _of_rank(answers, rank), "a", encoding="utf-8") as out:
-        for question, text in model.answers(bench, own, batch):
+    with open(place if ranks == 1 else _of_rank(place, rank), "a", encoding="utf-8") as out:
+        replies = answers(model, bench, own, batch) if isinstance(model, VLM) else model.answers(bench, own, batch)
+        for question, text in replies:
             given[question.id] = text
             out.write(_line(question.id, text))
             out.flush()
     if ranks == 1:
-        return _scored(bench, given, answers, protocol)
+        return _scored(bench, given, place, protocol)
     dist.barrier()
     if rank:
         return Score({}, "")
-    _gather(answers)
-    return _scored(bench, stored(answers), answers, protocol)
+    _gather(place)
+    return _scored(bench, stored(place), place, protocol)
 
 
 def _scored(bench: Benchmark, given: dict[str, str], answers: Path, protocol: str) -> Score:
@@ -167,42 +165,38 @@ def stored(place: Path) -> dict[str, str]:
     return {row["id"]: row["text"] for row in rows}
 
 
-def _untrained(task: Task, stage: Evaluate) -> LLM:
+def _untrained(task: Task, stage: Evaluate) -> VLM:
     """The language model before the training stages: its card's weights, or those a `language` stage made."""
-    where = build.places(replace(task, reads=_only(task, "llm")))
-    made = build.llm(task, where, task.folder.parent)
-    build.cast_all(stage.precision, made)
-    return made
+    weights = build.places(replace(task, reads=_only(task, "llm")))
+    llm = VLM(None, None, build.llm(task, weights, task.folder.parent))
+    build.cast_all(stage.precision, llm)
+    return llm.to(device()).eval()
 
 
 def _only(task: Task, slot: str) -> list[tuple[str, Path]]:
     return [(name, folder) for name, folder in task.reads if name == slot]
 
 
-def pictures(model: Asked, bench: Benchmark) -> list[dict[str, Any]]:
+def pictures(vlm: VLM, bench: Benchmark) -> list[dict[str, Any]]:
     """A few images with the vocabulary token nearest to each visual token, and one question each."""
     first: dict[Any, Question] = {}
     for question in bench.questions():
         if question.image is not None and len(first) < PICTURES:
             first.setdefault(question.image, question)
     images = [bench.image(reference) for reference in first]
-    seen = nearest_words(model, images) if images else []
+    words = nearest_words(vlm, images) if images else []
     return [
-        {"png": _png(image), "grid": model.grid, "words": words, "question": question.text, "id": question.id}
-        for image, words, question in zip(images, seen, first.values(), strict=True)
+        {"png": _png(image), "grid": vlm.grid, "words": own, "question": question.text, "id": question.id}
+        for image, own, question in zip(images, words, first.values(), strict=True)
     ]
 
 
-def nearest_words(model: Asked, images: Sequence[Any]) -> list[list[str]]:
+def nearest_words(vlm: VLM, images: Sequence[Any]) -> list[list[str]]:
     """The text of the vocabulary token nearest (cosine) to each visual token."""
-    embed_VD, visual_BQD = F.normalize(model.vocabulary()[0], dim=-1), model.visual(images)
-    tokenizer = model.llm.chat.tokenizer
-    _, token_BQK = nearest.top(visual_BQD, embed_VD, keep=1)
-    return [[nearest.spelled(tokenizer, i) for i in row] for row in token_BQK[..., 0].tolist()]
+    _, token_BQK = vlm.nearest_tokens(images)[0]
+    return [[spelled(vlm.llm.chat.tokenizer, i) for i in row] for row in token_BQK[..., 0].tolist()]
 
 
 def _png(image: Any) -> str:
     image.thumbnail((336, 336))
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return png(image.convert("RGB"))

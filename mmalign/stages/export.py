@@ -25,16 +25,15 @@ from mmalign.adapters.mlp import MLP
 from mmalign.data import MARK, Turn
 from mmalign.errors import StageError
 from mmalign.llms.causal import CausalLM
-from mmalign.objectives.lm import NextToken
 from mmalign.pipeline import build
 from mmalign.pipeline import task as tasks
-from mmalign.pipeline.build import DTYPES, Parts
+from mmalign.pipeline.build import DTYPES
 from mmalign.pipeline.task import Task
 from mmalign.plan.recipe import Export, Train
 from mmalign.training.events import Events
 from mmalign.vision.hf import HFVision, layers
-from mmalign.vlm import folder as hub
-from mmalign.vlm.model import Batch, Model
+from mmalign.vlm import folder
+from mmalign.vlm.model import VLM
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")  # what Llava's forward reads as we do
 LOUD = 2.0**24  # beside it x is less than rounding in fp32 and bf16, and neither overflows; see _see
@@ -60,11 +59,11 @@ class Exported:
 
 def run(task: Task) -> dict[str, Any]:
     stage, task = cast(Export, task.stage), trained(task)
-    parts = build.parts(task)
+    vlm = build.vlm(task)
     target = task.folder / "exported"
     shutil.rmtree(target, ignore_errors=True)
     given = precision(task)
-    made = export(parts, task, target, given)
+    made = export(vlm, task, target, given)
     events = Events(task.folder)
     if made.difference is None:
         events.say(f"plain transformers cannot hold it: {made.why_not}; it loads where mmalign is installed")
@@ -91,19 +90,18 @@ def trained(task: Task) -> Task:
     return replace(task, cards={**task.cards, "llm": replace(card, args=args)})
 
 
-def export(parts: Parts, task: Task, target: Path, given: str = "fp32") -> Exported:
+def export(vlm: VLM, task: Task, target: Path, given: str = "fp32") -> Exported:
     """Write the folder, weights in the precision given; what was written is loaded again and compared."""
-    modules = parts.vision, parts.adapter, parts.llm
-    if reason := why_not(parts):
-        build.cast_all(given, *modules)
-        hub.save(target, *modules, task.cards)
+    if reason := why_not(vlm):
+        build.cast_all(given, vlm)
+        folder.save(target, vlm, task.cards)
         return Exported(target, None, reason)
-    build.cast_all("fp32", *modules)
-    round_all(DTYPES[given], *modules)
-    llava(parts).to(DTYPES[given]).save_pretrained(target)
-    processor(parts).save_pretrained(target)
+    build.cast_all("fp32", vlm)
+    round_all(DTYPES[given], vlm)
+    llava(vlm).to(DTYPES[given]).save_pretrained(target)
+    processor(vlm).save_pretrained(target)
     loaded = LlavaForConditionalGeneration.from_pretrained(target, dtype=torch.float32).eval()
-    return Exported(target, difference(parts, loaded), note=note(parts))
+    return Exported(target, difference(vlm, loaded), note=note(vlm))
 
 
 @torch.no_grad()
@@ -114,33 +112,33 @@ def round_all(dtype: torch.dtype, *modules: nn.Module) -> None:
             parameter.copy_(parameter.to(dtype))
 
 
-def why_not(parts: Parts) -> str:
+def why_not(vlm: VLM) -> str:
     """Why LlavaForConditionalGeneration cannot hold the model; empty when it can."""
-    if not isinstance(parts.vision, HFVision):
-        return f"its encoder is a {type(parts.vision).__name__}, not one tower of transformers"
-    kind = parts.vision.tower.config.model_type
+    if not isinstance(vlm.vision, HFVision):
+        return f"its encoder is a {type(vlm.vision).__name__}, not one tower of transformers"
+    kind = vlm.vision.tower.config.model_type
     if kind not in TOWERS:
         return f"its encoder is a {kind}; Llava drops exactly one token before the patches, or none"
-    if parts.vision.norm and not _can_norm(parts.vision):
+    if vlm.vision.norm and not _can_norm(vlm.vision):
         return "its patches pass the encoder's final norm, which no layer of its kind can stand for"
-    if not isinstance(parts.adapter, MLP):
-        return f"its adapter is a {type(parts.adapter).__name__}"
-    if len(_linears(parts.adapter)) > 2:
-        return f"its adapter has {len(_linears(parts.adapter))} linear layers"
-    if not isinstance(parts.llm, CausalLM):
-        return f"its language model is a {type(parts.llm).__name__}, not a CausalLM"
+    if not isinstance(vlm.adapter, MLP):
+        return f"its adapter is a {type(vlm.adapter).__name__}"
+    if len(_linears(vlm.adapter)) > 2:
+        return f"its adapter has {len(_linears(vlm.adapter))} linear layers"
+    if not isinstance(vlm.llm, CausalLM):
+        return f"its language model is a {type(vlm.llm).__name__}, not a CausalLM"
     return ""
 
 
-def note(parts: Parts) -> str:
+def note(vlm: VLM) -> str:
     """What the Llava class does in another way than the model; empty where there is nothing."""
     notes = []
-    if softcap := cast(CausalLM, parts.llm).softcap:
+    if softcap := cast(CausalLM, vlm.llm).softcap:
         notes.append(
             f"its language model caps its logits at {softcap:g}, which Llava does not: the same token is likeliest, "
             "so greedy answers are the same; sampled ones are drawn from other probabilities"
         )
-    if cast(HFVision, parts.vision).norm:
+    if cast(HFVision, vlm.vision).norm:
         notes.append("its encoder's final norm is a layer of large numbers: for fp32 and bf16, not fp16")
     return "; ".join(notes)
 
@@ -149,30 +147,30 @@ def _linears(adapter: MLP) -> list[nn.Linear]:
     return [layer for layer in adapter.layers if isinstance(layer, nn.Linear)]
 
 
-def llava(parts: Parts) -> Any:
+def llava(vlm: VLM) -> Any:
     """The same weights as a LlavaForConditionalGeneration."""
-    eye, mouth = cast(HFVision, parts.vision), cast(CausalLM, parts.llm)
-    linears = _linears(cast(MLP, parts.adapter))
-    lm, vision = mouth.lm, eye.tower.config.to_dict()
-    if mouth.chat.mark >= lm.get_input_embeddings().weight.shape[0]:  # its row counts nowhere, but Llava looks it up
-        _lengthen(lm, len(mouth.chat.tokenizer))
+    encoder, llm = cast(HFVision, vlm.vision), cast(CausalLM, vlm.llm)
+    linears = _linears(cast(MLP, vlm.adapter))
+    lm, vision = llm.lm, encoder.tower.config.to_dict()
+    if llm.chat.mark >= lm.get_input_embeddings().weight.shape[0]:  # its row counts nowhere, but Llava looks it up
+        _lengthen(lm, len(llm.chat.tokenizer))
     config = LlavaConfig(
-        vision_config=vision | ({"num_hidden_layers": eye.depth + 1} if eye.norm else {}),
+        vision_config=vision | ({"num_hidden_layers": encoder.depth + 1} if encoder.norm else {}),
         text_config=lm.config,
-        image_token_index=mouth.chat.mark,
+        image_token_index=llm.chat.mark,
         projector_hidden_act="gelu" if len(linears) == 2 else "linear",
-        vision_feature_layer=-1 if eye.norm else eye.depth - eye.layers - 1,
-        vision_feature_select_strategy="default" if eye.first else "full",
-        image_seq_length=eye.patches,
+        vision_feature_layer=-1 if encoder.norm else encoder.depth - encoder.layers - 1,
+        vision_feature_select_strategy="default" if encoder.first else "full",
+        image_seq_length=encoder.patches,
         tie_word_embeddings=bool(lm.config.tie_word_embeddings),
     )
     whole = LlavaForConditionalGeneration(config).eval().float()  # its parts' configurations may say bf16
     inner = whole.model
-    _see(getattr(inner.vision_tower, "vision_model", inner.vision_tower), eye)
+    _see(getattr(inner.vision_tower, "vision_model", inner.vision_tower), encoder)
     _into(inner.language_model, lm.base_model)
     _into(whole.lm_head, lm.get_output_embeddings())
     _into(inner.multi_modal_projector.linear_1, linears[0])
-    if eye.norm:
+    if encoder.norm:
         inner.multi_modal_projector.linear_1.weight.data.div_(LOUD)
     second = inner.multi_modal_projector.linear_2
     if len(linears) == 2:
@@ -182,9 +180,9 @@ def llava(parts: Parts) -> Any:
             second.weight.copy_(torch.eye(len(second.weight)))
             second.bias.zero_()
     whole.generation_config = GenerationConfig(
-        bos_token_id=mouth.chat.tokenizer.bos_token_id,
-        eos_token_id=sorted(mouth.chat.ends),
-        pad_token_id=mouth.chat.pad,
+        bos_token_id=llm.chat.tokenizer.bos_token_id,
+        eos_token_id=sorted(llm.chat.ends),
+        pad_token_id=llm.chat.pad,
         do_sample=False,
     )
     return whole
@@ -199,68 +197,68 @@ def _lengthen(lm: Any, size: int) -> None:
         layer.weight[old:] = layer.weight[:old].mean(0)
 
 
-def _can_norm(eye: HFVision) -> bool:
-    first = getattr(layers(eye.tower, eye.layers)[0].mlp, "fc1", None)
-    return isinstance(first, nn.Linear) and first.out_features >= 2 * eye.dim
+def _can_norm(encoder: HFVision) -> bool:
+    first = getattr(layers(encoder.tower, encoder.layers)[0].mlp, "fc1", None)
+    return isinstance(first, nn.Linear) and first.out_features >= 2 * encoder.dim
 
 
-def _see(tower: Any, eye: HFVision) -> None:
+def _see(tower: Any, encoder: HFVision) -> None:
     """The encoder's weights. A final norm becomes one more layer, behind the one that is read: x + LOUD norm(x).
 
     Its attention gives nothing; its MLP is LOUD times the identity, for act(t) - act(-t) = t, be act a GELU of any
     kind, a SiLU or a ReLU. The adapter divides by LOUD, and x is lost in rounding.
     """
-    if not eye.norm:
-        _into(tower, eye.tower)
+    if not encoder.norm:
+        _into(tower, encoder.tower)
         return
-    tower.load_state_dict(eye.tower.state_dict(), strict=False)  # what lacks is that layer, what is too much lies above
-    layer: Any = layers(tower, eye.depth + 1)[-1]
+    tower.load_state_dict(
+        encoder.tower.state_dict(), strict=False
+    )  # what lacks is that layer, what is too much lies above
+    layer: Any = layers(tower, encoder.depth + 1)[-1]
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()
         if hasattr(layer, "layer_scale2"):  # DINOv2
             layer.layer_scale2.lambda1.fill_(1)
-        same_CC = torch.eye(eye.dim)
-        layer.mlp.fc1.weight[: 2 * eye.dim] = torch.cat([same_CC, -same_CC])
-        layer.mlp.fc2.weight[:, : 2 * eye.dim] = LOUD * torch.cat([same_CC, -same_CC], dim=1)
-    _into(layer.norm2 if hasattr(layer, "norm2") else layer.layer_norm2, eye.final_norm)
+        same_CC = torch.eye(encoder.dim)
+        layer.mlp.fc1.weight[: 2 * encoder.dim] = torch.cat([same_CC, -same_CC])
+        layer.mlp.fc2.weight[:, : 2 * encoder.dim] = LOUD * torch.cat([same_CC, -same_CC], dim=1)
+    _into(layer.norm2 if hasattr(layer, "norm2") else layer.layer_norm2, encoder.final_norm)
 
 
 def _into(target: nn.Module, source: nn.Module) -> None:
     target.load_state_dict(source.state_dict(), strict=True)
 
 
-def processor(parts: Parts) -> LlavaProcessor:
+def processor(vlm: VLM) -> LlavaProcessor:
     """Images as the encoder takes them, and the chat template for text and for lists of parts."""
-    eye, mouth = cast(HFVision, parts.vision), cast(CausalLM, parts.llm)
-    images = eye.processor
-    if eye.pad:
+    encoder, llm = cast(HFVision, vlm.vision), cast(CausalLM, vlm.llm)
+    images = encoder.processor
+    if encoder.pad:
         settings = {k: v for k, v in images.to_dict().items() if not k.startswith(("_", "image_processor_type"))}
         images = LlavaImageProcessor(**{**settings, "do_pad": True})
-    words = mouth.chat.tokenizer
-    words.chat_template = mouth.chat.template
+    words = llm.chat.tokenizer
+    words.chat_template = llm.chat.template
     return LlavaProcessor(
         image_processor=images,
         tokenizer=words,
-        patch_size=eye.tower.config.patch_size,
-        vision_feature_select_strategy="default" if eye.first else "full",
-        chat_template=TEXTS + (mouth.chat.template or ""),
+        patch_size=encoder.tower.config.patch_size,
+        vision_feature_select_strategy="default" if encoder.first else "full",
+        chat_template=TEXTS + (llm.chat.template or ""),
         image_token=MARK,
-        num_additional_image_tokens=eye.first,
+        num_additional_image_tokens=encoder.first,
     )
 
 
 @torch.no_grad()
-def difference(parts: Parts, loaded: Any) -> float:
+def difference(vlm: VLM, loaded: Any) -> float:
     """The largest difference of a logit on a picture and two turns; behind the cap, where there is one."""
-    eye, mouth = parts.vision, parts.llm
-    model = Model(eye, parts.adapter, mouth, {"lm": NextToken()}).eval()
+    llm = cast(CausalLM, vlm.llm)
     picture = Image.radial_gradient("L").convert("RGB").resize((97, 61))
-    ids = mouth.chat.prompt([Turn("user", f"{MARK}\nWhat is this?")], [parts.adapter.tokens])
-    ids_RS, mask_RS = torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)
-    batch = Batch(ids_RS, mask_RS, torch.zeros(1, len(ids)), eye.pixels(picture)[None], mouth.chat.mark)
-    ours: Tensor = mouth.head(mouth(model.embed(batch, model.see(batch)[0]), mask_RS)).float()
-    theirs = loaded(input_ids=ids_RS, attention_mask=mask_RS, pixel_values=batch.pixels_B3SS).logits.float()
-    if softcap := cast(CausalLM, mouth).softcap:
-        theirs = (theirs / softcap).tanh() * softcap
+    ids_RS = torch.tensor([llm.chat.prompt([Turn("user", f"{MARK}\nWhat is this?")], [vlm.tokens])])
+    pixels_B3SS = vlm.pixels(picture)
+    ours: Tensor = vlm.eval()(ids_RS, pixels_B3SS=pixels_B3SS).float()
+    theirs = loaded(input_ids=ids_RS, attention_mask=torch.ones_like(ids_RS), pixel_values=pixels_B3SS).logits.float()
+    if llm.softcap:
+        theirs = (theirs / llm.softcap).tanh() * llm.softcap
     return float((ours - theirs[..., : ours.shape[-1]]).abs().max())

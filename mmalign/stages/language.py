@@ -22,8 +22,9 @@ from mmalign.training.batches import Bad, Batches, Collate
 from mmalign.training.engine import Engine, connect, world
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
-from mmalign.vlm.answering import Asked
-from mmalign.vlm.model import Model
+from mmalign.vlm.answering import answers
+from mmalign.vlm.model import VLM
+from mmalign.vlm.supervised import Supervised
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -33,25 +34,25 @@ def run(task: Task) -> dict[str, Any]:
     events = Events(task.folder, rank)
     card = task.cards["llm"]
     torch.manual_seed(task.seed)
-    mouth = cast(LLM, cards.build(replace(card, args={**card.args, "random": True})))
+    llm = cast(LLM, cards.build(replace(card, args={**card.args, "random": True})))
     data = build.data(task.cards["data"])
-    collate = Collate(data, mouth.chat, None, 0, stage.max_length, Bad.of(0, task.folder), stage.prompt_weight)
-    model = Model(None, None, mouth, {"lm": NextToken()}).to(DTYPES[stage.precision])
+    collate = Collate(data, llm.chat, None, 0, stage.max_length, Bad.of(0, task.folder), stage.prompt_weight)
+    model = Supervised(VLM(None, None, llm), {"lm": NextToken()}).to(DTYPES[stage.precision])
     model.freeze_all_but(["llm"])
     batches = Batches(
         collate, len(data), stage.batch, stage.batch // ranks, task.seed, rank, ranks, stage.engine.workers
     )
     groups = optim.groups(model.named_parameters(), stage.optim)
     engine = Engine(model, groups, stage.optim, stage.engine, stage.precision, stage.batch // ranks, 1)
-    gate = Gate(task, stage, mouth, engine) if stage.gate else None
+    gate = Gate(task, stage, model.vlm) if stage.gate else None
     fit = Fit(
         engine, lambda start: batches.run(start, stage.steps), stage.steps, stage.optim, {"lm": Term(unit="tokens")},
         task.folder, events, stage.engine.save_every, stage.log_every, stop=gate,
     )  # fmt: skip
     last = fit.run()
-    state = {name: value.to(DTYPES[stage.precision]) for name, value in engine.weights("llm").items()}
+    state = {name: value.to(DTYPES[stage.precision]) for name, value in engine.weights("vlm.llm").items()}
     if not rank:
-        mouth.save(task.folder / "weights" / "llm", state)
+        llm.save(task.folder / "weights" / "llm", state)
     return {
         "metrics": last | (gate.report(events) if gate else {}),
         "parts": {"llm": f"{task.folder.name}/weights/llm"},
@@ -61,9 +62,9 @@ def run(task: Task) -> dict[str, Any]:
 class Gate:
     """Asked after every step: is the metric high enough to stop?"""
 
-    def __init__(self, task: Task, stage: Language, mouth: LLM, engine: Engine) -> None:
+    def __init__(self, task: Task, stage: Language, vlm: VLM) -> None:
         assert stage.gate is not None
-        self.given, self.mouth, self.engine = stage.gate, mouth, engine
+        self.settings, self.vlm = stage.gate, vlm
         card: Card = task.cards["gate"]
         bench = evaluate.bench_of(task, "gate")
         if not isinstance(bench, Benchmark):
@@ -72,22 +73,24 @@ class Gate:
         self.value: float = files.read_json(self.found)["value"] if self.found.exists() else 0.0  # of an earlier look
 
     def __call__(self, done: int) -> bool:
-        if done % self.given.every:
+        if done % self.settings.every:
             return False
-        self.mouth.eval()
-        asked = Asked(None, None, self.mouth, self.engine.device)
-        score = self.bench.score({q.id: text for q, text in asked.answers(self.bench, self.bench.questions(), 64)})
-        self.mouth.train()
-        if self.given.metric not in score.metrics:
-            what = f"the gate's benchmark has no metric {self.given.metric!r}"
+        self.vlm.eval()
+        replies = answers(self.vlm, self.bench, self.bench.questions(), batch=64)
+        score = self.bench.score({question.id: text for question, text in replies})
+        self.vlm.train()
+        if self.settings.metric not in score.metrics:
+            what = f"the gate's benchmark has no metric {self.settings.metric!r}"
             raise CardError(what, at="gate.metric", fix="one of " + ", ".join(score.metrics))
-        self.value = score.metrics[self.given.metric]
+        self.value = score.metrics[self.settings.metric]
         files.write_json(self.found, {"step": done, "value": self.value, "metrics": score.metrics})
-        return self.value >= self.given.at_least
+        return self.value >= self.settings.at_least
 
     def report(self, events: Events) -> dict[str, float]:
         """How the gate stands; a cap that was hit is said aloud."""
-        opened = self.value >= self.given.at_least
+        opened = self.value >= self.settings.at_least
         if not opened:
-            events.say(f"the gate stayed shut: {self.given.metric} is {self.value:.3g}, below {self.given.at_least:g}")
+            events.say(
+                f"the gate stayed shut: {self.settings.metric} is {self.value:.3g}, below {self.settings.at_least:g}"
+            )
         return {"gate": self.value, "gate_open": float(opened)}

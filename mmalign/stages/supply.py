@@ -2,34 +2,29 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from mmalign.data import Data
 from mmalign.errors import StageError
 from mmalign.labels import LabelSource
 from mmalign.labels.store import Store
 from mmalign.objectives import Words
 from mmalign.pipeline import build
-from mmalign.pipeline.build import Parts
 from mmalign.pipeline.task import Task
 from mmalign.plan.recipe import Train
 from mmalign.stages import label
 from mmalign.training.events import Events
-from mmalign.vision import Vision
+from mmalign.vlm.model import VLM
+from mmalign.vlm.supervised import Labels
 
 
 @dataclass
 class Supply:
-    """store: labels made before. source, encoder: what makes them in the pass; encoder None: the model's own, or none
-    needed. words: the list, as the language model spells it."""
+    """store: labels made before, which batches bring. in_pass: what the pass itself has to know; None: no labels."""
 
     store: Store | None = None
-    source: LabelSource | None = None
-    encoder: Vision | None = None
-    words: Words | None = None
+    in_pass: Labels | None = None
 
 
-def supply(task: Task, stage: Train, parts: Parts, data: Data, events: Events) -> Supply:
+def supply(task: Task, stage: Train, vlm: VLM, data: Data, events: Events) -> Supply:
     """What the recipe names: `reads.labels`, `labels`, or nothing.
 
     Raises StageError for a store that another source, word list or `keep` made, and for a list no word of which has a
@@ -37,16 +32,16 @@ def supply(task: Task, stage: Train, parts: Parts, data: Data, events: Events) -
     """
     if (folder := task.parent("labels")) is not None:
         store = Store(folder / "labels")
-        return Supply(store=store, words=spelled(store.words, parts, events))
+        return Supply(store, Labels(spelled(store.words, vlm, events)))
     if stage.labels is None:
         return Supply()
-    build.cast_all(stage.precision, parts.vision)  # labels are made by what it is while it trains
-    source, encoder = label.source(task, stage.labels.keep, data, events, own=parts.vision)
+    build.cast_all(stage.precision, vlm.vision)  # labels are made by what it is while it trains
+    source, encoder = label.source(task, stage.labels.keep, data, events, own=vlm.vision)
     if stage.labels.store:
         store = _expected(Store(stage.labels.store), source, stage.labels.keep)
-        return Supply(store=store, words=spelled(store.words, parts, events))
-    shared = encoder is None or encoder is parts.vision
-    return Supply(source=source, encoder=None if shared else encoder, words=spelled(source.words, parts, events))
+        return Supply(store, Labels(spelled(store.words, vlm, events)))
+    shared = encoder is None or encoder is vlm.vision
+    return Supply(in_pass=Labels(spelled(source.words, vlm, events), source, None if shared else encoder))
 
 
 def _expected(store: Store, source: LabelSource, keep: int) -> Store:
@@ -68,14 +63,12 @@ def _some(words: list[str]) -> str:
     return f"{len(words):,} words ({', '.join(words[:3])}, ...)"
 
 
-def spelled(words: list[str], parts: Parts, events: Events) -> Words:
+def spelled(words: list[str], vlm: VLM, events: Events) -> Words:
     """A word list as the language model spells it; words it makes nothing of are counted and never drawn."""
-    unknown = parts.llm.chat.tokenizer.unk_token_id  # says nothing, and the same of every word it stands for
-    pieces = [[] if unknown in ids else ids for ids in parts.llm.chat.pieces(words)]
-    if silent := [word for word, ids in zip(words, pieces, strict=True) if not ids]:
+    embeddings = vlm.word_embeddings(words)
+    silent = embeddings.silent
+    if silent:
         events.say(f"{len(silent)} words have no token and are never drawn: {', '.join(silent[:5])}")
     if len(silent) == len(words):
         raise StageError("the tokenizer makes nothing of any word in the list", fix="another word list")
-    wide = max(map(len, pieces))
-    table = torch.tensor([ids + [-1] * (wide - len(ids)) for ids in pieces])
-    return Words(words, table, parts.llm.embed)
+    return embeddings

@@ -18,7 +18,7 @@ from mmalign.errors import CheckError
 from mmalign.llms.chat import Chat
 from mmalign.objectives import Objective
 from mmalign.pipeline import build
-from mmalign.pipeline.build import DTYPES, Parts
+from mmalign.pipeline.build import DTYPES
 from mmalign.pipeline.task import Task
 from mmalign.plan import cards
 from mmalign.plan.recipe import Train
@@ -29,52 +29,58 @@ from mmalign.training.engine import Engine, connect, device, world
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.training.premise import Premise, images_of
-from mmalign.vlm.model import Batch, Model, counts, keep_reached
+from mmalign.vlm.batch import Batch
+from mmalign.vlm.model import VLM
+from mmalign.vlm.supervised import Supervised, counts, keep_reached
 
 LOOKED = 64  # samples looked through for one with an image, before the first step
 
 
 def run(task: Task) -> dict[str, Any]:
+    """Set-up, then fit."""
     stage = cast(Train, task.stage)
     connect()
     rank, ranks = world()
     events = Events(task.folder, rank)
-    parts, data = build.parts(task), build.data(task.cards["data"])
-    made = supply(task, stage, parts, data, events)
-    collate = _collate(task, stage, parts, data, made)
-    model = _model(task, stage, parts, made, distributed=ranks > 1)
+
+    vlm, data = build.vlm(task), build.data(task.cards["data"])
+    labels = supply(task, stage, vlm, data, events)
+    model = _supervised(task, stage, vlm, labels, distributed=ranks > 1)
+    collate = _collate(task, stage, vlm, data, labels)
+    by_length = _by_length(task, stage, collate) if stage.group_by_length else None
     batches = Batches(
-        collate, len(data), stage.batch, stage.micro_batch, task.seed, rank, ranks, stage.engine.workers,
-        _by_length(task, stage, collate) if stage.group_by_length else None,
-    )  # fmt: skip
+        collate, len(data), stage.batch, stage.micro_batch, task.seed, rank, ranks, stage.engine.workers, by_length
+    )
     _probe(model, collate)
     _table(model, events)
     engine = _engine(stage, model, batches)
     steps = stage.steps or batches.steps(stage.epochs)
     premise = _premise(task, stage, model, collate, steps) if model.looks else None
+
     last = _fit(task, stage, engine, batches, steps, model, events, premise).run()
-    warning = premise.warning() if premise else None
-    if warning:
+
+    warnings = [warning] if premise and (warning := premise.warning()) else []
+    for warning in warnings:
         events.say(warning)
     return {
         "metrics": last,
-        "parts": parts.places | _save(task, stage, engine, model),
+        "parts": build.places(task) | _save(task, stage, engine, vlm),
         "bad": collate.bad.gather() if not rank else 0,
-        "warnings": [warning] if warning else [],
+        "warnings": warnings,
     }
 
 
-def _model(task: Task, stage: Train, parts: Parts, made: Supply, distributed: bool) -> Model:
+def _supervised(task: Task, stage: Train, vlm: VLM, labels: Supply, distributed: bool) -> Supervised:
     objectives = {name: cast(Objective, cards.build(task.cards[f"objectives.{name}"])) for name in stage.objectives}
-    _fits(objectives, parts, made)
-    model = Model(parts.vision, parts.adapter, parts.llm, objectives, made.words, made.source, made.encoder)
+    _fits(objectives, vlm, labels)
+    model = Supervised(vlm, objectives, labels.in_pass)
     build.cast_all(stage.precision, model)
     model.prepare(distributed)
     model.freeze_all_but(stage.trains)
     if stage.engine.checkpointing:
-        parts.llm.checkpoint_activations()
-        if "vision" in stage.trains:
-            parts.vision.checkpoint_activations()
+        vlm.llm.checkpoint_activations()
+        if "vision" in stage.trains and vlm.vision is not None:
+            vlm.vision.checkpoint_activations()
     return model
 
 
@@ -96,64 +102,62 @@ def _by_length(task: Task, stage: Train, collate: Collate) -> Callable[[int], An
     )
 
 
-def _premise(task: Task, stage: Train, model: Model, collate: Collate, steps: int) -> Premise | None:
+def _premise(task: Task, stage: Train, model: Supervised, collate: Collate, steps: int) -> Premise | None:
     """A few fixed images whose tokens are looked at while the stage runs; None where the data has too few."""
     usable = (n for n in range(min(LOOKED, len(collate.data))) if collate.batch([n], seed=0).images)
     seen = list(islice(usable, images_of(collate.tokens)))
     if not seen:
         return None
     batch = collate.batch(seen, seed=0).to(device())
-    chat = model.llm.chat
-    tokens = chat.tokenizer.convert_ids_to_tokens(list(range(model.llm.vocab)))
-    word_V = torch.tensor([token is not None and chat.is_word(token) for token in tokens])
-    right = _truths(model, collate, seen) if task.cards["data"].facts.get("truth") else None
+    right = _truths(model.vlm, collate, seen) if task.cards["data"].facts.get("truth") else None
     place = task.folder / "premise.jsonl"
-    return Premise(model, batch, word_V, right, place, stage.watch_every, steps, silent=world()[0] > 0)
+    return Premise(model, batch, right, place, stage.watch_every, steps, silent=world()[0] > 0)
 
 
-def _truths(model: Model, collate: Collate, numbers: list[int]) -> list[list[set[int]]]:
+def _truths(vlm: VLM, collate: Collate, numbers: list[int]) -> list[list[set[int]]]:
     """The token ids that would be right for each patch of an object, of each image."""
     found = []
     for number in numbers:
         for reference in collate.data[number].images:
             truth = collate.data.truth(reference, collate.grid)
             known = sorted({word for words in truth.words for word in words})
-            pieces = dict(zip(known, model.llm.chat.pieces(known), strict=True))
+            pieces = dict(zip(known, vlm.pieces(known), strict=True))
             objects = truth.object or [True] * len(truth.words)
             each = zip(truth.words, objects, strict=True)
             found.append([{p for w in words for p in pieces[w]} if thing else set() for words, thing in each])
     return found
 
 
-def _fits(objectives: dict[str, Objective], parts: Parts, made: Supply) -> None:
+def _fits(objectives: dict[str, Objective], vlm: VLM, labels: Supply) -> None:
     """What `check` knows from facts; parts of other packages may have none."""
     for name, objective in objectives.items():
         at = f"objectives.{name}"
-        if "labels" in objective.needs and not (made.store or made.source):
+        if "labels" in objective.needs and labels.in_pass is None:
             raise CheckError(f"{name} needs labels", at=at, fix="labels: {source: NAME, keep: 10}")
-        if objective.per_patch and not parts.adapter.keeps_grid:
-            what = f"{name} supervises single patches, and {type(parts.adapter).__name__} does not keep the grid"
+        if objective.per_patch and vlm.grid is None:
+            what = f"{name} supervises single patches, and {type(vlm.adapter).__name__} does not keep the grid"
             raise CheckError(what, at=at, fix="an adapter with keeps_grid, such as mlp2x-gelu")
 
 
-def _collate(task: Task, stage: Train, parts: Parts, data: Data, made: Supply) -> Collate:
-    own = parts.llm.chat
+def _collate(task: Task, stage: Train, vlm: VLM, data: Data, labels: Supply) -> Collate:
+    own = vlm.llm.chat
+    assert vlm.adapter is not None
     return Collate(
         data,
         own if stage.template is None else Chat(own.checkpoint, stage.template),
-        parts.vision,
-        parts.adapter.tokens,
+        vlm.vision,
+        vlm.tokens,
         stage.max_length,
         Bad.of(int(stage.max_bad * len(data)), task.folder),
-        store=made.store,
-        source=made.source,
-        grid=parts.adapter.grid,
-        labeller=made.encoder,
+        store=labels.store,
+        source=labels.in_pass.source if labels.in_pass else None,
+        grid=vlm.adapter.grid,
+        labeller=labels.in_pass.encoder if labels.in_pass else None,
         pack=stage.pack,
     )
 
 
-def _probe(model: Model, collate: Collate) -> None:
+def _probe(model: Supervised, collate: Collate) -> None:
     """One forward pass on one sample: refuse what cannot learn, freeze what no loss reaches."""
     batch: Batch | None = None
     for number in range(min(LOOKED, len(collate.data))):
@@ -166,20 +170,20 @@ def _probe(model: Model, collate: Collate) -> None:
     keep_reached(model, terms)
 
 
-def _table(model: Model, events: Events) -> None:
+def _table(model: Supervised, events: Events) -> None:
     """What trains, before anything does."""
     for part, (all_, trained) in counts(model).items():
         state = "trains" if trained == all_ else f"trains {trained:,} of them" if trained else "frozen"
         events.say(f"{part:<10} {all_:>14,} parameters  {state}")
 
 
-def _engine(stage: Train, model: Model, batches: Batches) -> Engine:
+def _engine(stage: Train, model: Supervised, batches: Batches) -> Engine:
     groups = optim.groups(model.named_parameters(), stage.optim)
     return Engine(model, groups, stage.optim, stage.engine, stage.precision, stage.micro_batch, batches.passes)
 
 
 def _fit(
-    task: Task, stage: Train, engine: Engine, batches: Batches, steps: int, model: Model, events: Events,
+    task: Task, stage: Train, engine: Engine, batches: Batches, steps: int, model: Supervised, events: Events,
     premise: Premise | None,
 ) -> Fit:  # fmt: skip
     units = {name: cast(Objective, objective).unit for name, objective in model.objectives.items()}
@@ -197,30 +201,30 @@ def _fit(
     )
 
 
-def _save(task: Task, stage: Train, engine: Engine, model: Model) -> dict[str, str]:
+def _save(task: Task, stage: Train, engine: Engine, vlm: VLM) -> dict[str, str]:
     """Trained parts and what objectives own, each in its own place; {part: place relative to the runs folder}."""
     rank, ranks = world()
     folder = task.folder / "weights"
-    found: dict[str, str] = {}
+    places: dict[str, str] = {}
     for name in [*stage.trains, "objectives"]:
-        state = engine.weights(name)
+        state = engine.weights(name if name == "objectives" else f"vlm.{name}")
         if state and not rank:
-            _write(name, state, folder, model, DTYPES[stage.precision])
+            _write(name, state, folder, vlm, DTYPES[stage.precision])
         if state and name != "objectives":
-            found[name] = f"{task.folder.name}/weights/{_place(name)}"
+            places[name] = f"{task.folder.name}/weights/{_place(name)}"
     if ranks > 1:
         dist.barrier()
-    return found
+    return places
 
 
 def _place(name: str) -> str:
     return name if name in ("vision", "llm") else f"{name}.safetensors"
 
 
-def _write(name: str, state: dict[str, Tensor], folder: Path, model: Model, dtype: torch.dtype) -> None:
+def _write(name: str, state: dict[str, Tensor], folder: Path, vlm: VLM, dtype: torch.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if name in ("vision", "llm"):
         whole = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-        getattr(model, name).save(folder / name, whole)
+        getattr(vlm, name).save(folder / name, whole)
     else:
         save_file({k: v.contiguous() for k, v in state.items()}, folder / _place(name))

@@ -23,8 +23,10 @@ from mmalign.errors import CardError
 from mmalign.objectives.lm import NextToken
 from mmalign.plan.cards import Card
 from mmalign.vision import Vision
-from mmalign.vlm import folder as hub
-from mmalign.vlm.model import PARTS, Batch, Model, keep_reached
+from mmalign.vlm.batch import Batch
+from mmalign.vlm.folder import build, read, save
+from mmalign.vlm.model import PARTS, VLM
+from mmalign.vlm.supervised import Supervised, keep_reached, part_of
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}  # between a sample alone and the same one in a batch
 
@@ -79,36 +81,34 @@ def check_model(cards: Mapping[str, Card], folder: Path) -> None:
     With those of testing/small.py it takes a fraction of a second. A CheckError names a part no gradient reaches.
     """
     torch.manual_seed(0)
-    model = Model(*hub.build(cards), {"lm": NextToken()}).train()
-    batch = _conversation(model)
+    vlm = build(cards)
+    model = Supervised(vlm, {"lm": NextToken()}).train()
+    batch = _conversation(vlm)
     _step(model, batch)
-    hub.save(folder, model.vision, model.adapter, model.llm, cards)  # type: ignore[arg-type]
-    loaded = hub.MMAlignModel.from_pretrained(folder)
-    again = Model(loaded.vision, loaded.adapter, loaded.llm, {"lm": NextToken()})
-    assert torch.equal(_logits(again, batch), _logits(model, batch)), "what was saved and loaded gives other logits"
+    save(folder, vlm, cards)
+    assert torch.equal(_logits(read(folder), batch), _logits(vlm, batch)), "what was saved gives other logits"
 
 
-def _conversation(model: Model) -> Batch:
+def _conversation(vlm: VLM) -> Batch:
     """Two pictures, one in the middle of the text, and two answers of different lengths; padded."""
-    vision, adapter, chat = model.vision, model.adapter, model.llm.chat
-    assert vision is not None
-    assert adapter is not None
+    chat = vlm.llm.chat
     said = [("What is this?", "A red star."), (f"Look: {MARK}\nWhat colour?", "Blue, and large.")]
     rows = [
-        chat.encode([Turn("user", f"{MARK}\n{ask}" if MARK not in ask else ask), Turn("assistant", answer)], [count])
-        for (ask, answer), count in zip(said, [adapter.tokens] * 2, strict=True)
+        chat.encode(
+            [Turn("user", f"{MARK}\n{ask}" if MARK not in ask else ask), Turn("assistant", answer)], [vlm.tokens]
+        )
+        for ask, answer in said
     ]
     wide = max(len(row.ids) for row in rows)
     ids_RS = torch.tensor([row.ids + [chat.pad] * (wide - len(row.ids)) for row in rows])
     mask_RS = torch.tensor([[1] * len(row.ids) + [0] * (wide - len(row.ids)) for row in rows])
     weight_RS = torch.tensor([[float(t) for t in row.trained] + [0.0] * (wide - len(row.ids)) for row in rows])
-    pixels_B3SS = torch.stack([vision.pixels(picture) for picture in _pictures()[:2]])
-    return Batch(ids_RS, mask_RS, weight_RS, pixels_B3SS, chat.mark)
+    return Batch(ids_RS, mask_RS, weight_RS, vlm.pixels(_pictures()[:2]), chat.mark)
 
 
-def _step(model: Model, batch: Batch) -> None:
+def _step(model: Supervised, batch: Batch) -> None:
     """One training step of all parts that have parameters; they have to move by it."""
-    model.freeze_all_but([part for part in PARTS if any(True for _ in getattr(model, part).parameters())])
+    model.freeze_all_but([part for part in PARTS if any(True for _ in getattr(model.vlm, part).parameters())])
     model.prepare()
     terms, _ = model(batch)
     keep_reached(model, {"lm": terms["lm"]})
@@ -117,16 +117,14 @@ def _step(model: Model, batch: Batch) -> None:
     torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0).step()
     assert terms["lm"].isfinite(), f"the loss is {terms['lm'].item()}"
     now = dict(model.named_parameters())
-    for part in {name.split(".")[0] for name in before}:
-        moved = [n for n, value in before.items() if n.startswith(f"{part}.") and not torch.equal(value, now[n])]
+    for part in {part_of(name) for name in before}:
+        moved = [n for n, value in before.items() if part_of(n) == part and not torch.equal(value, now[n])]
         assert moved, f"a training step leaves the {part} as it was"
 
 
 @torch.no_grad()
-def _logits(model: Model, batch: Batch) -> Tensor:
-    model.eval()
-    hidden_RSD = model.llm(model.embed(batch, model.see(batch)[0]), batch.mask_RS)
-    logits_NV: Tensor = model.llm.head(hidden_RSD[batch.mask_RS > 0])
+def _logits(vlm: VLM, batch: Batch) -> Tensor:
+    logits_NV: Tensor = vlm.eval()(batch.ids_RS, batch.mask_RS, batch.pixels_B3SS)[batch.mask_RS > 0]
     assert logits_NV.isfinite().all(), "logits are not finite"
     return logits_NV
 

@@ -28,7 +28,8 @@ from mmalign.llms.chat import Chat
 from mmalign.training import checkpoint
 from mmalign.training.engine import world
 from mmalign.vision import Vision
-from mmalign.vlm.model import Batch, resampled
+from mmalign.vlm.batch import Batch, Sample, collate
+from mmalign.vlm.frame import resampled
 
 
 @dataclass
@@ -101,19 +102,6 @@ def _list(place: Path, found: Mapping[str, str]) -> None:
 
 
 @dataclass
-class Sample:
-    """One record as tensors and lists."""
-
-    id: str
-    ids: list[int]
-    weights: list[float]
-    pixels: list[Tensor]
-    words: list[Tensor] = field(default_factory=list)
-    scores: list[Tensor] = field(default_factory=list)
-    label_pixels: list[Tensor] = field(default_factory=list)
-
-
-@dataclass
 class Collate:
     """Records to batches: chat format, images, labels.
 
@@ -137,35 +125,9 @@ class Collate:
     pack: bool = False
 
     def batch(self, numbers: Sequence[int], seed: int) -> Batch:
-        """The samples of these numbers, unusable ones left out; right padding. mask_RS numbers the samples of a row."""
+        """The samples of these numbers, unusable ones left out; right padding."""
         samples = [sample for number in numbers if (sample := self._usable(number))]
-        rows = self._rows(samples)
-        longest = max(1, *(sum(len(sample.ids) for sample in row) for row in rows))
-        ids_RS = torch.full((len(rows), longest), self.chat.pad, dtype=torch.long)
-        mask_RS, weight_RS = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest)
-        mask_RS[:, 0] = 1  # a row nobody could use still has one real position
-        for row, together in enumerate(rows):
-            start = 0
-            for number, sample in enumerate(together, 1):
-                own = slice(start, start + len(sample.ids))
-                ids_RS[row, own], mask_RS[row, own] = torch.tensor(sample.ids), number
-                weight_RS[row, own] = torch.tensor(sample.weights)
-                weight_RS[row, start] = 0  # nothing predicts a sample's first token
-                start = own.stop
-        pixels, label_pixels = [p for s in samples for p in s.pixels], [p for s in samples for p in s.label_pixels]
-        words, scores = [w for s in samples for w in s.words], [x for s in samples for x in s.scores]
-        return Batch(
-            ids_RS=ids_RS,
-            mask_RS=mask_RS,
-            weight_RS=weight_RS,
-            pixels_B3SS=torch.stack(pixels) if pixels else None,
-            mark=self.chat.mark,
-            words_BPK=torch.stack(words) if words else None,
-            scores_BPK=torch.stack(scores) if scores else None,
-            label_pixels_B3SS=torch.stack(label_pixels) if label_pixels else None,
-            seed=seed,
-            ids=[s.id for s in samples],
-        )
+        return collate(self._rows(samples), self.chat, seed)
 
     def _rows(self, samples: list[Sample]) -> list[list[Sample]]:
         """The samples of each row, in their order: one, or with `pack` as many as `max_length` has room for."""

@@ -160,7 +160,10 @@ class Engine:
                     yield (name if key is None else f"{name}/{key}"), found.detach().float().cpu()
 
     def weights(self, part: str) -> dict[str, Tensor]:
-        """Every parameter and buffer of a part under its name inside the part: trained ones fp32, on the CPU."""
+        """Every parameter and buffer of a part under its name inside the part: trained ones fp32, on the CPU.
+
+        part: where it stands in the module, such as `vlm.adapter`.
+        """
         prefix = f"{part}."
         trained = {name: value for name, value in self.state() if name.startswith(prefix) and "/" not in name}
         found: dict[str, Tensor] = {}

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmalign.errors import CheckError
 from mmalign.plan.recipe import Optim
+from mmalign.vlm.supervised import part_of
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Group:
 
 
 def groups(named: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> list[Group]:
-    """Trained parameters by part (the first word of a name), decayed ones (matrices) apart from the rest."""
+    """Trained parameters by part of the model, decayed ones (matrices) apart from the rest."""
     found: dict[tuple[str, bool, bool], Group] = {}
     for name, parameter in named:
         if not parameter.requires_grad:
@@ -36,7 +37,7 @@ def groups(named: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> list[Grou
         if parameter.dim() == 0:
             fix = "give it the shape [1]: DeepSpeed partitions no 0-dimensional tensor"
             raise CheckError(f"the parameter {name} is a 0-dimensional tensor", fix=fix)
-        part, matrix = name.split(".")[0], parameter.dim() > 1
+        part, matrix = part_of(name), parameter.dim() > 1
         muon = optim.name == "muon" and parameter.dim() == 2 and not _is_table(name)
         lr = getattr(optim, f"lr_{part}", None)
         lr = optim.lr if lr is None else lr

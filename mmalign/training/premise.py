@@ -3,7 +3,7 @@
 The paper's figure 2 shows it for LLaVA-1.5; a language model for which it does not hold is taught worse directions
 (arXiv 2508.06895, section 3). A few fixed images are looked at now and then, at every layer.
 
-Letters: B images, Q visual tokens, D width of the language model, V its vocabulary.
+Letters: B images, Q visual tokens of an image.
 """
 
 import json
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmalign.vlm.model import Batch, Model
+from mmalign.vlm.batch import Batch
+from mmalign.vlm.supervised import Supervised
+from mmalign.vlm.vocabulary import NearestTokens
 
 IMAGES, TOKENS = 4, 2048  # looked at, at least: shares of a few dozen tokens say little
 MARGIN = 0.01  # of shares: less is no difference
@@ -30,15 +31,14 @@ def images_of(tokens: int) -> int:
 class Premise:
     """Called after every step; every `every` steps, and at the last of `steps`, it writes a line to premise.jsonl.
 
-    word_V: whether a vocabulary token is a word by itself (the proxy for `meaningful`). right_BQ: where the data knows
-    what a patch shows, the token ids that would be right, else None. A line holds, for `layer 0` (the tokens as the
-    adapter makes them), each layer after it and `refined`, the share of tokens whose nearest vocabulary token (cosine)
-    is a word and, with truth, is right on an object.
+    right_BQ: where the data knows what a patch shows, the token ids that would be right, else None. A line holds, for
+    `layer 0` (the tokens as the adapter makes them), each layer after it and `refined`, the share of tokens whose
+    nearest vocabulary token (cosine) is a word by itself (the proxy for `meaningful`) and, with truth, is right on an
+    object.
     """
 
-    model: Model
+    model: Supervised
     batch: Batch
-    word_V: Tensor
     right_BQ: Sequence[Sequence[set[int]]] | None
     place: Path
     every: int
@@ -56,23 +56,29 @@ class Premise:
 
     @torch.no_grad()
     def look(self) -> dict[str, dict[str, float]]:
-        model, was = self.model, self.model.training
+        model, vlm, batch, was = self.model, self.model.vlm, self.batch, self.model.training
         model.eval()
-        visual_BQD, _ = model.see(self.batch)
+        visual_BQD, _ = model.see(batch)
         assert visual_BQD is not None
-        with model.llm.watched(model.looks, model.places(self.batch)) as seen:
+        with vlm.llm.watched(model.looks, model.places(batch)) as seen:
             seen.kept = []
-            model.llm(model.embed(self.batch, visual_BQD), self.batch.mask_RS)
+            vlm.llm(model.embed(batch, visual_BQD), batch.mask_RS)
         model.train(was)
-        stages = {"layer 0": visual_BQD, **{f"layer {n}": kept for n, kept in enumerate(seen.kept, 1)}}
-        stages["refined"] = seen.refined[model.looks[0]]
-        with model.vocabulary() as embed_VD:
-            unit_VD = F.normalize(embed_VD.float(), dim=-1)
-            nearest = {name: (F.normalize(s.float(), dim=-1) @ unit_VD.T).argmax(-1) for name, s in stages.items()}
-        found = {"words": {name: self.word_V.to(at.device)[at].float().mean().item() for name, at in nearest.items()}}
+        states = {"layer 0": visual_BQD, **{f"layer {n}": kept for n, kept in enumerate(seen.kept, 1)}}
+        states["refined"] = seen.refined[model.looks[0]]
+        with vlm.vocabulary() as embed_VD:
+            closest = NearestTokens.of(vlm.llm, embed_VD)
+            nearest = {name: closest(state_BQD)[1][..., 0] for name, state_BQD in states.items()}
+        shares = {"words": {name: self._words(token_BQ) for name, token_BQ in nearest.items()}}
         if self.right_BQ is not None:
-            found["right"] = {name: _right(at, self.right_BQ) for name, at in nearest.items()}
-        return found
+            shares["right"] = {name: _right(token_BQ, self.right_BQ) for name, token_BQ in nearest.items()}
+        return shares
+
+    def _words(self, token_BQ: Tensor) -> float:
+        """The share of tokens that are a word by themselves."""
+        chat = self.model.vlm.llm.chat
+        tokens = chat.tokenizer.convert_ids_to_tokens(token_BQ.flatten().tolist())
+        return sum(map(chat.is_word, tokens)) / len(tokens)
 
     def warning(self) -> str | None:
         """What a reader must be told when the premise does not hold at the last look."""

@@ -1,85 +1,72 @@
-"""The model: vision encoder, adapter and language model; visual tokens stand among the words, objectives look at them.
+"""The composed model: vision encoder, adapter and language model as one; visual tokens stand among the words.
 
-Letters: B images, S positions of R rows (samples), P patches, C their width, Q visual tokens, D width of the language
-model, N trained tokens.
+Letters: B images, S positions of R rows (samples), P patches, C their width, Q visual tokens of an image, D width of
+the language model, V its vocabulary, K kept (top_k).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmalign.adapters import Adapter
+from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError, StageError
-from mmalign.labels import LabelSource
 from mmalign.llms import LLM, Look, Places
-from mmalign.objectives import Context, Objective, Step, Words
+from mmalign.objectives import Words
 from mmalign.vision import Vision
+from mmalign.vlm.prefix import Group, Pass
+from mmalign.vlm.vocabulary import NearestTokens, spelled
+from mmalign.vlm.wordmap import WordMap
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PARTS = ("vision", "adapter", "llm")
+TEXTS = 32  # texts a pass when perplexity is measured
+MAX_NEW_TOKENS = 128
 
 
-@dataclass
-class Batch:
-    """What one device sees in one pass."""
+class VLM(nn.Module):
+    """What is trained, asked, inspected and saved.
 
-    ids_RS: Tensor  # token ids; the mark's id where a visual token goes
-    mask_RS: Tensor  # n at the positions of a row's nth sample, 0 at padding
-    weight_RS: Tensor  # how much predicting the token at a position counts; 0: not trained
-    pixels_B3SS: Tensor | None  # None: no image in this pass
-    mark: int  # the id that holds an image's place
-    words_BPK: Tensor | None = None  # labels from a store, or from the data itself
-    scores_BPK: Tensor | None = None
-    label_pixels_B3SS: Tensor | None = None  # the same images, prepared for the label source's own encoder
-    seed: int = 0  # of this pass's random numbers
-    ids: list[str] = field(default_factory=list)  # the samples' ids
-
-    @property
-    def images(self) -> int:
-        return 0 if self.pixels_B3SS is None else len(self.pixels_B3SS)
-
-    @property
-    def units(self) -> dict[str, float]:
-        """How much of each unit this pass holds, known before it runs."""
-        return {"tokens": float(self.weight_RS[:, 1:].sum()), "images": float(self.images)}
-
-    def to(self, device: torch.device) -> "Batch":
-        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in given.items() if isinstance(v, Tensor)}
-        return replace(self, **cast(Any, moved))
-
-
-class Model(nn.Module):
-    """vision, adapter and llm, and the objectives that look at them; forward returns every objective's mean.
-
-    vision and adapter may both be None: a language model alone. labels: makes labels in the pass, where no batch
-    brings any. encoder: the label source's own encoder, where it is not the model's.
+    vision and adapter may both be None: a language model alone. The parts are shared, not copied; nothing here changes
+    their modes (train, eval) or which of them learn, but `train` and `freeze_all_but`.
     """
 
-    def __init__(
-        self,
-        vision: Vision | None,
-        adapter: Adapter | None,
-        llm: LLM,
-        objectives: Mapping[str, Objective],
-        words: Words | None = None,
-        labels: LabelSource | None = None,
-        encoder: Vision | None = None,
-    ) -> None:
+    def __init__(self, vision: Vision | None, adapter: Adapter | None, llm: LLM) -> None:
         super().__init__()
         self.vision, self.adapter, self.llm = vision, adapter, llm
-        self.objectives = nn.ModuleDict(objectives)
-        self.needs = frozenset[str]().union(*(o.needs for o in objectives.values()))
-        # outside the module: never trained, cast to bf16 or partitioned
-        self._words, self._labels, self._encoder = (words,), (labels,), (encoder,)
         self.trained: tuple[str, ...] = PARTS
-        self.looks: tuple[Look, ...] = ()  # what the objectives want to see of the LLM's layers
+        # the model as it was before any training here, where that is known; built when it is asked for
+        self.untrained: Callable[[], VLM] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.llm.parameters()).device
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of the visual tokens; None where a token is no patch."""
+        return self.adapter.grid if self.adapter is not None and self.adapter.keeps_grid else None
+
+    @property
+    def tokens(self) -> int:
+        """Q: visual tokens of an image."""
+        return self.adapter.tokens if self.adapter is not None else 0
+
+    @property
+    def depth(self) -> int:
+        """Layers of the language model at which `hidden_states` can look; 0 where it shows none."""
+        return self.llm.depth if self.llm.watchable else 0
+
+    # Training: which parts learn
 
     def freeze_all_but(self, trained: Iterable[str]) -> None:
-        """Only these parts, and what the objectives own, learn; the others stay in eval mode."""
+        """Only these parts learn; the others stay in eval mode whatever `train` says."""
         self.trained = tuple(trained)
         if "llm" in self.trained:
             self.llm.prepare_training()
@@ -88,102 +75,114 @@ class Model(nn.Module):
                 part.requires_grad_(name in self.trained)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> "Model":
+    def train(self, mode: bool = True) -> "VLM":
         super().train(mode)
         for name in PARTS:
             if (part := getattr(self, name)) is not None and name not in self.trained:
                 part.eval()
         return self
 
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """({objective: its mean over this pass}, {note: number}); scalars, fp32."""
-        visual_BQD, dense_BPJ = self.see(batch)
-        step = Step(random=self._random(batch))
-        if self.adapter is not None and self.adapter.keeps_grid:
-            step.grid = self.adapter.grid
-        if visual_BQD is not None:
-            step.visual_BPD = visual_BQD if batch.images else visual_BQD[:0]
-        if "labels" in self.needs:
-            self._label(step, batch, dense_BPJ)
-        if self.needs & {"answers", "layers"}:
-            self._read(step, batch, visual_BQD)
-        terms = {name: self._term(objective, step, batch, visual_BQD) for name, objective in self._objectives()}
-        return terms, step.notes
+    # From images and token ids to hidden states
 
-    def _objectives(self) -> Iterable[tuple[str, Objective]]:
-        return self.objectives.items()  # type: ignore[return-value]
+    def pixels(self, images: "Image | Sequence[Image]") -> Tensor:
+        """pixels_B3SS of PIL images, prepared as the encoder was trained, on the model's device."""
+        vision, _ = self._seeing()
+        return torch.stack([vision.pixels(image) for image in listed(images)]).to(self.device)
 
-    def _term(self, objective: Objective, step: Step, batch: Batch, visual_BQD: Tensor | None) -> Tensor:
-        # an image-less pass still runs encoder and adapter on a blank one, so that no rank waits for another
-        blank = visual_BQD.float().sum() * 0 if visual_BQD is not None and not batch.images else 0
-        loss: Tensor = objective(step)
-        return loss + blank
+    def visual_tokens(self, images: "Tensor | Image | Sequence[Image]") -> Tensor:
+        """tokens_BQD of PIL images or of pixels_B3SS, as the adapter makes them, in its precision.
 
-    def see(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """visual_BQD and, where labels are made in the pass, dense_BPJ. A pass without images sees a blank one."""
-        if self.vision is None or self.adapter is None:
-            return None, None
-        pixels_B3SS = batch.pixels_B3SS
-        if pixels_B3SS is None:
-            side = self.vision.image_size
-            pixels_B3SS = torch.zeros(1, 3, side, side, device=batch.ids_RS.device)
-        (labels,), (encoder,) = self._labels, self._encoder
-        shared = labels is not None and labels.needs == "dense" and encoder is None and batch.words_BPK is None
+        With a gradient to whatever learns while the model is in training mode, without one in eval mode.
+        """
+        pixels_B3SS = images if isinstance(images, Tensor) else self.pixels(images)
+        with nullcontext() if self.training else torch.no_grad():
+            return self.encode(pixels_B3SS)[0]
+
+    def encode(self, pixels_B3SS: Tensor, joint: bool = False) -> tuple[Tensor, Tensor | None]:
+        """tokens_BQD and, with `joint`, dense_BPJ: the same patches in the encoder's joint space with text."""
+        vision, adapter = self._seeing()
         with nullcontext() if "vision" in self.trained else torch.no_grad():
-            seen = self.vision.both(pixels_B3SS) if shared else (self.vision(pixels_B3SS), None)
-        patches_BPC, dense_BPJ = seen
-        weight = next(self.adapter.parameters(), next(self.llm.parameters()))
-        return self.adapter(patches_BPC.to(weight.dtype)), dense_BPJ
+            patches_BPC, dense_BPJ = vision.both(pixels_B3SS) if joint else (vision(pixels_B3SS), None)
+        weight = next(adapter.parameters(), next(self.llm.parameters()))
+        return adapter(patches_BPC.to(weight.dtype)), dense_BPJ
 
-    def embed(self, batch: Batch, visual_BQD: Tensor | None) -> Tensor:
-        """embeds_RSD: words as the LLM embeds them, visual tokens where the marks stand."""
-        at_RS = batch.ids_RS == batch.mark
-        embeds_RSD = self.llm.embed(batch.ids_RS.masked_fill(at_RS, 0))
-        if visual_BQD is None:
+    def embed(self, ids_RS: Tensor, tokens_BQD: Tensor | None = None) -> Tensor:
+        """embeds_RSD: words as the language model embeds them, visual tokens where the image marks stand.
+
+        The marks of a picture are as many ids `llm.chat.mark` as it has tokens, row by row in the order of the
+        pictures. Raises StageError where places and tokens differ in number.
+        """
+        at_RS = ids_RS == self.llm.chat.mark
+        embeds_RSD = self.llm.embed(ids_RS.masked_fill(at_RS, 0))
+        if tokens_BQD is None:
             return embeds_RSD
-        if not batch.images:  # ZeRO-3: back through the language model like a rank with images, frozen or not
-            return embeds_RSD + (visual_BQD.sum() * 0).to(embeds_RSD.dtype)
-        if (places := int(at_RS.sum())) != (tokens := visual_BQD.shape[0] * visual_BQD.shape[1]):
+        if (places := int(at_RS.sum())) != (tokens := tokens_BQD.shape[0] * tokens_BQD.shape[1]):
             what = f"{places} places for visual tokens, {tokens} tokens: the adapter's count is not what it declared"
-            raise StageError(what, at=", ".join(batch.ids[:3]))
+            raise StageError(what)
         rows, columns = torch.where(at_RS)
-        return embeds_RSD.index_put((rows, columns), visual_BQD.flatten(0, 1).to(embeds_RSD.dtype))
+        return embeds_RSD.index_put((rows, columns), tokens_BQD.flatten(0, 1).to(embeds_RSD.dtype))
 
-    def prepare(self, distributed: bool = False) -> None:
-        """Tell objectives what they may know, and the language model what will be looked at. Before the first step."""
-        for _, objective in self._objectives():
-            objective.prepare(Context(layers=self.llm.depth, distributed=distributed))
-        self.looks = tuple(dict.fromkeys(o.look for _, o in self._objectives() if o.look is not None))
-        if self.looks:
-            self.llm.prepare_looks(self.looks)
+    def forward(self, ids_RS: Tensor, mask_RS: Tensor | None = None, pixels_B3SS: Tensor | None = None) -> Tensor:
+        """logits_RSV. mask_RS: n at the positions of a row's nth sample, 0 at padding; None: rows without padding."""
+        tokens_BQD = None if pixels_B3SS is None else self.encode(pixels_B3SS)[0]
+        hidden_RSD = self.llm(self.embed(ids_RS, tokens_BQD), torch.ones_like(ids_RS) if mask_RS is None else mask_RS)
+        return self.llm.head(hidden_RSD)
 
-    def _read(self, step: Step, batch: Batch, visual_BQD: Tensor | None) -> None:
-        """Hidden states of the trained tokens only: the head never sees another row."""
-        places = self.places(batch) if self.looks and batch.images else None
-        with self.llm.watched(self.looks, places) if places else nullcontext() as seen:
-            hidden_RSD = self.llm(self.embed(batch, visual_BQD), batch.mask_RS)
-        if self.looks:
-            step.vocabulary = self.vocabulary  # a pass without images takes part in gathering it
-        if seen is not None:
-            step.refined, step.shares = seen.refined, seen.shares
-        rows, columns = torch.where(batch.weight_RS[:, 1:] > 0)
-        step.answer_ND = hidden_RSD[rows, columns]
-        step.answer_N = batch.ids_RS[rows, columns + 1]
-        step.weight_N = batch.weight_RS[rows, columns + 1]
-        step.head, step.nll = self.llm.head, self.llm.nll
+    def places(self, ids_RS: Tensor, mask_RS: Tensor, images: int) -> Places:
+        """Where the tokens of each of so many images stand, and where text is."""
+        at_RS = ids_RS == self.llm.chat.mark
+        rows, columns = (index.view(images, -1) for index in torch.where(at_RS))
+        return Places(rows[:, 0], columns, (mask_RS > 0) & ~at_RS)
 
-    def places(self, batch: Batch) -> Places:
-        """Where each image's tokens stand, and where text is."""
-        at_RS = batch.ids_RS == batch.mark
-        rows, columns = (index.view(batch.images, -1) for index in torch.where(at_RS))
-        places = Places(rows[:, 0], columns, (batch.mask_RS > 0) & ~at_RS)
-        if any(look.attention for look in self.looks):
-            places.check_text_behind(batch.mask_RS, batch.ids)
-        return places
+    @torch.no_grad()
+    def hidden_states(
+        self, images: "Tensor | Image | Sequence[Image]", layers: Sequence[int] | None = None
+    ) -> dict[int, Tensor]:
+        """{layer: hidden_BQD} of the visual tokens of images, each alone in a user's turn; no gradient.
+
+        layers: 0, as the adapter makes them; i, hidden_states[i] of transformers, the last behind the final norm.
+        None: all. What is said behind an image cannot change it, so nothing is. Raises CheckError for a layer that
+        there is not, and for layers of a language model that shows none.
+        """
+        layers = list(range(self.depth + 1)) if layers is None else list(layers)
+        self._check_layers(layers)
+        tokens_BQD = self.encode(images if isinstance(images, Tensor) else self.pixels(images))[0]
+        states = {0: tokens_BQD}
+        if any(layers):
+            count, tokens = tokens_BQD.shape[:2]
+            ids = self.llm.chat.prompt([Turn("user", f"{MARK}\n")], [tokens])
+            ids = ids[: ids.index(self.llm.chat.mark) + tokens]
+            ids_RS = torch.tensor(ids, device=tokens_BQD.device).expand(count, -1)
+            states |= self.watch(ids_RS, torch.ones_like(ids_RS), tokens_BQD, max(layers))
+        return {layer: states[layer] for layer in layers}
+
+    def watch(self, ids_RS: Tensor, mask_RS: Tensor, tokens_BQD: Tensor, deepest: int) -> dict[int, Tensor]:
+        """{layer: hidden_BQD}, from layer 1 to the deepest, of the visual tokens in rows of ids."""
+        look = Look(weights=(1.0,) * deepest, attention=False)
+        with self.llm.watched([look], self.places(ids_RS, mask_RS, len(tokens_BQD))) as seen:
+            seen.kept = []
+            self.llm(self.embed(ids_RS, tokens_BQD), mask_RS)
+        return dict(enumerate(seen.kept, 1))
+
+    def _check_layers(self, layers: Sequence[int]) -> None:
+        for layer in layers:
+            if layer and not self.llm.watchable:
+                what = f"{type(self.llm).__name__} shows none of its layers"
+                raise CheckError(what, at="layers", fix="layer 0, what the adapter makes")
+            if not 0 <= layer <= self.llm.depth:
+                fix = f"0 (what the adapter makes) to {self.llm.depth}"
+                raise CheckError(f"no layer {layer}: the language model has {self.llm.depth}", at="layers", fix=fix)
+
+    def _seeing(self) -> tuple[Vision, Adapter]:
+        if self.vision is None or self.adapter is None:
+            raise CheckError("this model has no vision encoder", fix="VLM(vision, adapter, llm) with all three parts")
+        return self.vision, self.adapter
+
+    # Words
 
     @contextmanager
     def vocabulary(self) -> Iterator[Tensor]:
-        """embed_VD; under ZeRO-3 gathered for as long as the `with` lasts."""
+        """embed_VD, the input embedding matrix; under ZeRO-3 gathered for as long as the `with` lasts."""
         embed_VD = self.llm.vocabulary()
         if not hasattr(embed_VD, "ds_id"):
             yield embed_VD
@@ -193,85 +192,131 @@ class Model(nn.Module):
         with deepspeed.zero.GatheredParameters([embed_VD]):
             yield embed_VD
 
-    def _label(self, step: Step, batch: Batch, dense_BPJ: Tensor | None) -> None:
-        (labels,), (encoder,), (words,) = self._labels, self._encoder, self._words
-        assert words is not None, "objectives need labels, and nobody gave their words"
-        assert self.adapter is not None
-        step.words = words
-        if batch.words_BPK is not None and batch.scores_BPK is not None:
-            words_NK, scores_NK = batch.words_BPK.flatten(0, 1), batch.scores_BPK.flatten(0, 1)
-            scores_NK = words.scored(words_NK, scores_NK)
-            step.labels = lambda patch_N: (words_NK[patch_N], scores_NK[patch_N])
-            return
-        if not batch.images:
-            none_NK = torch.zeros(0, 1, device=batch.ids_RS.device)
-            step.labels = lambda patch_N: (none_NK.long(), none_NK)
-            return
-        assert labels is not None
-        come = self.adapter.grid
-        if encoder is not None:
-            come = encoder.grid
-            assert batch.label_pixels_B3SS is not None, "the label source's encoder has a size and colours of its own"
-            with torch.no_grad():
-                _, dense_BPJ = encoder.both(batch.label_pixels_B3SS)
-        assert dense_BPJ is not None
-        under_P = resampled(come, self.adapter.grid).to(dense_BPJ.device)
-        dense_NJ = dense_BPJ.detach()[:, under_P].flatten(0, 1)
+    def word_embeddings(self, words: Sequence[str]) -> Words:
+        """Words as the language model spells them; `[word_N]` gives text_ND, the mean of each word's pieces (SEA, 4.2).
 
-        def made(patch_N: Tensor) -> tuple[Tensor, Tensor]:
-            words_NK, scores_NK = labels.label(dense_NJ[patch_N])
-            return words_NK, words.scored(words_NK, scores_NK)
+        A word it makes nothing of has no piece, and is never drawn as a label.
+        """
+        unknown = self.llm.chat.tokenizer.unk_token_id  # says nothing, and the same of every word it stands for
+        pieces = [[] if unknown in ids else ids for ids in self.llm.chat.pieces(list(words))]
+        longest = max(map(len, pieces), default=0)
+        return Words(list(words), torch.tensor([ids + [-1] * (longest - len(ids)) for ids in pieces]), self.llm.embed)
 
-        step.labels = made
+    def pieces(self, words: Sequence[str]) -> list[list[int]]:
+        """The token ids each word has inside a sentence; empty where the tokenizer makes nothing of it."""
+        return self.llm.chat.pieces(words)
 
-    def _random(self, batch: Batch) -> torch.Generator:
-        """The pass's own stream, apart from the global one: arms of a study stay paired."""
-        return torch.Generator(device=batch.ids_RS.device).manual_seed(batch.seed)
+    @torch.no_grad()
+    def nearest_tokens(
+        self, images: "Tensor | Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 1
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """{layer: (cosine_BQK, token_BQK)}: the vocabulary tokens nearest to each visual token at each layer.
+
+        Rows of the embedding matrix that no token has are left out; see NearestTokens.
+        """
+        states = self.hidden_states(images, layers)
+        with self.vocabulary() as embed_VD:
+            nearest = NearestTokens.of(self.llm, embed_VD)
+            return {layer: nearest(hidden_BQD, top_k) for layer, hidden_BQD in states.items()}
+
+    def nearest_words(
+        self, images: "Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 5,
+        names: Sequence[str] | None = None,
+    ) -> WordMap:  # fmt: skip
+        """What visual tokens say: the `top_k` nearest vocabulary tokens of each, as text with its cosine.
+
+        images: PIL images. layers: see `hidden_states`. names: of the images; None: their numbers. The result draws
+        itself in a notebook, is saved as a page, and turns into a DataFrame.
+        """
+        vision, _ = self._seeing()
+        pictures = listed(images)
+        words: dict[int, list[list[list[tuple[str, float]]]]] = {layer: [] for layer in layers}
+        for picture in pictures:
+            for layer, (cosine_BQK, token_BQK) in self.nearest_tokens(picture, layers, top_k).items():
+                tokenizer = self.llm.chat.tokenizer
+                rows = zip(token_BQK[0].tolist(), cosine_BQK[0].tolist(), strict=True)
+                words[layer].append([[(spelled(tokenizer, i), c) for i, c in zip(*row, strict=True)] for row in rows])
+        names = [str(number) for number in range(len(pictures))] if names is None else list(names)
+        return WordMap(names, [shown(vision, picture) for picture in pictures], self.grid, words)
+
+    @torch.no_grad()
+    def perplexity(self, texts: Sequence[str]) -> float:
+        """exp of the mean loss per token over texts without images or chat format."""
+        chat, total, tokens = self.llm.chat, 0.0, 0.0
+        for start in range(0, len(texts), TEXTS):
+            rows = [chat.plain(text) for text in texts[start : start + TEXTS]]
+            longest = max(map(len, rows))
+            ids_RS = torch.tensor([row + [chat.pad] * (longest - len(row)) for row in rows], device=self.device)
+            mask_RS = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.device)
+            hidden_RSD = self.llm(self.llm.embed(ids_RS), mask_RS)
+            real_RS = mask_RS[:, 1:] > 0
+            logits_NV = self.llm.head(hidden_RSD[:, :-1][real_RS]).float()
+            total += float(F.cross_entropy(logits_NV, ids_RS[:, 1:][real_RS], reduction="sum"))
+            tokens += int(real_RS.sum())
+        return float(torch.tensor(total / max(1.0, tokens)).exp())
+
+    # Answers
+
+    def ask(
+        self, questions: str | Sequence[str], images: "Image | Sequence[Image] | None" = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Any:  # fmt: skip
+        """The greedy answer to a question, or the answers to several: as `mmalign eval` would give them.
+
+        images: one picture that all questions are about, one for each question, or None. A str for a str, else a list.
+        """
+        texts = [questions] if isinstance(questions, str) else list(questions)
+        pictures = images if images is None or not isinstance(images, Sequence) else list(images)
+        if isinstance(pictures, list) and len(pictures) != len(texts):
+            what = f"{len(texts)} questions and {len(pictures)} images"
+            raise CheckError(what, at="images", fix="one image for all questions, or one for each")
+        from mmalign.vlm.answering import Asking, answers  # it knows this module
+
+        asking = Asking(texts, pictures, max_new_tokens)
+        found = {question.id: text for question, text in answers(self, asking, asking.questions(), batch=32)}
+        replies = [found[str(n)] for n in range(len(texts))]
+        return replies[0] if isinstance(questions, str) else replies
+
+    @torch.no_grad()
+    def generate(
+        self,
+        conversations: Sequence[Sequence[Turn]],
+        images: "Sequence[Sequence[Image | Tensor]] | None" = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> list[str]:
+        """The next greedy answer of each conversation, all in one pass.
+
+        images: of each conversation, a PIL image or visual_QD for every image mark in its turns, in their order.
+        """
+        each = images if images is not None else [()] * len(conversations)
+        groups = [group for turns, own in zip(conversations, each, strict=True) for group in self.groups(turns, own)]
+        return [self.llm.chat.text(ids) for ids in Pass(self.llm, groups).write(max_new_tokens)]
+
+    def groups(
+        self, turns: Sequence[Turn], images: "Sequence[Image | Tensor]" = (), more: Sequence[int] = ()
+    ) -> list[Group]:
+        """The prompt of a conversation, with token ids behind it, as `Pass` reads it."""
+        visual = [image if isinstance(image, Tensor) else self.visual_tokens(image)[0] for image in images]
+        ids = [*self.llm.chat.prompt(turns, [len(visual_QD) for visual_QD in visual]), *more]
+        visual_QD = torch.cat(visual).to(self.device) if visual else None
+        return Group.of([ids], visual_QD, self.llm.chat.mark)
 
 
-def resampled(come: tuple[int, int], go: tuple[int, int]) -> Tensor:
-    """For every patch of the grid `go`, the patch of the grid `come` under its centre. P of them, row by row."""
-    rows = ((torch.arange(go[0]) + 0.5) * come[0] / go[0]).long()
-    columns = ((torch.arange(go[1]) + 0.5) * come[1] / go[1]).long()
-    return (rows[:, None] * come[1] + columns[None, :]).flatten()
+def listed(images: Any) -> list[Any]:
+    """Images as a list, be it one or several."""
+    return list(images) if isinstance(images, Sequence) else [images]
 
 
-def reached(loss: Tensor) -> set[int]:
-    """ids of the parameters a loss has a gradient path to, found by walking its graph, without a backward pass."""
-    found: set[int] = set()
-    seen: set[Any] = set()
-    ahead = [loss.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if (variable := getattr(node, "variable", None)) is not None:
-            found.add(id(variable))
-        ahead.extend(inner for inner, _ in node.next_functions)
-    return found
+def shown(vision: Vision, image: "Image") -> "Image":
+    """The picture as the encoder is given it: cropped, padded and resized, its colours put back.
 
+    An encoder's colours are (colour - mean) / deviation; black and white tell both.
+    """
+    import numpy as np
+    from PIL import Image as Pillow
 
-def counts(model: Model) -> dict[str, tuple[int, int]]:
-    """{part: (parameters, of them trained)}."""
-    parts: dict[str, nn.Module | None] = {name: getattr(model, name) for name in PARTS}
-    parts["objectives"] = model.objectives if any(True for _ in model.objectives.parameters()) else None
-    return {
-        name: (sum(p.numel() for p in part.parameters()), sum(p.numel() for p in part.parameters() if p.requires_grad))
-        for name, part in parts.items()
-        if part is not None
-    }
-
-
-def keep_reached(model: Model, terms: Mapping[str, Tensor]) -> None:
-    """Refuse a trained part no objective has a gradient path to; freeze the parameters of a part that none reaches."""
-    alive = set().union(*(reached(loss) for loss in terms.values() if loss.requires_grad))
-    for name in model.trained:
-        part: nn.Module = getattr(model, name)
-        if not any(id(p) in alive for p in part.parameters()):
-            losses = " + ".join(terms)
-            fix = f"take {name!r} out of `trains`, or add an objective that reaches it"
-            raise CheckError(f"`trains` lists {name!r}, but {losses} gives it no gradient", at="trains", fix=fix)
-    for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in alive:
-            parameter.requires_grad_(False)
+    side = (vision.image_size,) * 2
+    low_3, high_3 = (vision.pixels(Pillow.new("RGB", side, (v, v, v))).mean((1, 2)) for v in (0, 255))
+    pixels_3SS = (vision.pixels(image) - low_3[:, None, None]) / (high_3 - low_3)[:, None, None]
+    shown_SS3 = (pixels_3SS.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return Pillow.fromarray(np.ascontiguousarray(shown_SS3))

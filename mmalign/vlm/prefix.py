@@ -9,13 +9,12 @@ that holds the prefix once. In exact arithmetic this is batch-1 decoding.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-PREFIX, PADDING = 0, -1  # in place of a question's number, which counts from 1
+from mmalign.llms import LLM
+from mmalign.llms.decoding import PADDING, PREFIX, Line
 
 
 @dataclass
@@ -40,42 +39,17 @@ class Group:
         return len(self.prefix) + sum(map(len, self.rests))
 
 
-@dataclass
-class Line:
-    """Positions of every group, padded behind: whose question they are, and where they would stand alone."""
-
-    question_BS: Tensor
-    position_BS: Tensor
-
-    @property
-    def real_BS(self) -> Tensor:
-        return self.question_BS != PADDING
-
-    def then(self, other: "Line") -> "Line":
-        pairs = ((self.question_BS, other.question_BS), (self.position_BS, other.position_BS))
-        return Line(*(torch.cat(pair, 1) for pair in pairs))
-
-    def sees(self, keys: "Line", window: int | None = None) -> Tensor:
-        """mask_B1TS: which of `keys` each of these positions attends to; `window`: only so many positions back."""
-        own, key = self.question_BS[:, :, None], keys.question_BS[:, None, :]
-        back = self.position_BS[:, :, None] - keys.position_BS[:, None, :]
-        mask = (back >= 0) & ((key == PREFIX) | (key == own)) & keys.real_BS[:, None, :]
-        if window is not None:
-            mask &= back < window
-        mask[:, :, 0] |= ~self.real_BS  # padding must see something, or its values are no numbers
-        return mask[:, None]
-
-
 class Pass:
-    """A batch of groups being answered by a causal LM of transformers. embed: token ids -> embeddings."""
+    """A batch of groups being answered by a language model."""
 
-    def __init__(self, lm: Any, groups: Sequence[Group], mark: int, pad: int) -> None:
-        self.lm, self.groups, self.pad = lm, list(groups), pad
-        self.device = next(lm.parameters()).device
-        self.cache = DynamicCache()
+    def __init__(self, llm: LLM, groups: Sequence[Group]) -> None:
+        self.llm, self.groups = llm, list(groups)
+        self.pad, mark = llm.chat.pad, llm.chat.mark
+        self.device = next(llm.parameters()).device
+        self.decoder = llm.decoder()
         ids_BS, self.line = self._layout()
         self.last = self._ends()  # (group, position) of every question's last token
-        embeds_BSD = lm.get_input_embeddings()(ids_BS.masked_fill(ids_BS == mark, 0))
+        embeds_BSD = llm.embed(ids_BS.masked_fill(ids_BS == mark, 0))
         if seen := [g.visual_QD for g in self.groups if g.visual_QD is not None]:
             embeds_BSD[ids_BS == mark] = torch.cat(seen).to(embeds_BSD.dtype)
         self.embeds_BSD = embeds_BSD
@@ -105,35 +79,23 @@ class Pass:
         return found
 
     def read(self) -> Tensor:
-        """hidden_BSD of all prompts; the cache holds them afterwards."""
-        return self._forward(self.embeds_BSD, self.line, self.line)
+        """hidden_BSD of all prompts; the decoder holds them afterwards."""
+        return self.decoder.read(self.embeds_BSD, self.line)
 
     def behind(self, hidden_BSD: Tensor, back: int = 0) -> Tensor:
         """hidden_ND at every question's last token, or `back` tokens before it."""
         rows, columns = (torch.tensor(index, device=self.device) for index in zip(*self.last, strict=True))
         return hidden_BSD[rows, columns - back]
 
-    def _forward(self, embeds_BTD: Tensor, line: Line, keys: Line) -> Tensor:
-        out = self.lm.base_model(
-            inputs_embeds=embeds_BTD,
-            attention_mask=masks(self.lm.config, line, keys),
-            position_ids=line.position_BS,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        hidden_BTD: Tensor = out.last_hidden_state
-        return hidden_BTD
-
-    def write(self, head: Any, ends: set[int], most: int) -> list[list[int]]:
-        """Greedy answers of all questions, in order, without the end token. head: hidden states -> logits."""
+    def write(self, max_new_tokens: int) -> list[list[int]]:
+        """Greedy answers of all questions, in order, without the end token."""
+        head, ends = self.llm.head, self.llm.chat.ends
         next_N = head(self.behind(self.read())).argmax(-1)
         answers: list[list[int]] = [[] for _ in self.last]
         open_ = _taken(answers, list(range(len(answers))), next_N.tolist(), ends)
-        keys, embed = self.line, self.lm.get_input_embeddings()
-        while open_ and len(answers[open_[0]]) < most:
+        while open_ and len(answers[open_[0]]) < max_new_tokens:
             line, ids_BT, slots = self._next(answers, open_)
-            keys = keys.then(line)
-            hidden_BTD = self._forward(embed(ids_BT), line, keys)
+            hidden_BTD = self.decoder.read(self.llm.embed(ids_BT), line)
             picked = torch.tensor(slots, device=self.device)
             next_N = head(hidden_BTD[picked[:, 0], picked[:, 1]]).argmax(-1)
             open_ = _taken(answers, open_, next_N.tolist(), ends)
@@ -172,18 +134,3 @@ def _taken(answers: list[list[int]], open_: list[int], new: list[int], ends: set
             answers[n].append(token)
             still.append(n)
     return still
-
-
-def masks(config: Any, line: Line, keys: Line) -> Any:
-    """The mask as the model takes it: one, or one for each kind of layer where some see only a window."""
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    eager = config._attn_implementation == "eager"  # it adds its mask
-
-    def mask(window: int | None) -> Tensor:
-        seen = line.sees(keys, window)
-        return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -1e30) if eager else seen
-
-    if "sliding_attention" in kinds:
-        return {"full_attention": mask(None), "sliding_attention": mask(window)}
-    return mask(None if kinds else window)

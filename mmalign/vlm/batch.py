@@ -1,0 +1,87 @@
+"""What one device sees in one pass: conversations and pictures as tensors.
+
+Letters: B images, S positions of R rows, P patches, K labels kept per patch, S also the side of a picture in pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mmalign.llms.chat import Chat
+
+
+@dataclass
+class Batch:
+    """mask_RS numbers the samples of a row: n at the positions of its nth, 0 at padding."""
+
+    ids_RS: Tensor  # token ids; the mark's id where a visual token goes
+    mask_RS: Tensor
+    weight_RS: Tensor  # how much predicting the token at a position counts; 0: not trained
+    pixels_B3SS: Tensor | None  # None: no image in this pass
+    mark: int  # the id that holds an image's place
+    words_BPK: Tensor | None = None  # labels from a store, or from the data itself
+    scores_BPK: Tensor | None = None
+    label_pixels_B3SS: Tensor | None = None  # the same images, prepared for the label source's own encoder
+    seed: int = 0  # of this pass's random numbers
+    ids: list[str] = field(default_factory=list)  # the samples' ids
+
+    @property
+    def images(self) -> int:
+        return 0 if self.pixels_B3SS is None else len(self.pixels_B3SS)
+
+    @property
+    def units(self) -> dict[str, float]:
+        """How much of each unit this pass holds, known before it runs."""
+        return {"tokens": float(self.weight_RS[:, 1:].sum()), "images": float(self.images)}
+
+    def to(self, device: torch.device) -> "Batch":
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **cast(Any, moved))
+
+
+@dataclass
+class Sample:
+    """One conversation as lists and tensors. weights: of each token id, how much predicting it counts."""
+
+    id: str
+    ids: list[int]
+    weights: list[float]
+    pixels: list[Tensor]  # pixels_3SS of every image
+    words: list[Tensor] = field(default_factory=list)  # words_PK of every image, where labels are there
+    scores: list[Tensor] = field(default_factory=list)
+    label_pixels: list[Tensor] = field(default_factory=list)
+
+
+def collate(rows: Sequence[Sequence[Sample]], chat: Chat, seed: int = 0) -> Batch:
+    """The samples of each row one behind the other; right padding."""
+    samples = [sample for row in rows for sample in row]
+    longest = max(1, *(sum(len(sample.ids) for sample in row) for row in rows))
+    ids_RS = torch.full((len(rows), longest), chat.pad, dtype=torch.long)
+    mask_RS, weight_RS = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest)
+    mask_RS[:, 0] = 1  # a row nobody could use still has one real position
+    for row, together in enumerate(rows):
+        start = 0
+        for number, sample in enumerate(together, 1):
+            own = slice(start, start + len(sample.ids))
+            ids_RS[row, own], mask_RS[row, own] = torch.tensor(sample.ids), number
+            weight_RS[row, own] = torch.tensor(sample.weights)
+            weight_RS[row, start] = 0  # nothing predicts a sample's first token
+            start = own.stop
+    pixels, label_pixels = [p for s in samples for p in s.pixels], [p for s in samples for p in s.label_pixels]
+    words, scores = [w for s in samples for w in s.words], [x for s in samples for x in s.scores]
+    return Batch(
+        ids_RS=ids_RS,
+        mask_RS=mask_RS,
+        weight_RS=weight_RS,
+        pixels_B3SS=torch.stack(pixels) if pixels else None,
+        mark=chat.mark,
+        words_BPK=torch.stack(words) if words else None,
+        scores_BPK=torch.stack(scores) if scores else None,
+        label_pixels_B3SS=torch.stack(label_pixels) if label_pixels else None,
+        seed=seed,
+        ids=[s.id for s in samples],
+    )

@@ -1,0 +1,216 @@
+"""A model and the objectives that look at it: what the training stage trains.
+
+Letters: B images, S positions of R rows (samples), P patches, Q visual tokens of an image, D width of the language
+model, N trained tokens or patches asked for, K labels kept per patch.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.errors import CheckError, StageError
+from mmalign.labels import LabelSource
+from mmalign.llms import Look, Places
+from mmalign.objectives import Context, Objective, Step, Words
+from mmalign.vision import Vision
+from mmalign.vlm.batch import Batch
+from mmalign.vlm.frame import resampled
+from mmalign.vlm.model import PARTS, VLM
+
+
+@dataclass
+class Labels:
+    """Where a pass's labels come from. words: the list they are numbers into, as the language model spells it.
+
+    source: makes them in the pass, where no batch brings any; None: every batch does. encoder: the source's own; None:
+    the model's, in the pass that it runs anyway.
+    """
+
+    words: Words
+    source: LabelSource | None = None
+    encoder: Vision | None = None
+
+
+class Supervised(nn.Module):
+    """vlm, and objectives by name; forward returns every objective's mean.
+
+    Of the objectives' needs the model computes what some objective asks for, and no more. `prepare` comes before the
+    first pass.
+    """
+
+    def __init__(self, vlm: VLM, objectives: Mapping[str, Objective], labels: Labels | None = None) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.objectives = nn.ModuleDict(objectives)
+        self.needs = frozenset[str]().union(*(o.needs for o in objectives.values()))
+        self._labels = (labels,)  # outside the module: never trained, cast to bf16 or partitioned
+        self.looks: tuple[Look, ...] = ()  # what the objectives want to see of the LLM's layers
+
+    def freeze_all_but(self, trained: Iterable[str]) -> None:
+        """Only these parts of the model, and what the objectives own, learn; the others stay in eval mode."""
+        self.vlm.freeze_all_but(trained)
+
+    def prepare(self, distributed: bool = False) -> None:
+        """Tell objectives what they may know, and the language model what will be looked at. Before the first pass."""
+        for _, objective in self._objectives():
+            objective.prepare(Context(layers=self.vlm.llm.depth, distributed=distributed))
+        self.looks = tuple(dict.fromkeys(o.look for _, o in self._objectives() if o.look is not None))
+        if self.looks:
+            self.vlm.llm.prepare_looks(self.looks)
+
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """({objective: its mean over this pass}, {note: number}); scalars, fp32."""
+        visual_BQD, dense_BPJ = self.see(batch)
+        step = Step(random=self._random(batch))
+        if self.vlm.grid is not None:
+            step.grid = self.vlm.grid
+        if visual_BQD is not None:
+            step.visual_BPD = visual_BQD if batch.images else visual_BQD[:0]
+        if "labels" in self.needs:
+            self._label(step, batch, dense_BPJ)
+        if self.needs & {"answers", "layers"}:
+            self._read(step, batch, visual_BQD)
+        terms = {name: self._term(objective, step, batch, visual_BQD) for name, objective in self._objectives()}
+        return terms, step.notes
+
+    def _objectives(self) -> Iterable[tuple[str, Objective]]:
+        return self.objectives.items()  # type: ignore[return-value]
+
+    def _term(self, objective: Objective, step: Step, batch: Batch, visual_BQD: Tensor | None) -> Tensor:
+        # an image-less pass still runs encoder and adapter on a blank one, so that no rank waits for another
+        blank = visual_BQD.float().sum() * 0 if visual_BQD is not None and not batch.images else 0
+        loss: Tensor = objective(step)
+        return loss + blank
+
+    def see(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """visual_BQD and, where labels are made in the pass, dense_BPJ. A pass without images sees a blank one."""
+        if self.vlm.vision is None:
+            return None, None
+        pixels_B3SS = batch.pixels_B3SS
+        if pixels_B3SS is None:
+            side = self.vlm.vision.image_size
+            pixels_B3SS = torch.zeros(1, 3, side, side, device=batch.ids_RS.device)
+        (labels,) = self._labels
+        dense = labels is not None and labels.source is not None and labels.source.needs == "dense"
+        shared = dense and labels is not None and labels.encoder is None and batch.words_BPK is None
+        return self.vlm.encode(pixels_B3SS, joint=shared)
+
+    def embed(self, batch: Batch, visual_BQD: Tensor | None) -> Tensor:
+        """embeds_RSD: words as the LLM embeds them, visual tokens where the marks stand."""
+        if visual_BQD is not None and not batch.images:
+            # ZeRO-3: back through the language model like a rank with images, frozen or not
+            embeds_RSD = self.vlm.embed(batch.ids_RS)
+            return embeds_RSD + (visual_BQD.sum() * 0).to(embeds_RSD.dtype)
+        try:
+            return self.vlm.embed(batch.ids_RS, visual_BQD)
+        except StageError as err:
+            raise StageError(err.what, at=", ".join(batch.ids[:3])) from err
+
+    def places(self, batch: Batch) -> Places:
+        """Where each image's tokens stand, and where text is; StageError for an image with no text behind it, where
+        that text says how much its tokens count."""
+        places = self.vlm.places(batch.ids_RS, batch.mask_RS, batch.images)
+        if any(look.attention for look in self.looks):
+            places.check_text_behind(batch.mask_RS, batch.ids)
+        return places
+
+    def _read(self, step: Step, batch: Batch, visual_BQD: Tensor | None) -> None:
+        """Hidden states of the trained tokens only: the head never sees another row."""
+        llm = self.vlm.llm
+        places = self.places(batch) if self.looks and batch.images else None
+        with llm.watched(self.looks, places) if places else nullcontext() as seen:
+            hidden_RSD = llm(self.embed(batch, visual_BQD), batch.mask_RS)
+        if self.looks:
+            step.vocabulary = self.vlm.vocabulary  # a pass without images takes part in gathering it
+        if seen is not None:
+            step.refined, step.shares = seen.refined, seen.shares
+        rows, columns = torch.where(batch.weight_RS[:, 1:] > 0)
+        step.answer_ND = hidden_RSD[rows, columns]
+        step.answer_N = batch.ids_RS[rows, columns + 1]
+        step.weight_N = batch.weight_RS[rows, columns + 1]
+        step.head, step.nll = llm.head, llm.nll
+
+    def _label(self, step: Step, batch: Batch, dense_BPJ: Tensor | None) -> None:
+        (labels,) = self._labels
+        assert labels is not None, "objectives need labels, and nobody gave them"
+        assert self.vlm.adapter is not None
+        words = step.words = labels.words
+        if batch.words_BPK is not None and batch.scores_BPK is not None:
+            words_NK, scores_NK = batch.words_BPK.flatten(0, 1), batch.scores_BPK.flatten(0, 1)
+            scores_NK = words.scored(words_NK, scores_NK)
+            step.labels = lambda patch_N: (words_NK[patch_N], scores_NK[patch_N])
+            return
+        if not batch.images:
+            none_NK = torch.zeros(0, 1, device=batch.ids_RS.device)
+            step.labels = lambda patch_N: (none_NK.long(), none_NK)
+            return
+        source, label_grid = labels.source, self.vlm.adapter.grid
+        assert source is not None, "no batch brings labels, and no source makes them"
+        if labels.encoder is not None:
+            label_grid = labels.encoder.grid
+            assert batch.label_pixels_B3SS is not None, "the label source's encoder has a size and colours of its own"
+            with torch.no_grad():
+                _, dense_BPJ = labels.encoder.both(batch.label_pixels_B3SS)
+        assert dense_BPJ is not None
+        under_P = resampled(label_grid, self.vlm.adapter.grid).to(dense_BPJ.device)
+        dense_NJ = dense_BPJ.detach()[:, under_P].flatten(0, 1)
+
+        def label(patch_N: Tensor) -> tuple[Tensor, Tensor]:
+            words_NK, scores_NK = source.label(dense_NJ[patch_N])
+            return words_NK, words.scored(words_NK, scores_NK)
+
+        step.labels = label
+
+    def _random(self, batch: Batch) -> torch.Generator:
+        """The pass's own stream, apart from the global one: arms of a study stay paired."""
+        return torch.Generator(device=batch.ids_RS.device).manual_seed(batch.seed)
+
+
+def part_of(name: str) -> str:
+    """The part a parameter of a Supervised belongs to: vision, adapter, llm or objectives."""
+    return name.removeprefix("vlm.").split(".")[0]
+
+
+def reached(loss: Tensor) -> set[int]:
+    """ids of the parameters a loss has a gradient path to, found by walking its graph, without a backward pass."""
+    parameters: set[int] = set()
+    visited: set[Any] = set()
+    ahead = [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if (variable := getattr(node, "variable", None)) is not None:
+            parameters.add(id(variable))
+        ahead.extend(inner for inner, _ in node.next_functions)
+    return parameters
+
+
+def counts(model: Supervised) -> dict[str, tuple[int, int]]:
+    """{part: (parameters, of them trained)}."""
+    parts: dict[str, nn.Module | None] = {name: getattr(model.vlm, name) for name in PARTS}
+    parts["objectives"] = model.objectives if any(True for _ in model.objectives.parameters()) else None
+    return {
+        name: (sum(p.numel() for p in part.parameters()), sum(p.numel() for p in part.parameters() if p.requires_grad))
+        for name, part in parts.items()
+        if part is not None
+    }
+
+
+def keep_reached(model: Supervised, terms: Mapping[str, Tensor]) -> None:
+    """Refuse a trained part no objective has a gradient path to; freeze the parameters of a part that none reaches."""
+    alive = set().union(*(reached(loss) for loss in terms.values() if loss.requires_grad))
+    for name in model.vlm.trained:
+        part: nn.Module = getattr(model.vlm, name)
+        if not any(id(p) in alive for p in part.parameters()):
+            losses = " + ".join(terms)
+            fix = f"take {name!r} out of `trains`, or add an objective that reaches it"
+            raise CheckError(f"`trains` lists {name!r}, but {losses} gives it no gradient", at="trains", fix=fix)
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in alive:
+            parameter.requires_grad_(False)

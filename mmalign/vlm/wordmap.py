@@ -1,0 +1,92 @@
+"""What visual tokens say, laid over the pictures: as a table, a page, a DataFrame, or in a notebook."""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from mmalign.errors import RunError
+from mmalign.io import files
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+WIDE = 336  # pixels of the shown picture, at least
+
+
+@dataclass
+class LayerWords:
+    """One image at one layer. words: of every visual token, the nearest first, each with its cosine."""
+
+    image: str  # its name
+    layer: int  # 0: as the adapter makes it; i: hidden_states[i] of transformers
+    grid: tuple[int, int] | None  # rows, columns; None where a token is no patch
+    words: list[list[tuple[str, float]]]
+
+
+@dataclass
+class WordMap:
+    """The words nearest to the visual tokens of some images, layer by layer.
+
+    names: of the images. pictures: as the encoder was given them. grid: (rows, columns) of the tokens, None where a
+    token is no patch. words[layer][image][token]: (word, cosine) pairs, the nearest first.
+    """
+
+    names: list[str]
+    pictures: "Sequence[Image]"
+    grid: tuple[int, int] | None
+    words: dict[int, list[list[list[tuple[str, float]]]]]
+
+    def __iter__(self) -> Iterator[LayerWords]:
+        """Image by image, and of each the layers in the order asked for."""
+        for number, name in enumerate(self.names):
+            for layer, images in self.words.items():
+                yield LayerWords(name, layer, self.grid, images[number])
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row a word: image, layer, token, row and column of its patch, rank, word, cosine."""
+        for one in self:
+            for token, words in enumerate(one.words):
+                patch = divmod(token, self.grid[1]) if self.grid else (None, None)
+                for rank, (word, cosine) in enumerate(words):
+                    yield {
+                        "image": one.image, "layer": one.layer, "token": token, "row": patch[0], "column": patch[1],
+                        "rank": rank, "word": word, "cosine": cosine,
+                    }  # fmt: skip
+
+    def to_pandas(self) -> Any:
+        """The rows as a pandas.DataFrame; a RunError where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError as err:
+            raise RunError("a DataFrame needs the package pandas", fix="pip install pandas") from err
+        return pandas.DataFrame(list(self.rows()))
+
+    def html(self, title: str = "What visual tokens say", whole: bool = True) -> str:
+        """A page that needs nothing else; not `whole`: a piece of one."""
+        pictures = [
+            {"name": name, "png": png(picture), "layers": [one for one in self if one.image == name]}
+            for name, picture in zip(self.names, self.pictures, strict=True)
+        ]
+        text = resources("mmalign.vlm").joinpath("wordmap.html").read_text(encoding="utf-8")
+        template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
+        return template.render(title=title, pictures=pictures, wide=WIDE, whole=whole)
+
+    def save(self, target: str | Path, title: str = "What visual tokens say") -> None:
+        """Write the page, whole or not at all."""
+        files.write(Path(target), self.html(title))
+
+    def _repr_html_(self) -> str:
+        return self.html(whole=False)
+
+
+def png(picture: "Image") -> str:
+    """A picture's PNG file in base64."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
