@@ -37,8 +37,9 @@ LAYERS: dict[str, set[str]] = {
     "stages": {"errors", "io", "family", "plan", "vlm", "training", "integrations", "pipeline"},
     "cli": {"mmalign", "errors", "io", "plan", "pipeline", "family", "vlm", "integrations"},
 }
-# What others may know of a family beside its contract: these two formats and the chat template, and rows x vocabulary.
-CONTRACTS = {*FAMILIES, "labels.store", "llms.chat", "llms.rows"}
+# What others may know of a family beside its contract: its formats (label store, chat template), how an
+# LLM decodes, and products over a vocabulary.
+CONTRACTS = {*FAMILIES, "labels.store", "llms.chat", "llms.decoding", "llms.rows"}
 # Kinds that others name: what a LLaVA checkpoint is made of, and the loss that every model has.
 KINDS = {
     "integrations": {"adapters.mlp", "llms.causal", "vision.hf", "vision.picture"},

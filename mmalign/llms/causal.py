@@ -46,9 +46,9 @@ class CausalLM(LLM):
             what = "LoRA learns beside trained weights, and these are random"
             raise CardError(what, at="args.lora", fix="no `lora:`")
         alpha = lora_alpha if lora_alpha is not None else 2 * (lora or 0)
+        own = None if lora is None else Lora(lora, alpha, lora_dropout, lora_targets)
         lm = _load(checkpoint, random, bits)
         Head.take(lm.get_output_embeddings())
-        own = None if lora is None else Lora(lora, alpha, lora_dropout, lora_targets)
         self._hold(lm, Chat(checkpoint, template), bits, own)
 
     @classmethod

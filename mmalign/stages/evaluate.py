@@ -25,7 +25,6 @@ from mmalign.plan.cards import Card
 from mmalign.plan.recipe import Evaluate
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
-from mmalign.vlm.answering import answers
 from mmalign.vlm.model import VLM
 from mmalign.vlm.vocabulary import spelled
 from mmalign.vlm.wordmap import png
@@ -106,8 +105,7 @@ def measure(model: VLM | VLLM, bench: Benchmark | Probe, place: Path, batch: int
     missing = [question for question in bench.questions() if question.id not in given]
     own = [question for question in missing if _rank_of(question, ranks) == rank]
     with open(place if ranks == 1 else _of_rank(place, rank), "a", encoding="utf-8") as out:
-        replies = answers(model, bench, own, batch) if isinstance(model, VLM) else model.answers(bench, own, batch)
-        for question, text in replies:
+        for question, text in model.answers(bench, own, batch):
             given[question.id] = text
             out.write(_line(question.id, text))
             out.flush()

@@ -22,7 +22,6 @@ from mmalign.training.batches import Bad, Batches, Collate
 from mmalign.training.engine import Engine, connect, world
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
-from mmalign.vlm.answering import answers
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import Supervised
 
@@ -76,7 +75,7 @@ class Gate:
         if done % self.settings.every:
             return False
         self.vlm.eval()
-        replies = answers(self.vlm, self.bench, self.bench.questions(), batch=64)
+        replies = self.vlm.answers(self.bench, self.bench.questions(), batch=64)
         score = self.bench.score({question.id: text for question, text in replies})
         self.vlm.train()
         if self.settings.metric not in score.metrics:

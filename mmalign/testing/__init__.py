@@ -86,7 +86,7 @@ def check_model(cards: Mapping[str, Card], folder: Path) -> None:
     batch = _conversation(vlm)
     _step(model, batch)
     save(folder, vlm, cards)
-    assert torch.equal(_logits(read(folder), batch), _logits(vlm, batch)), "what was saved gives other logits"
+    assert torch.equal(_logits(read(folder), batch), _logits(vlm, batch)), "what was saved and loaded gives other logits"
 
 
 def _conversation(vlm: VLM) -> Batch:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmalign.adapters import Adapter
+from mmalign.benchmarks import Benchmark, Question
 from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError, StageError
 from mmalign.llms import LLM, Look, Places
@@ -257,6 +258,12 @@ class VLM(nn.Module):
 
     # Answers
 
+    def answers(self, bench: Benchmark, questions: Sequence[Question], batch: int) -> Iterator[tuple[Question, str]]:
+        """(question, answer) of a benchmark's questions, so many a pass; see vlm/answering.py."""
+        from mmalign.vlm.answering import answers  # it knows this module
+
+        return answers(self, bench, questions, batch)
+
     def ask(
         self, questions: str | Sequence[str], images: "Image | Sequence[Image] | None" = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
@@ -270,10 +277,10 @@ class VLM(nn.Module):
         if isinstance(pictures, list) and len(pictures) != len(texts):
             what = f"{len(texts)} questions and {len(pictures)} images"
             raise CheckError(what, at="images", fix="one image for all questions, or one for each")
-        from mmalign.vlm.answering import Asking, answers  # it knows this module
+        from mmalign.vlm.answering import Asking  # it knows this module
 
         asking = Asking(texts, pictures, max_new_tokens)
-        found = {question.id: text for question, text in answers(self, asking, asking.questions(), batch=32)}
+        found = {question.id: text for question, text in self.answers(asking, asking.questions(), batch=32)}
         replies = [found[str(n)] for n in range(len(texts))]
         return replies[0] if isinstance(questions, str) else replies
 

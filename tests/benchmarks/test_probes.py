@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from mmalign.benchmarks import Subject
 from mmalign.benchmarks.alignment import Alignment
 from mmalign.benchmarks.perplexity import Perplexity
 from mmalign.data import Data, Record, Truth, Turn
@@ -14,28 +13,38 @@ from mmalign.errors import CheckError, DataError
 WORDS = ["red", "star", "pur", "##ple", "back"]  # the vocabulary; "purple" has two pieces
 
 
-class Model(Subject):
-    """Patch p of image i is twice the embedding of token `shown[i][p]`, and a little of another's."""
+class Model:
+    """A Subject: patch p of image i is nearest to token `shown[i][p]`."""
 
     grid = (1, 3)
+    depth = 0
+    said = 4.0  # its perplexity
 
     def __init__(self, shown: dict[int, list[int]]) -> None:
         self.shown = shown
         self.texts: list[str] = []
 
-    def visual(self, images: Sequence[int]) -> torch.Tensor:
-        embed_VD, _ = self.vocabulary()
-        return torch.stack([2 * embed_VD[self.shown[image]] + 0.1 * embed_VD[0] for image in images])
+    def layer(self, number: int, tokens: list[int]) -> list[int]:
+        """The token nearest to each patch at a layer."""
+        return tokens
 
-    def vocabulary(self) -> tuple[torch.Tensor, list[str]]:
-        return torch.diag(torch.arange(1.0, 6.0)), WORDS  # unlike norms: the cosine must not mind
+    def nearest_tokens(self, images, layers=(0,), top_k=1):
+        nearest = {layer: torch.tensor([self.layer(layer, self.shown[image]) for image in images]) for layer in layers}
+        return {
+            layer: (torch.ones(token_BQ.shape)[..., None], token_BQ[..., None]) for layer, token_BQ in nearest.items()
+        }
 
     def pieces(self, words: Sequence[str]) -> list[list[int]]:
         return [[2, 3] if word == "purple" else [WORDS.index(word)] for word in words]
 
-    def perplexity(self, texts: Sequence[str], before: bool = False) -> float:
+    def perplexity(self, texts: Sequence[str]) -> float:
         self.texts = list(texts)
-        return 3.0 if before else 4.0
+        return self.said
+
+    def untrained(self) -> "Model":
+        before = Model({})
+        before.said = 3.0
+        return before
 
 
 class Known(Data):
@@ -86,9 +95,10 @@ def test_alignment_by_layer():
     class Deep(Model):
         """Its first layer moves every token on to the next in the vocabulary, its second one by two."""
 
-        def layers(self, images: Sequence[int]) -> list[torch.Tensor]:
-            embed_VD, _ = self.vocabulary()
-            return [torch.stack([embed_VD[[(t + n) % 5 for t in self.shown[i]]] for i in images]) for n in (1, 2)]
+        depth = 2
+
+        def layer(self, number: int, tokens: list[int]) -> list[int]:
+            return [(token + number) % 5 for token in tokens]
 
     score = Alignment(Known()).measure(Deep({0: [0, 4, 4], 1: [1, 2, 4]}))
     assert score.metrics["object"] == pytest.approx(100 * 2 / 3)  # red; not: star for purple; pur

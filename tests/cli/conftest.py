@@ -20,7 +20,7 @@ def finished(runs: Path, recipe: Path, name: str = "align", *words: str) -> Path
     task.save(node)
     given = task.load(node.folder)
     given.reads.clear()
-    made = build.parts(given).adapter
+    made = build.vlm(given).adapter
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
     from safetensors.torch import save_file

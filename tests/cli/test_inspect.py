@@ -37,15 +37,15 @@ def test_a_conversation(model, mmalign, monkeypatch):
     monkeypatch.setattr("builtins.input", typed)
     asked = []
 
-    from mmalign.vlm.folder import MMAlignModel
+    from mmalign.vlm.model import VLM
 
-    reply = MMAlignModel.reply
+    generate = VLM.generate
 
-    def heard(self, turns, images, most):
-        asked.append(([turn.text for turn in turns], len(images), most))
-        return reply(self, turns, images, most)
+    def heard(self, conversations, images, most):
+        asked.append(([turn.text for turn in conversations[0]], len(images[0]), most))
+        return generate(self, conversations, images, most)
 
-    monkeypatch.setattr(MMAlignModel, "reply", heard)
+    monkeypatch.setattr(VLM, "generate", heard)
     said = mmalign("chat", model, "a.png", "a.png", "--max-new-tokens", "4")
     assert said.code == 0, said.err
     first, second, third = asked

@@ -8,7 +8,7 @@ from mmalign.adapters.mlp import MLP
 from mmalign.errors import CardError, DataError
 from mmalign.integrations.llava import _template, adapter, adapter_weights, llava, load_adapter
 from mmalign.stages import export
-from mmalign.vlm.folder import MMAlignModel
+from mmalign.vlm.folder import read
 from tests.llms.test_templates import TEMPLATES
 from tests.stages.test_export import build  # noqa: F401
 from tests.vlm.test_model import picture
@@ -77,16 +77,13 @@ def test_a_llava_hf_folder_comes_back_as_it_went(build, tmp_path, vision, family
     given = build(vision, family, template)
     export.export(given, None, tmp_path / "hf")
     llava(str(tmp_path / "hf"), tmp_path / "mine")
-    loaded = MMAlignModel.from_pretrained(tmp_path / "mine")
+    loaded = read(tmp_path / "mine")
     wide = picture(5, size=60).resize((60, 30))
     assert torch.allclose(loaded.vision.pixels(wide), given.vision.pixels(wide), atol=1e-5)
     bench = Quiz(images=1, each=3)
-    import mmalign.vlm.answering as answering
-
-    asked = answering.Asked(given.vision, given.adapter, given.llm, torch.device("cpu"))
     questions = bench.questions()[:3]
-    ours = {q.id: text for q, text in asked.answers(bench, questions, batch=4)}
-    said = loaded.generate([q.text for q in questions], bench.image(0), max_new_tokens=6)
+    ours = {q.id: text for q, text in given.answers(bench, questions, batch=4)}
+    said = loaded.ask([q.text for q in questions], bench.image(0), max_new_tokens=6)
     assert said == [ours[q.id] for q in questions]
 
 

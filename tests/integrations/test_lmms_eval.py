@@ -16,8 +16,8 @@ from mmalign.data import Turn
 from mmalign.errors import DataError, RunError
 from mmalign.plan.cards import Card
 from mmalign.testing import small
-from mmalign.vlm import folder as hub
-from mmalign.vlm.folder import MMAlignModel
+from mmalign.vlm.folder import build as vlm_of
+from mmalign.vlm.folder import read, save
 from tests.vlm.test_model import picture
 
 GROUP = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
@@ -79,12 +79,12 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("lmms")
     linear = Card("linear", "mmalign.adapters.mlp.MLP", {"depth": 1})
     cards = {**small.encoder("clip", place), "adapter": linear, "llm": small.llm_card("llama", place)}
-    vision, adapter, llm = hub.build(cards)
+    vlm = vlm_of(cards)
     with torch.no_grad():
-        for name, parameter in llm.named_parameters():
+        for name, parameter in vlm.llm.named_parameters():
             if parameter.dim() > 1 and "embed" not in name:
                 parameter.mul_(4)
-    hub.save(place / "exported", vision, adapter, llm, cards)
+    save(place / "exported", vlm, cards)
     return str(place / "exported")
 
 
@@ -101,7 +101,7 @@ def ask(number, settings, docs=DOCS):
 
 
 def test_answers_are_those_of_the_model_itself(made, folder):
-    own = MMAlignModel.from_pretrained(folder)
+    own = read(folder)
     settings = [{"max_new_tokens": n} for n in (5, 7, 5, 7, 5)]
     model = build(made, folder, batch_size="3", device="cpu", max_batch_size=64)
     found = model.generate_until([ask(n, given) for n, given in enumerate(settings)])
@@ -109,10 +109,10 @@ def test_answers_are_those_of_the_model_itself(made, folder):
         doc, most = DOCS[number], settings[number]["max_new_tokens"]
         if number == 3:
             turns = [Turn("user", doc["text"])]
-            assert text == own.reply(turns, [own.see(image) for image in doc["images"]], most)
+            assert [text] == own.generate([turns], [doc["images"]], most)
         else:
             image = doc["images"][0].convert("RGB") if doc["images"] else None
-            assert [text] == own.generate(doc["text"], image, max_new_tokens=most)
+            assert text == own.ask(doc["text"], image, max_new_tokens=most)
     assert len(set(found)) > 2
 
 
@@ -170,9 +170,9 @@ def test_likelihoods_are_sums_over_the_continuations_tokens(made, folder, contin
     model = build(made, folder)
     request = SimpleNamespace(args=(DOCS[0]["text"], continuation, lambda doc: doc["images"], 0, "toy", "test"))
     ((total, greedy),) = model.loglikelihood([request])
-    own = MMAlignModel.from_pretrained(folder)
+    own = read(folder)
     option = own.llm.chat.answer(continuation if isinstance(continuation, str) else continuation(None))
-    visual_QD = own.see(DOCS[0]["images"][0])
+    visual_QD = own.visual_tokens(DOCS[0]["images"][0])[0]
     ids = own.llm.chat.prompt([Turn("user", f"<image>\n{DOCS[0]['text']}")], [len(visual_QD)])
     want = 0.0
     with torch.no_grad():

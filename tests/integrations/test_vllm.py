@@ -10,12 +10,11 @@ from mmalign.benchmarks.alignment import Alignment
 from mmalign.errors import CheckError, RunError
 from mmalign.integrations import vllm
 from mmalign.llms.causal import CausalLM
-from mmalign.pipeline.build import Parts
 from mmalign.stages import export
 from mmalign.toyworld.benchmarks import Lookup
 from mmalign.toyworld.data import Captions
 from mmalign.vision.hf import HFVision
-from mmalign.vlm.answering import Asked
+from mmalign.vlm.model import VLM
 from tests import parts
 from tests.integrations import stub_vllm
 from tests.vlm.test_prefix import Quiz
@@ -29,7 +28,7 @@ def model(tmp_path_factory):
     for name, parameter in mouth.named_parameters():  # sharper than as initialised, so that answers differ
         if parameter.dim() > 1 and "embed" not in name:
             parameter.data.mul_(3)
-    return Parts(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, {})
+    return VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth).eval()
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +46,9 @@ def inside(monkeypatch):
 def test_prompts_are_those_of_our_engine(model, exported, inside):
     """The same weights say the same behind the same prompts, with an image and without."""
     bench = Quiz(images=2, each=3)
-    asked = Asked(model.vision, model.adapter, model.llm, torch.device("cpu"))
     ours, theirs = (
         {one.id: text for one, text in engine.answers(bench, bench.questions(), batch=4)}
-        for engine in (asked, vllm.VLLM(exported))
+        for engine in (model, vllm.VLLM(exported))
     )
     assert theirs == ours
     assert len(set(ours.values())) > 1

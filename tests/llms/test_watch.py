@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmalign.vlm.answering import Asked
+from mmalign.errors import CheckError
 from tests import parts
 from tests.objectives.test_basic import batch_of, build, folders  # noqa: F401
 from tests.vlm.test_model import picture
@@ -13,21 +13,24 @@ from tests.vlm.test_model import picture
 @pytest.mark.parametrize("family", list(parts.FAMILIES))
 def test_every_layer_of_an_evaluated_model(folders, family):  # noqa: F811
     model = build(folders, family)
-    asked = Asked(model.vision, model.adapter, model.llm, torch.device("cpu"))
     images = [picture(n) for n in (0, 3)]
-    found = asked.layers(images)
+    states = model.vlm.hidden_states(images)
     batch = batch_of(model, [0])  # the image comes first in it
     columns = (batch.ids_RS[0] == batch.mark).nonzero()[:, 0]
-    for n, visual_QD in enumerate(asked.visual(images)):
+    for n, visual_QD in enumerate(states[0]):
         embeds = model.embed(batch, visual_QD[None])
-        want = model.llm.lm.base_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True).hidden_states
-        assert len(found) == len(want) - 1 == model.llm.depth
-        for layer, hidden in zip(found, want[1:], strict=True):
-            assert torch.allclose(layer[n], hidden[0, columns], rtol=1e-5, atol=1e-5)
+        want = model.vlm.llm.lm.base_model(
+            inputs_embeds=embeds, use_cache=False, output_hidden_states=True
+        ).hidden_states
+        assert list(states) == list(range(len(want))) == list(range(model.vlm.depth + 1))
+        for layer, hidden in enumerate(want[1:], 1):
+            assert torch.allclose(states[layer][n], hidden[0, columns], rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_that_lists_no_layers_shows_none(folders):  # noqa: F811
     model = build(folders, "llama")
-    asked = Asked(model.vision, model.adapter, model.llm, torch.device("cpu"))
-    model.llm.lm.base_model.layers = None
-    assert asked.layers([picture(0)]) == []
+    model.vlm.llm.watchable = False
+    assert model.vlm.depth == 0
+    assert list(model.vlm.hidden_states(picture(0))) == [0]
+    with pytest.raises(CheckError, match="CausalLM shows none of its layers"):
+        model.vlm.hidden_states(picture(0), [1])

@@ -13,7 +13,8 @@ from mmalign.objectives.basic import Direction, Distribution, layer_weights
 from mmalign.objectives.lm import NextToken
 from mmalign.training.batches import Bad, Collate
 from mmalign.vision.hf import HFVision
-from mmalign.vlm.model import Model
+from mmalign.vlm.model import VLM
+from mmalign.vlm.supervised import Supervised
 from tests import parts
 from tests.vlm.test_model import picture
 
@@ -148,13 +149,13 @@ def folders(tmp_path_factory):
 def build(folders, family, **objectives):
     torch.manual_seed(0)
     eye, mouth = HFVision(str(folders["clip"])), CausalLM(str(folders[family]))
-    model = Model(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, objectives).eval()
+    model = Supervised(VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth), objectives).eval()
     model.prepare()
     return model
 
 
 def batch_of(model, numbers, left=False):
-    collate = Collate(Rows(), model.llm.chat, model.vision, model.adapter.tokens, 200, Bad(0))
+    collate = Collate(Rows(), model.vlm.llm.chat, model.vlm.vision, model.vlm.adapter.tokens, 200, Bad(0))
     batch = collate.batch(numbers, seed=0)
     if left:  # the same rows, padded in front
         for n, length in enumerate(batch.mask_RS.sum(1).tolist()):
@@ -166,7 +167,7 @@ def batch_of(model, numbers, left=False):
 
 def eager(model, batch, layers):
     """hidden_states and attentions of transformers' own eager pass, with the same inputs."""
-    lm = model.llm.lm
+    lm = model.vlm.llm.lm
     before = lm.config._attn_implementation
     lm.set_attn_implementation("eager")
     position_RS = (batch.mask_RS.long().cumsum(-1) - 1).clamp(min=0)
@@ -185,7 +186,7 @@ def slow(model, batch, layers, kind, attention):
     hidden, attentions = eager(model, batch, layers)
     weights = layer_weights(layers, kind)
     refined, shares = [], []
-    tokens = model.adapter.tokens
+    tokens = model.vlm.adapter.tokens
     for row in range(len(batch.ids_RS)):
         columns = (batch.ids_RS[row] == batch.mark).nonzero()[:, 0].tolist()
         text = [s for s, real in enumerate(batch.mask_RS[row].tolist()) if real and s not in columns]
@@ -239,7 +240,7 @@ def test_an_image_that_no_window_reaches_counts_nothing(folders, tmp_path):
     batch = batch_of(model, [2])  # image, " or ", image
     first = int((batch.ids_RS[0] == batch.mark).nonzero()[0])
     batch.ids_RS[0, first:] = 5  # any word
-    batch.ids_RS[0, first : first + 2 * model.adapter.tokens] = batch.mark  # side by side, no word between them
+    batch.ids_RS[0, first : first + 2 * model.vlm.adapter.tokens] = batch.mark  # side by side, no word between them
     with torch.no_grad():
         terms, _ = model(batch)
     assert torch.isfinite(terms["a"])
@@ -252,11 +253,11 @@ def test_the_gradient_reaches_the_adapter_alone(folders, family, checkpointing):
     model.freeze_all_but(["adapter", "llm"])
     model.train()
     if checkpointing:
-        model.llm.checkpoint_activations()
+        model.vlm.llm.checkpoint_activations()
     terms, _ = model(batch_of(model, [0, 2, 3]))
     (terms["direction"] + terms["distribution"]).backward()
-    assert all(p.grad is not None and p.grad.any() for p in model.adapter.parameters())
-    assert all(p.grad is None for p in [*model.llm.parameters(), *model.vision.parameters()])
+    assert all(p.grad is not None and p.grad.any() for p in model.vlm.adapter.parameters())
+    assert all(p.grad is None for p in [*model.vlm.llm.parameters(), *model.vlm.vision.parameters()])
 
 
 def test_what_feeds_the_adapter_learns_when_it_is_trained(folders):
@@ -264,7 +265,7 @@ def test_what_feeds_the_adapter_learns_when_it_is_trained(folders):
     model.freeze_all_but(["vision", "adapter"])
     terms, _ = model(batch_of(model, [0]))
     terms["direction"].backward()
-    assert any(p.grad is not None and p.grad.any() for p in model.vision.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.vlm.vision.parameters())
 
 
 def test_lm_beside_it_is_unchanged(folders):

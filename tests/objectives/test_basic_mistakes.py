@@ -49,11 +49,11 @@ def test_check_refuses_an_adapter_that_does_not_keep_the_grid(mmalign, tiny, her
 
 def test_an_llm_without_a_list_of_layers_is_refused_before_the_first_step(folders):  # noqa: F811
     model = build(folders, "llama", a=Direction())
-    model.llm.lm.base_model.layers = None
+    model.vlm.llm.lm.base_model.layers = None
     with pytest.raises(CheckError, match="LlamaForCausalLM has no list of decoder layers") as caught:
         model.prepare()
     assert (caught.value.at, caught.value.fix) == ("model.llm", "a Llama, Mistral, Gemma, Phi-3 or Qwen model")
-    assert watch.layers(build(folders, "phi3").llm.lm)
+    assert watch.layers(build(folders, "phi3").vlm.llm.lm)
 
 
 def test_an_image_behind_all_text_is_refused_at_the_step(folders):  # noqa: F811

@@ -16,7 +16,9 @@ from mmalign.llms.causal import CausalLM
 from mmalign.objectives.basic import Direction, Distribution
 from mmalign.objectives.lm import NextToken
 from mmalign.vision import Vision
-from mmalign.vlm.model import Batch, Model
+from mmalign.vlm.batch import Batch
+from mmalign.vlm.model import VLM
+from mmalign.vlm.supervised import Supervised
 from tests.parts import tokenizer
 
 from . import Pairs, in_turn
@@ -62,7 +64,7 @@ def _step(objectives: dict[str, torch.nn.Module]) -> Callable[[], None]:
     return step
 
 
-def probe(objectives: dict[str, torch.nn.Module]) -> tuple[Model, Batch]:
+def probe(objectives: dict[str, torch.nn.Module]) -> tuple[Supervised, Batch]:
     """The model whose steps are timed, the adapter learning, and what it sees in every one of them."""
     cuda = torch.cuda.is_available()
     images, layers, dim, heads, inner, vocab = (8, 32, 4096, 32, 11008, 32_000) if cuda else (2, 6, 512, 8, 1408, 1024)
@@ -78,7 +80,7 @@ def probe(objectives: dict[str, torch.nn.Module]) -> tuple[Model, Batch]:
         mouth = CausalLM(folder, random=True)
     patches = GRID[0] * GRID[1]
     eye = Seen(torch.randn(images, patches, WIDE, device=device, dtype=dtype))
-    model = Model(eye, MLP(WIDE, dim, GRID), mouth, objectives).to(device, dtype)
+    model = Supervised(VLM(eye, MLP(WIDE, dim, GRID), mouth), objectives).to(device, dtype)
     model.prepare()
     model.freeze_all_but(["adapter"])
     return model, _batch(images, patches, vocab - 1).to(torch.device(device))

@@ -18,7 +18,7 @@ from mmalign.data import MARK, Turn
 from mmalign.llms.causal import CausalLM
 from mmalign.toyworld.benchmarks import Attributes
 from mmalign.vision.hf import HFVision
-from mmalign.vlm.answering import Asked
+from mmalign.vlm.model import VLM
 from tests import parts
 
 from . import Pairs, in_turn
@@ -41,7 +41,7 @@ def measure() -> dict[str, Pairs]:
     return found
 
 
-def _pairs(model: Asked, bench: Benchmark, target: float) -> Pairs:
+def _pairs(model: VLM, bench: Benchmark, target: float) -> Pairs:
     """Both ways in turn, once it is clear that they answer alike."""
     questions = bench.questions()
     packed = {one.id: text for one, text in model.answers(bench, questions, batch=len(questions))}
@@ -53,11 +53,11 @@ def _pairs(model: Asked, bench: Benchmark, target: float) -> Pairs:
 
 
 @torch.no_grad()
-def _alone(model: Asked, bench: Benchmark) -> Iterator[tuple[str, str]]:
+def _alone(model: VLM, bench: Benchmark) -> Iterator[tuple[str, str]]:
     """LLaVA's way: each question with an image pass, a prefill and a decoding of its own."""
-    chat, lm = model.llm.chat, model.lm
+    chat, lm = model.llm.chat, model.llm.lm
     for question in bench.questions():
-        visual_1QD = model.visual([bench.image(question.image)])
+        visual_1QD = model.visual_tokens(bench.image(question.image))
         ids_1S = torch.tensor([chat.prompt([Turn("user", f"{MARK}\n{question.text}")], [visual_1QD.shape[1]])])
         seen_1S = ids_1S == chat.mark
         embeds_1SD = model.llm.embed(ids_1S.masked_fill(seen_1S, 0))
@@ -100,7 +100,7 @@ class Scenes(Attributes):
         return [Question(f"{n}-{m}", text, n) for n in range(IMAGES) for m, text in enumerate(texts)]
 
 
-def _large(folder: Path) -> Asked:
+def _large(folder: Path) -> VLM:
     """576 visual tokens, and a language model wide enough that most of the time is arithmetic."""
     eye = parts.clip(folder / "clip", size=336, patch=14)
     sizes: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4}
@@ -109,7 +109,7 @@ def _large(folder: Path) -> Asked:
     return _asked(str(eye), str(mouth))
 
 
-def _asked(eye: str, mouth: str) -> Asked:
+def _asked(eye: str, mouth: str) -> VLM:
     torch.manual_seed(0)
     vision, llm = HFVision(eye).float(), CausalLM(mouth).float()
-    return Asked(vision, MLP(vision.dim, llm.dim, vision.grid), llm, torch.device("cpu"))
+    return VLM(vision, MLP(vision.dim, llm.dim, vision.grid), llm).eval()

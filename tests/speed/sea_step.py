@@ -15,6 +15,7 @@ from mmalign.labels.rank import Bank
 from mmalign.objectives import Objective, Words
 from mmalign.objectives.lm import NextToken
 from mmalign.objectives.sea import SEA
+from mmalign.vlm.supervised import Labels
 
 from . import Pairs, in_turn
 from ._work import clock
@@ -50,14 +51,14 @@ def _step(objectives: dict[str, Objective], labels: str = "") -> Callable[[], No
     device = batch.ids_RS.device
     if labels:
         pieces_WT = torch.randint(3, 300, (WORDS, 3), device=device)
-        model._words = (Words([""] * WORDS, pieces_WT, model.llm.embed),)
+        source = Nearest(device) if labels == "online" else None
+        model._labels = (Labels(Words([""] * WORDS, pieces_WT, model.vlm.llm.embed), source),)
     if labels == "store":
         shape = (batch.images, GRID[0] * GRID[1], KEEP)
         batch.words_BPK, batch.scores_BPK = torch.randint(WORDS, shape, device=device), torch.rand(shape, device=device)
     if labels == "online":
         dense_BPJ = torch.randn(batch.images, GRID[0] * GRID[1], WIDTH, device=device)
-        model._labels = (Nearest(device),)
-        model.vision.both = lambda pixels_B3SS: (model.vision.patches_BPC, dense_BPJ)
+        model.vlm.vision.both = lambda pixels_B3SS: (model.vlm.vision.patches_BPC, dense_BPJ)
 
     def step() -> None:
         terms, _ = model(batch)

@@ -25,7 +25,9 @@ from mmalign.llms.causal import CausalLM
 from mmalign.objectives.lm import NextToken
 from mmalign.testing.small import tokenizer
 from mmalign.vision.hf import HFVision
-from mmalign.vlm.model import Batch, Model
+from mmalign.vlm.batch import Batch
+from mmalign.vlm.model import VLM
+from mmalign.vlm.supervised import Supervised
 
 from . import Pairs, in_turn
 from ._work import clock, peak
@@ -47,7 +49,7 @@ def measure() -> dict[str, Pairs]:
     return found
 
 
-def ours_of(model: Model, batch: Batch) -> Tensor:
+def ours_of(model: Supervised, batch: Batch) -> Tensor:
     """The step that training stages make; the loss."""
     model.zero_grad()
     loss = model(batch)[0]["lm"]
@@ -55,15 +57,15 @@ def ours_of(model: Model, batch: Batch) -> Tensor:
     return loss
 
 
-def llavas_of(model: Model, batch: Batch) -> Tensor:
+def llavas_of(model: Supervised, batch: Batch) -> Tensor:
     """The same step as LLaVA makes it, on the same weights; the loss."""
     model.zero_grad()
-    eye: Any = model.vision
-    lm: Any = model.llm.lm
+    eye: Any = model.vlm.vision
+    lm: Any = model.vlm.llm.lm
     pretrained.recompute(lm.train())
     with torch.no_grad():
         states = eye.tower(batch.pixels_B3SS, output_hidden_states=True).hidden_states
-    embeds_BSD = model.embed(batch, model.adapter(states[-2][:, 1:]))
+    embeds_BSD = model.embed(batch, model.vlm.adapter(states[-2][:, 1:]))
     logits_BSV = lm(inputs_embeds=embeds_BSD, attention_mask=batch.mask_RS, use_cache=False).logits.float()
     label_BS = batch.ids_RS.masked_fill(batch.weight_RS == 0, -100)
     loss = F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), label_BS[:, 1:].flatten())
@@ -72,7 +74,7 @@ def llavas_of(model: Model, batch: Batch) -> Tensor:
     return loss
 
 
-def probe() -> tuple[Model, Batch]:
+def probe() -> tuple[Supervised, Batch]:
     """The model, its adapter learning, and the captions."""
     cuda = torch.cuda.is_available()
     images, layers, dim, heads, inner = (8, 32, 4096, 32, 11008) if cuda else (4, 6, 1024, 8, 2752)
@@ -87,7 +89,8 @@ def probe() -> tuple[Model, Batch]:
             num_key_value_heads=heads, vocab_size=32_000, max_position_embeddings=1024,
         ).save_pretrained(folder)  # fmt: skip
         mouth = CausalLM(folder, random=True)
-    model = Model(eye, MLP(eye.dim, dim, eye.grid), mouth, {"lm": NextToken()}).to(device, torch.bfloat16)
+    vlm = VLM(eye, MLP(eye.dim, dim, eye.grid), mouth)
+    model = Supervised(vlm, {"lm": NextToken()}).to(device, torch.bfloat16)
     model.prepare()
     model.freeze_all_but(["adapter"])
     return model, _batch(CAPTIONS[:images], eye.patches, len(words)).to(device)

@@ -51,10 +51,10 @@ class _Made:
     """The model and the batches of a training stage."""
 
     def __init__(self, given: task.Task, stage: Train) -> None:
-        parts, data = train.build.parts(given), train.build.data(given.cards["data"])
-        labels = supply.supply(given, stage, parts, data, Events(given.folder))
-        collate = train._collate(given, stage, parts, data, labels)
-        self.model = train._model(given, stage, parts, labels, distributed=False)
+        vlm, data = train.build.vlm(given), train.build.data(given.cards["data"])
+        labels = supply.supply(given, stage, vlm, data, Events(given.folder))
+        collate = train._collate(given, stage, vlm, data, labels)
+        self.model = train._supervised(given, stage, vlm, labels, distributed=False)
         self.batches = train.Batches(collate, len(data), stage.batch, stage.micro_batch, given.seed, workers=0)
         train._probe(self.model, collate)
 

@@ -21,7 +21,7 @@ from mmalign.llms.causal import CausalLM
 from mmalign.pipeline import build, task
 from mmalign.stages import evaluate
 from mmalign.vision.hf import HFVision
-from mmalign.vlm.answering import Asked
+from mmalign.vlm.model import VLM
 from tests import parts
 from tests.vlm.test_model import picture
 
@@ -46,20 +46,20 @@ class Quiz(Benchmark):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Asked:
+def model(tmp_path_factory) -> VLM:
     clip = parts.clip(tmp_path_factory.mktemp("clip"))
     eye, mouth = HFVision(str(clip)), CausalLM(str(parts.llm("llama", tmp_path_factory.mktemp("llama"))))
     for name, parameter in mouth.named_parameters():  # sharper than as initialised, so that answers differ
         if parameter.dim() > 1 and "embed" not in name:
             parameter.data.mul_(4)
     torch.manual_seed(1)
-    return Asked(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, torch.device("cpu"))
+    return VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth).eval()
 
 
 class Deadly:
     """A model whose process dies, as by kill -9, when `after` answers are stored; half of the times amid a line."""
 
-    def __init__(self, model: Asked, place: Path, after: int) -> None:
+    def __init__(self, model: VLM, place: Path, after: int) -> None:
         self.model, self.place, self.after = model, place, after
 
     def answers(self, bench, questions, batch) -> Iterator[tuple[Question, str]]:
@@ -72,7 +72,7 @@ class Deadly:
             yield question, text
 
 
-def in_a_process(model: Asked, place: Path, after: int) -> None:
+def in_a_process(model: VLM, place: Path, after: int) -> None:
     """Measure in a child of this process, which is killed on its way."""
     child = os.fork()
     if not child:
@@ -107,7 +107,7 @@ def test_a_run_killed_at_ten_moments_ends_as_one_that_was_not(model, tmp_path):
 
 def test_a_model_stored_in_fp16_is_asked_in_it(model, tmp_path):
     half = copy.deepcopy(model)
-    build.cast_all("fp16", half.vision, half.adapter, half.llm)
+    build.cast_all("fp16", half)
     found = evaluate.measure(half, Quiz(), tmp_path / "half.jsonl", batch=7)
     assert {parameter.dtype for parameter in half.llm.parameters()} == {torch.float16}
     assert len(set(found.items.values())) > 1
@@ -138,7 +138,7 @@ def test_what_the_ranks_of_a_killed_run_had_is_kept(model, tmp_path):
 
 
 class Counting:
-    def __init__(self, model: Asked) -> None:
+    def __init__(self, model: VLM) -> None:
         self.model, self.asked = model, 0
 
     def answers(self, bench, questions, batch):
@@ -146,7 +146,7 @@ class Counting:
         return self.model.answers(bench, questions, batch)
 
 
-def as_ranks(model: Asked, place: Path, ranks: int) -> list[int]:
+def as_ranks(model: VLM, place: Path, ranks: int) -> list[int]:
     """Measure in new processes that share the questions; their exit codes: whether each got its due."""
     context = get_context("spawn")  # a forked one would inherit the process group of another test
     children = [context.Process(target=_as_rank, args=(model, place, rank, ranks)) for rank in range(ranks)]
@@ -157,7 +157,7 @@ def as_ranks(model: Asked, place: Path, ranks: int) -> list[int]:
     return [child.exitcode or 0 for child in children]
 
 
-def _as_rank(model: Asked, place: Path, rank: int, ranks: int) -> None:
+def _as_rank(model: VLM, place: Path, rank: int, ranks: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
     dist.init_process_group("gloo", init_method=f"file://{place}.store", rank=rank, world_size=ranks)
     counting = Counting(model)
@@ -191,7 +191,7 @@ def test_a_split_without_answers_leaves_what_its_server_takes(model, tmp_path):
 def test_missing_pictures_are_told_before_any_part_is_built(tmp_path, monkeypatch):
     (tmp_path / "val.json").write_text('[{"image": "a.jpg", "question": "?", "answers": [{"answer": "x"}]}]')
     monkeypatch.setattr(evaluate, "bench_of", lambda *_: VizWiz(str(tmp_path)))
-    monkeypatch.setattr(evaluate.build, "parts", lambda _: pytest.fail("parts were built"))
+    monkeypatch.setattr(evaluate.build, "vlm", lambda _: pytest.fail("parts were built"))
     from mmalign.plan.recipe import Evaluate, Part
 
     stage = Evaluate(kind="evaluate", bench=[Part("vizwiz")])

@@ -15,7 +15,6 @@ from mmalign.adapters.mlp import MLP
 from mmalign.data import MARK, Turn
 from mmalign.llms.causal import CausalLM
 from mmalign.pipeline import task
-from mmalign.pipeline.build import Parts
 from mmalign.plan import graph
 from mmalign.plan import read as compose
 from mmalign.plan.cards import Card, Registry
@@ -23,9 +22,9 @@ from mmalign.plan.recipe import Export
 from mmalign.stages import export
 from mmalign.testing import small
 from mmalign.vision.hf import HFVision
-from mmalign.vlm.answering import Asked
-from mmalign.vlm.folder import MMAlignModel
-from mmalign.vlm.prefix import Group, Pass
+from mmalign.vlm.folder import read
+from mmalign.vlm.model import VLM
+from mmalign.vlm.prefix import Pass
 from tests import parts
 from tests.llms.test_templates import SHAPES, TEMPLATES, TOKENS
 from tests.vlm.test_model import picture
@@ -122,19 +121,18 @@ def build(tmp_path_factory):
         for parameter in (*eye.parameters(), *mouth.parameters()):  # no norm is plain, no bias nothing
             if parameter.dim() == 1:
                 parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
-        return Parts(eye.eval(), MLP(eye.dim, mouth.dim, eye.grid, depth).eval(), mouth.eval(), {})
+        return VLM(eye, MLP(eye.dim, mouth.dim, eye.grid, depth), mouth).eval()
 
     return make
 
 
 def ours(given, shown):
     """What the plain process is to find: token ids of a talk as it is trained on, of prompts, and of answers."""
-    model, chat, count = MMAlignModel(given.vision, given.adapter, given.llm), given.llm.chat, [given.adapter.tokens]
+    chat, count = given.llm.chat, [given.tokens]
     prompts, answers = [chat.prompt(talk, count) for talk in TALKS], []
-    for ids in prompts:
+    for talk in TALKS:
         with torch.no_grad():
-            one = Pass(given.llm.lm, Group.of([ids], model.see(shown), chat.mark), chat.mark, chat.pad)
-            answers += one.write(given.llm.head, chat.ends, MOST)
+            answers += Pass(given.llm, given.groups(talk, [shown])).write(MOST)
     return {"told": chat.encode(TOLD, count).ids, "prompts": prompts, "answers": answers, "ends": chat.ends}
 
 
@@ -235,16 +233,15 @@ def test_what_llava_cannot_hold_loads_where_mmalign_is(build, tmp_path, precisio
     made = export.export(given, cards, tmp_path / "out", precision)
     assert made.difference is None
     assert made.why_not == "its adapter has 3 linear layers"
-    loaded = MMAlignModel.from_pretrained(tmp_path / "out")
+    loaded = read(tmp_path / "out")
     for name, value in given.adapter.state_dict().items():
         assert torch.equal(loaded.adapter.state_dict()[name], value)
         assert value.dtype == export.DTYPES[precision]
-    asked = Asked(given.vision, given.adapter, given.llm, torch.device("cpu"))
     bench = Quiz(images=1, each=1)
-    ours = {q.id: text for q, text in asked.answers(bench, bench.questions()[:1], batch=1)}
+    ours = {q.id: text for q, text in given.answers(bench, bench.questions()[:1], batch=1)}
     question = bench.questions()[0]
     if precision == "fp32":
-        assert loaded.generate(question.text, bench.image(question.image), max_new_tokens=6) == [ours[question.id]]
+        assert loaded.ask(question.text, bench.image(question.image), max_new_tokens=6) == ours[question.id]
 
 
 def test_a_cap_that_llava_does_not_know_is_said(build):

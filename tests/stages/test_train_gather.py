@@ -20,7 +20,8 @@ from mmalign.plan.recipe import Train
 from mmalign.stages import label, supply, train
 from mmalign.training import optim
 from mmalign.training.events import Events
-from mmalign.vlm.model import Batch, Model
+from mmalign.vlm.batch import Batch
+from mmalign.vlm.supervised import Supervised
 from tests.conftest import TINY
 
 STEPS = 2
@@ -124,10 +125,10 @@ def by_hand(two: dict[str, list[Path]]) -> dict[str, list[float]]:
     given = task.load(two["gathered"][0])
     stage, events = given.stage, Events(given.folder)
     assert isinstance(stage, Train)
-    parts, data = build.parts(given), build.data(given.cards["data"])
-    labels = supply.supply(given, stage, parts, data, events)
-    collate = train._collate(given, stage, parts, data, labels)
-    model = train._model(given, stage, parts, labels, distributed=False)
+    vlm, data = build.vlm(given), build.data(given.cards["data"])
+    labels = supply.supply(given, stage, vlm, data, events)
+    collate = train._collate(given, stage, vlm, data, labels)
+    model = train._supervised(given, stage, vlm, labels, distributed=False)
     batches = train.Batches(collate, len(data), stage.batch, stage.micro_batch, given.seed, workers=0)
     train._probe(model, collate)
     groups = optim.groups(model.named_parameters(), stage.optim)
@@ -147,7 +148,7 @@ def by_hand(two: dict[str, list[Path]]) -> dict[str, list[float]]:
     return made
 
 
-def together(model: Model, passes: list[Batch]) -> tuple[Any, Any]:
+def together(model: Supervised, passes: list[Batch]) -> tuple[Any, Any]:
     """(lm over all tokens, SEA over the pairs of both passes, a word once, by the first rank's stream)."""
     sea: SEA = model.objectives["sea"]  # type: ignore[assignment]
     seen: list[Any] = []

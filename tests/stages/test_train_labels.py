@@ -107,9 +107,9 @@ def collated(given: task.Task) -> tuple[Any, Any]:
     """The model and the collate of a training stage."""
     stage, events = given.stage, Events(given.folder)
     assert isinstance(stage, Train)
-    made, data = build.parts(given), build.data(given.cards["data"])
-    labels = supply.supply(given, stage, made, data, events)
-    return train._model(given, stage, made, labels, False), train._collate(given, stage, made, data, labels)
+    vlm, data = build.vlm(given), build.data(given.cards["data"])
+    labels = supply.supply(given, stage, vlm, data, events)
+    return train._supervised(given, stage, vlm, labels, False), train._collate(given, stage, vlm, data, labels)
 
 
 # Stores that are not what the recipe asks for

@@ -36,9 +36,9 @@ def given(here: Path, monkeypatch: pytest.MonkeyPatch) -> task.Task:
 def batches(given: task.Task) -> Batches:
     stage = given.stage
     assert isinstance(stage, Train)
-    parts, data = build.parts(given), build.data(given.cards["data"])
-    made = supply.supply(given, stage, parts, data, Events(given.folder))
-    collate = train._collate(given, stage, parts, data, made)
+    vlm, data = build.vlm(given), build.data(given.cards["data"])
+    made = supply.supply(given, stage, vlm, data, Events(given.folder))
+    collate = train._collate(given, stage, vlm, data, made)
     ordered = train._by_length(given, stage, collate)
     return Batches(collate, len(data), stage.batch, stage.micro_batch, given.seed, workers=0, order=ordered)
 

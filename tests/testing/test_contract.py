@@ -73,9 +73,9 @@ def test_small_parts_cover_the_registry(tmp_path):
 
 
 def _dim(given):
-    from mmalign.vlm import folder as hub
+    from mmalign.vlm import folder
 
-    return hub._vision(given, None).dim
+    return folder._vision(given, None).dim
 
 
 class Forgetful(MLP):

@@ -11,7 +11,7 @@ from mmalign.toyworld import render
 from mmalign.toyworld.benchmarks import Lookup
 from mmalign.toyworld.world import COLORS, SHAPES, SIDE, scene, stream
 from mmalign.vision.hf import HFVision
-from mmalign.vlm.answering import Asked
+from mmalign.vlm.model import VLM
 
 from ..conftest import command
 
@@ -74,6 +74,6 @@ def test_features_have_no_dimension_that_drowns_the_others(clip: HFVision):
 def test_llama_passes_the_gate(trained: dict[str, str]):
     llm = CausalLM(trained["llama"]).float()
     quiz = Lookup(images=60)
-    asked = Asked(None, None, llm, torch.device("cpu"))
+    asked = VLM(None, None, llm).eval()
     answers = {question.id: text for question, text in asked.answers(quiz, quiz.questions(), 64)}
     assert quiz.score(answers).metrics["gate"] >= 90

@@ -33,16 +33,15 @@ def train(folders: dict[str, Path], place: Path, zero: int) -> None:
     rank, ranks = engine.world()
     model = build(folders, "llama", lm=NextToken(), direction=Direction(), distribution=Distribution())
     with torch.no_grad():
-        model.llm.vocabulary().mul_(30)  # as drawn all words are alike, and a divergence would be rounding alone
+        model.vlm.llm.vocabulary().mul_(30)  # as drawn all words are alike, and a divergence would be rounding alone
     model.freeze_all_but(["adapter", "llm"])
     model.train()
-    collate = Collate(Rows(), model.llm.chat, model.vision, model.adapter.tokens, 200, Bad(0))
+    collate = Collate(Rows(), model.vlm.llm.chat, model.vlm.vision, model.vlm.adapter.tokens, 200, Bad(0))
     batches = Batches(collate, 4, 4, 1, 0, rank, ranks, workers=0)
     optim = Optim(lr=1e-2)
     given = groups(model.named_parameters(), optim)
     made = engine.Engine(model, given, optim, Settings(zero=zero), "fp32", 1, batches.passes)
-    words = torch.arange(model.llm.vocab) % 3 == 0
-    premise = Premise(model, batch_of(model, [0]), words, None, place / "premise.jsonl", 2, STEPS, silent=rank > 0)
+    premise = Premise(model, batch_of(model, [0]), None, place / "premise.jsonl", 2, STEPS, silent=rank > 0)
     fit = Fit(
         made, lambda start: batches.run(start, STEPS), STEPS, optim, TERMS, place, Events(place, rank), 100, 1,
         stop=premise,

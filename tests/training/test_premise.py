@@ -16,13 +16,16 @@ from tests.stages.test_train_labels import ONLINE, collated, labelled
 
 def made(model, tmp_path, right=None):
     batch = batch_of(model, [0, 2])
-    words = torch.arange(model.llm.vocab) % 3 == 0
-    return batch, words, Premise(model, batch, words, right, tmp_path / "premise.jsonl", every=2, steps=5)
+    chat = model.vlm.llm.chat
+    tokens = chat.tokenizer.convert_ids_to_tokens(range(len(chat.tokenizer)))
+    words = [chat.is_word(token) for token in tokens]
+    assert 0 < sum(words) < len(words)
+    return batch, words, Premise(model, batch, right, tmp_path / "premise.jsonl", every=2, steps=5)
 
 
 def test_shares_by_layer(folders, tmp_path):  # noqa: F811
     model = build(folders, "llama", a=Direction(3))
-    right = [[{n % model.llm.vocab, 5} if n % 2 else set() for n in range(25)] for _ in range(3)]
+    right = [[{n % model.vlm.llm.vocab, 5} if n % 2 else set() for n in range(25)] for _ in range(3)]
     batch, words, premise = made(model, tmp_path, right)
     found = premise.look()
     hidden, _ = eager(model, batch, 3)
@@ -31,9 +34,11 @@ def test_shares_by_layer(folders, tmp_path):  # noqa: F811
         stages = [model.see(batch)[0].flatten(0, 1), *(h[at] for h in hidden)]
         weights = model.looks[0].weights
         stages.append(sum(w * h for w, h in zip(weights, stages[1:], strict=True)))
-        embed = normalize(model.llm.vocabulary(), dim=-1)
+        embed = normalize(model.vlm.llm.vocabulary(), dim=-1)
+    chat = model.vlm.llm.chat
+    used = [n for n in range(min(len(embed), len(chat.tokenizer))) if n != chat.mark]  # rows that a token has
     for name, tokens in zip(["layer 0", "layer 1", "layer 2", "layer 3", "refined"], stages, strict=True):
-        nearest = [int((embed @ normalize(t, dim=-1)).argmax()) for t in tokens]
+        nearest = [max(used, key=(embed @ normalize(t, dim=-1)).tolist().__getitem__) for t in tokens]
         assert found["words"][name] == pytest.approx(sum(bool(words[n]) for n in nearest) / len(nearest))
         flat = [r for rows in right for r in rows]
         hits = [n in r for n, r in zip(nearest, flat, strict=True) if r]

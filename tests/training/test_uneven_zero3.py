@@ -28,7 +28,8 @@ from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.training.optim import groups
 from mmalign.vision.hf import HFVision
-from mmalign.vlm.model import Model
+from mmalign.vlm.model import VLM
+from mmalign.vlm.supervised import Labels, Supervised
 from tests import parts
 from tests.objectives.test_basic import Rows
 from tests.training.test_basic_zero import lines, partitioned
@@ -70,11 +71,12 @@ def train(folders: dict[str, Path], place: Path, zero: int, trains: list[str]) -
     eye, mouth, source = HFVision(str(folders["clip"])), CausalLM(str(folders["llama"])), Said()
     pieces = mouth.chat.pieces(source.words)
     words = Words(source.words, torch.tensor([ids[:1] for ids in pieces]), mouth.embed)
-    model = Model(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, {"lm": NextToken(), "sea": SEA()}, words, source)
+    vlm, objectives = VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth), {"lm": NextToken(), "sea": SEA()}
+    model = Supervised(vlm, objectives, Labels(words, source))
     model.prepare(ranks > 1)
     model.freeze_all_but(trains)
     model.train()
-    collate = Collate(Uneven(), mouth.chat, eye, model.adapter.tokens, 200, Bad(9), source=source, grid=eye.grid)
+    collate = Collate(Uneven(), mouth.chat, eye, model.vlm.adapter.tokens, 200, Bad(9), source=source, grid=eye.grid)
     batches = Batches(collate, 4, 4, 1, 0, rank, ranks, workers=0)
     optim = Optim(lr=1e-2)
     made = engine.Engine(

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from mmalign.errors import CardError, RunError
 from mmalign.plan.cards import Card
 from mmalign.testing import small
-from mmalign.vlm import folder as hub
+from mmalign.vlm import folder as folders
 from tests.plan.test_mistakes import assert_mistake
 
 
@@ -21,7 +21,7 @@ def whole(tmp_path_factory):
     place = tmp_path_factory.mktemp("whole")
     mlp = {"adapter": Card("", "mmalign.adapters.mlp.MLP", {"depth": 2})}
     cards = {**small.encoder("clip", place), "llm": small.llm_card("gemma", place), **mlp}
-    hub.save(place / "out", *hub.build(cards), cards)
+    folders.save(place / "out", folders.build(cards), cards)
     return place / "out"
 
 
@@ -91,7 +91,7 @@ def changed(place, **changes):
 def test_a_damaged_folder(folder, damage, error, what):
     damage(folder)
     with pytest.raises(error, match=what) as caught:
-        hub.MMAlignModel.from_pretrained(folder)
+        folders.read(folder)
     assert str(folder) in caught.value.at
     assert caught.value.fix
 
@@ -111,5 +111,5 @@ def test_verbs_say_so_too(folder, mmalign, no_bars, verb, lost, what, fix):
 
 
 def test_a_whole_folder_is_what_was_saved(whole):
-    model = hub.MMAlignModel.from_pretrained(whole)
+    model = folders.read(whole)
     assert torch.equal(model.adapter.layers[0].weight, load_file(whole / "adapter.safetensors")["layers.0.weight"])

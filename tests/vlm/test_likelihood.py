@@ -8,7 +8,8 @@ import torch
 
 from mmalign.benchmarks.mmlu import MMLU, OPTIONS
 from mmalign.llms.causal import CausalLM
-from mmalign.vlm.answering import Asked
+from mmalign.vlm.answering import Responder
+from mmalign.vlm.model import VLM
 from tests import parts
 
 SUBJECTS = ("college_physics", "virology")
@@ -40,7 +41,7 @@ def model(request, tmp_path_factory):
     for name, parameter in mouth.named_parameters():  # attention counts for much, so that answers differ
         if "self_attn" in name:
             parameter.data.mul_(30)
-    made = Asked(None, None, mouth, torch.device("cpu"))
+    made = VLM(None, None, mouth).eval()
     made.kind = request.param
     return made
 
@@ -48,7 +49,7 @@ def model(request, tmp_path_factory):
 @pytest.fixture
 def context(model, monkeypatch):
     """context(tokens): how many the language model is said to read."""
-    return lambda tokens: monkeypatch.setattr(model.lm.config, "max_position_embeddings", tokens)
+    return lambda tokens: monkeypatch.setattr(model.llm, "context", tokens)
 
 
 @torch.no_grad()
@@ -61,7 +62,7 @@ def one_by_one(model, text: str, room: int = 10_000) -> str:
         both = begin + spell(text + option, add_special_tokens=False)["input_ids"]
         tail = both[len(alone) :]
         ids = torch.tensor([(alone + tail)[-(room + 1) :]])
-        logp_SV = model.lm(input_ids=ids).logits[0].log_softmax(-1)
+        logp_SV = model.llm.lm(input_ids=ids).logits[0].log_softmax(-1)
         at = ids.shape[1] - len(tail)
         scores.append(sum(float(logp_SV[at + n - 1, token]) for n, token in enumerate(tail)))
     return OPTIONS[max(range(len(OPTIONS)), key=scores.__getitem__)]
@@ -85,16 +86,16 @@ def test_no_chat_template_and_one_begin_token(model, exams, context):
     context(4096)
     bench = MMLU(str(exams))
     seen = []
-    ids, _ = model._plain(bench, bench.questions()[0])
+    ids, _ = Responder(model, bench)._plain(bench.questions()[0])
     spelled = model.llm.chat.tokenizer.decode(ids[1:])
     assert ids.count(model.llm.chat.tokenizer.bos_token_id) == 1
     assert "ASSISTANT" not in spelled
     assert spelled.endswith("Answer:")
-    forward = model.lm.base_model.forward
-    model.lm.base_model.forward = lambda **given: seen.append(given["inputs_embeds"].shape[:2]) or forward(**given)
+    forward = model.llm.lm.base_model.forward
+    model.llm.lm.base_model.forward = lambda **given: seen.append(given["inputs_embeds"].shape[:2]) or forward(**given)
     answers(model, bench, 6)
-    del model.lm.base_model.forward
-    alone = sum(len(model._plain(bench, question)[0]) for question in bench.questions())
+    del model.llm.lm.base_model.forward
+    alone = sum(len(Responder(model, bench)._plain(question)[0]) for question in bench.questions())
     assert [shape[0] for shape in seen] == [1, 1]  # one pass a subject: its examples are read once
     assert sum(shape[1] for shape in seen) < 0.75 * alone
 
@@ -102,18 +103,18 @@ def test_no_chat_template_and_one_begin_token(model, exams, context):
 def test_what_does_not_fit_loses_examples_as_in_hendrycks_code(model, exams, context):
     bench = MMLU(str(exams), style="hendrycks")
     questions = bench.questions()
-    _, options = model._plain(bench, questions[0])
+    _, options = Responder(model, bench)._plain(questions[0])
     for question in questions[:4]:
         spelled = [model.llm.chat.plain(bench.prompt(question.id, shots)) for shots in range(6)]
         for shots in range(6):
             context(len(spelled[shots]) + max(map(len, options)) - 1)
             fits = [ids for ids in spelled if len(ids) <= len(spelled[shots])]
-            assert model._plain(bench, question)[0] == fits[-1]
+            assert Responder(model, bench)._plain(question)[0] == fits[-1]
 
 
 def test_what_does_not_fit_is_cut_at_its_beginning_as_in_the_harness(model, exams, context):
     context(180)
     bench = MMLU(str(exams), style="harness")
     assert answers(model, bench) == {name: one_by_one(model, bench.prompt(name), 180) for name in bench.truth}
-    ids, options = model._plain(bench, bench.questions()[0])
+    ids, options = Responder(model, bench)._plain(bench.questions()[0])
     assert len(ids) + max(map(len, options)) == 181

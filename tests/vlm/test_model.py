@@ -16,7 +16,10 @@ from mmalign.objectives.sea import SEA
 from mmalign.testing import small
 from mmalign.training.batches import Bad, Collate
 from mmalign.vision.hf import HFVision
-from mmalign.vlm.model import Batch, Model, counts, keep_reached, reached, resampled
+from mmalign.vlm.batch import Batch
+from mmalign.vlm.frame import resampled
+from mmalign.vlm.model import VLM
+from mmalign.vlm.supervised import Labels, Supervised, counts, keep_reached, reached
 from tests import parts
 
 VISION = {"clip": parts.clip, "siglip": parts.siglip}
@@ -66,17 +69,17 @@ def build(folders, vision="clip", family="llama", objectives=None, **more):
     eye = HFVision(folders(vision, VISION[vision]))
     mouth = CausalLM(folders(family, lambda place: parts.llm(family, place)))
     made = objectives or {"lm": NextToken()}
-    return Model(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, made, **more).eval()
+    return Supervised(VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth), made, **more).eval()
 
 
 def collate(model, data=None, **more):
     data = data or Talks()
-    return Collate(data, model.llm.chat, model.vision, model.adapter.tokens, 200, Bad(3), **more)
+    return Collate(data, model.vlm.llm.chat, model.vlm.vision, model.vlm.adapter.tokens, 200, Bad(3), **more)
 
 
 def llava(model, batch):
     """transformers' Llava with the same weights."""
-    eye, mouth = model.vision, model.llm
+    eye, mouth = model.vlm.vision, model.vlm.llm
     config = LlavaConfig(
         vision_config=eye.tower.config,
         text_config=mouth.lm.config,
@@ -89,7 +92,7 @@ def llava(model, batch):
     inner = whole.model
     tower = getattr(inner.vision_tower, "vision_model", inner.vision_tower)
     tower.load_state_dict(eye.tower.state_dict(), strict=False)
-    first, second = model.adapter.layers[0], model.adapter.layers[2]
+    first, second = model.vlm.adapter.layers[0], model.vlm.adapter.layers[2]
     inner.multi_modal_projector.linear_1.load_state_dict(first.state_dict())
     inner.multi_modal_projector.linear_2.load_state_dict(second.state_dict())
     inner.language_model.load_state_dict(mouth.lm.base_model.state_dict())
@@ -112,7 +115,7 @@ def test_the_loss_is_that_of_transformers_llava(folders, vision, family):
 
 
 def logits(model, batch):
-    return model.llm.head(model.llm(model.embed(batch, model.see(batch)[0]), batch.mask_RS))
+    return model.vlm(batch.ids_RS, batch.mask_RS, batch.pixels_B3SS)
 
 
 @pytest.mark.parametrize("family", LLAVAS)
@@ -159,20 +162,20 @@ def test_visual_tokens_stand_where_the_marks_were(folders):
     embeds_RSD = model.embed(batch, visual_BQD)
     at = batch.ids_RS == batch.mark
     assert torch.equal(embeds_RSD[at], visual_BQD.flatten(0, 1))
-    assert torch.equal(embeds_RSD[~at], model.llm.embed(batch.ids_RS[~at]))
+    assert torch.equal(embeds_RSD[~at], model.vlm.llm.embed(batch.ids_RS[~at]))
     assert at.sum(1).tolist() == [50, 0, 25]
 
 
 def test_a_text_only_pass_trains_the_same_parameters(folders):
     """No rank may wait for gradients another never makes: encoder and adapter see a blank image, at no weight."""
     model = build(folders, objectives={"lm": NextToken(), "sea": SEA()})
-    model._words = (Words(["red"], torch.zeros(1, 1).long(), model.llm.embed),)
+    model._labels = (Labels(Words(["red"], torch.zeros(1, 1).long(), model.vlm.llm.embed)),)
     model.freeze_all_but(["adapter"])
     batch = collate(model).batch([1], seed=0)
     terms, _ = model(batch)
     (terms["lm"] + terms["sea"]).backward()
     assert terms["sea"].item() == 0
-    for parameter in [*model.adapter.parameters(), *model.objectives.parameters()]:
+    for parameter in [*model.vlm.adapter.parameters(), *model.objectives.parameters()]:
         assert parameter.grad is not None
         assert not parameter.grad.any()
 
@@ -185,7 +188,7 @@ def test_a_text_only_pass_goes_back_through_a_frozen_language_model(folders):
     visual_BQD, _ = model.see(batch)
     embeds_RSD = model.embed(batch, visual_BQD)
     assert embeds_RSD.requires_grad
-    assert torch.equal(embeds_RSD, model.llm.embed(batch.ids_RS))
+    assert torch.equal(embeds_RSD, model.vlm.llm.embed(batch.ids_RS))
 
 
 @torch.no_grad()
@@ -204,7 +207,7 @@ def test_the_head_sees_trained_rows_only(folders):
     model = build(folders)
     batch = collate(model).batch([0, 3], seed=0)
     seen = []
-    model.llm.lm.get_output_embeddings().register_forward_hook(lambda _m, given, _o: seen.append(given[0].shape[0]))
+    model.vlm.llm.lm.get_output_embeddings().register_forward_hook(lambda _m, given, _o: seen.append(given[0].shape[0]))
     model(batch)
     assert seen == [int((batch.weight_RS[:, 1:] > 0).sum())]
 
@@ -213,7 +216,7 @@ def test_the_head_sees_trained_rows_only(folders):
 def test_layers_above_the_chosen_one_are_not_run(folders):
     model = build(folders)
     ran = []
-    for number, layer in enumerate(model.vision.tower.encoder.layers):
+    for number, layer in enumerate(model.vlm.vision.tower.encoder.layers):
         layer.register_forward_hook(lambda *_a, n=number: ran.append(n))
     model(collate(model).batch([0], seed=0))
     assert ran == [0, 1]
@@ -223,27 +226,27 @@ def test_frozen_parts_stay_in_eval_mode_and_get_no_gradient(folders):
     model = build(folders)
     model.freeze_all_but(["adapter"])
     model.train()
-    assert model.adapter.training
-    assert not model.vision.training
-    assert not model.llm.training
+    assert model.vlm.adapter.training
+    assert not model.vlm.vision.training
+    assert not model.vlm.llm.training
     terms, _ = model(collate(model).batch([0], seed=0))
     terms["lm"].backward()
-    assert all(p.grad is None for p in [*model.vision.parameters(), *model.llm.parameters()])
-    assert all(p.grad is not None for p in model.adapter.parameters())
+    assert all(p.grad is None for p in [*model.vlm.vision.parameters(), *model.vlm.llm.parameters()])
+    assert all(p.grad is not None for p in model.vlm.adapter.parameters())
 
 
 def test_counts_say_what_trains(folders):
     model = build(folders, objectives={"lm": NextToken(), "sea": SEA()})
     model.freeze_all_but(["adapter"])
     found = counts(model)
-    assert found["adapter"][0] == found["adapter"][1] == sum(p.numel() for p in model.adapter.parameters())
+    assert found["adapter"][0] == found["adapter"][1] == sum(p.numel() for p in model.vlm.adapter.parameters())
     assert found["llm"][1] == found["vision"][1] == 0
     assert found["objectives"] == (1, 1)
 
 
 def test_a_part_no_loss_reaches_is_refused(folders):
     model = build(folders, objectives={"sea": SEA()})
-    model._words = (Words(["red"], torch.zeros(1, 1).long(), lambda ids: torch.randn(*ids.shape, 32)),)
+    model._labels = (Labels(Words(["red"], torch.zeros(1, 1).long(), lambda ids: torch.randn(*ids.shape, 32))),)
     model.freeze_all_but(["adapter", "llm"])
     batch = collate(model).batch([0], seed=0)
     batch.words_BPK, batch.scores_BPK = torch.zeros(1, 25, 1).long(), torch.ones(1, 25, 1)
@@ -257,15 +260,15 @@ def test_parameters_no_loss_reaches_are_frozen(folders):
     model.freeze_all_but(["vision", "adapter"])
     terms, _ = model(collate(model).batch([0], seed=0))
     keep_reached(model, terms)
-    trained = {name for name, p in model.vision.named_parameters() if p.requires_grad}
+    trained = {name for name, p in model.vlm.vision.named_parameters() if p.requires_grad}
     assert any(name.startswith("tower.encoder.layers.1.") for name in trained)
     assert not any("layers.2." in name or "post_layernorm" in name or "project" in name for name in trained)
 
 
 def test_words_without_a_token_are_never_drawn(folders):
     model = build(folders, objectives={"sea": SEA()})
-    silent = Words(["red", ""], torch.tensor([[4], [-1]]), model.llm.embed)
-    model._words = (silent,)
+    silent = Words(["red", ""], torch.tensor([[4], [-1]]), model.vlm.llm.embed)
+    model._labels = (Labels(silent),)
     batch = collate(model).batch([0], seed=0)
     batch.words_BPK = torch.tensor([0, 1]).expand(1, 25, 2)
     batch.scores_BPK = torch.tensor([0.1, 0.9]).expand(1, 25, 2).contiguous()

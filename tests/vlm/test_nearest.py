@@ -13,8 +13,8 @@ from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError
 from mmalign.llms.causal import CausalLM
 from mmalign.vision.hf import HFVision
-from mmalign.vlm import nearest
-from mmalign.vlm.folder import MMAlignModel
+from mmalign.vlm.model import VLM, shown
+from mmalign.vlm.vocabulary import spelled
 from tests import parts
 
 SIZE = (50, 35)
@@ -25,7 +25,7 @@ def model(request, tmp_path_factory):
     torch.manual_seed(0)
     eye = HFVision(str(parts.clip(tmp_path_factory.mktemp("clip"))))
     mouth = CausalLM(str(parts.llm("llama", tmp_path_factory.mktemp("llm"), request.param)))
-    return MMAlignModel(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth).eval()
+    return VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth).eval()
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def picture():
 @torch.no_grad()
 def hidden(model, picture):
     """{layer: visual_QD} as transformers returns hidden_states."""
-    visual = model.see(picture)
+    visual = model.visual_tokens(picture)[0]
     chat = model.llm.chat
-    ids = torch.tensor([chat.prompt([Turn("user", f"{MARK}\n{nearest.ASKED}")], [len(visual)])])
+    ids = torch.tensor([chat.prompt([Turn("user", f"{MARK}\nDescribe this image.")], [len(visual)])])
     embeds = model.llm.embed(ids.masked_fill(ids == chat.mark, 0))
     embeds[ids == chat.mark] = visual
     states = model.llm.lm.base_model(inputs_embeds=embeds, output_hidden_states=True).hidden_states
@@ -47,7 +47,7 @@ def hidden(model, picture):
 
 def test_each_token_by_the_definition(model, picture):
     layers = [2, 0, 3]
-    found = nearest.look(model, [("a", picture)], layers, keep=3)
+    found = list(model.nearest_words(picture, layers, top_k=3, names=["a"]))
     assert [(one.image, one.layer, one.grid) for one in found] == [("a", layer, (5, 5)) for layer in layers]
     chat, embed = model.llm.chat, model.llm.vocabulary().detach()
     states = hidden(model, picture)
@@ -65,12 +65,12 @@ def test_each_token_by_the_definition(model, picture):
 def test_rows_that_no_token_has_are_never_nearest(model, picture):
     rows = [*range(len(model.llm.chat.tokenizer), model.llm.vocab)]
     assert rows  # the parts have some
-    visual = model.see(picture)[0]
+    visual = model.visual_tokens(picture)[0, 0]
     weight = model.llm.vocabulary()
     kept = weight.detach().clone()
     with torch.no_grad():
         weight[rows] = visual
-    (found,) = nearest.look(model, [("a", picture)], keep=1)
+    (found,) = model.nearest_words(picture, top_k=1)
     with torch.no_grad():
         weight.copy_(kept)
     assert found.words[0][0][1] < 0.99
@@ -79,25 +79,24 @@ def test_rows_that_no_token_has_are_never_nearest(model, picture):
 @pytest.mark.parametrize("layer", [-1, 4])
 def test_a_layer_that_is_none(model, picture, layer):
     with pytest.raises(CheckError, match=f"no layer {layer}: the language model has 3"):
-        nearest.look(model, [("a", picture)], [layer])
+        model.nearest_words(picture, [layer])
 
 
 def test_the_picture_as_the_encoder_is_given_it(model, picture):
     """CLIP takes the middle: the sides of a wide picture are gone, its colours are there."""
     wide = Image.new("RGB", (90, 30), (10, 200, 30))
     wide.paste((200, 10, 60), (30, 0, 60, 30))
-    shown = nearest.seen(model.vision, wide)
-    assert shown.size == (30, 30)
-    assert all(abs(a - b) <= 1 for a, b in zip(shown.getpixel((15, 15)), (200, 10, 60), strict=True))
+    given = shown(model.vision, wide)
+    assert given.size == (30, 30)
+    assert all(abs(a - b) <= 1 for a, b in zip(given.getpixel((15, 15)), (200, 10, 60), strict=True))
 
 
 @pytest.mark.parametrize("grid", [True, False])
 def test_a_page_needs_nothing_else(model, picture, grid):
-    found = nearest.look(model, [("<a>", picture)], [0, 1], keep=2)
-    found[0].words[0][0] = ("<script>", 0.5)
-    for one in found:
-        one.grid = one.grid if grid else None
-    text = nearest.page(found, {"<a>": nearest.seen(model.vision, picture)}, "a title")
+    words = model.nearest_words(picture, [0, 1], top_k=2, names=["<a>"])
+    words.words[0][0][0][0] = ("<script>", 0.5)
+    words.grid = words.grid if grid else None
+    text = words.html("a title")
     bare = re.sub(r"data:image/png;base64,[\w+/=]+", "data:", text)
     assert not re.search(r"https?:|//|<link|<script|@import|src=\"(?!data:)|url\((?!data:)", bare)
     assert "&lt;a&gt;" in text
@@ -112,4 +111,4 @@ def test_a_page_needs_nothing_else(model, picture, grid):
     ("text", "said"), [("##ing", "ing"), (" cat", "cat"), ("##", "##"), ("#####", "#####"), (" ", "␣")]
 )
 def test_a_token_as_text(text, said):
-    assert nearest.spelled(SimpleNamespace(decode=lambda ids: text), 0) == said
+    assert spelled(SimpleNamespace(decode=lambda ids: text), 0) == said

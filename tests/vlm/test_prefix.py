@@ -14,7 +14,8 @@ from mmalign.plan.cards import Registry
 from mmalign.testing import small
 from mmalign.toyworld.benchmarks import Attributes
 from mmalign.vision.hf import HFVision
-from mmalign.vlm.answering import Asked
+from mmalign.vlm.answering import Responder
+from mmalign.vlm.model import VLM
 from mmalign.vlm.prefix import Group
 from tests import parts
 from tests.vlm.test_model import picture
@@ -66,12 +67,12 @@ def build(tmp_path_factory):
         for name, parameter in mouth.named_parameters():  # sharper than as initialised, so that answers differ
             if parameter.dim() > 1 and "embed" not in name:
                 parameter.data.mul_(4)
-        return tokens_told(Asked(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, torch.device("cpu")))
+        return tokens_told(VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth).eval())
 
     return make
 
 
-def tokens_told(model: Asked) -> Asked:
+def tokens_told(model: VLM) -> VLM:
     """Answers as their token ids: two texts may be equal and their tokens not. Many tokens end an answer, so that
     those of one pass end at different times."""
     chat = model.llm.chat
@@ -83,12 +84,12 @@ def tokens_told(model: Asked) -> Asked:
 @torch.no_grad()
 def alone(model, bench, question):
     """transformers' generate on one question: batch 1, its own image, its own prefill."""
-    ids = model._ids(question, 0 if question.image is None else math.prod(model.grid))
+    ids = Responder(model, bench)._chat(question, 0 if question.image is None else math.prod(model.grid))
     embeds = model.llm.embed(torch.tensor([[0 if i == model.llm.chat.mark else i for i in ids]]))
     if question.image is not None:
         at = torch.tensor([ids]) == model.llm.chat.mark
-        embeds[at] = model.visual([bench.image(question.image)])[0]
-    made = model.lm.generate(
+        embeds[at] = model.visual_tokens(bench.image(question.image))[0]
+    made = model.llm.lm.generate(
         inputs_embeds=embeds, attention_mask=torch.ones(1, len(ids)).long(), do_sample=False,
         max_new_tokens=bench.max_new_tokens, eos_token_id=list(model.llm.chat.ends), pad_token_id=model.llm.chat.pad,
     )  # fmt: skip
@@ -110,13 +111,13 @@ def test_the_windows_are_shorter_than_the_prompts_and_are_felt(build):
     windowed = [name for name in FAMILIES if name.endswith("windows")]
     for name in windowed:
         model, bench = build(name), Quiz(images=1, each=1)
-        ids = model._ids(bench.asked[0], math.prod(model.grid))
+        ids = Responder(model, bench)._chat(bench.asked[0], math.prod(model.grid))
         assert len(ids) > 2 * WINDOW
         embeds = model.llm.embed(torch.tensor([[0 if one == model.llm.chat.mark else one for one in ids]]))
         with torch.no_grad():
-            near = model.lm(inputs_embeds=embeds).logits[0, -1]
-            model.lm.config.sliding_window = 2 * len(ids)
-            far = model.lm(inputs_embeds=embeds).logits[0, -1]
+            near = model.llm.lm(inputs_embeds=embeds).logits[0, -1]
+            model.llm.lm.config.sliding_window = 2 * len(ids)
+            far = model.llm.lm(inputs_embeds=embeds).logits[0, -1]
         assert not torch.allclose(near, far), name
 
 
@@ -135,7 +136,7 @@ def test_every_family_of_the_registry_is_asked():
 def test_greedy_answers_of_the_toy_model_equal_batch_1_generate(each):
     torch.manual_seed(0)
     eye, mouth = HFVision("pkg:mmalign.toyworld/clip").float(), CausalLM("pkg:mmalign.toyworld/llama").float()
-    model = tokens_told(Asked(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth, torch.device("cpu")))
+    model = tokens_told(VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth).eval())
     bench = Scenes(images=2, each=each)
     found = {q.id: text for q, text in model.answers(bench, bench.questions(), batch=24)}
     assert found == {q.id: alone(model, bench, q) for q in bench.questions()}
@@ -171,14 +172,17 @@ def test_the_likeliest_option_is_that_of_one_forward_pass_each(build, family, op
     for question in bench.questions():
         scores = []
         for option in options:
-            ids, tail = model._ids(question, 25 if question.image is not None else 0), model.llm.chat.answer(option)
+            ids, tail = (
+                Responder(model, bench)._chat(question, 25 if question.image is not None else 0),
+                model.llm.chat.answer(option),
+            )
             whole = torch.tensor([ids + tail])
             at = whole == model.llm.chat.mark
             with torch.no_grad():
                 embeds = model.llm.embed(whole.masked_fill(at, 0))
                 if question.image is not None:
-                    embeds[at] = model.visual([bench.image(question.image)])[0]
-                logp = model.lm(inputs_embeds=embeds).logits[0].log_softmax(-1)
+                    embeds[at] = model.visual_tokens(bench.image(question.image))[0]
+                logp = model.llm.lm(inputs_embeds=embeds).logits[0].log_softmax(-1)
             scores.append(sum(float(logp[len(ids) + n - 1, token]) for n, token in enumerate(tail)))
         assert found[question.id] == options[max(range(len(options)), key=scores.__getitem__)]
 
@@ -187,8 +191,8 @@ def test_a_question_asked_twice_is_answered_once(build):
     model, bench = build("llama"), Quiz(images=1, each=2)
     twin = Question("twin", bench.asked[0].text, bench.asked[0].image)
     seen = []
-    forward = model.lm.base_model.forward
-    model.lm.base_model.forward = lambda **given: seen.append(given["inputs_embeds"].shape) or forward(**given)
+    forward = model.llm.lm.base_model.forward
+    model.llm.lm.base_model.forward = lambda **given: seen.append(given["inputs_embeds"].shape) or forward(**given)
     alone_ = {q.id: t for q, t in model.answers(bench, bench.questions(), batch=9)}
     passes = list(seen)
     seen.clear()
@@ -220,6 +224,6 @@ def test_perplexity_is_exp_of_the_mean_loss(build):
     for text in texts:
         ids = torch.tensor([model.llm.chat.plain(text)])
         with torch.no_grad():
-            loss = model.lm(input_ids=ids, labels=ids).loss
+            loss = model.llm.lm(input_ids=ids, labels=ids).loss
         total, count = total + float(loss) * (ids.shape[1] - 1), count + ids.shape[1] - 1
     assert model.perplexity(texts) == pytest.approx(torch.tensor(total / count).exp().item(), rel=1e-5)
