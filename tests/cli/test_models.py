@@ -43,9 +43,9 @@ def exported(plain, here, monkeypatch) -> Path:
 
 
 def test_an_exported_folder_is_asked_inside_vllm(exported, mmalign, monkeypatch, tmp_path):
-    """tests/stub_vllm.py in vLLM's place; a training stage is refused before anything is loaded."""
+    """tests/integrations/stub_vllm.py in vLLM's place; a training stage is refused before anything is loaded."""
     (tmp_path / "stub").mkdir()
-    shutil.copy(Path(__file__).parents[1] / "stub_vllm.py", tmp_path / "stub" / "vllm.py")
+    shutil.copy(Path(__file__).parents[1] / "integrations" / "stub_vllm.py", tmp_path / "stub" / "vllm.py")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"), prepend=":")
     (tmp_path / "pope").mkdir()
     Image.new("RGB", (90, 60), (200, 30, 30)).save(tmp_path / "pope" / "a.png")
