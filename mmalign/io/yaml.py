@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from mmalign.errors import MMAlignError
+from mmalign.io import brackets
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -43,9 +44,11 @@ def _int(loader: Any, node: yaml.ScalarNode) -> int:
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _int)
 
-MOST = 20_000  # keys and list items in a file; aliases of aliases could stand for billions
+MAX_SETTINGS = 20_000  # keys, list items and merges in a file; aliases of aliases could stand for billions
 PLAIN = ("map", "seq", "str", "int", "float", "bool", "null")  # tags a value may have, without being written
-DEEP = 100  # levels of nesting; libyaml ends the process at some ten thousand
+# Levels of nesting, aliases and merges followed. Recipes go some ten deep. PyYAML takes up to three frames of Python's
+# stack a level, which has room for 1,000; its C code ends the process at some ten thousand, or refuses 1,000 by itself.
+MAX_DEPTH = 100
 
 
 @dataclass
@@ -100,7 +103,7 @@ def _kind(raw: Any) -> str:
 def _load(text: str, name: str, error: type[MMAlignError]) -> tuple[Any, dict[str, str]]:
     """(what a YAML text says, where each dotted key stands)."""
     try:
-        _shallow(text)
+        _refuse_deep(text, name, error)
         loader = _Loader(text)
         node = loader.get_single_node()
         at = _lines(node, name, error)
@@ -112,20 +115,29 @@ def _load(text: str, name: str, error: type[MMAlignError]) -> tuple[Any, dict[st
         raise error(f"not valid YAML: {problem}", at=f"{name}:{mark.line + 1}" if mark else name, fix=fix) from err
 
 
-def _shallow(text: str) -> None:
+def _refuse_deep(text: str, name: str, error: type[MMAlignError]) -> None:
+    """Before anything recursive sees the text. Brackets first: PyYAML scans 1,024 characters of them for one event."""
+    line = brackets.deeper_than(MAX_DEPTH, text)
+    if line is not None:
+        raise _too_deep(f"{name}:{line}", error)
     depth = 0
     for event in yaml.parse(text, _Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEP:
+        if depth > MAX_DEPTH:
             mark: Any = event.start_mark
-            raise yaml.MarkedYAMLError(problem=f"nested more than {DEEP} deep", problem_mark=mark)
+            raise _too_deep(f"{name}:{mark.line + 1}", error)
+
+
+def _too_deep(at: str, error: type[MMAlignError]) -> MMAlignError:
+    return error(f"nested more than {MAX_DEPTH} deep", at=at, fix="close what is open there, or use fewer levels")
 
 
 def _lines(node: yaml.Node | None, name: str, error: type[MMAlignError]) -> dict[str, str]:
     at: dict[str, str] = {}
     for number, (key, line) in enumerate(_walk(node, "", name, error, ())):
-        if number >= MOST:
-            raise error(f"more than {MOST:,} settings", at=f"{name}:{line}", fix="write them out without aliases")
+        if number >= MAX_SETTINGS:
+            what = f"more than {MAX_SETTINGS:,} settings"
+            raise error(what, at=f"{name}:{line}", fix="write them out without aliases")
         at[key] = f"{name}:{line}"
     return at
 
@@ -133,7 +145,7 @@ def _lines(node: yaml.Node | None, name: str, error: type[MMAlignError]) -> dict
 def _walk(
     node: yaml.Node | None, under: str, name: str, error: type[MMAlignError], above: tuple[int, ...]
 ) -> Iterator[tuple[str, int]]:
-    """(dotted key, line) of everything inside a node; list items are numbered: `bench.0`."""
+    """(dotted key, line) of everything inside a node; list items are numbered: `bench.0`; a merge is `<<`."""
     if node is None:
         return
     line = node.start_mark.line + 1
@@ -141,6 +153,8 @@ def _walk(
         raise error("an alias refers to itself", at=f"{name}:{line}", fix="write the value out")
     if node.tag.rpartition(":")[2] not in PLAIN:
         raise error(f"no YAML tags here: {node.tag}", at=f"{name}:{line}", fix="write the value without a tag")
+    if isinstance(node, yaml.CollectionNode) and len(above) >= MAX_DEPTH:  # by aliases: what is written was counted
+        raise _too_deep(f"{name}:{line}", error)
     above = (*above, id(node))
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
@@ -149,6 +163,7 @@ def _walk(
             yield from _walk(item, full, name, error, above)
     if isinstance(node, yaml.MappingNode):
         for merge in _merges(node):  # first, so that the mapping's own keys win
+            yield f"{under}.<<".lstrip("."), merge.start_mark.line + 1
             yield from _walk(merge, under, name, error, above)
         for key, item in _pairs(node, name, error):
             full = f"{under}.{key.value}".lstrip(".")

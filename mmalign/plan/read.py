@@ -94,7 +94,7 @@ def _override(word: str) -> Document:
     try:
         item = files.anchored(yaml.value(text, COMMAND, RecipeError), Path.cwd())
     except RecipeError as err:
-        raise RecipeError(f"cannot read {text!r}: {err.what}", at=f"{COMMAND}  {key}", fix="quote it") from err
+        raise RecipeError(f"cannot read {text[:60]!r}: {err.what}", at=f"{COMMAND}  {key}", fix="quote it") from err
     return _dotted({key: item}, lambda _: COMMAND)
 
 

@@ -253,6 +253,8 @@ SIMPLE = [
             at="command line  stages.tune.bach"),
     Mistake("override with a broken value", "cannot read '[1'", "quote it", words=("stages.tune.batch=[1",),
             at="command line  stages.tune.batch"),
+    Mistake("override that nests without end", f"cannot read '{'[' * 60}': nested more than 100 deep", "quote it",
+            words=("stages.tune.batch=" + "[" * 10_000,), at="command line  stages.tune.batch"),
     Mistake("override into a value", "data.args must be a mapping, got 3", "args: {key: value}",
             words=("stages.tune.data.args=3",), at="command line  stages.tune.data.args"),
 ]  # fmt: skip
