@@ -151,7 +151,7 @@ def form(text: str) -> list[list[str]]:
 def test_the_two_commands_are_those_of_ci():
     first, second = (block.text.strip() for block in blocks() if block.kind == "sh" and "pip install" in block.text)
     ci = (ROOT / ".ci" / "run").read_text()
-    assert first.startswith('pip install -e ".[train]" && mmalign run quickstart')
+    assert first.startswith('pip install -c constraints.txt -e ".[train]" && mmalign run quickstart')
     for part in (*first.split(" && "), *second.split(" && ")):
         assert part in ci
 
