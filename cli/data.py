@@ -37,7 +37,7 @@ def check(data: str, overrides: Sequence[str], jobs: int | None, quarantine: Pat
     from mmalign.data import check as doctor
 
     card = card_of(data, overrides)
-    made = built(card)
+    made = cards.build(card)
     if quarantine:
         made.leave_out([])  # it says so if it cannot
         files.writable(quarantine)
@@ -80,13 +80,6 @@ def _argument(word: str) -> tuple[str, Any]:
     if not equals or not key:
         raise DataError(f"{word!r} is not key=value", at="command line", fix="for example images=./images")
     return key, files.anchored(yaml.value(text, f"command line  {key}", DataError), Path.cwd())
-
-
-def built(card: Card) -> Data:
-    made = cards.build(card)
-    if not isinstance(made, Data):
-        raise CardError(f"{card.name!r} is a {type(made).__name__}, not data", at=card.path)
-    return made
 
 
 def _write(target: Path, card: Card, found: "Found") -> None:
@@ -170,7 +163,7 @@ class _Lines:
 def look(data: str, overrides: Sequence[str], llm: str, vision: str | None, rows: str, as_json: bool) -> None:
     """Show records as the model gets them: the prompt, which tokens are trained, the images and their grid."""
     chat, grid = _chat(llm), _grid(vision)
-    made = built(card_of(data, overrides))
+    made = cards.build(card_of(data, overrides))
     seen = [_seen(made, number, chat, grid) for number in _numbers(rows, len(made))]
     if as_json:
         from . import dump

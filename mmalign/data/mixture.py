@@ -1,7 +1,6 @@
 """Several data sets as one: so much of each, the same records under the same numbers every time."""
 
 import bisect
-import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -23,7 +22,7 @@ KINDS: dict[str, type[Data]] = {"conversations": Conversations, "table": Table, 
 
 class Mixture(Data):
     """data: the members, each built already, or {kind: conversations | table | tars | hub | mixture} with the arguments
-    of that kind, or {target: the dotted path of a class of data, args}, to which a recipe's `{card, args}` is resolved.
+    of that kind. A recipe's `NAME` and `{card, args}` are built before they come here.
 
     weights: how often each member is gone through in one pass over the mixture: 1 all its records once (the default),
     0.5 every second one, 2 all of them twice. counts: how many records of each instead. Fewer than all are spread
@@ -101,11 +100,9 @@ class Mixture(Data):
 
 
 def member(given: Mapping[str, Any]) -> Data:
-    """A data set from its kind, or its class, and arguments, as a recipe writes them."""
+    """A data set from its kind and arguments, as a recipe writes them."""
     if not isinstance(given, Mapping):
         raise DataError(f"{given!r} is no data set", at="data", fix="{card: NAME} or {kind: NAME, path: ...}")
-    if "target" in given:
-        return _of_class(str(given["target"]), given.get("args") or {})
     args = dict(given)
     kind = args.pop("kind", None)
     known = KINDS | {"mixture": Mixture}
@@ -115,17 +112,6 @@ def member(given: Mapping[str, Any]) -> Data:
         return known[kind](**args)
     except TypeError as err:
         raise DataError(f"a member of kind {kind}: {err}", at="data", fix=f"mmalign show data {kind}") from err
-
-
-def _of_class(target: str, args: Mapping[str, Any]) -> Data:
-    module, _, name = target.rpartition(".")
-    try:
-        made = getattr(importlib.import_module(module), name)(**args)
-    except (ImportError, AttributeError, ValueError, TypeError) as err:
-        raise DataError(f"a member made by {target}: {err}", at="data", fix="mmalign list data") from err
-    if not isinstance(made, Data):
-        raise DataError(f"{target} makes a {type(made).__name__}, not data", at="data", fix="mmalign list data")
-    return made
 
 
 def _counts(sizes: Sequence[int], weights: Sequence[float] | None, counts: Sequence[int] | None) -> list[int]:

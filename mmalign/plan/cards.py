@@ -10,7 +10,7 @@ only the class it names.
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,19 @@ from mmalign.errors import CardError, suggest
 from mmalign.io import files, yaml
 from mmalign.plan import signatures
 
-FAMILIES = ("vision", "adapters", "llms", "labels", "objectives", "data", "benchmarks")
+# family: the classes of `mmalign.<family>` of which a part must be one
+CONTRACTS: dict[str, tuple[str, ...]] = {
+    "vision": ("Vision",),
+    "adapters": ("Adapter",),
+    "llms": ("LLM",),
+    "labels": ("LabelSource",),
+    "objectives": ("Objective",),
+    "data": ("Data",),
+    "benchmarks": ("Benchmark", "Probe"),
+}
+FAMILIES = tuple(CONTRACTS)
+# arguments of a card that name another card: (argument, in these families, the family it names)
+INNER = (("encoder", ("labels", "vision"), "vision"), ("data", ("benchmarks",), "data"))
 SHIPPED = "mmalign"
 
 
@@ -83,6 +95,25 @@ class Registry:
             raise CardError(f"no {family} card named {name!r}", fix=f"{suggest(name, known)}   (mmalign list {family})")
         owner, place = known[name]
         return read(place, family, owner) if isinstance(place, Path) else _from_entry_point(place, family, owner)
+
+    def inside(self, card: Card, above: tuple[tuple[str, str], ...] = ()) -> dict[str, Card]:
+        """The cards that a card's arguments name, and those that they name: {"encoder": card, "encoder.encoder": ...}.
+
+        Raises CardError at the argument for a name that is no card, and for a card that would be inside itself.
+        """
+        inner: dict[str, Card] = {}
+        above = (*above, (card.family, card.name))
+        for arg, family, name in named_inside(card):
+            at = f"{card.path}  args.{arg}"
+            if (family, name) in above:
+                fix = f"another {family} card for its {arg}"
+                raise CardError(f"{family} {name!r} would be inside itself", at=at, fix=fix)
+            try:
+                own = self.filled(self.card(family, name))
+            except CardError as err:
+                raise CardError(err.what, at=err.at or at, fix=err.fix) from err
+            inner |= {arg: own} | below(arg, self.inside(own, above))
+        return inner
 
     def filled(self, card: Card) -> Card:
         """A mixture's card, its members that are named by cards as {target, args}: so it says all that it is made of.
@@ -212,14 +243,97 @@ def target(card: Card) -> Any:
         raise CardError(f"cannot import {card.target!r}: {err}", at=card.path, fix="check `target:`") from err
 
 
-def build(card: Card, **given: Any) -> Any:
-    """Build the part a card names; `given` are the arguments only the caller knows."""
+def named_inside(card: Card) -> Iterator[tuple[str, str, str]]:
+    """(argument, family, name) of the cards that a card's arguments name; what holds / or : is a path."""
+    for arg, families, family in INNER:
+        name = card.args.get(arg)
+        if card.family in families and isinstance(name, str) and not set("/:") & set(name):
+            yield arg, family, name
+
+
+def below(role: str, cards: Mapping[str, Any]) -> dict[str, Any]:
+    """Cards put under a role: {"encoder": card} under labels is {"labels.encoder": card}."""
+    return {f"{role}.{inner}": card for inner, card in cards.items()}
+
+
+def inside(role: str, cards: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a stage's cards is inside that of a role: {"labels.encoder": card} is {"encoder": card} inside labels."""
+    return {key.removeprefix(f"{role}."): card for key, card in cards.items() if key.startswith(f"{role}.")}
+
+
+def build(
+    card: Card, /, *, inner: Mapping[str, Any] | None = None, registry: Registry | None = None, **given: Any
+) -> Any:
+    """The whole part a card names, the cards inside it built first.
+
+    given: arguments only the caller knows (patch_dim, keep, ...), or a part that is there already for one that names
+    a card (encoder=part), in place of the card's own. inner: cards, or parts, for the arguments that name cards, by
+    argument and those inside them: {"encoder": card, "encoder.encoder": card}, as `inside(role, stage's cards)` gives.
+    registry: where names are looked up that stand in neither; None: what every command can see.
+
+    Raises CardError for a class that cannot be imported, arguments that do not fit it, a name inside that is no card,
+    and a part that does not keep the contract of its family.
+    """
+    args = {**_without(card, given), **_members(card, registry), **_inner_parts(card, inner or {}, registry, given)}
+    part = _called(card, args, given)
+    _kept(part, card)
+    return part
+
+
+def _without(card: Card, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A card's arguments without the names of cards whose parts are given."""
+    ready = {arg for arg, families, _ in INNER if card.family in families and arg in given}
+    return {arg: value for arg, value in card.args.items() if arg not in ready}
+
+
+def _inner_parts(
+    card: Card, inner: Mapping[str, Any], registry: Registry | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """{argument: part} of the cards inside a card, built."""
+    wanted = [arg for arg, families, _ in INNER if card.family in families and arg not in given]
+    named = [arg for arg, _, _ in named_inside(card) if arg in wanted]
+    if set(named) - inner.keys():
+        inner = {**(registry or Registry()).inside(card), **inner}
+    ready = {arg: inner[arg] for arg in wanted if arg in inner}
+    return {
+        arg: build(one, inner=inside(arg, inner), registry=registry) if isinstance(one, Card) else one
+        for arg, one in ready.items()
+    }
+
+
+def _members(card: Card, registry: Registry | None) -> dict[str, list[Any]]:
+    """The data sets of a mixture that cards name, built; those of a `kind` are the mixture's own to make."""
+    members = card.args.get("data")
+    if card.family != "data" or not isinstance(members, list):
+        return {}
+    if any(isinstance(one, str) or (isinstance(one, dict) and "card" in one) for one in members):
+        members = (registry or Registry()).filled(card).args["data"]
+    return {"data": [_member_part(card, number, one, registry) for number, one in enumerate(members)]}
+
+
+def _member_part(card: Card, number: int, member: Any, registry: Registry | None) -> Any:
+    if not isinstance(member, dict) or "target" not in member:
+        return member
+    own = replace(card, target=str(member["target"]), args=member.get("args") or {}, name=f"{card.name}/{number}")
+    return build(own, registry=registry)
+
+
+def _called(card: Card, args: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     import inspect  # here, because reading cards does without it
 
     make = target(card)
     try:
-        inspect.signature(make).bind(**given, **card.args)
+        inspect.signature(make).bind(**given, **args)
     except TypeError as err:
         signature = str(inspect.signature(make))
         raise CardError(f"{card.family} {card.name!r}: {err}", at=card.path, fix=f"it takes {signature}") from err
-    return make(**given, **card.args)
+    return make(**given, **args)
+
+
+def _kept(part: object, card: Card) -> None:
+    """Refuse a part that is none of its family's; cards of no family promise nothing."""
+    contract = importlib.import_module(f"mmalign.{card.family}") if card.family in CONTRACTS else None
+    if contract and not isinstance(part, tuple(getattr(contract, name) for name in CONTRACTS[card.family])):
+        names = " or ".join(CONTRACTS[card.family])
+        what = f"{card.name!r} is a {type(part).__name__}, not a {contract.__name__}.{names}"
+        raise CardError(what, at=card.path, fix=f"a {card.family} part subclasses {names}")

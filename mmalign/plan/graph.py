@@ -16,14 +16,12 @@ from typing import Any
 
 from mmalign.errors import CardError, GraphError, RunError, suggest
 from mmalign.io import files
-from mmalign.plan.cards import SHIPPED, Card, Registry
+from mmalign.plan.cards import SHIPPED, Card, Registry, below
 from mmalign.plan.recipe import KINDS, Evaluate, Label, Part, Recipe, Report, Stage
 
 FORMAT = 1  # of stage.yaml, stage.json and the folders they stand in
 FINISHED = ("name", "kind", "seed", "what", "reads", "metrics")  # what others read of a stage.json
 DIGITS = 12  # hex digits of a fingerprint in a folder's name
-# arguments of a card that name another card: (argument, in these families, the family it names)
-INNER = (("encoder", ("labels", "vision"), "vision"), ("data", ("benchmarks",), "data"))
 
 
 @dataclass
@@ -136,23 +134,20 @@ def named(recipe: Recipe, name: str) -> Iterator[tuple[str, str, Part, str]]:
 
 def cards_of(recipe: Recipe, name: str, registry: Registry) -> dict[str, Card]:
     """{role: card} of every part a stage uses, with the cards that those name themselves (`role.encoder`)."""
-    found: dict[str, Card] = {}
+    cards: dict[str, Card] = {}
     for role, family, part, key in named(recipe, name):
-        found |= _with_inner(role, family, part, registry, recipe.where(key))
-    return found
+        card = _card(family, part, registry, recipe.where(key))
+        cards |= {role: card} | below(role, registry.inside(card))
+    return cards
 
 
-def _with_inner(role: str, family: str, part: Part, registry: Registry, at: str) -> Iterator[tuple[str, Card]]:
+def _card(family: str, part: Part, registry: Registry, at: str) -> Card:
+    """The card of a part, with the recipe's arguments laid over its own."""
     try:
         card = registry.card(family, part.card)
-        card = registry.filled(replace(card, args={**card.args, **part.args}))
+        return registry.filled(replace(card, args={**card.args, **part.args}))
     except CardError as err:
         raise CardError(err.what, at=err.at or at, fix=err.fix) from err
-    yield role, card
-    for key, of, inner_family in INNER:
-        inner = card.args.get(key)
-        if family in of and isinstance(inner, str) and "/" not in inner:
-            yield from _with_inner(f"{role}.{key}", inner_family, Part(inner), registry, f"{card.path}  args.{key}")
 
 
 def _node(

@@ -10,8 +10,6 @@ from mmalign.errors import DataError
 from mmalign.toyworld.data import Captions
 from tests.data.made import images, jsonl, row, same
 
-TOY = "mmalign.toyworld.data.Captions"
-
 
 class Rows(Data):
     def __init__(self, count):
@@ -103,9 +101,6 @@ def test_names_of_rows_that_cannot_be_read(tmp_path):
         (lambda: Mixture({"kind": "conversations"}), "is no list of data sets"),
         (lambda: Mixture("a.jsonl"), "'a.jsonl' is no list of data sets"),
         (lambda: Mixture(["toy-chat"]), "'toy-chat' is no data set"),
-        (lambda: Mixture([{"target": "mmalign.nothing.Data"}]), "a member made by mmalign.nothing.Data: No module"),
-        (lambda: Mixture([{"target": "collections.Counter"}]), "collections.Counter makes a Counter, not data"),
-        (lambda: Mixture([{"target": TOY, "args": {"sise": 3}}]), f"a member made by {TOY}: .*sise"),
         (lambda: Mixture([Rows(1)], [-1]), r"cannot be negative: \[-1\]"),
         (lambda: Mixture([Rows(1)], [float("nan")]), "cannot be negative"),
         (lambda: Mixture([Rows(0)], counts=[1]), "data set 0 of the mixture is empty"),
