@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmalign.data import Data
 from mmalign.errors import CardError, DataError
-from mmalign.io import files, yaml
+from mmalign.io import files
 from mmalign.plan import cards
 from mmalign.plan.cards import Card, Registry
+from mmalign.plan.read import setting
 
 from . import live, show
 
@@ -58,7 +59,7 @@ def check(data: str, overrides: Sequence[str], jobs: int | None, quarantine: Pat
 
 def card_of(data: str, overrides: Sequence[str]) -> Card:
     """The card of a name, or one made up for a file or folder; `key=value` words go over its arguments."""
-    args = dict(_argument(word) for word in overrides)
+    args = dict(setting(word, DataError, "images=./images") for word in overrides)
     known = Registry()
     if data not in known.names("data") and (reader := _reader(data)):
         args = {"path": data if files.is_url(data) else str(Path(data).absolute())} | args
@@ -73,13 +74,6 @@ def _reader(data: str) -> str | None:
     if place.is_dir():
         return READERS[".tar" if any(place.rglob("*.tar")) else ".parquet"]
     return READERS.get(place.suffix) or (READERS[".json"] if files.exists(place) else None)
-
-
-def _argument(word: str) -> tuple[str, Any]:
-    key, equals, text = word.partition("=")
-    if not equals or not key:
-        raise DataError(f"{word!r} is not key=value", at="command line", fix="for example images=./images")
-    return key, files.anchored(yaml.value(text, f"command line  {key}", DataError), Path.cwd())
 
 
 def _write(target: Path, card: Card, found: "Found") -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import CardError, RecipeError, suggest
-from mmalign.io import files, yaml
+from mmalign.io import yaml
 from mmalign.plan.cards import FAMILIES, Registry
 
 MORE = ("recipes", "stages")
@@ -28,7 +28,9 @@ def _names(name: str) -> list[str]:
 
 def _rows(name: str) -> list[dict[str, str]]:
     if name == "recipes":
-        return [{"name": place.stem, "summary": _first_comment(place)} for place in _recipes()]
+        from mmalign.plan.read import shipped
+
+        return [{"name": recipe, "summary": _first_comment(place)} for recipe, place in shipped().items()]
     if name == "stages":
         from mmalign.plan.recipe import KINDS
 
@@ -36,12 +38,6 @@ def _rows(name: str) -> list[dict[str, str]]:
     if name not in FAMILIES:
         raise CardError(f"no family {name!r}", fix=suggest(name, (*FAMILIES, *MORE)))
     return [{"name": c.name, "origin": c.origin, "summary": c.summary} for c in Registry().every(name)]
-
-
-def _recipes() -> list[Path]:
-    folder = files.local("pkg:mmalign.recipes/")
-    assert folder is not None
-    return sorted(folder.glob("*.yaml"))
 
 
 def _first_comment(place: Path) -> str:
@@ -54,11 +50,13 @@ def part(family: str, name: str, as_json: bool) -> None:
     from . import dump
 
     if family == "recipes":
-        found = {place.stem: place for place in _recipes()}
-        if name not in found:
-            raise RecipeError(f"no recipe {name!r}", fix=suggest(name, found))
-        given = yaml.read(found[name], RecipeError).raw
-        dump(given) if as_json else print(found[name].read_text(encoding="utf-8"), end="")
+        from mmalign.plan.read import shipped
+
+        recipes = shipped()
+        if name not in recipes:
+            raise RecipeError(f"no recipe {name!r}", fix=suggest(name, recipes))
+        raw = yaml.read(recipes[name], RecipeError).raw
+        dump(raw) if as_json else print(recipes[name].read_text(encoding="utf-8"), end="")
         return
     if family == "stages":
         stage(name, as_json)

@@ -12,6 +12,7 @@ from mmalign.benchmarks import Benchmark, Gaps, Probe, Score
 from mmalign.errors import DataError, RunError
 from mmalign.io import files
 from mmalign.plan.cards import Card, Registry, build, target
+from mmalign.plan.read import setting
 
 if TYPE_CHECKING:
     from mmalign.plan.graph import Node
@@ -73,19 +74,9 @@ def card_of(name: str, data: str | None, words: Sequence[str]) -> Card:
     if not name:
         raise RunError("no benchmark is named", fix="--bench pope   (mmalign list benchmarks)")
     card = Registry().card("benchmarks", name)
-    own: dict[str, Any] = {} if data is None else {"data": data}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise RunError(f"{word!r} is no setting", fix="KEY=VALUE, an argument of the benchmark: split=test")
-        own[key] = _value(value)
-    return replace(card, args=card.args | own)
-
-
-def _value(text: str) -> Any:
-    """Numbers, true and false as such; all else is text."""
-    named = {"true": True, "false": False}
-    return named.get(text.lower(), int(text) if text.isdecimal() else text)
+    folder = {} if data is None else {"data": data if set("/:") & set(data) else f"./{data}"}  # a word names a card
+    own = dict(setting(word, RunError, "split=test, an argument of the benchmark") for word in words)
+    return replace(card, args=card.args | folder | own)
 
 
 def made(card: Card) -> Benchmark:

@@ -1,7 +1,6 @@
 """What is worked out once about a data file and kept: indexes, and plain copies of packed or remote files.
 
-Everything is kept under the content's name in $MMALIGN_CACHE/data, else ~/.cache/mmalign/data, and may be deleted at
-any time.
+Everything is kept under the content's name in `files.cache("data")`, and may be deleted at any time.
 """
 
 import gzip
@@ -26,10 +25,6 @@ SAMPLE = 1 << 16  # bytes at either end of a file that stand for its content, be
 COPY = 1 << 22  # bytes copied at once
 
 Array = NDArray[Any]
-
-
-def cache() -> Path:
-    return Path(os.environ.get("MMALIGN_CACHE") or Path.home() / ".cache" / "mmalign") / "data"
 
 
 def path(spec: str) -> Path:
@@ -76,7 +71,7 @@ def filesystem(spec: str) -> tuple[Any, str]:
 
 def array(kind: str, key: str, make: Callable[[], Array]) -> Array:
     """A table found in the cache, mapped and not read; made and kept where it is not there."""
-    place = cache() / f"{kind}-{key}.npy"
+    place = files.cache("data") / f"{kind}-{key}.npy"
     try:
         return np.asarray(np.load(place, mmap_mode="r", allow_pickle=False))  # a memmap would be slower to index
     except (OSError, ValueError):  # not there, or damaged
@@ -93,7 +88,7 @@ def plain(spec: str) -> Path:
     packed = spec.endswith(".gz")
     if not packed and not files.is_url(spec):
         return path(spec)
-    place = cache() / f"plain-{identity(spec)}"
+    place = files.cache("data") / f"plain-{identity(spec)}"
     if not place.exists():
         _copy(spec, packed, place)
     return place

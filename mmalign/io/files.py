@@ -58,6 +58,11 @@ def local(spec: str) -> Path | None:
     return Path(spec) if os.path.isabs(spec) else None
 
 
+def cache(name: str) -> Path:
+    """A folder for what is worked out once and may be deleted at any time: in $MMALIGN_CACHE, else ~/.cache/mmalign."""
+    return Path(os.environ.get("MMALIGN_CACHE") or Path.home() / ".cache" / "mmalign") / name
+
+
 def exists(place: Path) -> bool:
     """Whether something is there that can be looked at."""
     try:

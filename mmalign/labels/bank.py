@@ -1,10 +1,8 @@
 """The text bank: words x templates as unit vectors in a joint space, encoded once and kept by content."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +23,7 @@ def text_bank(encoder: Vision, words: Sequence[str], templates: Sequence[str] = 
     for template in templates:
         if template.count("{}") != 1:
             raise CheckError(f"a template needs one {{}} for the word, got {template!r}", at="args.templates")
-    place = cache() / f"{_key(encoder, words, templates)}.safetensors"
+    place = files.cache("banks") / f"{_key(encoder, words, templates)}.safetensors"
     device = next(encoder.parameters()).device
     with suppress(OSError, SafetensorError, KeyError):  # not there, or damaged
         kept: Tensor = load_file(place)["text_WJ"]
@@ -35,11 +33,6 @@ def text_bank(encoder: Vision, words: Sequence[str], templates: Sequence[str] = 
     with suppress(OSError):  # only a cache: where nothing can be written, it is made again next time
         files.write(place, save({"text_WJ": text_WJ.cpu().contiguous()}))
     return text_WJ
-
-
-def cache() -> Path:
-    """$MMALIGN_CACHE, else ~/.cache/mmalign."""
-    return Path(os.environ.get("MMALIGN_CACHE") or Path.home() / ".cache" / "mmalign") / "banks"
 
 
 def _key(encoder: Vision, words: Sequence[str], templates: Sequence[str]) -> str:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmalign.errors import CardError
+from mmalign.io import bounds as limits
 from mmalign.io import pretrained
 from mmalign.llms import LLM, Look, Places, watch
 from mmalign.llms.chat import Chat
@@ -29,6 +30,13 @@ class CausalLM(LLM):
     """
 
     lm: Any
+    # literal, so that `check` reads it without importing torch
+    bounds: ClassVar[limits.Bounds] = {
+        "bits": {"among": (4, 8), "words": "4 or 8", "example": 4},
+        "lora": {"least": 1, "whole": True, "words": "a rank of 1 or more", "example": 16},
+        "lora_alpha": {"above": 0, "words": "above 0", "example": 32},
+        "lora_dropout": {"least": 0, "below": 1, "words": "at least 0 and below 1", "example": 0.05},
+    }
 
     def __init__(
         self,
@@ -42,6 +50,7 @@ class CausalLM(LLM):
         lora_targets: str | Sequence[str] = "all-linear",
     ) -> None:
         super().__init__()
+        limits.check(self.bounds, bits=bits, lora=lora, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
         if random and lora is not None:
             what = "LoRA learns beside trained weights, and these are random"
             raise CardError(what, at="args.lora", fix="no `lora:`")

@@ -26,13 +26,6 @@ class Lora:
     targets: str | Sequence[str]
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise CardError(f"lora is a rank of 1 or more, not {self.rank}", at="args.lora", fix="lora: 16")
-        if self.alpha <= 0:
-            raise CardError(f"lora_alpha is above 0, not {self.alpha}", at="args.lora_alpha", fix="lora_alpha: 32")
-        if not 0 <= self.dropout < 1:
-            what = f"lora_dropout is at least 0 and below 1, not {self.dropout}"
-            raise CardError(what, at="args.lora_dropout", fix="lora_dropout: 0.05")
         if find_spec("peft") is None:
             raise CardError("LoRA needs the package peft", at="args.lora", fix="pip install mmalign[lora]")
 
@@ -53,9 +46,7 @@ class Lora:
 
 
 def quantized(bits: int) -> Any:
-    """How transformers loads weights in so many bits; NF4 for 4, as QLoRA does. A CardError without bitsandbytes."""
-    if bits not in (4, 8):
-        raise CardError(f"weights are loaded in 4 or 8 bits, not {bits}", at="args.bits", fix="bits: 4")
+    """How transformers loads weights in 4 or 8 bits; NF4 for 4, as QLoRA does. A CardError without bitsandbytes."""
     if find_spec("bitsandbytes") is None:
         what = f"weights in {bits} bits need the package bitsandbytes"
         raise CardError(what, at="args.bits", fix="pip install mmalign[bits]")

@@ -1,7 +1,5 @@
 """Models that are there already: where a name on the command line finds one, and a stage that reads it again."""
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,10 +9,10 @@ from mmalign.errors import RunError, suggest
 from mmalign.io import files
 from mmalign.pipeline import task
 from mmalign.pipeline.task import Task
-from mmalign.plan import signatures
+from mmalign.plan import graph, signatures
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.check import protocols
-from mmalign.plan.graph import DIGITS, Node, cards_of, identity, result_settings
+from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Evaluate, Export, Part, Reads, Recipe, Stage, Train
 from mmalign.plan.references import paths, targets
 
@@ -144,10 +142,11 @@ def again(place: Path, stage: Stage, registry: Registry, runs: Path = Path("runs
         return _of_parent(task.load(place.resolve()), stage, registry)  # its name is looked at, and `.` has none
     hashes = files.Hashes(runs / ".hashes.json")
     asked, recipe = _asked(str(place), 42, stage, registry)
-    cards = {WHOLE: Card("", load, {"spec": str(place)}, name=str(place), family="checkpoints")}
-    named = {role: identity(card, hashes) for role, card in asked.items()}
-    named[WHOLE] = {"target": cards[WHOLE].target, "content": _content(place, hashes)}
-    return _node(stage, recipe, cards | asked, named, runs, [], hashes)
+    whole = Card("", load, {"spec": str(place)}, name=str(place), family="checkpoints")
+    content = {WHOLE: {"target": load, "content": _content(place, hashes)}}
+    new = graph.node(recipe, VERBS[stage.kind], {WHOLE: whole} | asked, [], runs, hashes, identities=content)
+    hashes.save()
+    return new
 
 
 def _of_parent(given: Task, stage: Stage, registry: Registry) -> Node:
@@ -155,42 +154,22 @@ def _of_parent(given: Task, stage: Stage, registry: Registry) -> Node:
     hashes = files.Hashes(given.folder.parent / ".hashes.json")
     asked, recipe = _asked(given.recipe, given.seed, stage, registry)
     own = {role: card for role, card in given.cards.items() if role.split(".")[0] in ("vision", "adapter", "llm")}
-    named = {role: identity(card, hashes) for role, card in (own | asked).items()}
     parent = Node(given.name, given.stage, recipe, given.cards, given.what, given.folder, [])
-    reads = [("weights", parent), *((slot, _folder(path)) for slot, path in given.reads if slot in ("vision", "llm"))]
-    return _node(stage, recipe, own | asked, named, given.folder.parent, reads, hashes)
+    runs = given.folder.parent
+    new = graph.node(recipe, VERBS[stage.kind], own | asked, [("weights", parent)], runs, hashes)
+    new.reads += [(slot, _folder(path)) for slot, path in given.reads if slot in ("vision", "llm")]  # as `parent` says
+    hashes.save()
+    return new
 
 
 def _asked(name: str, seed: int, stage: Stage, registry: Registry) -> tuple[dict[str, Card], Recipe]:
     """The cards the stage itself names, checked, in a recipe of one stage."""
-    recipe = Recipe(name=name, seed=seed, stages={stage.kind: stage}, where=lambda _: "command line")
-    cards = cards_of(recipe, stage.kind, registry)
-    found = protocols(recipe, stage.kind, stage, cards)
-    for problem in (*targets(recipe, stage.kind, cards), *paths(cards), *found):
+    verb = VERBS[stage.kind]
+    recipe = Recipe(name=name, seed=seed, stages={verb: stage}, where=lambda _: "command line")
+    cards = graph.cards_of(recipe, verb, registry)
+    for problem in (*targets(recipe, verb, cards), *paths(cards), *protocols(recipe, verb, stage, cards)):
         raise problem
     return cards, recipe
-
-
-def _node(
-    stage: Stage,
-    recipe: Recipe,
-    cards: dict[str, Card],
-    named: dict[str, Any],
-    runs: Path,
-    reads: list[tuple[str, Node]],
-    hashes: files.Hashes,
-) -> Node:
-    made = {
-        "kind": stage.kind,
-        "version": stage.version,
-        "settings": result_settings(stage),
-        "cards": named,
-        "reads": [[slot, node.folder.name] for slot, node in reads if slot == "weights"],
-    }
-    hashes.save()
-    text = json.dumps(made, sort_keys=True, default=str)
-    folder = runs / f"{stage.kind}-{hashlib.sha256(text.encode()).hexdigest()[:DIGITS]}"
-    return Node(VERBS[stage.kind], stage, recipe, cards, json.loads(text), folder, reads)
 
 
 VERBS = {"evaluate": "eval", "export": "export"}  # stages made here are called as the verbs that make them

@@ -19,7 +19,7 @@ from mmalign.errors import RunError, StageError, suggest
 from mmalign.io import files
 from mmalign.pipeline import task
 from mmalign.plan.graph import Node
-from mmalign.plan.recipe import Language, Train
+from mmalign.plan.recipe import Language, Train, uneven
 
 POLL = 0.05  # seconds between two looks at a running stage
 GRACE = 30  # seconds a stage is given to end after its owner was killed
@@ -94,12 +94,11 @@ def run(nodes: Sequence[Node], launch: Launch, show: Show, force: Sequence[str] 
 
 
 def _divides(node: Node, launch: Launch) -> None:
-    """Every process gets as many passes as the others."""
-    batch, micro = getattr(node.stage, "batch", 0), getattr(node.stage, "micro_batch", 1)
-    if isinstance(node.stage, (Train, Language)) and batch % (micro * launch.size):
-        what = f"stage {node.name!r}: batch {batch} is no multiple of micro_batch {micro} x {launch.size} devices"
+    if not isinstance(node.stage, (Train, Language)):
+        return
+    if problem := uneven(node.stage.batch, getattr(node.stage, "micro_batch", 1), launch.size):
         at = node.recipe.where(f"stages.{node.name}.batch")
-        raise RunError(what, at=at, fix="another --devices, micro_batch or batch")
+        raise RunError(f"stage {node.name!r}: {problem}", at=at, fix="another --devices, micro_batch or batch")
 
 
 def set_aside(node: Node) -> None:

@@ -1,15 +1,15 @@
 """Does a recipe fit together? Answered from the cards' facts, before any weight is loaded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import Any
 
 from mmalign.errors import CheckError, MMAlignError, suggest
-from mmalign.io import files
+from mmalign.io import bounds, files
 from mmalign.io.wordlist import read_words
+from mmalign.plan import signatures
 from mmalign.plan.cards import Card, Registry
-from mmalign.plan.graph import cards_of, order
-from mmalign.plan.recipe import Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train
+from mmalign.plan.graph import cards_of, named, order
+from mmalign.plan.recipe import Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
 from mmalign.plan.references import NotThereError, paths, targets
 
 
@@ -55,11 +55,11 @@ def problems(recipe: Recipe, registry: Registry) -> Iterator[MMAlignError]:
         yield from protocols(recipe, name, stage, cards)
         yield from _images(recipe, name, stage, cards)
         yield from _labels(recipe, name, stage, cards)
+        yield from _bounded(recipe, name, cards)
         if isinstance(stage, Train):
             yield from _train(recipe, name, stage, cards)
         if isinstance(stage, (Train, Evaluate)):
             yield from _model(recipe, cards)
-            yield from _held(recipe, cards)
         if isinstance(stage, (Train, Language, Contrast)) and stage.optim.name == "muon" and stage.engine.zero:
             yield _problem(recipe, name, "engine.zero", "muon steps on whole matrices", "engine: {zero: 0}")
 
@@ -151,26 +151,14 @@ def _model(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
         yield CheckError(what, at=at, fix="the parts it was trained with")
 
 
-# how a CausalLM of ours holds its weights and learns: what is allowed, in words, an example
-HELD: dict[str, tuple[Callable[[Any], bool], str, str]] = {
-    "bits": (lambda bits: bits in (4, 8), "4 or 8", "4"),
-    "lora": (lambda rank: isinstance(rank, int) and rank >= 1, "a rank of 1 or more", "16"),
-    "lora_alpha": (lambda alpha: alpha > 0, "above 0", "32"),
-    "lora_dropout": (lambda share: 0 <= share < 1, "at least 0 and below 1", "0.05"),
-}
-
-
-def _held(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
-    """Are the numbers of LoRA and of few bits possible?"""
-    llm = cards.get("llm")
-    if llm is None or llm.target != "mmalign.llms.causal.CausalLM":
-        return
-    for arg, (fits, words, example) in HELD.items():
-        value = llm.args.get(arg)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (number and fits(value)):
-            at = recipe.where(f"model.llm.args.{arg}")
-            yield CheckError(f"{arg} is {words}, not {value!r}", at=at, fix=f"{arg}: {example}")
+def _bounded(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Are the numbers among a part's arguments within the bounds that its class declares?"""
+    keys = {role: key for role, _, _, key in named(recipe, name)}
+    for role, card in cards.items():
+        declared = signatures.attribute(card.target, "bounds")
+        for arg, what, fix in bounds.broken(declared, card.args) if isinstance(declared, dict) else ():
+            at = recipe.where(f"{keys[role]}.args.{arg}") if role in keys else f"{card.path}  args.{arg}"
+            yield CheckError(what, at=at, fix=fix)
 
 
 def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
@@ -184,9 +172,8 @@ def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> I
         yield _problem(recipe, name, "trains", what, f"llm: {{args: {{bits: {bits}, lora: 16}}}}")
     if bits and stage.engine.zero == 3:
         yield _problem(recipe, name, "engine.zero", f"ZeRO 3 cannot divide weights in {bits} bits", "engine: {zero: 2}")
-    if stage.batch % stage.micro_batch:
-        what = f"batch {stage.batch} is no multiple of micro_batch {stage.micro_batch}"
-        yield _problem(recipe, name, "batch", what, "micro_batch: a divisor of batch")
+    if problem := uneven(stage.batch, stage.micro_batch):
+        yield _problem(recipe, name, "batch", problem, "micro_batch: a divisor of batch")
     if stage.labels and stage.reads.labels:
         what = "labels come from `labels` and from `reads.labels`"
         yield _problem(recipe, name, "labels", what, "keep one of the two")
@@ -203,27 +190,29 @@ def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> I
 def _objective(
     recipe: Recipe, name: str, stage: Train, cards: dict[str, Card], objective: str
 ) -> Iterator[MMAlignError]:
-    facts = cards[f"objectives.{objective}"].facts
-    if "labels" in facts.get("needs", []) and not (stage.labels or stage.reads.labels):
-        fix = "labels: {source: NAME, keep: 10}, or reads: {labels: <a stage of kind label>}"
-        yield _problem(recipe, name, f"objectives.{objective}", f"{objective} needs labels", fix)
-    if facts.get("per_patch") and not cards["adapter"].facts.get("keeps_grid", True):
-        what = f"{objective} supervises single patches, and {cards['adapter'].name} does not keep the grid"
-        yield _problem(recipe, name, f"objectives.{objective}", what, "an adapter with keeps_grid, such as mlp2x-gelu")
+    facts, adapter = cards[f"objectives.{objective}"].facts, cards["adapter"]
+    labels, keeps = bool(stage.labels or stage.reads.labels), adapter.facts.get("keeps_grid", True)
+    for what, fix in unmet(objective, facts.get("needs", []), facts.get("per_patch"), labels, keeps, adapter.name):
+        yield _problem(recipe, name, f"objectives.{objective}", what, fix)
     if "layers" in facts.get("needs", []):
-        yield from _refining(recipe, name, cards, objective)
+        args, llm = cards[f"objectives.{objective}"].args, cards["llm"]
+        for what, fix in filter(None, [bounds.layers(args.get("layers"), llm.facts.get("layers"), llm.name)]):
+            yield _problem(recipe, name, f"objectives.{objective}.args.layers", f"{objective}: {what}", fix)
 
 
-def _refining(recipe: Recipe, name: str, cards: dict[str, Card], objective: str) -> Iterator[MMAlignError]:
-    """Does the language model have the layers whose outputs are the targets? Left out, they are half of them."""
-    layers, llm = cards[f"objectives.{objective}"].args.get("layers"), cards["llm"]
-    key = f"objectives.{objective}.args.layers"
-    if layers is not None and (isinstance(layers, bool) or not isinstance(layers, int) or layers < 1):
-        what = f"{objective}: layers must be a whole number of at least 1, got {layers!r}"
-        yield _problem(recipe, name, key, what, "layers: 1 to all of the language model's; the paper takes half")
-    elif layers is not None and layers > (depth := llm.facts.get("layers", layers)):
-        what = f"{objective}: layers is {layers}, and {llm.name} has {depth}"
-        yield _problem(recipe, name, key, what, f"layers: 1 to {depth}; the paper takes half, {depth // 2}")
+def unmet(
+    objective: str, needs: Iterable[str], per_patch: object, labels: bool, keeps_grid: bool, adapter: str
+) -> Iterator[tuple[str, str]]:
+    """(what is wrong, what to try) where an objective does not get what it is made for: from facts, or from parts.
+
+    needs, per_patch: the objective's. labels: whether the stage has any. keeps_grid, adapter: the adapter's, its name.
+    """
+    if "labels" in needs and not labels:
+        fix = "labels: {source: NAME, keep: 10}, or reads: {labels: <a stage of kind label>}"
+        yield f"{objective} needs labels", fix
+    if per_patch and not keeps_grid:
+        what = f"{objective} supervises single patches, and {adapter} does not keep the grid"
+        yield what, "an adapter with keeps_grid, such as mlp2x-gelu"
 
 
 def notes(recipe: Recipe, registry: Registry) -> Iterator[str]:

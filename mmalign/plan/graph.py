@@ -67,7 +67,7 @@ def plan(variants: Sequence[Recipe], runs: str | Path = "runs", registry: Regist
     registry = registry or Registry(variants[0].registry)
     runs = Path(runs)
     hashes = files.Hashes(runs / ".hashes.json")
-    made: dict[str, Node] = {}
+    nodes: dict[str, Node] = {}
     reports: dict[str, tuple[Recipe, list[tuple[str, Node]]]] = {}
     for recipe in variants:
         own: dict[str, Node] = {}
@@ -75,16 +75,17 @@ def plan(variants: Sequence[Recipe], runs: str | Path = "runs", registry: Regist
             stage = recipe.stages[name]
             reads = [(slot, own[other]) for slot, other in stage.reads.edges()]
             if isinstance(stage, Report):
-                reports.setdefault(name, (recipe, []))[1].extend((_arm(recipe), node) for _, node in reads)
+                reports.setdefault(name, (recipe, []))[1].extend((_arm(recipe), other) for _, other in reads)
                 continue
-            node = _node(recipe, name, reads, runs, registry, hashes)
-            own[name] = made.setdefault(str(node.folder), node)
+            new = node(recipe, name, cards_of(recipe, name, registry), reads, runs, hashes)
+            own[name] = nodes.setdefault(str(new.folder), new)
             own[name].arms.append(_arm(recipe))
     for name, (recipe, scores) in reports.items():  # one report for the whole study
-        node = _node(recipe, name, [("scores", n) for _, n in scores], runs, registry, hashes, scores)
-        made[str(node.folder)] = node
+        cells = [("scores", other) for _, other in scores]
+        new = node(recipe, name, cards_of(recipe, name, registry), cells, runs, hashes, scores)
+        nodes[str(new.folder)] = new
     hashes.save()
-    return list(made.values())
+    return list(nodes.values())
 
 
 def _arm(recipe: Recipe) -> str:
@@ -150,25 +151,31 @@ def _card(family: str, part: Part, registry: Registry, at: str) -> Card:
         raise CardError(err.what, at=err.at or at, fix=err.fix) from err
 
 
-def _node(
+def node(
     recipe: Recipe,
     name: str,
+    cards: dict[str, Card],
     reads: Sequence[tuple[str, Node]],
     runs: Path,
-    registry: Registry,
     hashes: files.Hashes,
     scores: Sequence[tuple[str, Node]] = (),
+    identities: Mapping[str, Any] | None = None,
 ) -> Node:
+    """A stage of a recipe, its folder named by the fingerprint of everything that can change what it writes.
+
+    cards: of the stage, by role. scores: (arm, evaluation) of every cell of a study's report. identities: of cards
+    whose result depends on something else than what `identity` looks at, by role.
+    """
     stage: Stage = recipe.stages[name]
-    cards = cards_of(recipe, name, registry)
+    known = identities or {}
     what = {
         "kind": stage.kind,
         "version": stage.version,
         **({"seed": recipe.seed} if stage.seeded else {}),
         "settings": (settings := result_settings(stage)),
         **({"content": content} if (content := _content(settings, hashes)) else {}),
-        "cards": {role: identity(card, hashes) for role, card in cards.items()},
-        "reads": [[slot, node.folder.name] for slot, node in reads],
+        "cards": {role: known[role] if role in known else identity(card, hashes) for role, card in cards.items()},
+        "reads": [[slot, other.folder.name] for slot, other in reads],
         **({"arms": [arm for arm, _ in scores]} if scores else {}),
     }
     text = json.dumps(what, sort_keys=True, default=str)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmalign.errors import RecipeError, suggest
+from mmalign.errors import MMAlignError, RecipeError, suggest
 from mmalign.io import files, yaml
 from mmalign.io.yaml import Document
 from mmalign.plan.recipe import KINDS, Labels, Objective, Part, Recipe, RecipeFile, Stage
@@ -88,14 +88,24 @@ def _extended(place: Path, above: tuple[Path, ...]) -> list[Document]:
 
 
 def _override(word: str) -> Document:
+    key, item = setting(word)
+    return _dotted({key: item}, lambda _: COMMAND)
+
+
+def setting(
+    word: str, error: type[MMAlignError] = RecipeError, example: str = "stages.tune.optim.lr=1e-4"
+) -> tuple[str, Any]:
+    """(key, value) of a `key=value` word on a command line; the value is YAML, its `./` counts from the working folder.
+
+    Raises an `error` for anything else, which names the example.
+    """
     key, equals, text = word.partition("=")
     if not equals or not key.strip("."):
-        raise RecipeError(f"{word!r} is not key=value", at=COMMAND, fix="for example stages.tune.optim.lr=1e-4")
+        raise error(f"{word!r} is not key=value", at=COMMAND, fix=f"for example {example}")
     try:
-        item = files.anchored(yaml.value(text, COMMAND, RecipeError), Path.cwd())
-    except RecipeError as err:
-        raise RecipeError(f"cannot read {text[:60]!r}: {err.what}", at=f"{COMMAND}  {key}", fix="quote it") from err
-    return _dotted({key: item}, lambda _: COMMAND)
+        return key, files.anchored(yaml.value(text, COMMAND, error), Path.cwd())
+    except MMAlignError as err:
+        raise error(f"cannot read {text[:60]!r}: {err.what}", at=f"{COMMAND}  {key}", fix="quote it") from err
 
 
 def _dotted(changes: dict[str, Any], spot: Callable[[str], str]) -> Document:

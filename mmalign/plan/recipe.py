@@ -265,6 +265,14 @@ class Language(Stage):
             yield "gate", "benchmarks", self.gate.bench
 
 
+def uneven(batch: int, micro_batch: int, devices: int = 1) -> str:
+    """What is wrong with a batch that does not give every device as many passes as the others; empty: nothing."""
+    if batch % (micro_batch * devices) == 0:
+        return ""
+    spread = f" x {devices} devices" if devices > 1 else ""
+    return f"batch {batch} is no multiple of micro_batch {micro_batch}{spread}"
+
+
 KINDS: dict[str, type[Stage]] = {
     "label": Label,
     "train": Train,

@@ -1,4 +1,4 @@
-"""What a card's target takes, read from its source text: nothing is imported, so a check stays quick."""
+"""What a card's target takes and what its class says of itself, read from its source text: nothing is imported."""
 
 import ast
 from collections.abc import Iterator
@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 DEEP = 20  # imports and base classes followed
 EMPTY = {"nn.Module", "torch.nn.Module", "Module", "object", "ABC", "Protocol", "Generic", "NamedTuple"}  # take nothing
 
 Arguments = dict[str, bool]  # name: whether it must be given
+UNKNOWN, ABSENT = object(), object()  # of an attribute: the text does not tell; no class has it
 
 
 class Absent(Exception):
@@ -18,7 +20,7 @@ class Absent(Exception):
 
 
 @dataclass
-class Found:
+class Definition:
     """A class or function, and the module its text stands in."""
 
     node: ast.ClassDef | ast.FunctionDef
@@ -27,21 +29,70 @@ class Found:
 
 def takes(target: str) -> Arguments | None:
     """The arguments of a class or function; None where the text does not tell. Absent when there is no such thing."""
-    found = find(target)
-    return _arguments(found, DEEP) if found else None
+    definition = find(target)
+    return _arguments(definition, DEEP) if definition else None
+
+
+def attribute(target: str, name: str) -> Any:
+    """A class attribute as its text gives it, inherited ones too. ABSENT: no class has it; UNKNOWN: it does not tell.
+
+    Only literals are told, and `frozenset({...})`; not what instances set themselves (`self.name = ...`), nor what is
+    a property, comes from a base class whose text cannot be found, or belongs to a function.
+    """
+    try:
+        definition = find(target)
+    except Absent:
+        return UNKNOWN
+    return UNKNOWN if definition is None else _attribute(definition, name, DEEP)
+
+
+def _attribute(definition: Definition, name: str, deep: int) -> Any:
+    """In the order of base classes, each with its own before the next: what Python does but for diamonds."""
+    node = definition.node
+    if not isinstance(node, ast.ClassDef) or not deep or _set_by_instances(node, name):
+        return UNKNOWN
+    for item in node.body:
+        targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
+        if any(isinstance(one, ast.Name) and one.id == name for one in targets) and getattr(item, "value", None):
+            return _literal(item.value)  # type: ignore[attr-defined]
+        if isinstance(item, ast.FunctionDef) and item.name == name:
+            return UNKNOWN
+    for base in _bases(node):
+        above = _base(definition, base, deep)
+        found = UNKNOWN if above is None else _attribute(above, name, deep - 1)
+        if found is not ABSENT:
+            return found
+    return ABSENT
+
+
+def _set_by_instances(node: ast.ClassDef, name: str) -> bool:
+    stores = (one for one in ast.walk(node) if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store))
+    return any(one.attr == name and isinstance(one.value, ast.Name) and one.value.id == "self" for one in stores)
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal; of `frozenset(...)`, `set(...)` and `tuple(...)` of one, too."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords and len(node.args) < 2:
+        makers = {"frozenset": frozenset, "set": set, "tuple": tuple, "list": list, "dict": dict}
+        inner = _literal(node.args[0]) if node.args else ()
+        return makers[node.func.id](inner) if node.func.id in makers and inner is not UNKNOWN else UNKNOWN
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError):
+        return UNKNOWN
 
 
 def summary(target: str) -> str:
     """The first line of a target's docstring; empty where there is none to read."""
     try:
-        found = find(target)
+        definition = find(target)
     except Absent:
         return ""
-    text = (ast.get_docstring(found.node) if found else None) or ""
+    text = (ast.get_docstring(definition.node) if definition else None) or ""
     return text.partition("\n")[0].rstrip(".")
 
 
-def find(target: str, deep: int = DEEP) -> Found | None:
+def find(target: str, deep: int = DEEP) -> Definition | None:
     """Where a target is defined; None where that cannot be told from the text."""
     module, _, name = target.rpartition(".")
     place = file_of(module)
@@ -50,7 +101,7 @@ def find(target: str, deep: int = DEEP) -> Found | None:
     tree = _tree(place)
     for node in _statements(tree.body):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
-            return Found(node, module)
+            return Definition(node, module)
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
@@ -122,18 +173,18 @@ def _may_have(tree: ast.Module, name: str) -> bool:
     return name in names or "*" in names or "__getattr__" in made
 
 
-def _arguments(found: Found, deep: int) -> Arguments | None:
-    if isinstance(found.node, ast.FunctionDef):
-        return _parameters(found.node.args, skip=0)
-    made = {node.name: node for node in found.node.body if isinstance(node, ast.FunctionDef)}
-    if "__init__" in made:
-        return _parameters(made["__init__"].args, skip=1)
-    if "__new__" in made or found.node.keywords:
+def _arguments(definition: Definition, deep: int) -> Arguments | None:
+    if isinstance(definition.node, ast.FunctionDef):
+        return _parameters(definition.node.args, skip=0)
+    methods = {node.name: node for node in definition.node.body if isinstance(node, ast.FunctionDef)}
+    if "__init__" in methods:
+        return _parameters(methods["__init__"].args, skip=1)
+    if "__new__" in methods or definition.node.keywords:
         return None
-    names = [ast.unparse(d.func if isinstance(d, ast.Call) else d) for d in found.node.decorator_list]
-    inherited = _inherited(found, deep)
+    names = [ast.unparse(d.func if isinstance(d, ast.Call) else d) for d in definition.node.decorator_list]
+    inherited = _inherited(definition, deep)
     if any(name.rpartition(".")[2] == "dataclass" for name in names):
-        return None if inherited is None else inherited | _fields(found.node)
+        return None if inherited is None else inherited | _fields(definition.node)
     return inherited
 
 
@@ -152,16 +203,40 @@ def _fields(node: ast.ClassDef) -> Arguments:
     return {ast.unparse(item.target): item.value is None for item in lines if "ClassVar" not in ast.dump(item)}
 
 
-def _inherited(found: Found, deep: int) -> Arguments | None:
+def _inherited(definition: Definition, deep: int) -> Arguments | None:
     """The arguments of the first base class whose text can be found."""
-    assert isinstance(found.node, ast.ClassDef)
-    for base in found.node.bases:
-        name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
-        if name in EMPTY:
-            continue
-        try:
-            above = find(f"{found.module}.{name}", deep - 1) if "." not in name else None
-        except Absent:
-            above = None
+    assert isinstance(definition.node, ast.ClassDef)
+    for base in _bases(definition.node):
+        above = _base(definition, base, deep)
         return _arguments(above, deep - 1) if above and deep else None
     return {}
+
+
+def _bases(node: ast.ClassDef) -> list[str]:
+    """The names of base classes, but for those that have no arguments or attributes of ours."""
+    names = [ast.unparse(base.value if isinstance(base, ast.Subscript) else base) for base in node.bases]
+    return [name for name in names if name not in EMPTY]
+
+
+def _base(definition: Definition, name: str, deep: int) -> Definition | None:
+    """Where a base class is defined, named as in the text of its subclass: `Base`, or `package.module.Base`."""
+    first, _, rest = name.partition(".")
+    try:
+        if not rest:
+            return find(f"{definition.module}.{name}", deep - 1)
+        module = _module_called(first, definition.module)
+        return find(f"{module}.{rest}", deep - 1) if module else None
+    except Absent:
+        return None
+
+
+def _module_called(name: str, module: str) -> str:
+    """The module or package that a name means in the text of another; empty where it is none."""
+    if (place := file_of(module)) is None:
+        return ""
+    for node in _statements(_tree(place).body):
+        for alias in node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
+            if alias.asname == name or (alias.asname is None and alias.name.split(".")[0] == name):
+                whole = alias.name if alias.asname else name
+                return f"{_imported(node, module, place)}.{whole}" if isinstance(node, ast.ImportFrom) else whole
+    return ""

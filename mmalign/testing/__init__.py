@@ -86,7 +86,8 @@ def check_model(cards: Mapping[str, Card], folder: Path) -> None:
     batch = _conversation(vlm)
     _step(model, batch)
     save(folder, vlm, cards)
-    assert torch.equal(_logits(read(folder), batch), _logits(vlm, batch)), "what was saved and loaded gives other logits"
+    again = _logits(read(folder), batch)
+    assert torch.equal(again, _logits(vlm, batch)), "what was saved and loaded gives other logits"
 
 
 def _conversation(vlm: VLM) -> Batch:

@@ -25,6 +25,7 @@ from mmalign.io import files
 from mmalign.labels import LabelSource
 from mmalign.labels.store import Store
 from mmalign.llms.chat import Chat
+from mmalign.plan.recipe import uneven
 from mmalign.training import checkpoint
 from mmalign.training.engine import world
 from mmalign.vision import Vision
@@ -200,9 +201,8 @@ class Batches:
     def __post_init__(self) -> None:
         if not self.rows:
             raise StageError("the data set is empty", fix="check its path and split")
-        if self.batch % (self.micro * self.ranks):
-            what = f"batch {self.batch} is no multiple of micro_batch {self.micro} x {self.ranks} devices"
-            raise StageError(what, at="batch", fix="another micro_batch or number of devices")
+        if problem := uneven(self.batch, self.micro, self.ranks):
+            raise StageError(problem, at="batch", fix="another micro_batch or number of devices")
 
     @property
     def passes(self) -> int:

@@ -159,3 +159,11 @@ def test_hashes_are_only_a_cache_where_nothing_can_be_written(tmp_path, monkeypa
     monkeypatch.setattr(files, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
     hashes.save()
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_the_cache_is_where_the_user_says_else_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMALIGN_CACHE", str(tmp_path / "mine"))
+    assert files.cache("banks") == tmp_path / "mine" / "banks"
+    monkeypatch.setenv("MMALIGN_CACHE", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.cache("data") == tmp_path / ".cache" / "mmalign" / "data"

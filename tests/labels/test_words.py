@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from mmalign.errors import CheckError, DataError
+from mmalign.io import files
 from mmalign.labels import bank
 from mmalign.labels.words import NearestWords, mean_similarity, tokens, used
 from mmalign.vision import Vision
@@ -81,7 +82,7 @@ def test_the_bank_is_kept_by_content(place):
 def test_a_damaged_bank_is_made_again_and_a_closed_cache_is_no_matter(place, monkeypatch):
     tower = Tower()
     want = ready(NearestWords(tower, place, keep=2)).bank.text_WJ
-    (kept,) = bank.cache().glob("*.safetensors")
+    (kept,) = files.cache("banks").glob("*.safetensors")
     kept.write_bytes(kept.read_bytes()[:-3])
     assert torch.equal(ready(NearestWords(tower, place, keep=2)).bank.text_WJ, want)
     assert tower.asked == 2

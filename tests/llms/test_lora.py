@@ -176,7 +176,7 @@ def test_few_bits_are_trained_and_resumed_under_deepspeed(tmp_path, zero):
         ({"lora": 4, "lora_alpha": -1}, "lora_alpha is above 0, not -1"),
         ({"lora": 4, "lora_dropout": 1.0}, "lora_dropout is at least 0 and below 1, not 1.0"),
         ({"lora": 4, "random": True}, "LoRA learns beside trained weights, and these are random"),
-        ({"bits": 3}, "weights are loaded in 4 or 8 bits, not 3"),
+        ({"bits": 3}, "bits is 4 or 8, not 3"),
     ],
 )
 def test_settings_nobody_can_follow_are_refused_before_weights_load(args, said):

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from mmalign.errors import GraphError, RunError
-from mmalign.pipeline import task
+from mmalign.pipeline import existing, task
 from mmalign.plan import graph
 from mmalign.plan import read as compose
 from mmalign.plan.cards import Registry
 from mmalign.plan.check import check
+from mmalign.plan.recipe import Evaluate, Export, Part
 from tests.conftest import TINY
 
 SHELF = "summary: {name}\ntarget: {target}\nargs: {args}\n"
@@ -417,3 +418,25 @@ def test_the_cards_of_a_stage_by_role(here):
     assert set(graph.cards_of(recipe, "align", Registry())) == {
         "data", "objectives.lm", "objectives.sea", "vision", "adapter", "llm",
     }  # fmt: skip
+
+
+def test_an_evaluation_asked_for_later_is_the_recipe_s_own(plan):
+    """One fingerprint, however a stage is named: `mmalign eval` finds what a recipe evaluated."""
+    nodes = plan()
+    finish(nodes["tune"])
+    bench = [Part("toy-perplexity")]
+    again = existing.again(nodes["tune"].folder, Evaluate(kind="evaluate", bench=bench, precision="fp32"), Registry())
+    assert again.folder == Path("runs").absolute() / nodes["score"].folder.name
+    assert again.name == "eval"
+    other = existing.again(nodes["tune"].folder, Evaluate(kind="evaluate", bench=bench, precision="bf16"), Registry())
+    assert other.folder != again.folder
+
+
+def test_what_stage_reads_beside_the_weights_is_handed_over_and_not_counted_again(plan):
+    text = TINY + "  words: {kind: language, data: toy-texts, optim: {lr: 1e-3}, batch: 8, steps: 1}\n"
+    nodes = plan(text, "stages.align.reads.llm=words", "stages.tune.reads.llm=words")
+    for node in nodes.values():
+        finish(node)
+    again = existing.again(nodes["tune"].folder, Export(kind="export"), Registry())
+    assert [(slot, other.name) for slot, other in again.reads] == [("weights", "tune"), ("llm", "words")]
+    assert again.what["reads"] == [["weights", nodes["tune"].folder.name]]

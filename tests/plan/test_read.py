@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.errors import RecipeError
+from mmalign.errors import DataError, RecipeError
 from mmalign.plan import read as compose
-from mmalign.plan.recipe import Evaluate, Label, Optim, Train
+from mmalign.plan.recipe import Evaluate, Label, Optim, Train, uneven
 from tests.conftest import TINY
 
 
@@ -251,3 +251,57 @@ def test_interpolation(tiny):
 def test_every_shipped_recipe_is_a_recipe():
     for name in compose.shipped():
         assert compose.load(name)
+
+
+# key=value words, read the same for every verb
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.5", 0.5), ("1e-3", 1e-3), ("16", 16), ("true", True), ("no", "no"), ("test", "test"), ("", None),
+        ("[1, a]", [1, "a"]), ("{a: 1}", {"a": 1}), ("a=b", "a=b"), ("'0.5'", "0.5"), ("hf://a/b", "hf://a/b"),
+    ],
+)  # fmt: skip
+def test_the_value_of_a_word_is_yaml(here, text, value):
+    assert compose.setting(f"key={text}") == ("key", value)
+    assert compose.setting(f"a.b={text}") == ("a.b", value)
+
+
+def test_paths_of_a_word_count_from_the_working_folder(here):
+    assert compose.setting("grades=./g.json") == ("grades", f"{here}/g.json")
+
+
+@pytest.mark.parametrize("word", ["key", "=3", ".=3", ""])
+def test_a_word_that_sets_nothing(word):
+    with pytest.raises(DataError) as caught:
+        compose.setting(word, DataError, "split=test")
+    assert caught.value.what == f"{word!r} is not key=value"
+    assert (caught.value.at, caught.value.fix) == ("command line", "for example split=test")
+
+
+def test_a_word_whose_value_is_broken():
+    with pytest.raises(DataError, match=r"cannot read '\[1': not valid YAML") as caught:
+        compose.setting("key=[1", DataError)
+    assert (caught.value.at, caught.value.fix) == ("command line  key", "quote it")
+
+
+def test_the_verbs_read_words_alike(here, mmalign):
+    from mmalign.cli import data, scores
+
+    for card in (data.card_of("toy-chat", ["size=0.5"]), scores.card_of("pope", None, ["size=0.5"])):
+        assert card.args["size"] == 0.5
+    assert scores.card_of("pope", "mine", []).args["data"] == "./mine"  # a word alone would name a card
+    assert scores.card_of("pope", "data:mine", []).args["data"] == "data:mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ((8, 4), ""), ((8, 8), ""), ((8, 4, 2), ""), ((8, 3), "batch 8 is no multiple of micro_batch 3"),
+        ((8, 16), "batch 8 is no multiple of micro_batch 16"),
+        ((8, 4, 3), "batch 8 is no multiple of micro_batch 4 x 3 devices"),
+    ],
+)  # fmt: skip
+def test_a_batch_gives_every_device_as_many_passes(given, problem):
+    assert uneven(*given) == problem
