@@ -51,6 +51,14 @@ class StageError(MMAlignError):
     exit_code = 1
 
 
+def one_of(name: str, value: object, known: Iterable[object]) -> None:
+    """Refuse a value of the argument `name` that is none of the known ones: CheckError at `args.name`."""
+    known = tuple(known)
+    if value not in known:
+        what = f"{name} must be one of {', '.join(map(str, known))}, got {value!r}"
+        raise CheckError(what, at=f"args.{name}")
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """A `try` line: the closest known name, or the first few."""
     known = sorted(map(str, known))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmalign.errors import CheckError, DataError
+from mmalign.errors import CheckError, DataError, one_of
 from mmalign.io.wordlist import firsts, read_words
 from mmalign.labels import LabelSource, Sample
 from mmalign.labels.bank import text_bank
@@ -41,8 +41,8 @@ class NearestWords(LabelSource):
         templates: Sequence[str] = ("{}",),
         vocabulary: Literal["all", "captions"] = "all",
     ) -> None:
-        _one_of("sign", sign, (1, -1, "auto"))
-        _one_of("vocabulary", vocabulary, ("all", "captions"))
+        one_of("sign", sign, (1, -1, "auto"))
+        one_of("vocabulary", vocabulary, ("all", "captions"))
         if center < 0:
             raise CheckError(f"center must be at least 0 images, got {center}", at="args.center")
         self.words, self.keep, self.sign, self.center = read_words(words), keep, sign, center
@@ -83,11 +83,6 @@ class NearestWords(LabelSource):
         words = hashlib.sha256("\n".join(self.words).encode()).hexdigest()[:12]
         settings = f"sign {self.sign:+}, center {self.center}, templates {list(self.templates)}"
         return f"{self.encoder.identity()}, words {words}, {settings}"
-
-
-def _one_of(name: str, value: object, known: Sequence[object]) -> None:
-    if value not in known:
-        raise CheckError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}", at=f"args.{name}")
 
 
 @torch.no_grad()

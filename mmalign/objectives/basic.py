@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmalign.errors import CheckError
+from mmalign.errors import CheckError, one_of
 from mmalign.llms import Look
 from mmalign.llms.rows import wide
 from mmalign.objectives import Context, Objective, Step
@@ -38,8 +38,8 @@ class Basic(Objective):
         super().__init__()
         if layers is not None and layers < 1:
             raise CheckError(f"layers must be at least 1, got {layers}", at="args.layers")
-        _one_of("weights", weights, ("increasing", "constant", "decreasing"))
-        _one_of("attention", attention, ("auto", "equal"))
+        one_of("weights", weights, ("increasing", "constant", "decreasing"))
+        one_of("attention", attention, ("auto", "equal"))
         self.layers, self.weights, self.attention, self.subtract_mean = layers, weights, attention, subtract_mean
 
     def prepare(self, context: Context) -> None:
@@ -87,7 +87,7 @@ class Distribution(Basic):
         temperature: float = 0.07,
     ) -> None:
         super().__init__(layers, weights, attention, subtract_mean)
-        _one_of("logits", logits, ("plain", "cosine"))
+        one_of("logits", logits, ("plain", "cosine"))
         if temperature <= 0:
             raise CheckError(f"temperature must be above 0, got {temperature:g}", at="args.temperature")
         self.cosine, self.temperature = logits == "cosine", temperature
@@ -117,8 +117,3 @@ def layer_weights(layers: int, kind: str) -> tuple[float, ...]:
         "decreasing": [float(i * i) for i in range(layers, 0, -1)],
     }[kind]
     return tuple(weight / sum(raw) for weight in raw)
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise CheckError(f"{name} must be one of {', '.join(known)}, got {value!r}", at=f"args.{name}")

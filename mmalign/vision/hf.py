@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from mmalign.errors import CardError
+from mmalign.errors import CardError, one_of
 from mmalign.io import files, pretrained
 from mmalign.vision import Vision, check_pixels, depth, no_text
 from mmalign.vision.alone import alone
@@ -68,8 +68,7 @@ class HFVision(Vision):
         pil: bool = False,
     ) -> None:
         super().__init__()
-        if dense not in ("plain", "value"):
-            raise CardError(f"dense is plain or value, not {dense!r}", at="args.dense")
+        one_of("dense", dense, ("plain", "value"))
         self.checkpoint, self.norm, self.pad, self.dense, self.random = checkpoint, norm, pad, dense, random
         self.pil = pil
         self.kind = _kind(checkpoint)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmalign.errors import CardError, suggest
+from mmalign.errors import CardError, one_of, suggest
 from mmalign.io import files
 from mmalign.vision import Vision, check_pixels, depth, weights
 from mmalign.vision.alone import alone
@@ -42,8 +42,7 @@ class OpenCLIPVision(Vision):
         random: bool = False,
     ) -> None:
         super().__init__()
-        if dense not in ("plain", "value"):
-            raise CardError(f"dense is plain or value, not {dense!r}", at="args.dense")
+        one_of("dense", dense, ("plain", "value"))
         self.name = f"{model}.{pretrained}" if pretrained else model
         self.checkpoint, self.source = checkpoint, (model, pretrained, checkpoint, random)
         self.norm, self.pad, self.dense = norm, pad, dense

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, Siglip2Config, Siglip2Model, SiglipImageProcessor, ViTConfig, ViTModel
 
-from mmalign.errors import CardError
+from mmalign.errors import CardError, CheckError
 from mmalign.testing import check_vision
 from mmalign.vision import hf
 from mmalign.vision.hf import HFVision
@@ -326,7 +326,7 @@ def test_a_layer_that_is_not_there(layer, folders):
 
 
 def test_dense_has_two_ways(folders):
-    with pytest.raises(CardError, match="dense is plain or value, not 'clever'"):
+    with pytest.raises(CheckError, match="dense must be one of plain, value, got 'clever'"):
         encoder(folders["clip"], dense="clever")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmalign.errors import CardError
+from mmalign.errors import CardError, CheckError
 from mmalign.testing import check_vision
 from mmalign.vision.openclip import OpenCLIPVision, load
 from tests.vision.tiny import picture, pixels
@@ -250,7 +250,7 @@ def test_timm_towers_have_no_value_path():
 
 
 def test_dense_has_two_ways():
-    with pytest.raises(CardError, match="dense is plain or value, not 'clever'"):
+    with pytest.raises(CheckError, match="dense must be one of plain, value, got 'clever'"):
         made(dense="clever")
 
 
