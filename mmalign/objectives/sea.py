@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from mmalign.errors import CheckError
 from mmalign.objectives import Context, Labels, Objective, Step
-
-MAX_SCALE = 100.0  # as in CLIP; the paper names no bound
+from mmalign.objectives.contrast import bounded, info_nce, similarities
 
 
 class SEA(Objective):
@@ -49,19 +48,10 @@ class SEA(Objective):
             visual_ND, text_ND, word_N = joined(visual_ND), joined(text_ND), joined(word_N)
             kept = once_each(word_N, shared(step.random))
             visual_ND, text_ND, word_N = visual_ND[kept], text_ND[kept], word_N[kept]
-        scale = self.log_scale.float().exp().clamp(max=MAX_SCALE)
+        scale = bounded(self.log_scale)
         step.note("pairs", len(word_N))
         step.note("temperature", 1 / scale[0])
-        return contrast(visual_ND, text_ND, scale)
-
-
-def contrast(visual_ND: Tensor, text_ND: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE over unit vectors, pair i with pair i (eq. 9)."""
-    if not len(visual_ND):  # every rank goes back through the same modules
-        return (visual_ND.sum() + text_ND.sum() + scale.sum()) * 0
-    alike_NN = scale * visual_ND @ text_ND.T  # eq. 8, with 1/tau = scale
-    own_N = torch.arange(len(visual_ND), device=alike_NN.device)
-    return (F.cross_entropy(alike_NN, own_N) + F.cross_entropy(alike_NN.T, own_N)) / 2
+        return info_nce(similarities(visual_ND, text_ND, scale))
 
 
 def draw(

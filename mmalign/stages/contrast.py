@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from mmalign.data import Data
 from mmalign.errors import CardError, DataError
 from mmalign.io import files
+from mmalign.objectives.contrast import bounded, info_nce, similarities
 from mmalign.pipeline import build
 from mmalign.pipeline.task import Task
 from mmalign.plan.recipe import Contrast
@@ -23,8 +24,6 @@ from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.vision import hf
 from mmalign.vision.hf import HFVision
-
-MAX_SCALE = 100.0  # CLIP's bound on 1/temperature
 
 
 @dataclass
@@ -56,11 +55,9 @@ class Contrastive(nn.Module):
 
     def forward(self, pairs: Pairs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         image_BJ, text_BJ = self.images(pairs.pixels_B3SS), self.texts(pairs)
-        scale = self.clip.logit_scale.float().exp().clamp(max=MAX_SCALE)
-        alike_BB = scale * image_BJ @ text_BJ.T
+        alike_BB = similarities(image_BJ, text_BJ, bounded(self.clip.logit_scale))
         own_B = torch.arange(len(alike_BB), device=alike_BB.device)
-        loss = (F.cross_entropy(alike_BB, own_B) + F.cross_entropy(alike_BB.T, own_B)) / 2
-        return {"contrast": loss}, {"accuracy": (alike_BB.argmax(1) == own_B).float().mean()}
+        return {"contrast": info_nce(alike_BB)}, {"accuracy": (alike_BB.argmax(1) == own_B).float().mean()}
 
     def images(self, pixels_B3SS: Tensor) -> Tensor:
         tower = self.clip.vision_model

@@ -1,6 +1,5 @@
 """SEA against the paper's sums, written out; its samplers against their stated distributions."""
 
-import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,10 +11,11 @@ import torch.multiprocessing as mp
 
 from mmalign.errors import CheckError
 from mmalign.objectives import Context, Step, Words
-from mmalign.objectives.sea import MAX_SCALE, SEA, contrast, draw, draw_patches, draw_words, joined, once_each
+from mmalign.objectives.contrast import MAX_SCALE, info_nce, similarities
+from mmalign.objectives.sea import SEA, draw, draw_patches, draw_words, joined, once_each
+from tests.objectives.test_contrast import TOLERANCE, eq_9
 
 GRIDS = [(4, 4, 2), (24, 24, 2), (27, 27, 2), (5, 3, 2), (3, 3, 1), (2, 7, 4), (1, 1, 3)]
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -114,31 +114,6 @@ def test_no_word_twice(images, grid, words):
         assert len(set(word_N.tolist())) == len(word_N)
 
 
-def eq_9(visual, text, tau):
-    """Equations 8 and 9 as the paper writes them: sums of logarithms of shares."""
-    n = len(visual)
-
-    def phi(a, b):
-        return math.exp(float(a.double() @ b.double()) / float(a.double().norm() * b.double().norm()) / tau)
-
-    total = 0.0
-    for i in range(n):
-        total += math.log(phi(visual[i], text[i]) / sum(phi(visual[i], text[j]) for j in range(n)))
-        total += math.log(phi(text[i], visual[i]) / sum(phi(text[i], visual[j]) for j in range(n)))
-    return -total / (2 * n)
-
-
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize(("pairs", "dim", "tau"), [(7, 16, 0.07), (1, 4, 1.0), (33, 5, 0.5)])
-def test_eq_9(pairs, dim, tau, dtype):
-    g = stream(5)
-    visual = torch.randn(pairs, dim, generator=g).to(dtype)
-    text = torch.randn(pairs, dim, generator=g)
-    unit = torch.nn.functional.normalize
-    loss = contrast(unit(visual.float(), dim=-1), unit(text, dim=-1), torch.tensor([1 / tau]))
-    assert loss.item() == pytest.approx(eq_9(visual.float(), text, tau), rel=1e-6 / tau, abs=1e-6)
-
-
 def make_step(images=2, grid=(5, 3), dim=16, words=50, dtype=torch.float32, seed=0):
     g = stream(seed)
     scores, numbers = random_labels(images, grid, words=words, shift=0.2, seed=seed)
@@ -219,7 +194,7 @@ def _rank(rank: int, folder: str) -> None:
     visual = given["visual"][rank].clone().requires_grad_()
     text = given["text"][rank].clone().requires_grad_()
     scale = torch.tensor([3.0], requires_grad=True)
-    loss = contrast(joined(visual), joined(text), scale)
+    loss = info_nce(similarities(joined(visual), joined(text), scale))
     loss.backward()
     # data-parallel training averages gradients over ranks
     found = {"loss": loss.detach(), "visual": visual.grad / 2, "text": text.grad / 2, "scale": scale.grad}
@@ -240,7 +215,7 @@ def test_gather_over_two_ranks_equals_one_process_on_the_joined_batch(tmp_path: 
     mp.spawn(_rank, (str(tmp_path),), nprocs=2)
     all_visual, all_text = (torch.cat(x).requires_grad_() for x in (visual, text))
     scale = torch.tensor([3.0], requires_grad=True)
-    loss = contrast(all_visual, all_text, scale)
+    loss = info_nce(similarities(all_visual, all_text, scale))
     loss.backward()
     found = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1)]
     for one in found:

@@ -12,7 +12,8 @@ import torch
 import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
-from mmalign.objectives.sea import SEA, contrast, draw, once_each
+from mmalign.objectives.contrast import info_nce, similarities
+from mmalign.objectives.sea import SEA, draw, once_each
 from mmalign.pipeline import build, task
 from mmalign.plan import graph
 from mmalign.plan import read as compose
@@ -163,7 +164,7 @@ def together(model: Supervised, passes: list[Batch]) -> tuple[Any, Any]:
         words.append(word_N)
     shared = int(torch.randint(1 << 62, (1,), generator=seen[0].random))
     kept = once_each(torch.cat(words), torch.Generator().manual_seed(shared))
-    return lm, contrast(torch.cat(visual)[kept], torch.cat(text)[kept], sea.log_scale.exp())
+    return lm, info_nce(similarities(torch.cat(visual)[kept], torch.cat(text)[kept], sea.log_scale.exp()))
 
 
 def test_gathering_contrasts_more_pairs_than_a_device_has(two):
