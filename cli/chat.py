@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmalign.errors import DataError
 from mmalign.pipeline import existing
 
-from .images import opened
+from .images import open_rgb
 from .models import loaded
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ HELP = "/image FILE shows an image, /forget begins anew, /quit ends"
 
 def chat(spec: str, images: Sequence[Path], most: int) -> None:
     """Read lines, answer each; the turns so far, and their images, are part of every question."""
-    place, pictures = existing.find(spec), [opened(image) for image in images]
+    place, pictures = existing.find(spec), [open_rgb(image) for image in images]
     talk = Talk(loaded(place), most)
     for picture in pictures:
         talk.show(picture)
@@ -32,7 +32,7 @@ def chat(spec: str, images: Sequence[Path], most: int) -> None:
             return
         try:
             if line.startswith("/image "):
-                talk.show(opened(Path(line.removeprefix("/image ").strip())))
+                talk.show(open_rgb(Path(line.removeprefix("/image ").strip())))
             elif line == "/forget":
                 talk.forget()
             elif line.startswith("/"):

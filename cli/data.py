@@ -20,7 +20,7 @@ from mmalign.plan.read import setting
 from . import live, show
 
 if TYPE_CHECKING:
-    from mmalign.data.check import Found
+    from mmalign.data.check import CheckResult
     from mmalign.llms.chat import Chat
 
 LISTED = 100  # bad records of each reason that --json lists; a quarantine file has all
@@ -38,23 +38,23 @@ def check(data: str, overrides: Sequence[str], jobs: int | None, quarantine: Pat
     from mmalign.data import check as doctor
 
     card = card_of(data, overrides)
-    made = cards.build(card)
+    dataset = cards.build(card)
     if quarantine:
-        made.leave_out([])  # it says so if it cannot
+        dataset.leave_out([])  # it says so if it cannot
         files.writable(quarantine)
         if quarantine.is_dir():
             raise DataError(f"{quarantine} is a folder", at=str(quarantine), fix="--quarantine FILE")
     with _progress(card.name) as progress:
-        found = doctor.check(partial(cards.build, card), jobs, progress)
+        result = doctor.check(partial(cards.build, card), jobs, progress)
     if quarantine:
-        _write(quarantine, card, found)
+        _write(quarantine, card, result)
     if as_json:
         from . import dump
 
-        dump({"data": card.name, "left_out": made.left_out} | _listed(found))
+        dump({"data": card.name, "left_out": dataset.left_out} | _as_json(result))
     else:
-        _print(card, made, found, quarantine)
-    return 1 if found.bad and not quarantine else 0
+        _print_result(card, dataset, result, quarantine)
+    return 1 if result.bad and not quarantine else 0
 
 
 def card_of(data: str, overrides: Sequence[str]) -> Card:
@@ -70,54 +70,56 @@ def card_of(data: str, overrides: Sequence[str]) -> Card:
 
 def _reader(data: str) -> str | None:
     """The reader of a file or folder; None for what is neither."""
-    place = Path(data)
-    if place.is_dir():
-        return READERS[".tar" if any(place.rglob("*.tar")) else ".parquet"]
-    return READERS.get(place.suffix) or (READERS[".json"] if files.exists(place) else None)
+    path = Path(data)
+    if path.is_dir():
+        return READERS[".tar" if any(path.rglob("*.tar")) else ".parquet"]
+    return READERS.get(path.suffix) or (READERS[".json"] if files.exists(path) else None)
 
 
-def _write(target: Path, card: Card, found: "Found") -> None:
+def _write(target: Path, card: Card, result: "CheckResult") -> None:
     """The quarantine: what the data leaves out already, and what was found now."""
     from mmalign.data import quarantine
 
-    before = quarantine.entries(card.args["quarantine"]) if card.args.get("quarantine") else []
-    quarantine.write(target, [*before, *((bad.id, bad.what) for bad in found.bad)])
+    entries = quarantine.entries(card.args["quarantine"]) if card.args.get("quarantine") else []
+    quarantine.write(target, [*entries, *((record.id, record.what) for record in result.bad)])
 
 
-def _listed(found: "Found") -> dict[str, Any]:
-    by_reason: dict[str, list[dict[str, str]]] = {reason: [] for reason in found.reasons}
-    for bad in found.bad:
-        if len(by_reason[bad.reason]) < LISTED:
-            by_reason[bad.reason].append({"id": bad.id, "what": bad.what})
+def _as_json(result: "CheckResult") -> dict[str, Any]:
+    by_reason: dict[str, list[dict[str, str]]] = {reason: [] for reason in result.reasons}
+    for record in result.bad:
+        if len(by_reason[record.reason]) < LISTED:
+            by_reason[record.reason].append({"id": record.id, "what": record.what})
     return {
-        "rows": found.rows, "images": found.images, "files": found.files, "bad": len(found.bad),
-        "reasons": found.reasons, "notes": dict(found.notes.most_common()), "listed": by_reason,
-        "noted": found.noted,
-        "seconds": round(found.seconds, 2),
+        "rows": result.rows, "images": result.images, "files": result.files, "bad": len(result.bad),
+        "reasons": result.reasons, "notes": dict(result.notes.most_common()), "listed": by_reason,
+        "noted": result.noted,
+        "seconds": round(result.seconds, 2),
     }  # fmt: skip
 
 
-def _print(card: Card, made: Data, found: "Found", quarantine: Path | None) -> None:
+def _print_result(card: Card, data: Data, result: "CheckResult", quarantine: Path | None) -> None:
     from mmalign.data.reasons import REASONS
 
-    speed = f"{found.files / max(found.seconds, 1e-9):,.0f} images/s"
-    out = f", {made.left_out:,} more left out by a quarantine" if made.left_out else ""
-    show.out.print(f"{card.name}: {found.rows:,} records{out}, {found.images:,} images, {found.seconds:.1f} s, {speed}")
-    if not found.bad:
+    speed = f"{result.files / max(result.seconds, 1e-9):,.0f} images/s"
+    out = f", {data.left_out:,} more left out by a quarantine" if data.left_out else ""
+    show.out.print(
+        f"{card.name}: {result.rows:,} records{out}, {result.images:,} images, {result.seconds:.1f} s, {speed}"
+    )
+    if not result.bad:
         show.out.print("every record can be used")
     else:
-        share = 100 * len(found.bad) / found.rows
-        show.out.print(f"{len(found.bad):,} records cannot be used ({share:.2g} %)\n")
+        share = 100 * len(result.bad) / result.rows
+        show.out.print(f"{len(result.bad):,} records cannot be used ({share:.2g} %)\n")
         table = show.table("reason", "records", "what it means", "the first")
-        for reason, count in found.reasons.items():
-            first = next(bad for bad in found.bad if bad.reason == reason)
+        for reason, count in result.reasons.items():
+            first = next(record for record in result.bad if record.reason == reason)
             table.add_row(reason, f"{count:,}", REASONS[reason], _plain(f"{first.id}  {first.what.partition(': ')[2]}"))
         show.out.print(table)
-    for note, count in found.notes.most_common():
-        show.out.print(_plain(f"note: {count:,} {note}, the first: {found.noted[note][0]}"))
+    for note, count in result.notes.most_common():
+        show.out.print(_plain(f"note: {count:,} {note}, the first: {result.noted[note][0]}"))
     if quarantine:
         show.out.print(f"written: {quarantine}   train without them: args: {{quarantine: {quarantine.absolute()}}}")
-    elif found.bad:
+    elif result.bad:
         show.out.print("leave them out: --quarantine FILE here, then args: {quarantine: FILE} where the data is named")
 
 
@@ -157,15 +159,15 @@ class _Lines:
 def look(data: str, overrides: Sequence[str], llm: str, vision: str | None, rows: str, as_json: bool) -> None:
     """Show records as the model gets them: the prompt, which tokens are trained, the images and their grid."""
     chat, grid = _chat(llm), _grid(vision)
-    made = cards.build(card_of(data, overrides))
-    seen = [_seen(made, number, chat, grid) for number in _numbers(rows, len(made))]
+    records = cards.build(card_of(data, overrides))
+    views = [_view(records, number, chat, grid) for number in _numbers(rows, len(records))]
     if as_json:
         from . import dump
 
-        dump(seen)
+        dump(views)
         return
-    for one in seen:
-        _draw(one)
+    for view in views:
+        _print_record(view)
 
 
 def _chat(name: str) -> "Chat":
@@ -190,34 +192,34 @@ def _grid(name: str | None) -> list[int] | None:
 def _numbers(rows: str, size: int) -> range:
     first, colon, last = rows.partition(":")
     try:
-        found = range(int(first or 0), min(int(last or size), size) if colon else int(first) + 1)
+        numbers = range(int(first or 0), min(int(last or size), size) if colon else int(first) + 1)
     except ValueError as err:
         raise DataError(f"--rows {rows!r} is not {ROWS}", at="command line", fix="--rows 0:3") from err
-    if not 0 <= found.start < found.stop <= size:
+    if not 0 <= numbers.start < numbers.stop <= size:
         raise DataError(f"--rows {rows}: the data has {size:,} records", at="command line", fix=f"--rows 0:{size}")
-    return found
+    return numbers
 
 
-def _seen(data: Data, number: int, chat: "Chat", grid: list[int] | None) -> dict[str, Any]:
+def _view(data: Data, number: int, chat: "Chat", grid: list[int] | None) -> dict[str, Any]:
     """A record in plain values; where it cannot be used, what is wrong with it."""
     try:
         record = data[number]
         tokens = grid[0] * grid[1] if grid else 1
-        found = chat.encode(record.turns, [tokens] * len(record.images))
+        encoding = chat.encode(record.turns, [tokens] * len(record.images))
     except DataError as err:
         return {"row": number, "id": data.id_of(number), "error": err.what}
-    states = ["image" if i == chat.mark else "trained" if t else "read"
-              for i, t in zip(found.ids, found.trained, strict=True)]  # fmt: skip
+    states = ["image" if id_ == chat.mark else "trained" if trained else "read"
+              for id_, trained in zip(encoding.ids, encoding.trained, strict=True)]  # fmt: skip
     return {
         "row": number,
         "id": record.id,
-        "images": [_image(data, reference, grid) for reference in record.images],
+        "images": [_image_view(data, reference, grid) for reference in record.images],
         "tokens": {state: states.count(state) for state in STATES} | {"all": len(states)},
-        "parts": _parts(chat, found.ids, states),
+        "parts": _runs(chat, encoding.ids, states),
     }
 
 
-def _image(data: Data, reference: Any, grid: list[int] | None) -> dict[str, Any]:
+def _image_view(data: Data, reference: Any, grid: list[int] | None) -> dict[str, Any]:
     try:
         image = data.image(reference)
     except DataError as err:
@@ -225,46 +227,46 @@ def _image(data: Data, reference: Any, grid: list[int] | None) -> dict[str, Any]
     return {"width": image.width, "height": image.height, "grid": grid}
 
 
-def _parts(chat: "Chat", ids: Sequence[int], states: Sequence[str]) -> list[dict[str, Any]]:
+def _runs(chat: "Chat", ids: Sequence[int], states: Sequence[str]) -> list[dict[str, Any]]:
     """Runs of tokens of one state, each token's text apart: as the whole text is read, so that no space is lost."""
     texts: list[str] = []
-    for at, state in enumerate(states):
-        texts.append("" if state == "image" else _text(chat, ids[max(0, at - 8) : at], ids[at]))
-    runs = groupby(range(len(ids)), key=lambda at: states[at])
-    return [{"state": state, "tokens": [texts[at] for at in run]} for state, run in runs]
+    for index, state in enumerate(states):
+        texts.append("" if state == "image" else _token_text(chat, ids[max(0, index - 8) : index], ids[index]))
+    runs = groupby(range(len(ids)), key=lambda index: states[index])
+    return [{"state": state, "tokens": [texts[index] for index in run]} for state, run in runs]
 
 
-def _text(chat: "Chat", before: Sequence[int], own: int) -> str:
+def _token_text(chat: "Chat", before: Sequence[int], own: int) -> str:
     """What a token adds to the text of the few before it."""
     decode = partial(chat.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    whole, known = decode([*before, own]), decode(list(before))
-    return str(whole[len(known) :] if whole.startswith(known) else decode([own]))
+    text, prefix = decode([*before, own]), decode(list(before))
+    return str(text[len(prefix) :] if text.startswith(prefix) else decode([own]))
 
 
-def _draw(one: dict[str, Any]) -> None:
-    show.out.print(f"record {one['row']}  {one['id']}", style="bold")
-    if "error" in one:
-        show.out.print(f"  cannot be used: {one['error']}\n")
+def _print_record(record: dict[str, Any]) -> None:
+    show.out.print(f"record {record['row']}  {record['id']}", style="bold")
+    if "error" in record:
+        show.out.print(f"  cannot be used: {record['error']}\n")
         return
-    for image in one["images"]:
+    for image in record["images"]:
         size = f"{image['width']} x {image['height']} pixels" if "width" in image else image["error"]
         grid = " x ".join(map(str, image.get("grid") or []))
         show.out.print(f"  image: {size}" + (f", {grid} patches" if grid else ""))
-    count = one["tokens"]
+    count = record["tokens"]
     show.out.print(f"  {count['all']} tokens: {count['trained']} trained, {count['read']} read, {count['image']} image")
-    for part in one["parts"]:
-        show.out.print(_part(part))
+    for run in record["parts"]:
+        show.out.print(_run_text(run))
     show.out.print()
 
 
-def _part(part: dict[str, Any]) -> Any:
+def _run_text(run: dict[str, Any]) -> Any:
     """A run of tokens: a colour for its state and stripes for its tokens; its state in words where colours are off."""
     from rich.text import Text
 
-    made = Text(f"  {part['state']:<8}| ")
-    if part["state"] == "image":
-        return made.append(f"<image> x {len(part['tokens'])}", STATES["image"])
-    for number, text in enumerate(part["tokens"]):
-        style = STATES[part["state"]] + (" underline" if number % 2 else "")
-        made.append(text.replace("\n", "\\n"), style)
-    return made
+    styled = Text(f"  {run['state']:<8}| ")
+    if run["state"] == "image":
+        return styled.append(f"<image> x {len(run['tokens'])}", STATES["image"])
+    for number, text in enumerate(run["tokens"]):
+        style = STATES[run["state"]] + (" underline" if number % 2 else "")
+        styled.append(text.replace("\n", "\\n"), style)
+    return styled

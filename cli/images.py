@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def opened(place: Path) -> "Image":
+def open_rgb(path: Path) -> "Image":
     """The picture in a file, RGB and upright as it will be seen; a DataError that names the file."""
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(place) as source:
+        with Image.open(path) as source:
             return rgb(ImageOps.exif_transpose(source))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
         reason = getattr(err, "strerror", None) or str(err)
-        what = f"cannot open the image {place}: {reason}"
-        raise DataError(what, at=str(place), fix="a picture: PNG, JPEG, ...") from err
+        what = f"cannot open the image {path}: {reason}"
+        raise DataError(what, at=str(path), fix="a picture: PNG, JPEG, ...") from err

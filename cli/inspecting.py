@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmalign.errors import RunError
 from mmalign.pipeline import existing
 
-from .images import opened
+from .images import open_rgb
 from .models import loaded
 from .show import out, table
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def inspect(spec: str, images: Sequence[Path], layers: str, keep: int, target: Path | None, as_json: bool) -> None:
     place, depths = existing.find(spec), numbers(layers)
-    pictures = {str(image): opened(image) for image in images}  # each once
+    pictures = {str(image): open_rgb(image) for image in images}  # each once
     if target and not (target.absolute().parent).is_dir():
         raise RunError(f"no folder {target.parent}", at=str(target), fix="--out in a folder that is there")
     model = loaded(place)

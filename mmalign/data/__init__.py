@@ -71,7 +71,7 @@ class Data:
         """The picture behind a reference of a record, 8-bit RGB; DataError with the reason when it cannot be read."""
         raise DataError(f"this data has no images, but a record refers to {reference!r}")
 
-    def stored(self, reference: Any) -> tuple[bytes, str] | None:
+    def image_file(self, reference: Any) -> tuple[bytes, str] | None:
         """(an image's file as it is, a name for it); None where images are no files."""
         return None
 

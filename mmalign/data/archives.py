@@ -11,85 +11,91 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmalign.data import kept
-from mmalign.data.kept import Array
+from mmalign.data import cache
+from mmalign.data.cache import Array
 from mmalign.data.ranges import Ranges
 from mmalign.data.reasons import BYTES, Unusable, large
 from mmalign.errors import DataError
 
 HEADER = struct.Struct("<4s22xHH")  # a zip member's own header: its mark, the lengths of its name and extra field
 EXTRA = 512  # bytes read beyond the header, so that one read is nearly always enough
-PLAIN = 0xFFFF  # a member of a tar, whose bytes lie as they are at its offset
-PACKED = 1  # the flag of an encrypted zip member
+UNCOMPRESSED = 0xFFFF  # a member of a tar, whose bytes lie as they are at its offset
+ENCRYPTED = 1  # the flag of an encrypted zip member
 
 _MEMBER = np.dtype([("hash", "<u8"), ("offset", "<i8"), ("size", "<i8"), ("full", "<i8"), ("how", "<u2")])
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive. size, full: bytes there and unpacked. how: PLAIN, or zip's number of the compression."""
+    """A file in an archive. offset, size, unpacked: in bytes, as it lies there and unpacked.
+
+    compression: UNCOMPRESSED, or zip's number of the method.
+    """
 
     name: str
     offset: int
     size: int
-    full: int
-    how: int = PLAIN
+    unpacked: int
+    compression: int = UNCOMPRESSED
 
 
 class Archive:
-    """An uncompressed .tar, or a .zip; local or an fsspec URL."""
+    """An uncompressed .tar, or a .zip; local or an fsspec URL. A DataError where it cannot be listed."""
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
         self.ranges = Ranges(spec)
-        self.members = kept.array("members", self.ranges.key, self._list)
+        self.members = cache.array("members", self.ranges.key, self._list)
         self.hashes = np.ascontiguousarray(self.members["hash"])  # else every search would copy them
 
     def read(self, name: str) -> bytes:
-        inside = plain_name(name)
-        hashed = np.uint64(_hash(inside))
-        at = int(np.searchsorted(self.hashes, hashed, side="right")) - 1
-        if at < 0 or self.hashes[at] != hashed:
-            raise Unusable("missing", f"no image {inside[:80]}", at=self.spec)
-        _, offset, size, full, how = map(int, self.members[at])
-        if full > BYTES:
-            raise large(inside, full)
-        member = Member(inside, offset, size, full, how)
-        return self.ranges.read(offset, offset + size) if how == PLAIN else self._unzipped(member)
+        """The content of a member; Unusable, with `missing` where there is none of that name."""
+        plain = plain_name(name)
+        name_hash = np.uint64(_hash(plain))
+        index = int(np.searchsorted(self.hashes, name_hash, side="right")) - 1
+        if index < 0 or self.hashes[index] != name_hash:
+            raise Unusable("missing", f"no image {plain[:80]}", at=self.spec)
+        _, offset, size, unpacked, compression = map(int, self.members[index])
+        if unpacked > BYTES:
+            raise large(plain, unpacked)
+        member = Member(plain, offset, size, unpacked, compression)
+        return self.ranges.read(offset, offset + size) if compression == UNCOMPRESSED else self._unzipped(member)
 
     def _unzipped(self, member: Member) -> bytes:
         """The member of a zip archive; what precedes it tells where it really begins."""
-        ahead = HEADER.size + len(member.name.encode(errors="surrogatepass")) + EXTRA
-        data = self.ranges.read(member.offset, member.offset + ahead + member.size)
-        if len(data) < HEADER.size or (mark := HEADER.unpack_from(data))[0] != b"PK\3\4":
+        header_size = HEADER.size + len(member.name.encode(errors="surrogatepass")) + EXTRA
+        data = self.ranges.read(member.offset, member.offset + header_size + member.size)
+        if len(data) < HEADER.size or (header := HEADER.unpack_from(data))[0] != b"PK\3\4":
             raise Unusable("broken", f"{member.name} is not where the archive says", at=self.spec)
-        start = HEADER.size + mark[1] + mark[2]
+        start = HEADER.size + header[1] + header[2]
         if len(data) < start + member.size:
             data = self.ranges.read(member.offset, member.offset + start + member.size)
         return self._inflated(member, data[start : start + member.size])
 
     def _inflated(self, member: Member, data: bytes) -> bytes:
-        if member.how == zipfile.ZIP_STORED:
+        if member.compression == zipfile.ZIP_STORED:
             return data
-        if member.how != zipfile.ZIP_DEFLATED:
-            raise Unusable("unreadable", f"{member.name} is packed by method {member.how}", at=self.spec)
+        if member.compression != zipfile.ZIP_DEFLATED:
+            raise Unusable("unreadable", f"{member.name} is packed by method {member.compression}", at=self.spec)
         try:
-            made = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, member.full + 1)
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, member.unpacked + 1)
         except zlib.error as err:
             raise Unusable("broken", f"{member.name} cannot be unpacked: {err}", at=self.spec) from err
-        if len(made) != member.full:
-            raise Unusable("truncated", f"{member.name} unpacks to {len(made)} of {member.full} bytes", at=self.spec)
-        return made
+        if len(content) != member.unpacked:
+            what = f"{member.name} unpacks to {len(content)} of {member.unpacked} bytes"
+            raise Unusable("truncated", what, at=self.spec)
+        return content
 
     def _list(self) -> Array:
-        found = zip_members(self.ranges) if self.spec.endswith(".zip") else tar_members(self.ranges)
-        rows = [(_hash(plain_name(m.name)), m.offset, m.size, m.full, m.how) for m in found]
+        """members_M, sorted by the hash of the name."""
+        members = zip_members(self.ranges) if self.spec.endswith(".zip") else tar_members(self.ranges)
+        rows = [(_hash(plain_name(m.name)), m.offset, m.size, m.unpacked, m.compression) for m in members]
         table = np.array(rows, dtype=_MEMBER)
         return table[np.argsort(table["hash"], kind="stable")]  # of two members of one name, the later one counts
 
 
 def tar_members(ranges: Ranges) -> Iterator[Member]:
-    """The files of a tar archive, in order."""
+    """The files of a tar archive, in order; a DataError where it is damaged."""
     try:
         with ranges.open() as source, tarfile.open(fileobj=source, mode="r:") as archive:
             while (member := archive.next()) is not None:
@@ -103,20 +109,20 @@ def tar_members(ranges: Ranges) -> Iterator[Member]:
 
 
 def _tar_fix(ranges: Ranges) -> str:
-    packed = ranges.read(0, 3).startswith((b"\x1f\x8b", b"BZh", b"\xfd7z"))
-    return "unpack it: a compressed tar cannot be read at random" if packed else "fetch the archive again"
+    compressed = ranges.read(0, 3).startswith((b"\x1f\x8b", b"BZh", b"\xfd7z"))
+    return "unpack it: a compressed tar cannot be read at random" if compressed else "fetch the archive again"
 
 
 def zip_members(ranges: Ranges) -> Iterator[Member]:
-    """The files of a zip archive."""
+    """The files of a zip archive; a DataError where it is damaged or encrypted."""
     try:
         with ranges.open() as source, zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
-                if info.flag_bits & PACKED:
+                if info.flag_bits & ENCRYPTED:
                     raise DataError(f"{info.filename} is encrypted", at=ranges.spec, fix="unpack the archive yourself")
                 if not info.is_dir():
-                    size, full = info.compress_size, info.file_size
-                    yield Member(info.filename, info.header_offset, size, full, info.compress_type)
+                    size, unpacked = info.compress_size, info.file_size
+                    yield Member(info.filename, info.header_offset, size, unpacked, info.compress_type)
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as err:
         raise DataError(f"not a readable zip archive: {err}", at=ranges.spec, fix="fetch the archive again") from err
 

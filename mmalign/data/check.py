@@ -35,13 +35,13 @@ TINY, HUGE = 16, 4096  # pixels of a side that are worth a note
 ENDINGS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP"}
 AGAIN = "rows with the id of an earlier row"
 
-Make = Callable[[], Data]
+MakeData = Callable[[], Data]
 Progress = Callable[[int, int], None]
 Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Bad:
+class BadRecord:
     """A record that cannot be used. id: what a quarantine calls it. what: the message, which begins with the reason."""
 
     id: str
@@ -50,8 +50,8 @@ class Bad:
 
 
 @dataclass
-class Found:
-    """What a check of some records, or of all of them, found.
+class CheckResult:
+    """What is wrong with some records of a data set, or with all of them.
 
     notes: usable, but worth knowing: {note: how many}. noted: the ids of the first of them.
     """
@@ -59,7 +59,7 @@ class Found:
     rows: int = 0
     images: int = 0  # references to images in the rows
     files: int = 0  # images decoded: one that several rows refer to counts once for every process
-    bad: list[Bad] = field(default_factory=list)
+    bad: list[BadRecord] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     noted: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -67,46 +67,47 @@ class Found:
     @property
     def reasons(self) -> dict[str, int]:
         """{reason: bad records}, the most frequent first."""
-        return dict(Counter(one.reason for one in self.bad).most_common())
+        return dict(Counter(record.reason for record in self.bad).most_common())
 
-    def add(self, other: "Found") -> None:
+    def add(self, other: "CheckResult") -> None:
         self.rows += other.rows
         self.images += other.images
         self.files += other.files
         self.bad += other.bad
         self.notes += other.notes
         for note, ids in other.noted.items():
-            self.name(note, ids)
+            self.keep_ids(note, ids)
 
-    def name(self, note: str, ids: Iterable[str]) -> None:
+    def keep_ids(self, note: str, ids: Iterable[str]) -> None:
         """Keep the ids of records with a note, if there are not enough already."""
-        known = self.noted.setdefault(note, [])
-        known += islice(ids, NOTED - len(known))
+        kept = self.noted.setdefault(note, [])
+        kept += islice(ids, NOTED - len(kept))
 
 
-Chunk = tuple[Found, Hashes]
-Wrong = tuple[str, str] | None  # the reason and the message, None for an image that can be used
+Chunk = tuple[CheckResult, Hashes]
+Fault = tuple[str, str] | None  # the reason and the message, None for an image that can be used
 _examiner: "Examiner"  # of a process of the pool
 
 
-def check(make: Make, jobs: int | None = None, progress: Progress | None = None) -> Found:
+def check(make: MakeData, jobs: int | None = None, progress: Progress | None = None) -> CheckResult:
     """Check the data set that `make` builds; `make` is sent to other processes, so it must be picklable.
 
-    jobs: processes; None: one for each core. progress: called with the records done and their number.
+    jobs: processes; None: one for each core. progress: called with the records done and their number. A DataError where
+    a process dies; what is wrong with a record is no error, but in the result.
     """
     began = time.monotonic()
     data = make()
-    found, ids = Found(), []
+    result, hashes_of_chunks = CheckResult(), []
     jobs = 1 if len(data) <= FEW else jobs or cores()
     starts = range(0, len(data), CHUNK)
-    for part, own in map(Examiner(data).chunk, starts) if jobs == 1 else _spread(make, jobs, starts):
-        found.add(part)
-        ids.append(own)
+    for chunk, hashes in map(Examiner(data).chunk, starts) if jobs == 1 else _in_processes(make, jobs, starts):
+        result.add(chunk)
+        hashes_of_chunks.append(hashes)
         if progress:
-            progress(found.rows, len(data))
-    _repeated(data, ids, found)
-    found.seconds = time.monotonic() - began
-    return found
+            progress(result.rows, len(data))
+    _note_repeated_ids(data, hashes_of_chunks, result)
+    result.seconds = time.monotonic() - began
+    return result
 
 
 def cores() -> int:
@@ -114,15 +115,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _spread(make: Make, jobs: int, starts: range) -> Iterator[Chunk]:
+def _in_processes(make: MakeData, jobs: int, starts: range) -> Iterator[Chunk]:
     """The chunks in order, from processes of their own: a decoder that crashes cannot take the check with it."""
     waiting: deque[tuple[int, Future[Chunk]]] = deque()
     left = iter(starts)
-    pool = ProcessPoolExecutor(jobs, _context(), initializer=_begin, initargs=(make,))
+    pool = ProcessPoolExecutor(jobs, _context(), initializer=_init_process, initargs=(make,))
     try:
         for _ in starts:
             while len(waiting) < jobs * AHEAD and (start := next(left, None)) is not None:
-                waiting.append((start, pool.submit(_chunk, start)))
+                waiting.append((start, pool.submit(_check_chunk, start)))
             yield waiting[0][1].result()
             waiting.popleft()
     except BrokenProcessPool as err:
@@ -138,33 +139,33 @@ def _context() -> Any:
     return multiprocessing.get_context("fork" if alone else "spawn")
 
 
-def _begin(make: Make) -> None:
+def _init_process(make: MakeData) -> None:
     """In a process of the pool."""
     global _examiner
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process stops the others
     _examiner = Examiner(make())
 
 
-def _chunk(start: int) -> Chunk:
+def _check_chunk(start: int) -> Chunk:
     return _examiner.chunk(start)
 
 
 class Examiner:
-    """Looks at records, at the image of several records once."""
+    """Examines records; the image of several records once."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
-        self.seen: dict[int, Wrong] = {}  # by the hash of a reference
+        self.faults: dict[int, Fault] = {}  # by the hash of a reference
 
     def chunk(self, start: int) -> Chunk:
-        """(what some records are like, the hashes of their own ids)."""
-        found = Found()
+        """(the result of CHUNK records from `start` on, the hashes of their own ids)."""
+        result = CheckResult()
         numbers = range(start, min(start + CHUNK, len(self.data)))
         records = [self._read(number) for number in numbers]  # all before any image: in turns, both are slower
         with warnings.catch_warnings():  # of damaged EXIF; harmless here, where one thread runs
             warnings.simplefilter("ignore")
-            ids = [self._record(*both, found) for both in zip(numbers, records, strict=True)]
-        return found, np.array(ids, np.uint64)
+            ids = [self._check_record(*pair, result) for pair in zip(numbers, records, strict=True)]
+        return result, np.array(ids, np.uint64)
 
     def _read(self, number: int) -> Record | DataError:
         try:
@@ -172,38 +173,38 @@ class Examiner:
         except DataError as err:
             return err
 
-    def _record(self, number: int, record: Record | DataError, found: Found) -> int:
+    def _check_record(self, number: int, record: Record | DataError, result: CheckResult) -> int:
         """Examine one record; returns the hash of its own id."""
-        found.rows += 1
+        result.rows += 1
         if isinstance(record, DataError):
-            name = self.data.id_of(number)
-            found.bad.append(Bad(name, reason_of(record), record.what))
-            return _hash(_own(self.data, name))
-        found.images += len(record.images)
-        wrong = [self._image(reference, record.id, found) for reference in record.images]
-        if first := next(filter(None, wrong), None):
-            found.bad.append(Bad(record.id, *first))
-        return _hash(_own(self.data, record.id))
+            id_ = self.data.id_of(number)
+            result.bad.append(BadRecord(id_, reason_of(record), record.what))
+            return _hash(_own_id(self.data, id_))
+        result.images += len(record.images)
+        faults = [self._check_image(reference, record.id, result) for reference in record.images]
+        if first := next(filter(None, faults), None):
+            result.bad.append(BadRecord(record.id, *first))
+        return _hash(_own_id(self.data, record.id))
 
-    def _image(self, reference: Any, id_: str, found: Found) -> Wrong:
+    def _check_image(self, reference: Any, id_: str, result: CheckResult) -> Fault:
         key = _hash(repr(reference))
-        if key not in self.seen:
-            found.files += 1
-            self.seen[key] = self._decoded(reference, id_, found)
-        return self.seen[key]
+        if key not in self.faults:
+            result.files += 1
+            self.faults[key] = self._decode(reference, id_, result)
+        return self.faults[key]
 
-    def _decoded(self, reference: Any, id_: str, found: Found) -> Wrong:
+    def _decode(self, reference: Any, id_: str, result: CheckResult) -> Fault:
         """Decode an image as training would."""
         try:
-            stored = self.data.stored(reference)
-            if stored is None:
+            file = self.data.image_file(reference)
+            if file is None:
                 self.data.image(reference)
             else:
-                image = decode.opened(*stored)
-                decode.loaded(image, stored[1])
-                for note in _notes(image, stored[1]):
-                    found.notes[note] += 1
-                    found.name(note, [id_])
+                image = decode.open_image(*file)
+                decode.load_rgb(image, file[1])
+                for note in _notes(image, file[1]):
+                    result.notes[note] += 1
+                    result.keep_ids(note, [id_])
         except DataError as err:
             return reason_of(err), err.what
         return None
@@ -232,30 +233,30 @@ def _turned(image: Any) -> bool:
         return False
 
 
-def _own(data: Data, id_: str) -> str:
+def _own_id(data: Data, id_: str) -> str:
     """A record's id as its row gives it: without the row's number, which readers of files add; empty: it gives none."""
-    own = id_.rpartition("@")[0] if isinstance(data, (Rows, Mixture)) else id_
-    return "" if own.endswith("/") else own  # a mixture puts the member's number in front
+    id_in_row = id_.rpartition("@")[0] if isinstance(data, (Rows, Mixture)) else id_
+    return "" if id_in_row.endswith("/") else id_in_row  # a mixture puts the member's number in front
 
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little")
 
 
-def _repeated(data: Data, ids: list[Hashes], found: Found) -> None:
+def _note_repeated_ids(data: Data, chunks: list[Hashes], result: CheckResult) -> None:
     """Ids that several records have. Readers of files tell them apart by the row's number; elsewhere it is a fault."""
-    hash_N = np.concatenate(ids) if ids else np.zeros(0, np.uint64)
+    hash_N = np.concatenate(chunks) if chunks else np.zeros(0, np.uint64)
     order = np.argsort(hash_N, kind="stable")
-    again = order[1:][np.diff(hash_N[order]) == 0]  # all but the first of each
-    again = again[hash_N[again] != _hash("")]
-    numbers = sorted(map(int, again))
+    repeats = order[1:][np.diff(hash_N[order]) == 0]  # all but the first of each
+    repeats = repeats[hash_N[repeats] != _hash("")]
+    numbers = sorted(map(int, repeats))
     if not numbers:
         return
     if isinstance(data, (Rows, Mixture)):
-        found.notes[AGAIN] += len(numbers)
-        found.name(AGAIN, map(data.id_of, numbers))
+        result.notes[AGAIN] += len(numbers)
+        result.keep_ids(AGAIN, map(data.id_of, numbers))
         return
     for number in numbers:
-        name = data.id_of(number)
-        err = Unusable("id", f"record {number} has the id of an earlier one, {name}")
-        found.bad.append(Bad(name, err.reason, err.what))
+        id_ = data.id_of(number)
+        err = Unusable("id", f"record {number} has the id of an earlier one, {id_}")
+        result.bad.append(BadRecord(id_, err.reason, err.what))

@@ -32,19 +32,19 @@ def picture(data: bytes, name: str) -> "Image":
     Nothing is padded or repaired. The picture keeps its EXIF: whether to turn it upright is for the encoder to say,
     in training and evaluation alike.
     """
-    return loaded(opened(data, name), name)
+    return load_rgb(open_image(data, name), name)
 
 
-def opened(data: bytes, name: str) -> "Image":
-    """The image with its format, mode and size known, and its pixels not yet decoded."""
-    _look(data, name)
+def open_image(data: bytes, name: str) -> "Image":
+    """The image with its format, mode and size known, and its pixels not yet decoded; Unusable with the reason."""
+    _check_bytes(data, name)
     for factory, accepts in _openers():
         if accepts(data[:16]) is not True:  # a text is Pillow's way to say that it was built without this format
             continue
         try:
             image: Image = factory(io.BytesIO(data), "")
         except Exception as err:
-            raise _bad(err, name) from err
+            raise _unusable(err, name) from err
         if image.width * image.height > PIXELS:
             what = f"{name} has {image.width} x {image.height} pixels, and no more than {PIXELS:,} are decoded"
             raise Unusable("oversized", what)
@@ -52,8 +52,8 @@ def opened(data: bytes, name: str) -> "Image":
     raise Unusable("broken", f"{name} begins with {data[:8]!r}, as no image format does that is read here")
 
 
-def loaded(image: "Image", name: str) -> "Image":
-    """The pixels of an opened image, in RGB."""
+def load_rgb(image: "Image", name: str) -> "Image":
+    """The pixels of an opened image, in 8-bit RGB; Unusable with the reason."""
     from PIL import ImageFile
 
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -63,7 +63,7 @@ def loaded(image: "Image", name: str) -> "Image":
         image.load()
         return rgb(image)
     except Exception as err:  # Pillow's decoders raise some ten kinds of errors on damaged files
-        raise _bad(err, name) from err
+        raise _unusable(err, name) from err
 
 
 @cache
@@ -72,12 +72,12 @@ def _openers() -> list[Opener]:
 
     for module in FORMATS.values():
         import_module(f"PIL.{module}ImagePlugin")
-    found = [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
-    return [(factory, accepts) for factory, accepts in found if accepts]
+    plugins = [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
+    return [(factory, accepts) for factory, accepts in plugins if accepts]
 
 
-def _look(data: bytes, name: str) -> None:
-    """What can be said about an image from its bytes alone."""
+def _check_bytes(data: bytes, name: str) -> None:
+    """Refuse what can be refused by its bytes alone."""
     if not data:
         raise Unusable("empty", f"{name} has no bytes")
     if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(WEB):
@@ -86,8 +86,8 @@ def _look(data: bytes, name: str) -> None:
         raise Unusable("truncated", f"{name} is a JPEG without an end; {len(data):,} bytes are left of it")
 
 
-def _bad(err: Exception, name: str) -> Unusable:
+def _unusable(err: Exception, name: str) -> Unusable:
     if isinstance(err, Unusable):
         return err
-    said = str(err) or type(err).__name__
-    return Unusable("truncated" if any(word in said for word in EARLY) else "broken", f"{name}: {said}")
+    message = str(err) or type(err).__name__
+    return Unusable("truncated" if any(word in message for word in EARLY) else "broken", f"{name}: {message}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmalign.data.rows import Rows
-from mmalign.data.table import IMAGES, Cell, cells
+from mmalign.data.table import IMAGES, ImageCell, image_cells
 from mmalign.errors import DataError
 
 
@@ -22,36 +22,36 @@ class Hub(Rows):
         images: str | Sequence[str] | None = None,
         quarantine: str | None = None,
     ) -> None:
-        library = _library()
+        datasets = _library()
         try:
-            found = library.load_dataset(name, subset, split=split, revision=revision)
+            dataset = datasets.load_dataset(name, subset, split=split, revision=revision)
         except Exception as err:  # the hub, the network, the builder: each raises its own
-            said = (str(err) or type(err).__name__).splitlines()[0]
-            raise DataError(f"cannot load {name!r}: {said}", at=name, fix="check name, split and network") from err
+            reason = (str(err) or type(err).__name__).splitlines()[0]
+            raise DataError(f"cannot load {name!r}: {reason}", at=name, fix="check name, split and network") from err
         for column in IMAGES:
-            if column in found.column_names:
-                found = found.cast_column(column, _undecoded(library, found.features[column]))
-        self.found = found
-        super().__init__(len(found), images, quarantine)
+            if column in dataset.column_names:
+                dataset = dataset.cast_column(column, _undecoded(datasets, dataset.features[column]))
+        self.dataset = dataset
+        super().__init__(len(dataset), images, quarantine)
 
     def raw(self, row: int) -> Mapping[str, Any]:
-        raw = dict(self.found[row])
-        return raw | {key: cells(raw[key], row, key) for key in IMAGES if key in raw}
+        raw = dict(self.dataset[row])
+        return raw | {key: image_cells(raw[key], row, key) for key in IMAGES if key in raw}
 
-    def stored(self, reference: Any) -> tuple[bytes, str]:
-        if not isinstance(reference, Cell):
-            return super().stored(reference)
-        found = self.found[reference.row][reference.column]
-        data, name = super().stored(found[reference.place] if isinstance(found, list) else found)
+    def image_file(self, reference: Any) -> tuple[bytes, str]:
+        if not isinstance(reference, ImageCell):
+            return super().image_file(reference)
+        cell = self.dataset[reference.row][reference.column]
+        data, name = super().image_file(cell[reference.index] if isinstance(cell, list) else cell)
         return data, f"row {reference.row}: {name}"
 
 
-def _undecoded(library: Any, feature: Any) -> Any:
+def _undecoded(datasets: Any, feature: Any) -> Any:
     """The same type, with images as {bytes, path}: they are decoded here, like all others."""
-    if isinstance(feature, library.Image):
-        return library.Image(decode=False)
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
     inner = getattr(feature, "feature", None)
-    return type(feature)(_undecoded(library, inner)) if inner is not None else feature
+    return type(feature)(_undecoded(datasets, inner)) if inner is not None else feature
 
 
 def _library() -> Any:

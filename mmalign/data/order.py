@@ -1,6 +1,6 @@
-"""The order of an epoch: records of like length share a pass and a step, so that nobody pads or waits; else random.
+"""The order of an epoch: micro-batches and steps of records of like length, so that nobody pads or waits; else random.
 
-Letters: N records, P passes, S passes of a step, M records of a pass.
+Letters: N records, U micro-batches, M records of a micro-batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,67 +21,69 @@ Array = NDArray[Any]
 
 def grouped(
     length_N: Sequence[int] | Array,
-    micro: int,
+    micro_batch: int,
     batch: int,
     seed: int | Sequence[int],
     kind_N: Sequence[int] | Array | None = None,
     start: int = 0,
 ) -> Array:
-    """A permutation of N records for one epoch, the same for the same arguments.
+    """order_N: a permutation of N records for one epoch, the same for the same arguments.
 
-    Every run of `micro` records is a pass: of one kind, and drawn at random from the records of its length (LLaVA
-    sorts windows of random records instead, which pads more where few records are long). A step of `batch` records is
-    made of passes of like length and kind, as those of Hugging Face's LengthGroupedSampler are: whatever number of
+    Every run of `micro_batch` records is of one kind, and drawn at random from the records of its length (LLaVA sorts
+    windows of random records instead, which pads more where few records are long). A step of `batch` records is made
+    of micro-batches of like length and kind, as those of Hugging Face's LengthGroupedSampler are: whatever number of
     devices share a step, none waits for another. The order of the steps is random.
 
-    kind_N: records of different kinds meet in no pass, save a few left over (LLaVA keeps those with and without an
-    image apart). start: records seen in earlier epochs. The first records fill up the pass and the step in which they
-    ended; they and the epoch's last, less than a step each, are of any length.
+    length_N: in tokens. kind_N: records of different kinds meet in no micro-batch, save a few left over (LLaVA keeps
+    those with and without an image apart). start: records of earlier epochs. The first records fill up the micro-batch
+    and the step in which those ended; they and the epoch's last, less than a step each, are of any length.
     """
     lengths = np.asarray(length_N)
     kinds = np.zeros(len(lengths), np.int64) if kind_N is None else np.asarray(kind_N)
     random = np.random.default_rng(seed)
-    passes_PM, rest = _passes(lengths, kinds, micro, random)
-    ahead = min(-start % micro, len(lengths))  # places left in the last pass of the epoch before
-    while len(rest) < ahead:
-        passes_PM, rest = passes_PM[:-1], np.concatenate([rest, passes_PM[-1]])
-    head, rest = rest[:ahead], rest[ahead:]
+    micro_UM, rest = _micro_batches(lengths, kinds, micro_batch, random)
+    missing = min(-start % micro_batch, len(lengths))  # from the last micro-batch of the epoch before
+    while len(rest) < missing:
+        micro_UM, rest = micro_UM[:-1], np.concatenate([rest, micro_UM[-1]])
+    head, rest = rest[:missing], rest[missing:]
     rest = rest[np.lexsort([lengths[rest], kinds[rest]])]
-    whole = len(rest) // micro * micro
-    passes_PM = random.permutation(np.concatenate([passes_PM, rest[:whole].reshape(-1, micro)]))
-    fills = min(-(start + ahead) % batch // micro, len(passes_PM))
-    steps = (len(passes_PM) - fills) * micro // batch
-    first, inner, last = np.split(passes_PM, [fills, fills + steps * (batch // micro)])
-    inner = _by_length(inner, lengths, kinds).reshape(steps, batch // micro, micro)
+    whole = len(rest) // micro_batch * micro_batch
+    micro_UM = random.permutation(np.concatenate([micro_UM, rest[:whole].reshape(-1, micro_batch)]))
+    filling = min(-(start + missing) % batch // micro_batch, len(micro_UM))
+    steps = (len(micro_UM) - filling) * micro_batch // batch
+    first, inner, last = np.split(micro_UM, [filling, filling + steps * (batch // micro_batch)])
+    inner = _by_length(inner, lengths, kinds).reshape(steps, batch // micro_batch, micro_batch)
     parts = [_by_length(first, lengths, kinds), random.permutation(inner), _by_length(last, lengths, kinds)]
     return np.concatenate([head, *(part.reshape(-1) for part in parts), rest[whole:]]).astype(np.int64)
 
 
-def _by_length(passes_PM: Array, lengths: Array, kinds: Array) -> Array:
-    """Passes of one kind together, the longest first."""
-    return passes_PM[np.lexsort([-lengths[passes_PM].max(1, initial=0), kinds[passes_PM].max(1, initial=0)])]
+def _by_length(micro_UM: Array, lengths: Array, kinds: Array) -> Array:
+    """Micro-batches of one kind together, the longest first."""
+    return micro_UM[np.lexsort([-lengths[micro_UM].max(1, initial=0), kinds[micro_UM].max(1, initial=0)])]
 
 
-def _passes(lengths: Array, kinds: Array, micro: int, random: np.random.Generator) -> tuple[Array, Array]:
-    """(passes of one kind and like length, the records left over)."""
-    passes: list[Array] = [np.zeros((0, micro), np.int64)]
+def _micro_batches(lengths: Array, kinds: Array, micro_batch: int, random: np.random.Generator) -> tuple[Array, Array]:
+    """(micro_UM of one kind and like length, the records left over)."""
+    parts: list[Array] = [np.zeros((0, micro_batch), np.int64)]
     rest: list[Array] = [np.zeros(0, np.int64)]
-    blurred = np.log(lengths + 1.0) + random.uniform(-SLACK, SLACK, len(lengths))
+    noisy_length = np.log(lengths + 1.0) + random.uniform(-SLACK, SLACK, len(lengths))
     for kind in np.unique(kinds):
         drawn = random.permutation(np.flatnonzero(kinds == kind))
-        whole = len(drawn) // micro * micro
-        passes.append(drawn[:whole][np.argsort(blurred[drawn[:whole]])].reshape(-1, micro))
+        whole = len(drawn) // micro_batch * micro_batch
+        parts.append(drawn[:whole][np.argsort(noisy_length[drawn[:whole]])].reshape(-1, micro_batch))
         rest.append(drawn[whole:])
-    return random.permutation(np.concatenate(passes)), random.permutation(np.concatenate(rest))
+    return random.permutation(np.concatenate(parts)), random.permutation(np.concatenate(rest))
 
 
-def padded(length_N: Sequence[int] | Array, order_N: Array, micro: int) -> float:
-    """Padded over real tokens, when records are read in an order and every pass is padded to its longest."""
+def padding_ratio(length_N: Sequence[int] | Array, order_N: Array, micro_batch: int) -> float:
+    """Padded over real tokens, when records are read in an order and each micro-batch is padded to its longest."""
     lengths = np.asarray(length_N)[order_N]
-    whole = len(lengths) // micro * micro
-    passes_PM = lengths[:whole].reshape(-1, micro)
-    last = lengths[whole:]
-    return float(passes_PM.max(1, initial=0).sum() * micro + last.max(initial=0) * len(last)) / float(lengths.sum())
+    full = len(lengths) // micro_batch * micro_batch
+    micro_UM = lengths[:full].reshape(-1, micro_batch)
+    last = lengths[full:]
+    return float(micro_UM.max(1, initial=0).sum() * micro_batch + last.max(initial=0) * len(last)) / float(
+        lengths.sum()
+    )
 
 
 def lengths(
@@ -93,7 +95,7 @@ def lengths(
     the guess. kind: 1 for records with images, 0 for text alone.
     """
 
-    def one(number: int) -> tuple[int, int]:
+    def length_and_kind(number: int) -> tuple[int, int]:
         try:
             record = data[number]
             length = measure(record) if measure else guess(record, tokens)
@@ -102,8 +104,8 @@ def lengths(
         return length, int(bool(record.images))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = np.array(list(pool.map(one, range(len(data)), chunksize=256)), np.int32).reshape(-1, 2)
-    return found[:, 0], found[:, 1]
+        pair_N2 = np.array(list(pool.map(length_and_kind, range(len(data)), chunksize=256)), np.int32).reshape(-1, 2)
+    return pair_N2[:, 0], pair_N2[:, 1]
 
 
 def guess(record: Record, tokens: int) -> int:

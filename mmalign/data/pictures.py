@@ -9,7 +9,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from mmalign.data import kept
+from mmalign.data import cache
 from mmalign.data.archives import Archive
 from mmalign.data.reasons import BYTES, Unusable, large
 from mmalign.errors import DataError
@@ -21,15 +21,15 @@ ARCHIVES = (".tar", ".zip")
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
-class Root(Protocol):
-    """Somewhere images lie, by name."""
+class ImageRoot(Protocol):
+    """A folder or an archive of images."""
 
     def read(self, name: str) -> bytes:
-        """Unusable with `missing` when it is not here, with another reason when it cannot be read."""
+        """The bytes of a file; Unusable, with `missing` when it is not here."""
         ...
 
 
-class Pictures:
+class ImageReader:
     """images: folders, archives or URLs under which image paths are looked for, the first that has one wins."""
 
     def __init__(self, images: str | Sequence[str] | None) -> None:
@@ -37,63 +37,66 @@ class Pictures:
         self.roots = [_root(spec) for spec in specs]
 
     def read(self, reference: Any) -> tuple[bytes, str]:
-        """(bytes, a name for messages) of a reference: a path, a URL, bytes, or an object with bytes and path."""
-        if isinstance(reference, (bytes, bytearray, memoryview)):
-            return _limited(bytes(reference), "the image in the row"), "the image in the row"
-        if isinstance(reference, Mapping):
-            return self._cell(reference)
-        if not isinstance(reference, str):
-            raise Unusable("shape", f"an image is {shown(reference)}, neither a path nor its bytes")
-        name = shown(reference)
-        if reference.startswith("data:"):
-            return _limited(_decoded(reference), name), name
-        if files.is_url(reference):
-            return _limited(_remote(reference), name), name
-        return _limited(self._named(reference), name), name
+        """(bytes, a name for messages) of a reference: a path, a URL, bytes, or an object with bytes and path.
 
-    def _cell(self, cell: Mapping[str, Any]) -> tuple[bytes, str]:
+        Unusable with the reason.
+        """
+        if isinstance(reference, (bytes, bytearray, memoryview)):
+            return _within_limit(bytes(reference), "the image in the row"), "the image in the row"
+        if isinstance(reference, Mapping):
+            return self._from_cell(reference)
+        if not isinstance(reference, str):
+            raise Unusable("shape", f"an image is {short(reference)}, neither a path nor its bytes")
+        name = short(reference)
+        if reference.startswith("data:"):
+            return _within_limit(_from_base64(reference), name), name
+        if files.is_url(reference):
+            return _within_limit(_fetch_url(reference), name), name
+        return _within_limit(self._below_roots(reference), name), name
+
+    def _from_cell(self, cell: Mapping[str, Any]) -> tuple[bytes, str]:
         """Hugging Face's way to store an image: its bytes, or its path, or both."""
         data, path = cell.get("bytes"), cell.get("path")
         if isinstance(data, bytes):
-            name = shown(path) if isinstance(path, str) else "the image in the row"
-            return _limited(data, name), name
+            name = short(path) if isinstance(path, str) else "the image in the row"
+            return _within_limit(data, name), name
         if isinstance(path, str):
             return self.read(path)
-        raise Unusable("shape", f"an image is {shown(cell)}, with neither bytes nor path")
+        raise Unusable("shape", f"an image is {short(cell)}, with neither bytes nor path")
 
-    def _named(self, path: str) -> bytes:
+    def _below_roots(self, path: str) -> bytes:
         for number, root in enumerate(self.roots):
             try:
                 return root.read(path)
             except Unusable as err:
                 if err.reason not in ("missing", "outside") or number == len(self.roots) - 1:
                     raise
-        raise Unusable("missing", f"{shown(path)}: this data has no image folder", fix="images: FOLDER")
+        raise Unusable("missing", f"{short(path)}: this data has no image folder", fix="images: FOLDER")
 
 
-def shown(reference: Any) -> str:
+def short(reference: Any) -> str:
     """A reference as a message shows it."""
     text = reference if isinstance(reference, str) else repr(reference)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def _root(spec: str) -> Root:
+def _root(spec: str) -> ImageRoot:
     if spec.endswith(ARCHIVES):
         return Archive(spec)
     if files.is_url(spec):
-        return Web(spec)
-    if not (place := kept.path(spec)).is_dir():
-        raise DataError(f"no image folder {spec}", at=str(place.absolute()), fix="check `images` and $MMALIGN_DATA")
-    return Folder(str(place))
+        return RemoteFolder(spec)
+    if not (path := cache.path(spec)).is_dir():
+        raise DataError(f"no image folder {spec}", at=str(path.absolute()), fix="check `images` and $MMALIGN_DATA")
+    return LocalFolder(str(path))
 
 
-def _limited(data: bytes, name: str) -> bytes:
+def _within_limit(data: bytes, name: str) -> bytes:
     if len(data) > BYTES:
         raise large(name, len(data))
     return data
 
 
-class Folder:
+class LocalFolder:
     """A local folder. Paths may not leave it; links that the user put into it are followed."""
 
     def __init__(self, path: str) -> None:
@@ -101,81 +104,81 @@ class Folder:
         self.real = os.path.realpath(path)
 
     def read(self, name: str) -> bytes:
-        place = self._inside(name)
+        path = self._inside(name)
         try:
-            file = os.open(place, FLAGS)
+            file = os.open(path, FLAGS)
             try:
-                about = os.fstat(file)
-                if not stat.S_ISREG(about.st_mode):
-                    raise Unusable("missing", f"{shown(name)} is no file", at=place)
-                if about.st_size > BYTES:
-                    raise large(name, about.st_size)
-                found = os.read(file, about.st_size)
-                while len(found) < about.st_size and (more := os.read(file, about.st_size - len(found))):
-                    found += more  # file systems over a network give it in parts
-                return found
+                status = os.fstat(file)
+                if not stat.S_ISREG(status.st_mode):
+                    raise Unusable("missing", f"{short(name)} is no file", at=path)
+                if status.st_size > BYTES:
+                    raise large(name, status.st_size)
+                data = os.read(file, status.st_size)
+                while len(data) < status.st_size and (rest := os.read(file, status.st_size - len(data))):
+                    data += rest  # file systems over a network give it in parts
+                return data
             finally:
                 os.close(file)
         except (OSError, ValueError) as err:
-            raise _refused(err, name, place) from err
+            raise _unusable(err, name, path) from err
 
     def _inside(self, name: str) -> str:
-        place = os.path.normpath(os.path.join(self.path, name))
+        path = os.path.normpath(os.path.join(self.path, name))
         for root in (self.path, self.real):
-            if place.startswith(root.rstrip(os.sep) + os.sep):
-                return place
-        raise Unusable("outside", f"{shown(name)} is not in the image folder", at=self.path)
+            if path.startswith(root.rstrip(os.sep) + os.sep):
+                return path
+        raise Unusable("outside", f"{short(name)} is not in the image folder", at=self.path)
 
 
-def _refused(err: OSError | ValueError, name: str, place: str) -> Unusable:
+def _unusable(err: OSError | ValueError, name: str, path: str) -> Unusable:
     if isinstance(err, ValueError):  # a zero byte, or half a surrogate pair
         return Unusable("missing", f"no file can have the name {name[:SHOWN]!a}")
     if err.errno == errno.ELOOP:
-        return Unusable("circular", f"{shown(name)} is a link that leads back to itself", at=place)
+        return Unusable("circular", f"{short(name)} is a link that leads back to itself", at=path)
     if err.errno == errno.ENAMETOOLONG:
         fix = "an image in base64 begins with data:image/jpeg;base64,"
-        return Unusable("missing", f"no file can have the name {shown(name)}", fix=fix)
+        return Unusable("missing", f"no file can have the name {short(name)}", fix=fix)
     if isinstance(err, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
-        return Unusable("missing", f"no image {shown(name)}", at=place)
-    return Unusable("unreadable", f"{shown(name)}: {err.strerror or err}", at=place)
+        return Unusable("missing", f"no image {short(name)}", at=path)
+    return Unusable("unreadable", f"{short(name)}: {err.strerror or err}", at=path)
 
 
-class Web:
+class RemoteFolder:
     """A folder behind an fsspec URL."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
 
     def read(self, name: str) -> bytes:
-        inside = posixpath.normpath(name)
-        if inside.startswith(("/", "..")):
-            raise Unusable("outside", f"{shown(name)} is not under the image URL", at=self.url)
-        return _fetched(f"{self.url}/{inside}", name)
+        path = posixpath.normpath(name)
+        if path.startswith(("/", "..")):
+            raise Unusable("outside", f"{short(name)} is not under the image URL", at=self.url)
+        return _fetch(f"{self.url}/{path}", name)
 
 
-def _remote(url: str) -> bytes:
+def _fetch_url(url: str) -> bytes:
     """A row may name a URL of its own, but none that leads back to this machine's files."""
     if url.split("://")[0].lower() in ("file", "local") or "::" in url:
-        raise Unusable("outside", f"{shown(url)} is a file of this machine, and not in the image folder")
-    return _fetched(url, url)
+        raise Unusable("outside", f"{short(url)} is a file of this machine, and not in the image folder")
+    return _fetch(url, url)
 
 
-def _fetched(url: str, name: str) -> bytes:
+def _fetch(url: str, name: str) -> bytes:
     try:
-        fs, inside = kept.filesystem(url)
-        return bytes(fs.cat_file(inside))
+        fs, path = cache.filesystem(url)
+        return bytes(fs.cat_file(path))
     except FileNotFoundError as err:
-        raise Unusable("missing", f"no image {shown(name)}", at=url) from err
+        raise Unusable("missing", f"no image {short(name)}", at=url) from err
     except Exception as err:  # file systems of fsspec raise whatever their libraries do
-        raise Unusable("unreadable", f"{shown(name)}: {err or type(err).__name__}", at=url) from err
+        raise Unusable("unreadable", f"{short(name)}: {err or type(err).__name__}", at=url) from err
 
 
-def _decoded(reference: str) -> bytes:
+def _from_base64(reference: str) -> bytes:
     """The bytes of `data:image/png;base64,...`."""
     kind, comma, text = reference.partition(",")
     if not comma or not kind.endswith(";base64"):
-        raise Unusable("base64", f"{shown(reference)} is no data:...;base64, URL")
+        raise Unusable("base64", f"{short(reference)} is no data:...;base64, URL")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as err:
-        raise Unusable("base64", f"{shown(reference)}: {err}") from err
+        raise Unusable("base64", f"{short(reference)}: {err}") from err

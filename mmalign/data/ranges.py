@@ -4,7 +4,7 @@ import os
 import weakref
 from typing import IO, Any, cast
 
-from mmalign.data import kept
+from mmalign.data import cache
 from mmalign.data.reasons import Unusable
 from mmalign.io import files
 
@@ -14,14 +14,14 @@ class Ranges:
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
-        self.key = kept.identity(spec)
-        self.remote: tuple[Any, str] | None = kept.filesystem(spec) if files.is_url(spec) else None
+        self.key = cache.identity(spec)
+        self.remote: tuple[Any, str] | None = cache.filesystem(spec) if files.is_url(spec) else None
         if not self.remote:
-            self.file = os.open(kept.path(spec), os.O_RDONLY)
+            self.file = os.open(cache.path(spec), os.O_RDONLY)
             weakref.finalize(self, os.close, self.file)
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes from start to end; fewer at the end of the file."""
+        """The bytes from start to end; fewer at the end of the file. Unusable when they cannot be read."""
         try:
             if self.remote:
                 fs, inside = self.remote
@@ -32,4 +32,4 @@ class Ranges:
 
     def open(self) -> IO[bytes]:
         """The whole file, for what is read once from its beginning."""
-        return cast(IO[bytes], files.open_(self.spec if self.remote else str(kept.path(self.spec))))
+        return cast(IO[bytes], files.open_(self.spec if self.remote else str(cache.path(self.spec))))

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmalign.data import kept
+from mmalign.data import cache
 from mmalign.errors import DataError
 
 BLOCK = 1 << 19  # bytes looked at together; more do not fit the nearest caches
@@ -26,21 +26,24 @@ _CLASS = bytes(_KINDS.get(chr(byte), 0) for byte in range(256))
 _SPACE = np.isin(np.arange(256), list(b" \t\r\n"))
 
 
-def spans(place: Path) -> Array:
-    """span_N2: the first byte of each row and the one behind its last. Kept; made again when the file changes."""
-    return kept.array("rows", kept.identity(str(place)), lambda: find(place))
+def spans(path: Path) -> Array:
+    """span_N2: the first byte of each row and the one behind its last. Cached until the file changes."""
+    return cache.array("rows", cache.identity(str(path)), lambda: find(path))
 
 
-def find(place: Path) -> Array:
-    """span_N2 of a file, read once. A file that begins with `[` is a list, any other has a row in each line."""
-    with open(place, "rb") as source:
+def find(path: Path) -> Array:
+    """span_N2 of a file, read once. A file that begins with `[` is a list, any other has a row in each line.
+
+    A DataError where the list is damaged or holds anything but objects.
+    """
+    with open(path, "rb") as source:
         head = source.read(SHORT * 512)
         start = len(BOM) if head.startswith(BOM) else 0
         if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise DataError("the file is UTF-16, not UTF-8", at=str(place), fix="save it as UTF-8")
+            raise DataError("the file is UTF-16, not UTF-8", at=str(path), fix="save it as UTF-8")
         source.seek(start)
         listed = head[start:].lstrip()[:1] == b"["
-        return _List(place, start, start).find(source) if listed else _lines(source, start)
+        return _JsonList(path, start, start).find(source) if listed else _line_spans(source, start)
 
 
 def _blocks(source: IO[bytes]) -> Iterator[Array]:
@@ -50,8 +53,8 @@ def _blocks(source: IO[bytes]) -> Iterator[Array]:
         yield np.frombuffer(buffer, np.uint8, size)
 
 
-def _lines(source: IO[bytes], start: int) -> Array:
-    """Blank lines do not count."""
+def _line_spans(source: IO[bytes], start: int) -> Array:
+    """span_N2 of lines; blank ones do not count."""
     ends: list[Array] = []
     at = start
     for block in _blocks(source):
@@ -68,10 +71,10 @@ def _lines(source: IO[bytes], start: int) -> Array:
 
 
 @dataclass
-class _List:
+class _JsonList:
     """The elements of a JSON list, found by counting brackets outside strings."""
 
-    place: Path
+    path: Path
     first: int  # the list's first byte
     at: int  # bytes before the block
     depth: int = 0
@@ -88,8 +91,8 @@ class _List:
         start_N, end_N = np.concatenate(self.starts), np.concatenate(self.ends)
         if self.depth or self.in_string:
             what = f"the JSON list is cut off in or behind row {len(end_N)}"
-            raise DataError(what, at=str(self.place), fix="fetch the file again")
-        self._between(source, start_N, end_N)
+            raise DataError(what, at=str(self.path), fix="fetch the file again")
+        self._check_between(source, start_N, end_N)
         return np.stack([start_N, end_N], 1)
 
     def _block(self, block: Array) -> None:
@@ -103,7 +106,7 @@ class _List:
         depth = self.depth + np.cumsum(np.where(opens, 1, -1))
         self.starts.append(brackets[opens & (depth == 2)] + self.at)
         self.ends.append(brackets[~opens & (depth == 1)] + self.at + 1)
-        self._gaps(block, self.ends[-1] - self.at, self.starts[-1] - self.at)
+        self._check_gaps(block, self.ends[-1] - self.at, self.starts[-1] - self.at)
         if len(depth):
             if self.closed or (depth[:-1] <= 0).any() or depth[-1] < 0:
                 raise self._error("there is more behind the end of the JSON list")
@@ -113,19 +116,19 @@ class _List:
     def _escaped(self, at_Q: Array, class_Q: Array, size: int) -> Array:
         """Which bytes a backslash escapes. In a run of backslashes, every second one is escaped itself."""
         at = np.flatnonzero(class_Q == _BACKSLASH)
-        count = np.arange(len(at))
-        begins = np.diff(at_Q[at], prepend=-2) != 1
-        place = count - np.maximum.accumulate(np.where(begins, count, 0))
+        order = np.arange(len(at))
+        is_first = np.diff(at_Q[at], prepend=-2) != 1
+        rank = order - np.maximum.accumulate(np.where(is_first, order, 0))
         if self.escaped and len(at) and at_Q[at[0]] == 0:
-            place[place == count] += 1  # the first run
-        escapes = at[place % 2 == 0]
+            rank[rank == order] += 1  # the first run
+        escapes = at[rank % 2 == 0]
         escaped_Q = np.zeros(len(at_Q) + 1, bool)
         escaped_Q[escapes + 1] = np.append(at_Q, size)[escapes + 1] == at_Q[escapes] + 1
         escaped_Q[0] = self.escaped and len(at_Q) and at_Q[0] == 0
         self.escaped = bool(len(escapes)) and int(at_Q[escapes[-1]]) == size - 1
         return escaped_Q[:-1]
 
-    def _gaps(self, block: Array, ends: Array, starts: Array) -> None:
+    def _check_gaps(self, block: Array, ends: Array, starts: Array) -> None:
         """Between two elements of one block stands a comma, and nothing else but white space."""
         starts = starts[np.searchsorted(starts, ends[0]) :] if len(ends) else starts[:0]
         ends = ends[: len(starts)]
@@ -139,19 +142,19 @@ class _List:
         if (commas != 1).any() or (bytes_[solid] != ord(",")).any():
             raise self._error("something between the rows is no object")
 
-    def _between(self, source: IO[bytes], start_N: Array, end_N: Array) -> None:
+    def _check_between(self, source: IO[bytes], start_N: Array, end_N: Array) -> None:
         """The same before the first row, behind the last, and where a block ends between two."""
-        across = np.flatnonzero((end_N[:-1] - 1 - self.first) // BLOCK != (start_N[1:] - self.first) // BLOCK)
-        gaps = [(int(end_N[row]), int(start_N[row + 1]), b",") for row in across]
+        boundary_rows = np.flatnonzero((end_N[:-1] - 1 - self.first) // BLOCK != (start_N[1:] - self.first) // BLOCK)
+        gaps = [(int(end_N[row]), int(start_N[row + 1]), b",") for row in boundary_rows]
         if len(start_N):
             gaps += [(self.first, int(start_N[0]), b"["), (int(end_N[-1]), self.at, b"]")]
         else:
             gaps.append((self.first, self.at, b"[]"))
-        for start, end, wanted in gaps:
+        for start, end, expected in gaps:
             source.seek(start)
-            if b"".join(source.read(end - start).split()) != wanted:
+            if b"".join(source.read(end - start).split()) != expected:
                 raise self._error("something beside the rows is no object")
 
     def _error(self, what: str) -> DataError:
         fix = "a list of objects, or JSONL: an object a line"
-        return DataError(f"{what}, near byte {self.at:,}", at=str(self.place), fix=fix)
+        return DataError(f"{what}, near byte {self.at:,}", at=str(self.path), fix=fix)

@@ -18,18 +18,18 @@ def _constant(word: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
         raise _Refused("twice", f"the key {next(key for key in keys if keys.count(key) > 1)[:40]!r} is given twice")
-    return made
+    return mapping
 
 
 _DECODER = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_object)
 
 
 def parse(data: bytes, what: str = "the row") -> dict[str, Any]:
-    """The JSON object in some bytes; Unusable when there is anything wrong with it."""
+    """The JSON object in some bytes; Unusable, with the reason, when anything is wrong with it. what: for messages."""
     try:
         row = _DECODER.decode(data.decode("utf-8"))
     except _Refused as err:

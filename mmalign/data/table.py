@@ -7,9 +7,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmalign.data import kept, patterns
-from mmalign.data.parts import Arrow, Parquet
-from mmalign.data.recent import Recent
+from mmalign.data import cache, patterns
+from mmalign.data.columnar import Arrow, Parquet
+from mmalign.data.lru import LRUCache
 from mmalign.data.rows import Rows
 from mmalign.errors import DataError, suggest
 from mmalign.io import files
@@ -20,12 +20,12 @@ ENDINGS = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """An image in a table: the row, the column, and its place where the column holds lists."""
+class ImageCell:
+    """An image in a table: its row, its column, and its index where the column holds lists."""
 
     row: int
     column: str
-    place: int
+    index: int
 
 
 class Table(Rows):
@@ -44,78 +44,79 @@ class Table(Rows):
         quarantine: str | None = None,
         split: str | None = None,
     ) -> None:
-        texts, pictures = Recent(TEXTS), Recent(PICTURES)
-        places = _files(path, split)
-        self.parts = [_part(place, texts, pictures) for place in places]
-        self.ends = list(accumulate(part.rows for part in self.parts))
-        super().__init__(self.ends[-1], images or kept.parent(places[0]), quarantine)
+        texts, pictures = LRUCache(TEXTS), LRUCache(PICTURES)
+        paths = _paths(path, split)
+        self.files = [_open_table(spec, texts, pictures) for spec in paths]
+        self.ends = list(accumulate(file.rows for file in self.files))
+        super().__init__(self.ends[-1], images or cache.parent(paths[0]), quarantine)
 
     def raw(self, row: int) -> Mapping[str, Any]:
-        part, inside = self._at(row)
-        found = part.text(inside)
-        return found | {key: cells(found[key], row, key) for key in IMAGES if key in found}
+        file, offset = self._at(row)
+        values = file.text(offset)
+        return values | {key: image_cells(values[key], row, key) for key in IMAGES if key in values}
 
-    def stored(self, reference: Any) -> tuple[bytes, str]:
-        if not isinstance(reference, Cell):
-            return super().stored(reference)
-        part, inside = self._at(reference.row)
-        found = part.cell(inside, reference.column)
-        data, name = super().stored(found[reference.place] if isinstance(found, list) else found)
+    def image_file(self, reference: Any) -> tuple[bytes, str]:
+        if not isinstance(reference, ImageCell):
+            return super().image_file(reference)
+        file, offset = self._at(reference.row)
+        value = file.cell(offset, reference.column)
+        data, name = super().image_file(value[reference.index] if isinstance(value, list) else value)
         return data, f"row {reference.row}: {name}"
 
-    def _at(self, row: int) -> tuple["Part", int]:
-        number = bisect.bisect_right(self.ends, row)
-        return self.parts[number], row - (self.ends[number] - self.parts[number].rows)
+    def _at(self, row: int) -> tuple["TableFile", int]:
+        """(the file of a row, the row's number in it)."""
+        index = bisect.bisect_right(self.ends, row)
+        return self.files[index], row - (self.ends[index] - self.files[index].rows)
 
 
-class Part(Protocol):
+class TableFile(Protocol):
     """One file of a table."""
 
     rows: int
 
     def text(self, row: int) -> dict[str, Any]:
-        """A row; of images only where they are, not their bytes."""
+        """A row without the images' bytes; Unusable when it cannot be read."""
         ...
 
     def cell(self, row: int, column: str) -> Any:
-        """What a row holds in a column."""
+        """The value of a row in a column; Unusable when it cannot be read."""
         ...
 
 
-def cells(found: Any, row: int, column: str) -> Any:
-    """A column's images, those in the file as Cells."""
-    if isinstance(found, list):
-        return [_cell(one, row, column, place) for place, one in enumerate(found)]
-    return _cell(found, row, column, 0)
+def image_cells(value: Any, row: int, column: str) -> Any:
+    """A column's value, with each image that lies in the file as an ImageCell."""
+    if isinstance(value, list):
+        return [_image_cell(image, row, column, index) for index, image in enumerate(value)]
+    return _image_cell(value, row, column, 0)
 
 
-def _cell(one: Any, row: int, column: str, place: int) -> Any:
-    return Cell(row, column, place) if isinstance(one, (Mapping, bytes)) else one
+def _image_cell(image: Any, row: int, column: str, index: int) -> Any:
+    return ImageCell(row, column, index) if isinstance(image, (Mapping, bytes)) else image
 
 
-def _part(spec: str, texts: Recent, pictures: Recent) -> Part:
+def _open_table(spec: str, texts: LRUCache, pictures: LRUCache) -> TableFile:
     with files.open_(spec) as source:
         magic = source.read(4)
     return Parquet(spec, texts, pictures) if magic == b"PAR1" else Arrow(spec)
 
 
-def _files(path: str | Sequence[str], split: str | None) -> list[str]:
+def _paths(path: str | Sequence[str], split: str | None) -> list[str]:
     """The files of a table, in order; of a folder that `datasets` saved, those it names."""
-    place = kept.path(path) if isinstance(path, str) and not files.is_url(path) else None
-    if place and (several := place / "dataset_dict.json").exists():
-        known = _saved(several, "splits")
-        if split not in known:
-            fix = f"split: {suggest(split or '', known)}"
-            raise DataError(f"no split {split!r} among {', '.join(known)}", at=str(path), fix=fix)
-        return _files(str(place / str(split)), None)
-    if place and (state := place / "state.json").exists():
-        return [str(place / about["filename"]) for about in _saved(state, "_data_files")]
-    return patterns.found(path, ENDINGS)
+    folder = cache.path(path) if isinstance(path, str) and not files.is_url(path) else None
+    if folder and (file := folder / "dataset_dict.json").exists():
+        splits = _list_in(file, "splits")
+        if split not in splits:
+            fix = f"split: {suggest(split or '', splits)}"
+            raise DataError(f"no split {split!r} among {', '.join(splits)}", at=str(path), fix=fix)
+        return _paths(str(folder / str(split)), None)
+    if folder and (file := folder / "state.json").exists():
+        return [str(folder / entry["filename"]) for entry in _list_in(file, "_data_files")]
+    return patterns.expand(path, ENDINGS)
 
 
-def _saved(place: Path, key: str) -> list[Any]:
+def _list_in(file: Path, key: str) -> list[Any]:
     """A list in one of the JSON files that `datasets` writes beside its data."""
-    given = files.read_json(place, DataError)
-    if not isinstance(given, dict) or not isinstance(given.get(key), list):
-        raise DataError(f"{place.name} has no list {key}", at=str(place), fix="save the data set again")
-    return list(given[key])
+    content = files.read_json(file, DataError)
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        raise DataError(f"{file.name} has no list {key}", at=str(file), fix="save the data set again")
+    return list(content[key])

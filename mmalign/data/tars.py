@@ -1,16 +1,16 @@
 """WebDataset: tar archives in which the files of a sample stand together and share a key."""
 
 import bisect
+import functools
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
 
-from mmalign.data import kept, patterns, strict
+from mmalign.data import cache, patterns, strict
 from mmalign.data.archives import Member, tar_members
 from mmalign.data.ranges import Ranges
 from mmalign.data.reasons import Unusable
@@ -19,19 +19,19 @@ from mmalign.errors import DataError
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 TEXTS = ("txt", "caption", "text")
-TALK = ("conversations", "messages", "texts")
+CONVERSATIONS = ("conversations", "messages", "texts")
 _KINDS = {"json": 0} | dict.fromkeys(TEXTS, 1) | dict.fromkeys(PICTURES, 2)
 _FILE = np.dtype([("sample", "<u4"), ("kind", "<u1"), ("offset", "<i8"), ("size", "<i8")])
 
 
 @dataclass(frozen=True)
-class Place:
-    """An image in one of the tars; name: its sample's key."""
+class TarImage:
+    """An image in one of the tars. tar: which. offset, size: in bytes. key: of its sample."""
 
     tar: int
     offset: int
     size: int
-    name: str
+    key: str
 
 
 class Tars(Rows):
@@ -46,35 +46,35 @@ class Tars(Rows):
     def __init__(
         self, path: str | Sequence[str], images: str | Sequence[str] | None = None, quarantine: str | None = None
     ) -> None:
-        self.tars = [Tar(spec) for spec in patterns.found(path, [".tar"])]
+        self.tars = [Tar(spec) for spec in patterns.expand(path, [".tar"])]
         self.ends = list(accumulate(len(tar.keys) for tar in self.tars))
         super().__init__(self.ends[-1], images, quarantine)
 
     def raw(self, row: int) -> Mapping[str, Any]:
-        number = bisect.bisect_right(self.ends, row)
-        tar = self.tars[number]
-        sample = row - (self.ends[number] - len(tar.keys))
+        index = bisect.bisect_right(self.ends, row)
+        tar = self.tars[index]
+        sample = row - (self.ends[index] - len(tar.keys))
         key = tar.keys[sample].decode()
-        parts = {kind: list(found) for kind, found in groupby(tar.files(sample), key=lambda one: int(one["kind"]))}
-        told = strict.parse(tar.read(parts[0][0]), f"{key}.json") if 0 in parts else {}
-        if not any(name in told for name in TALK):
-            told = {"id": key} | _captioned(told, tar.read(parts[1][0]) if 1 in parts else None, key)
-        if 2 in parts:
-            told.pop("image", None)
-            told["images"] = [Place(number, int(one["offset"]), int(one["size"]), key) for one in parts[2]]
-        return {"id": key} | told
+        files = {kind: list(group) for kind, group in groupby(tar.files(sample), key=lambda file: int(file["kind"]))}
+        content = strict.parse(tar.read(files[0][0]), f"{key}.json") if 0 in files else {}
+        if not any(name in content for name in CONVERSATIONS):
+            content = {"id": key} | _caption(content, tar.read(files[1][0]) if 1 in files else None, key)
+        if 2 in files:
+            content.pop("image", None)
+            content["images"] = [TarImage(index, int(file["offset"]), int(file["size"]), key) for file in files[2]]
+        return {"id": key} | content
 
-    def stored(self, reference: Any) -> tuple[bytes, str]:
-        if not isinstance(reference, Place):
-            return super().stored(reference)
+    def image_file(self, reference: Any) -> tuple[bytes, str]:
+        if not isinstance(reference, TarImage):
+            return super().image_file(reference)
         data = self.tars[reference.tar].ranges.read(reference.offset, reference.offset + reference.size)
-        return data, f"the image of {reference.name}"
+        return data, f"the image of {reference.key}"
 
 
-def _captioned(told: Mapping[str, Any], text: bytes | None, key: str) -> dict[str, Any]:
+def _caption(content: Mapping[str, Any], text: bytes | None, key: str) -> dict[str, Any]:
     """The caption in a .txt, else in a .json; img2dataset writes both."""
     if text is None:
-        return {"caption": told["caption"]} if "caption" in told else {}
+        return {"caption": content["caption"]} if "caption" in content else {}
     try:
         return {"caption": text.decode().strip()}
     except UnicodeDecodeError as err:
@@ -82,14 +82,14 @@ def _captioned(told: Mapping[str, Any], text: bytes | None, key: str) -> dict[st
 
 
 class Tar:
-    """One archive and the list of its samples."""
+    """One archive and the list of its samples; a DataError where it cannot be listed, or has none."""
 
     def __init__(self, spec: str) -> None:
         self.ranges = Ranges(spec)
-        both = cache(lambda: _listed(self.ranges))
-        self.table = kept.array("samples", self.ranges.key, lambda: both()[0])
+        tables = functools.cache(lambda: _samples(self.ranges))
+        self.table = cache.array("samples", self.ranges.key, lambda: tables()[0])
         self.samples = np.ascontiguousarray(self.table["sample"])  # else every search would copy them
-        self.keys = kept.array("keys", self.ranges.key, lambda: both()[1])
+        self.keys = cache.array("keys", self.ranges.key, lambda: tables()[1])
 
     def files(self, sample: int) -> Any:
         """The files of a sample: its JSON, its text, its images in the order of their names."""
@@ -97,15 +97,16 @@ class Tar:
         return self.table[first:last]
 
     def read(self, file: Any) -> bytes:
+        """The content of one of `files`; Unusable when it cannot be read."""
         return self.ranges.read(int(file["offset"]), int(file["offset"]) + int(file["size"]))
 
 
-def _listed(ranges: Ranges) -> tuple[kept.Array, kept.Array]:
-    """(the files of every sample, the keys of the samples)."""
+def _samples(ranges: Ranges) -> tuple[cache.Array, cache.Array]:
+    """(the files of every sample, _FILE each, the keys of the samples)."""
     rows: list[tuple[int, int, int, int]] = []
     keys: list[bytes] = []
-    for key, members in groupby(_known(tar_members(ranges)), key=lambda one: one[0]):
-        ordered = sorted(members, key=lambda one: (one[1], one[2].name))
+    for key, members in groupby(_sample_files(tar_members(ranges)), key=lambda item: item[0]):
+        ordered = sorted(members, key=lambda item: (item[1], item[2].name))
         rows += [(len(keys), kind, member.offset, member.size) for _, kind, member in ordered]
         keys.append(key.encode())
     if not keys:
@@ -114,7 +115,7 @@ def _listed(ranges: Ranges) -> tuple[kept.Array, kept.Array]:
     return np.array(rows, _FILE), np.array(keys)
 
 
-def _known(members: Iterator[Member]) -> Iterator[tuple[str, int, Member]]:
+def _sample_files(members: Iterator[Member]) -> Iterator[tuple[str, int, Member]]:
     """(key, kind, member) of the files that are read. The key is the path up to the name's first dot."""
     for member in members:
         folder, name = posixpath.split(member.name)

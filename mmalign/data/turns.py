@@ -20,50 +20,51 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a row says, and the images it says it about."""
+class Conversation:
+    """The turns of a row, one MARK in them for each image, and the references of its images."""
 
     turns: tuple[Turn, ...]
     images: tuple[Any, ...]
 
 
-def said(row: Row) -> Said:
-    """The turns and images of a row; Unusable when they are not a conversation somebody could learn from."""
+def parse_row(row: Row) -> Conversation:
+    """The conversation in a row of any dialect; Unusable when it is none that somebody could learn from."""
     for key in OTHER:
         if row.get(key):
             raise Unusable("shape", f"the row has {key}, which are not read")
     images = _images(row)
     turns = _turns(row, images)
     turns = turns[_first(turns) :]
-    _check(turns)
-    return Said(tuple(_marked(turns, len(images))), tuple(images))
+    _check_turns(turns)
+    return Conversation(tuple(_with_marks(turns, len(images))), tuple(images))
 
 
 def _images(row: Row) -> list[Any]:
     """The references under `image` or `images`: a string, an object, or a list of them."""
-    given = [row[key] for key in ("image", "images") if row.get(key) is not None]
-    if len(given) > 1:
+    columns = [row[key] for key in ("image", "images") if row.get(key) is not None]
+    if len(columns) > 1:
         raise Unusable("shape", "the row has both `image` and `images`")
-    found = given[0] if given else []
-    found = list(found) if isinstance(found, (list, tuple)) else [found]
-    return [_reference(one) for one in found if one is not None and one not in NOTHING]
+    references = columns[0] if columns else []
+    references = list(references) if isinstance(references, (list, tuple)) else [references]
+    return [_reference(reference) for reference in references if reference is not None and reference not in NOTHING]
 
 
-def _reference(one: Any) -> Any:
-    if isinstance(one, (int, float)) or (isinstance(one, Mapping) and not one):
-        raise Unusable("shape", f"an image is {one!r}, neither a path nor its bytes")
-    return one
+def _reference(reference: Any) -> Any:
+    if isinstance(reference, (int, float)) or (isinstance(reference, Mapping) and not reference):
+        raise Unusable("shape", f"an image is {reference!r}, neither a path nor its bytes")
+    return reference
 
 
 def _turns(row: Row, images: list[Any]) -> list[Turn]:
     for key in ("conversations", "messages"):
         if row.get(key) is not None:
-            given = [_Parts(item, images).turn() for item in _list(row[key], key)]
-            _spent(given, images)
-            return given
+            turns = [_RawTurn(item, images).turn() for item in _list(row[key], key)]
+            _unwrap_inline(turns, images)
+            return turns
     if row.get("texts") is not None:
-        pairs = [_object(item, "texts") for item in _list(row["texts"], "texts")]
-        return [turn for pair in pairs for turn in (_turn("user", pair["user"]), _turn("assistant", pair["assistant"]))]
+        exchanges = [_object(item, "texts") for item in _list(row["texts"], "texts")]
+        roles: tuple[Role, ...] = ("user", "assistant")
+        return [_turn(role, exchange[role]) for exchange in exchanges for role in roles]
     for key in ("caption", "text"):
         if images and isinstance(row.get(key), str):
             return [Turn("user", ""), Turn("assistant", row[key])]
@@ -88,7 +89,7 @@ def _turn(role: Role, text: Any) -> Turn:
     return Turn(role, text)
 
 
-class _Parts:
+class _RawTurn:
     """One turn: LLaVA's from and value, or role and content; a content in parts brings images of its own."""
 
     def __init__(self, item: Any, images: list[Any]) -> None:
@@ -111,27 +112,28 @@ class _Parts:
             return _turn("user", part.get("text")).text
         if kind not in ("image", "image_url"):
             raise Unusable("shape", f"a part of a turn is {_short(part)}, neither text nor an image")
-        given = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key) is not None), None)
-        given = given.get("url") if isinstance(given, Mapping) and "url" in given else given
-        if given is not None:
-            self.images.append(_Placed(_reference(given)))
+        keys = ("image_url", "image", "url", "path")
+        reference = next((part[key] for key in keys if part.get(key) is not None), None)
+        reference = reference.get("url") if isinstance(reference, Mapping) and "url" in reference else reference
+        if reference is not None:
+            self.images.append(_InlineImage(_reference(reference)))
         return MARK
 
 
 @dataclass(frozen=True)
-class _Placed:
-    """An image that came with its place in the conversation."""
+class _InlineImage:
+    """An image that stands in a turn's content."""
 
     reference: Any
 
 
-def _spent(turns: Sequence[Turn], images: list[Any]) -> None:
+def _unwrap_inline(turns: Sequence[Turn], images: list[Any]) -> None:
     """Images from parts are in order; rows that bring some in parts and some in a column do not say which is which."""
-    placed = [one for one in images if isinstance(one, _Placed)]
-    if placed and len(placed) < len(images):
+    inline = [image for image in images if isinstance(image, _InlineImage)]
+    if inline and len(inline) < len(images):
         raise Unusable("marks", "some images stand in the turns and some in a column of their own")
-    if placed:
-        images[:] = [one.reference for one in placed]
+    if inline:
+        images[:] = [image.reference for image in inline]
 
 
 def _first(turns: Sequence[Turn]) -> int:
@@ -139,23 +141,23 @@ def _first(turns: Sequence[Turn]) -> int:
     return 1 if turns and turns[0].role == "assistant" else 0
 
 
-def _check(turns: Sequence[Turn]) -> None:
-    spoken = [turn.role for turn in turns if turn.role != "system"]
+def _check_turns(turns: Sequence[Turn]) -> None:
+    roles = [turn.role for turn in turns if turn.role != "system"]
     if any(turn.role == "system" for turn in turns[1:]):
         raise Unusable("roles", "the system speaks later than first")
-    if spoken[:1] == ["assistant"]:
+    if roles[:1] == ["assistant"]:
         raise Unusable("roles", "the conversation does not begin with the user")
-    for number, role in enumerate(spoken):
+    for number, role in enumerate(roles):
         if role != ("user", "assistant")[number % 2]:
             raise Unusable("roles", f"the {role} speaks twice in a row")
-    if "assistant" not in spoken:
+    if "assistant" not in roles:
         raise Unusable("unanswered", "there is no answer in the row")
     for number, turn in enumerate(turns, 1):
         if turn.role == "assistant" and not turn.text.strip():
             raise Unusable("blank", f"turn {number}, an answer, says nothing")
 
 
-def _marked(turns: Sequence[Turn], images: int) -> list[Turn]:
+def _with_marks(turns: Sequence[Turn], images: int) -> list[Turn]:
     """One mark for each image. A turn's only mark goes in front, as in LLaVA; several stay where they are.
 
     A conversation without any mark gets them all in front of its first question.
@@ -167,14 +169,14 @@ def _marked(turns: Sequence[Turn], images: int) -> list[Turn]:
         turns = [*turns[:first], Turn("user", "\n".join(texts)), *turns[first + 1 :]]
     elif marks != images:
         raise Unusable("marks", f"{marks} {MARK} marks for {images} images")
-    turns = [_in_front(turn) if turn.text.count(MARK) == 1 else turn for turn in turns]
+    turns = [_mark_in_front(turn) if turn.text.count(MARK) == 1 else turn for turn in turns]
     for number, turn in enumerate(turns, 1):
         if not turn.text.strip():
             raise Unusable("blank", f"turn {number}, the {turn.role}'s, says nothing")
     return turns
 
 
-def _in_front(turn: Turn) -> Turn:
+def _mark_in_front(turn: Turn) -> Turn:
     text = turn.text.replace(MARK, "").strip()
     return Turn(turn.role, f"{MARK}\n{text}" if text else MARK)
 

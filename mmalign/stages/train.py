@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmalign.data import Data, Record, kept, order
+from mmalign.data import Data, Record, cache, order
 from mmalign.errors import CheckError
 from mmalign.llms.chat import Chat
 from mmalign.objectives import Objective
@@ -96,7 +96,7 @@ def _by_length(task: Task, stage: Train, collate: Collate) -> Callable[[int], An
         return np.stack(order.lengths(collate.data, tokens, workers=stage.engine.workers))
 
     about = [task.what["cards"]["data"], chat.checkpoint, chat.template, collate.tokens, stage.max_length, rows]
-    length_N, kind_N = kept.array("lengths", hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32], measured)
+    length_N, kind_N = cache.array("lengths", hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32], measured)
     return lambda epoch: order.grouped(
         length_N, stage.micro_batch, stage.batch, [task.seed, epoch], kind_N, start=epoch * rows
     )

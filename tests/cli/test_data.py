@@ -2,7 +2,7 @@
 
 import json
 
-from tests.data.made import images, jsonl, row
+from tests.data.samples import images, jsonl, row
 from tests.plan.test_mistakes import assert_mistake
 
 

@@ -11,7 +11,7 @@ from mmalign.plan import graph
 from mmalign.plan import read as compose
 from mmalign.stages import label
 from tests.conftest import TINY
-from tests.data.made import images, jsonl, row
+from tests.data.samples import images, jsonl, row
 from tests.plan.test_mistakes import assert_mistake, shelf
 
 DATA = "summary: mine\ntarget: mmalign.data.conversations.Conversations\nargs: {path: ../../x.jsonl, images: ../..}\n"

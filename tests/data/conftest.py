@@ -5,6 +5,6 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    place = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("MMALIGN_CACHE", str(place))
-    return place / "data"
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("MMALIGN_CACHE", str(folder))
+    return folder / "data"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.data.made import encoded, jpeg, picture, png, png_header, row
+from tests.data.samples import encode, jpeg, picture, png, png_header, row
 
 
 @dataclass
@@ -21,31 +21,31 @@ class Case:
 def cases(folder: Path) -> Iterator[Case]:
     """Every damaged row; the images it refers to are written below the folder."""
     for number, (name, data, reasons) in enumerate(damaged_images()):
-        place = f"{number}.jpg"
-        (folder / place).write_bytes(data)
-        yield Case(name, json.dumps(row(f"i{number}", place)).encode(), set(reasons.split()))
+        file = f"{number}.jpg"
+        (folder / file).write_bytes(data)
+        yield Case(name, json.dumps(row(f"i{number}", file)).encode(), set(reasons.split()))
     for number, (reference, reasons) in enumerate(references(folder)):
         line = json.dumps(row(f"p{number}", reference)).encode()
         yield Case(f"reference {reference!r:.40}", line, set(reasons.split()))
     for line, reasons in lines():
         yield Case(f"line {line[:40]!r}", line, set(reasons.split()))
-    for number, (given, reasons) in enumerate(talks()):
-        line = json.dumps({"id": f"t{number}", **given}).encode()
-        yield Case(f"talk {line[:60]!r}", line, set(reasons.split()))
+    for number, (content, reasons) in enumerate(conversations()):
+        line = json.dumps({"id": f"t{number}", **content}).encode()
+        yield Case(f"conversation {line[:60]!r}", line, set(reasons.split()))
 
 
 def damaged_images() -> Iterator[tuple[str, bytes, str]]:
     large = picture((96, 64))
     for options in ({}, {"progressive": True}, {"quality": 30, "comment": jpeg(1)}):
-        data = encoded(large, "JPEG", **options)
+        data = encode(large, "JPEG", **options)
         for end in range(2, len(data) - 1, len(data) // 16):
             yield f"JPEG {options} cut at {end}", data[:end], "truncated"
         for end in range(len(data) // 2, len(data) - 20, len(data) // 12):
             yield f"JPEG {options} zero behind {end}", data[:end] + bytes(len(data) - end), "truncated"
     for format_ in ("PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"):
-        data = encoded(large, format_)
-        for part in (0.02, 0.3, 0.6, 0.9):
-            yield f"{format_} cut at {part}", data[: int(part * len(data))], "truncated broken"
+        data = encode(large, format_)
+        for share in (0.02, 0.3, 0.6, 0.9):
+            yield f"{format_} cut at {share}", data[: int(share * len(data))], "truncated broken"
     for side in (9_460, 15_000, 30_000, 65_000, 1 << 20, 2**31 - 1):
         yield f"PNG of {side}", png_header(side, side), "oversized"
     yield "a line of 100 million pixels", png_header(100_000_000, 1), "oversized"
@@ -95,14 +95,14 @@ def references(folder: Path) -> Iterator[tuple[object, str]]:
 
 
 def lines() -> Iterator[tuple[bytes, str]]:
-    talk = json.dumps(row()["conversations"]).encode()
-    yield b'{"id": "a", "score": NaN, "conversations": ' + talk + b"}", "nan"
-    yield b'{"id": "a", "box": [1, Infinity], "conversations": ' + talk + b"}", "nan"
+    turns = json.dumps(row()["conversations"]).encode()
+    yield b'{"id": "a", "score": NaN, "conversations": ' + turns + b"}", "nan"
+    yield b'{"id": "a", "box": [1, Infinity], "conversations": ' + turns + b"}", "nan"
     yield b'{"id": "a", "box": -Infinity}', "nan"
     for half in (b"\\ud800", b"\\udfff", b"\\ud83d x", b"\\ude00\\ud83d"):
         yield b'{"id": "a", "conversations": [{"from": "human", "value": "' + half + b'"}]}', "surrogate"
-        yield b'{"id": "' + half + b'", "conversations": ' + talk + b"}", "surrogate"
-    yield b'{"id": "a", "id": "b", "conversations": ' + talk + b"}", "twice"
+        yield b'{"id": "' + half + b'", "conversations": ' + turns + b"}", "surrogate"
+    yield b'{"id": "a", "id": "b", "conversations": ' + turns + b"}", "twice"
     yield b'{"id": "a", "conversations": [{"from": "human", "value": "x", "value": "y"}]}', "twice"
     for depth in (5_000, 200_000):
         yield b'{"id": "a", "x": ' + b"[" * depth + b"]" * depth + b"}", "deep"
@@ -116,36 +116,36 @@ def lines() -> Iterator[tuple[bytes, str]]:
         yield line, "shape"
 
 
-def talks() -> Iterator[tuple[dict, str]]:
-    def said(*turns):
+def conversations() -> Iterator[tuple[dict, str]]:
+    def conversation(*turns):
         return {"conversations": [{"from": who, "value": text} for who, text in turns]}
 
-    human, gpt = ("human", "Hello."), ("gpt", "Hi.")
+    question, answer = ("human", "Hello."), ("gpt", "Hi.")
     yield {"conversations": None}, "shape"
     yield {"conversations": "text"}, "shape"
     yield {"conversations": [1]}, "shape"
     yield {"conversations": {"from": "human"}}, "shape"
     yield {"messages": [{"role": "user", "content": {"text": "x"}}]}, "shape"
-    yield {"video": "x.mp4", **said(human, gpt)}, "shape"
-    yield said(("human", None), gpt), "shape"
-    yield said(("human", 3), gpt), "shape"
-    yield said(), "unanswered"
-    yield said(human), "unanswered"
-    yield said(gpt), "unanswered"
-    yield said(human, ("gpt", "")), "blank"
-    yield said(human, ("gpt", " \n\t")), "blank"
-    yield said(("human", ""), gpt), "blank"
-    yield said(human, gpt, ("human", " ")), "blank"
-    yield said(("system", ""), human, gpt), "blank"
-    yield said(human, human, gpt), "roles"
-    yield said(human, gpt, gpt), "roles"
-    yield said(gpt, gpt, human, gpt), "roles"
-    yield said(human, ("system", "x"), gpt), "roles"
-    yield said(("narrator", "x"), gpt), "roles"
-    yield said((None, "x"), gpt), "roles"
-    yield said((["human"], "x"), gpt), "roles"
-    yield said(("human", "<image>"), gpt), "marks"
-    yield said(human, ("gpt", "The tag is <image>.")), "marks"
-    yield {"image": "good.jpg", **said(("human", "<image><image>"), gpt)}, "marks"
-    yield {"image": ["good.jpg", "good.jpg"], **said(("human", "<image>"), gpt)}, "marks"
-    yield {"image": ["good.jpg", 5], **said(human, gpt)}, "shape"
+    yield {"video": "x.mp4", **conversation(question, answer)}, "shape"
+    yield conversation(("human", None), answer), "shape"
+    yield conversation(("human", 3), answer), "shape"
+    yield conversation(), "unanswered"
+    yield conversation(question), "unanswered"
+    yield conversation(answer), "unanswered"
+    yield conversation(question, ("gpt", "")), "blank"
+    yield conversation(question, ("gpt", " \n\t")), "blank"
+    yield conversation(("human", ""), answer), "blank"
+    yield conversation(question, answer, ("human", " ")), "blank"
+    yield conversation(("system", ""), question, answer), "blank"
+    yield conversation(question, question, answer), "roles"
+    yield conversation(question, answer, answer), "roles"
+    yield conversation(answer, answer, question, answer), "roles"
+    yield conversation(question, ("system", "x"), answer), "roles"
+    yield conversation(("narrator", "x"), answer), "roles"
+    yield conversation((None, "x"), answer), "roles"
+    yield conversation((["human"], "x"), answer), "roles"
+    yield conversation(("human", "<image>"), answer), "marks"
+    yield conversation(question, ("gpt", "The tag is <image>.")), "marks"
+    yield {"image": "good.jpg", **conversation(("human", "<image><image>"), answer)}, "marks"
+    yield {"image": ["good.jpg", "good.jpg"], **conversation(("human", "<image>"), answer)}, "marks"
+    yield {"image": ["good.jpg", 5], **conversation(question, answer)}, "shape"

@@ -14,7 +14,7 @@ from mmalign.plan import read as compose
 from mmalign.plan.cards import Registry
 from mmalign.plan.check import check
 from tests.conftest import TINY
-from tests.data.made import images, jpeg, row, same
+from tests.data.samples import images, is_picture, jpeg, row
 
 OWN = ("conversations", "table", "tars", "hub", "mixture")
 SETS = ("llava-pretrain-558k", "cc-595k", "llava-mix-665k", "cambrian-align-2.5m", "cambrian-7m")
@@ -51,11 +51,11 @@ def laid_out(root, name):
         "cambrian-7m": ("Cambrian-10M/jsons/Cambrian7M_withsystemprompt.jsonl", "Cambrian-10M", "coco/0.jpg"),
     }
     path, folder, image = pictured[name]
-    for place in (root / path, root / folder / image):
-        place.parent.mkdir(parents=True, exist_ok=True)
+    for path_ in (root / path, root / folder / image):
+        path_.parent.mkdir(parents=True, exist_ok=True)
     (root / folder / image).write_bytes(jpeg())
     rows = [row("a", image), row("t", None, "Hello.")]
-    text = json.dumps(rows) if path.endswith(".json") else "".join(json.dumps(one) + "\n" for one in rows)
+    text = json.dumps(rows) if path.endswith(".json") else "".join(json.dumps(row_) + "\n" for row_ in rows)
     (root / path).write_text(text)
     if name == "cc-595k":
         with zipfile.ZipFile(root / f"{folder}.zip", "w") as archive:
@@ -68,7 +68,7 @@ def test_published_data_is_read_as_it_is_laid_out(tmp_path, monkeypatch, name):
     laid_out(tmp_path, name)
     data = cards.build(Registry().card("data", name))
     assert [record.id for record in data] == ["a@0", "t@1"]
-    assert same(data.image(data[0].images[0]), 0, "JPEG")
+    assert is_picture(data.image(data[0].images[0]), 0, "JPEG")
 
 
 def test_a_mixture_from_a_recipe(tmp_path):
@@ -101,17 +101,17 @@ def test_a_mixture_of_cards(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("member", "said", "fix"),
+    ("member", "message", "fix"),
     [
         ("toy-chatt", "no data card named 'toy-chatt'", "did you mean 'toy-chat'?"),
         ({"card": "conversation"}, "no data card named 'conversation'", "did you mean 'conversations'?"),
         ({"card": "tars", "path": "b"}, "has `card` and `args`, and no 'path'", "{card: tars, args: {path: ...}}"),
     ],
 )
-def test_members_that_are_no_card(member, said, fix):
+def test_members_that_are_no_card(member, message, fix):
     with pytest.raises(CardError) as caught:
         filled(member)
-    assert said in caught.value.what
+    assert message in caught.value.what
     assert fix in caught.value.fix
 
 

@@ -14,7 +14,7 @@ from mmalign.data.conversations import Conversations
 from mmalign.data.mixture import Mixture
 from mmalign.errors import CardError, DataError
 from mmalign.toyworld.data import Captions
-from tests.data.made import encoded, images, jpeg, jsonl, picture, row
+from tests.data.samples import encode, images, jpeg, jsonl, picture, row
 
 
 @pytest.fixture
@@ -28,13 +28,13 @@ def folder(tmp_path):
 
 
 def test_what_is_found(folder):
-    found = check.check(lambda: Conversations(str(folder / "rows.jsonl")))
-    assert (found.rows, found.images, found.files) == (6, 5, 4)  # cut.jpg is decoded once
-    assert found.reasons == {"truncated": 2, "missing": 1, "json": 1}
-    assert [(bad.id, bad.reason) for bad in found.bad] == [
+    result = check.check(lambda: Conversations(str(folder / "rows.jsonl")))
+    assert (result.rows, result.images, result.files) == (6, 5, 4)  # cut.jpg is decoded once
+    assert result.reasons == {"truncated": 2, "missing": 1, "json": 1}
+    assert [(record.id, record.reason) for record in result.bad] == [
         ("b@1", "missing"), ("@3", "json"), ("c@4", "truncated"), ("d@5", "truncated")
     ]  # fmt: skip
-    assert found.notes == {"rows with the id of an earlier row": 1}
+    assert result.notes == {"rows with the id of an earlier row": 1}
 
 
 def test_rows_without_ids_repeat_none(tmp_path):
@@ -46,33 +46,33 @@ def test_rows_without_ids_repeat_none(tmp_path):
 @pytest.mark.parametrize(
     ("name", "image", "note"),
     [
-        ("x.jpg", encoded(picture((24, 24)), "GIF"), "GIF named .jpg"),
-        ("x.JPG", encoded(picture((24, 24)), "PNG"), "PNG named .jpg"),
-        ("x.gif", encoded(picture((24, 24)), "GIF"), "with a palette"),
-        ("x.png", encoded(picture((24, 24)).convert("P"), "PNG"), "with a palette"),
-        ("x.png", encoded(picture((24, 24)).convert("1"), "PNG"), "in black and white"),
-        ("x.jpg", encoded(picture((24, 24)).convert("CMYK"), "JPEG"), "in CMYK"),
-        ("x.tif", encoded(Image.new("I;16", (24, 24)), "TIFF"), "of 16 or 32 bits"),
-        ("x.png", encoded(picture((24, 24)).convert("RGBA"), "PNG"), "with transparency, which is dropped"),
-        ("x.png", encoded(picture((24, 3)), "PNG"), "smaller than 16 pixels"),
-        ("x.png", encoded(picture((5000, 24)), "PNG"), "wider or higher than 4096 pixels"),
+        ("x.jpg", encode(picture((24, 24)), "GIF"), "GIF named .jpg"),
+        ("x.JPG", encode(picture((24, 24)), "PNG"), "PNG named .jpg"),
+        ("x.gif", encode(picture((24, 24)), "GIF"), "with a palette"),
+        ("x.png", encode(picture((24, 24)).convert("P"), "PNG"), "with a palette"),
+        ("x.png", encode(picture((24, 24)).convert("1"), "PNG"), "in black and white"),
+        ("x.jpg", encode(picture((24, 24)).convert("CMYK"), "JPEG"), "in CMYK"),
+        ("x.tif", encode(Image.new("I;16", (24, 24)), "TIFF"), "of 16 or 32 bits"),
+        ("x.png", encode(picture((24, 24)).convert("RGBA"), "PNG"), "with transparency, which is dropped"),
+        ("x.png", encode(picture((24, 3)), "PNG"), "smaller than 16 pixels"),
+        ("x.png", encode(picture((5000, 24)), "PNG"), "wider or higher than 4096 pixels"),
     ],
 )
 def test_notes_of_images_that_can_be_used(tmp_path, name, image, note):
     (tmp_path / name).write_bytes(image)
-    found = check.check(lambda: Conversations(jsonl(tmp_path / "rows.jsonl", [row("a", name)])))
-    assert not found.bad
-    assert found.notes[note] == 1
-    assert found.noted[note] == ["a@0"]
+    result = check.check(lambda: Conversations(jsonl(tmp_path / "rows.jsonl", [row("a", name)])))
+    assert not result.bad
+    assert result.notes[note] == 1
+    assert result.noted[note] == ["a@0"]
 
 
 def test_images_to_be_turned(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
-    (tmp_path / "0.jpg").write_bytes(encoded(picture((24, 24)), "JPEG", exif=exif))
-    (tmp_path / "1.jpg").write_bytes(encoded(picture((24, 24)), "JPEG", exif=b"Exif\0\0broken"))
-    found = check.check(lambda: Conversations(jsonl(tmp_path / "x.jsonl", [row(n, f"{n}.jpg") for n in range(2)])))
-    assert found.notes == {"to be turned upright by its EXIF": 1}
+    (tmp_path / "0.jpg").write_bytes(encode(picture((24, 24)), "JPEG", exif=exif))
+    (tmp_path / "1.jpg").write_bytes(encode(picture((24, 24)), "JPEG", exif=b"Exif\0\0broken"))
+    result = check.check(lambda: Conversations(jsonl(tmp_path / "x.jsonl", [row(n, f"{n}.jpg") for n in range(2)])))
+    assert result.notes == {"to be turned upright by its EXIF": 1}
 
 
 def many(folder, count=1000):
@@ -85,21 +85,21 @@ def many(folder, count=1000):
 def test_several_processes_find_the_same(tmp_path, monkeypatch, jobs, threads):
     if threads > 1:  # then spawned; else forked, if these tests run in one thread
         monkeypatch.setattr(threading, "active_count", lambda: threads)
-    place, told = many(tmp_path), []
-    found = check.check(partial(Conversations, place), jobs, lambda done, total: told.append((done, total)))
-    assert [bad.id for bad in found.bad] == [f"r{n}@{n}" for n in range(1000) if n % 60 >= 50]
-    assert (found.rows, found.images) == (1000, 1000)
-    assert told == [(n, 1000) for n in range(200, 1001, 200)]
+    path, progress = many(tmp_path), []
+    result = check.check(partial(Conversations, path), jobs, lambda done, total: progress.append((done, total)))
+    assert [record.id for record in result.bad] == [f"r{n}@{n}" for n in range(1000) if n % 60 >= 50]
+    assert (result.rows, result.images) == (1000, 1000)
+    assert progress == [(n, 1000) for n in range(200, 1001, 200)]
 
 
 def test_what_is_noted_is_named_as_far_as_anybody_reads(tmp_path):
     (tmp_path / "i").mkdir()
     for number in range(300):
-        (tmp_path / "i" / f"{number}.jpg").write_bytes(encoded(picture((24, 24)), "PNG"))
-    place = jsonl(tmp_path / "x.jsonl", [row(f"r{n}", f"i/{n}.jpg") for n in range(300)])
-    found = check.check(partial(Conversations, place))
-    assert found.notes == {"PNG named .jpg": 300}
-    assert found.noted == {"PNG named .jpg": [f"r{n}@{n}" for n in range(100)]}
+        (tmp_path / "i" / f"{number}.jpg").write_bytes(encode(picture((24, 24)), "PNG"))
+    path = jsonl(tmp_path / "x.jsonl", [row(f"r{n}", f"i/{n}.jpg") for n in range(300)])
+    result = check.check(partial(Conversations, path))
+    assert result.notes == {"PNG named .jpg": 300}
+    assert result.noted == {"PNG named .jpg": [f"r{n}@{n}" for n in range(100)]}
 
 
 class Dies(Data):
@@ -121,8 +121,8 @@ def test_a_process_that_dies(tmp_path):
 
 
 def test_data_without_files():
-    found = check.check(partial(Captions, 5))
-    assert (found.rows, found.images, found.bad) == (5, 5, [])
+    result = check.check(partial(Captions, 5))
+    assert (result.rows, result.images, result.bad) == (5, 5, [])
 
 
 class Twice(Captions):
@@ -132,15 +132,15 @@ class Twice(Captions):
 
 
 def test_ids_of_several_records_are_a_fault_where_no_row_number_tells_them_apart():
-    found = check.check(partial(Twice, 5))
-    assert [(bad.id, bad.reason) for bad in found.bad] == [("id-0", "id"), ("id-1", "id")]
-    assert found.bad[0].what == "id: record 1 has the id of an earlier one, id-0"
+    result = check.check(partial(Twice, 5))
+    assert [(record.id, record.reason) for record in result.bad] == [("id-0", "id"), ("id-1", "id")]
+    assert result.bad[0].what == "id: record 1 has the id of an earlier one, id-0"
 
 
 def test_mixtures(folder):
     data = Mixture([{"kind": "conversations", "path": str(folder / "rows.jsonl")}, Captions(2)])
-    found = check.check(lambda: data)
-    assert [bad.id for bad in found.bad] == ["0/b@1", "0/@3", "0/c@4", "0/d@5"]
+    result = check.check(lambda: data)
+    assert [record.id for record in result.bad] == ["0/b@1", "0/@3", "0/c@4", "0/d@5"]
 
 
 def run(capsys, *args, **more):
@@ -179,12 +179,12 @@ def test_the_quarantine_file(folder, capsys):
 
 def test_json(folder, capsys):
     code, out, _ = run(capsys, str(folder / "rows.jsonl"), [], as_json=True)
-    found = json.loads(out)
+    printed = json.loads(out)
     assert code == 1
-    assert found["reasons"] == {"truncated": 2, "missing": 1, "json": 1}
-    assert found["listed"]["missing"] == [{"id": "b@1", "what": "missing: no image none.jpg"}]
-    assert found["noted"] == {"rows with the id of an earlier row": ["a@2"]}
-    assert (found["rows"], found["images"], found["bad"], found["left_out"]) == (6, 5, 4, 0)
+    assert printed["reasons"] == {"truncated": 2, "missing": 1, "json": 1}
+    assert printed["listed"]["missing"] == [{"id": "b@1", "what": "missing: no image none.jpg"}]
+    assert printed["noted"] == {"rows with the id of an earlier row": ["a@2"]}
+    assert (printed["rows"], printed["images"], printed["bad"], printed["left_out"]) == (6, 5, 4, 0)
 
 
 def test_cards_and_their_arguments(capsys):
@@ -202,7 +202,7 @@ def test_arguments_may_be_paths_and_lists(folder, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("args", "error", "said"),
+    ("args", "error", "message"),
     [
         (("toy-chatt", []), CardError, "no data card named 'toy-chatt'"),
         (("toy-chat", ["size"]), DataError, "'size' is not key=value"),
@@ -210,10 +210,10 @@ def test_arguments_may_be_paths_and_lists(folder, capsys, monkeypatch):
         (("none.jsonl", []), DataError, "no file "),
     ],
 )
-def test_mistakes(args, error, said, capsys):
+def test_mistakes(args, error, message, capsys):
     with pytest.raises(error) as caught:
         run(capsys, *args)
-    assert said in caught.value.what
+    assert message in caught.value.what
 
 
 def test_a_quarantine_nobody_would_read(capsys, tmp_path):

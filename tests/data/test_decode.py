@@ -11,20 +11,20 @@ from PIL import Image, ImageFile
 from mmalign.data import decode
 from mmalign.data.reasons import Unusable
 from mmalign.errors import DataError
-from tests.data.made import encoded, jpeg, picture, png, png_header, same
+from tests.data.samples import encode, is_picture, jpeg, picture, png, png_header
 
 
 @pytest.mark.parametrize("format_", ["PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG", "AVIF", "JPEG2000"])
 def test_formats_are_told_by_content(format_):
-    found = decode.picture(encoded(picture(), format_), "named.jpg")
-    assert same(found, 0, format_)
+    image = decode.picture(encode(picture(), format_), "named.jpg")
+    assert is_picture(image, 0, format_)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK"])
 @pytest.mark.filterwarnings("error")
 def test_modes_become_what_convert_makes_of_them(mode):
     image = picture().convert(mode)
-    data = encoded(image, "TIFF" if mode == "CMYK" else "PNG")
+    data = encode(image, "TIFF" if mode == "CMYK" else "PNG")
     assert decode.picture(data, "x").tobytes() == image.convert("RGB").tobytes()
 
 
@@ -32,38 +32,38 @@ def test_modes_become_what_convert_makes_of_them(mode):
 def test_transparency_is_dropped_not_blended():
     image = picture().convert("RGBA")
     image.putalpha(0)
-    assert same(decode.picture(encoded(image, "PNG"), "x"))
+    assert is_picture(decode.picture(encode(image, "PNG"), "x"))
     palette = picture().convert("P")
-    data = encoded(palette, "PNG", transparency=bytes(range(256)))
+    data = encode(palette, "PNG", transparency=bytes(range(256)))
     assert decode.picture(data, "x").tobytes() == palette.convert("RGB").tobytes()
 
 
 def test_sixteen_bits_keep_the_upper_byte():
     gray = np.array([[0, 255, 256, 0x7FFF, 0x8000, 0xFFFF]], np.uint16)
-    found = decode.picture(encoded(Image.fromarray(gray), "PNG"), "x")
-    assert np.asarray(found)[0, :, 0].tolist() == [0, 0, 1, 127, 128, 255]
+    image = decode.picture(encode(Image.fromarray(gray), "PNG"), "x")
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 1, 127, 128, 255]
 
 
 def test_thirty_two_bits():
     small = np.array([[0, 100, 255]], np.int32)
-    assert np.asarray(decode.picture(encoded(Image.fromarray(small), "TIFF"), "x"))[0, :, 0].tolist() == [0, 100, 255]
+    assert np.asarray(decode.picture(encode(Image.fromarray(small), "TIFF"), "x"))[0, :, 0].tolist() == [0, 100, 255]
     shares = np.array([[0, 0.5, 1, np.nan]], np.float32)
-    found = decode.picture(encoded(Image.fromarray(shares), "TIFF"), "x")
-    assert np.asarray(found)[0, :, 0].tolist() == [0, 127, 255, 0]
+    image = decode.picture(encode(Image.fromarray(shares), "TIFF"), "x")
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 127, 255, 0]
 
 
 def test_the_first_frame_of_several():
     frames = [picture(seed=n).convert("P") for n in range(3)]
-    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode.picture(data, "x").tobytes() == frames[0].convert("RGB").tobytes()
 
 
 def test_exif_stays_with_the_picture_which_is_not_turned():
     exif = Image.Exif()
     exif[274] = 6
-    found = decode.picture(encoded(picture(), "JPEG", exif=exif), "x")
-    assert found.size == (24, 16)
-    assert found.getexif()[274] == 6
+    image = decode.picture(encode(picture(), "JPEG", exif=exif), "x")
+    assert image.size == (24, 16)
+    assert image.getexif()[274] == 6
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_exif_stays_with_the_picture_which_is_not_turned():
         (png_header(2**31 - 1, 2**31 - 1), "oversized", "2147483647 x 2147483647"),
         (jpeg()[:-2], "truncated", "a JPEG without an end"),
         (jpeg()[:-200] + bytes(200), "truncated", "a JPEG without an end"),  # space reserved, the rest never came
-        (encoded(picture(), "WEBP")[:-9], "truncated", "could not create decoder"),
-        (encoded(picture(), "BMP")[:-9], "truncated", "truncated"),
+        (encode(picture(), "WEBP")[:-9], "truncated", "could not create decoder"),
+        (encode(picture(), "BMP")[:-9], "truncated", "truncated"),
         (png()[:200], "truncated", "truncated"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "broken", "x.jpg"),
         (b"\xff\xd8\xff\xd9", "broken", "x.jpg"),
@@ -96,7 +96,7 @@ def test_reasons(data, reason, message):
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_no_jpeg_is_padded_wherever_it_ends(progressive):
-    data = encoded(picture((64, 48)), "JPEG", progressive=progressive)
+    data = encode(picture((64, 48)), "JPEG", progressive=progressive)
     for end in range(2, len(data), 7):
         with pytest.raises(Unusable):
             decode.picture(data[:end], "x")
@@ -104,14 +104,14 @@ def test_no_jpeg_is_padded_wherever_it_ends(progressive):
 
 def test_a_preview_inside_does_not_pass_for_the_end():
     inner = jpeg(1)
-    whole = encoded(picture((64, 48)), "JPEG", comment=inner)
+    whole = encode(picture((64, 48)), "JPEG", comment=inner)
     assert decode.picture(whole, "x").size == (64, 48)
     with pytest.raises(Unusable, match="truncated"):
         decode.picture(whole[:-100] + bytes(100), "x")
 
 
 def test_bytes_behind_the_end_do_no_harm():
-    assert same(decode.picture(jpeg() + bytes(500), "x"), 0, "JPEG")
+    assert is_picture(decode.picture(jpeg() + bytes(500), "x"), 0, "JPEG")
 
 
 def test_nobody_may_switch_padding_on(monkeypatch):
@@ -128,9 +128,9 @@ def test_nobody_may_switch_padding_on(monkeypatch):
 )
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_else_is_raised(format_, changes, end):
-    data = bytearray(encoded(picture((9, 7)), format_)[: end or None])
-    for place, byte in changes:
-        if place < len(data):
-            data[place] = byte
+    data = bytearray(encode(picture((9, 7)), format_)[: end or None])
+    for index, byte in changes:
+        if index < len(data):
+            data[index] = byte
     with contextlib.suppress(Unusable):
         assert decode.picture(bytes(data), "x").mode == "RGB"

@@ -8,7 +8,7 @@ from mmalign.data import Data, Record, Truth, Turn
 from mmalign.data.mixture import Mixture
 from mmalign.errors import DataError
 from mmalign.toyworld.data import Captions
-from tests.data.made import images, jsonl, row, same
+from tests.data.samples import images, is_picture, jsonl, row
 
 
 class Rows(Data):
@@ -31,7 +31,7 @@ def test_everything_once():
 
 
 @pytest.mark.parametrize(
-    ("weights", "counts", "wanted"),
+    ("weights", "counts", "expected"),
     [
         ([1, 0.5], None, [4, 3]),
         ([2, 0], None, [8, 0]),
@@ -41,11 +41,11 @@ def test_everything_once():
         (None, [0, 1], [0, 1]),
     ],
 )
-def test_so_much_of_each(weights, counts, wanted):
-    found = ids(Mixture([Rows(4), Rows(6)], weights, counts))
-    assert [sum(one.startswith(f"{n}/") for one in found) for n in (0, 1)] == wanted
-    for member, size, count in ((0, 4, wanted[0]), (1, 6, wanted[1])):
-        often = Counter(one for one in found if one.startswith(f"{member}/"))
+def test_so_much_of_each(weights, counts, expected):
+    all_ids = ids(Mixture([Rows(4), Rows(6)], weights, counts))
+    assert [sum(id_.startswith(f"{n}/") for id_ in all_ids) for n in (0, 1)] == expected
+    for member, size, count in ((0, 4, expected[0]), (1, 6, expected[1])):
+        often = Counter(id_ for id_ in all_ids if id_.startswith(f"{member}/"))
         assert set(often.values()) <= {count // size, -(-count // size)}  # none much more often than another
 
 
@@ -60,10 +60,10 @@ def test_members_written_in_a_recipe(tmp_path):
     inner = {"kind": "mixture", "data": [{"kind": "conversations", "path": b}], "weights": [2]}
     data = Mixture([{"kind": "conversations", "path": a}, inner])
     assert ids(data) == ["0/a0@0", "0/a1@1", "1/0/b0@0", "1/0/b1@1", "1/0/b0@0", "1/0/b1@1"]
-    assert same(data.image(data[3].images[0]), 1, "JPEG")
-    stored = data.stored(data[3].images[0])
-    assert stored
-    assert stored[1] == "1.jpg"
+    assert is_picture(data.image(data[3].images[0]), 1, "JPEG")
+    file = data.image_file(data[3].images[0])
+    assert file
+    assert file[1] == "1.jpg"
 
 
 def test_truth_comes_from_the_member():
@@ -71,7 +71,7 @@ def test_truth_comes_from_the_member():
     reference = data[2].images[0]
     assert isinstance(data.truth(reference, (2, 2)), Truth)
     assert data.image(reference).tobytes() == Captions(3).image(1).tobytes()
-    assert data.stored(reference) is None
+    assert data.image_file(reference) is None
 
 
 def test_a_quarantine_reaches_the_members(tmp_path):
@@ -89,7 +89,7 @@ def test_names_of_rows_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: Mixture([]), "a mixture of nothing"),
         (lambda: Mixture([Rows(1)], [1], [1]), "weights or counts, not both"),
@@ -113,6 +113,6 @@ def test_names_of_rows_that_cannot_be_read(tmp_path):
         (lambda: Mixture([Rows(1)]).leave_out(["0/0"]), "this data cannot leave records out"),
     ],
 )
-def test_refused(make, said):
-    with pytest.raises(DataError, match=said):
+def test_refused(make, message):
+    with pytest.raises(DataError, match=message):
         make()

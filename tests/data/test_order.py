@@ -1,4 +1,4 @@
-"""Records of like length share a pass and a step; everything else about an epoch's order is random, and repeatable."""
+"""Records of like length share a micro-batch and a step; everything else about an epoch's order is random, and repeatable."""
 
 import numpy as np
 import pytest
@@ -15,72 +15,72 @@ def heavy_tailed(count=20_000, seed=0):
     return np.where(kinds, 576 + texts, texts).astype(int).clip(8, 4096), kinds
 
 
-@pytest.mark.parametrize("micro", [1, 4, 8, 16, 32])
-def test_hardly_anything_is_padded(micro):
+@pytest.mark.parametrize("micro_batch", [1, 4, 8, 16, 32])
+def test_hardly_anything_is_padded(micro_batch):
     lengths, kinds = heavy_tailed()
-    made = order.grouped(lengths, micro, 128, (7, 0), kinds)
-    assert order.padded(lengths, made, micro) <= 1.02
+    order_N = order.grouped(lengths, micro_batch, 128, (7, 0), kinds)
+    assert order.padding_ratio(lengths, order_N, micro_batch) <= 1.02
     at_random = np.random.default_rng(0).permutation(len(lengths))
-    assert micro == 1 or order.padded(lengths, at_random, micro) > 1.25
+    assert micro_batch == 1 or order.padding_ratio(lengths, at_random, micro_batch) > 1.25
 
 
 def test_text_alone_with_a_heavy_tail():
     lengths = np.exp(np.random.default_rng(1).normal(5, 1.2, 20_000)).astype(int).clip(5, 4096)
-    assert order.padded(lengths, order.grouped(lengths, 32, 128, 0), 32) <= 1.02
+    assert order.padding_ratio(lengths, order.grouped(lengths, 32, 128, 0), 32) <= 1.02
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 7, 8, 100, 129])
-@pytest.mark.parametrize("micro", [1, 4, 8])
+@pytest.mark.parametrize("micro_batch", [1, 4, 8])
 @pytest.mark.parametrize("start", [0, 1, 5, 64])
-def test_every_record_once(count, micro, start):
+def test_every_record_once(count, micro_batch, start):
     lengths, kinds = heavy_tailed(count)
-    made = order.grouped(lengths, micro, 16, 3, kinds, start)
-    assert sorted(made) == list(range(count))
+    order_N = order.grouped(lengths, micro_batch, 16, 3, kinds, start)
+    assert sorted(order_N) == list(range(count))
 
 
 def test_the_same_arguments_give_the_same_order():
     lengths, kinds = heavy_tailed(500)
-    made = order.grouped(lengths, 4, 16, (1, 2), kinds)
-    assert (made == order.grouped(list(lengths), 4, 16, (1, 2), list(kinds))).all()
-    assert (made != order.grouped(lengths, 4, 16, (1, 3), kinds)).any()
+    order_N = order.grouped(lengths, 4, 16, (1, 2), kinds)
+    assert (order_N == order.grouped(list(lengths), 4, 16, (1, 2), list(kinds))).all()
+    assert (order_N != order.grouped(lengths, 4, 16, (1, 3), kinds)).any()
 
 
-def passes(made, micro):
-    return made[: len(made) // micro * micro].reshape(-1, micro)
+def micro_batches(order_N, micro_batch):
+    return order_N[: len(order_N) // micro_batch * micro_batch].reshape(-1, micro_batch)
 
 
-def test_a_pass_has_one_kind():
+def test_a_micro_batch_has_one_kind():
     lengths, kinds = heavy_tailed(1000)
-    mixed = [len(set(kinds[one])) > 1 for one in passes(order.grouped(lengths, 8, 32, 0, kinds), 8)]
+    mixed = [len(set(kinds[micro])) > 1 for micro in micro_batches(order.grouped(lengths, 8, 32, 0, kinds), 8)]
     assert sum(mixed) <= 1  # what is left over of both kinds
 
 
 def test_epochs_meet_other_records():
     lengths, _ = heavy_tailed()
-    first, second = (passes(order.grouped(lengths, 8, 128, (0, epoch)), 8) for epoch in (0, 1))
-    pairs = [{(a, b) for one in made for a in one for b in one if a < b} for made in (first, second)]
+    first, second = (micro_batches(order.grouped(lengths, 8, 128, (0, epoch)), 8) for epoch in (0, 1))
+    pairs = [{(a, b) for micro in micro_UM for a in micro for b in micro if a < b} for micro_UM in (first, second)]
     assert len(pairs[0] & pairs[1]) < 0.1 * len(pairs[0])
 
 
-def work(lengths, made, micro, ranks):
+def work(lengths, order_N, micro_batch, ranks):
     """Tokens all ranks could have computed in the time the slowest of each round took, over real tokens."""
-    made = made[: len(made) // (micro * ranks) * micro * ranks]
-    longest = lengths[passes(made, micro)].max(1).reshape(-1, ranks)
-    return longest.max(1).sum() * ranks * micro / lengths[made].sum()
+    order_N = order_N[: len(order_N) // (micro_batch * ranks) * micro_batch * ranks]
+    longest = lengths[micro_batches(order_N, micro_batch)].max(1).reshape(-1, ranks)
+    return longest.max(1).sum() * ranks * micro_batch / lengths[order_N].sum()
 
 
-@pytest.mark.parametrize(("micro", "ranks"), [(4, 2), (4, 8), (16, 2), (16, 8), (1, 64)])
-def test_no_rank_waits_for_another(micro, ranks):
-    """Batches of 128; pass m of a step belongs to rank m % ranks, as in Batches."""
+@pytest.mark.parametrize(("micro_batch", "ranks"), [(4, 2), (4, 8), (16, 2), (16, 8), (1, 64)])
+def test_no_rank_waits_for_another(micro_batch, ranks):
+    """Batches of 128; micro-batch m of a step belongs to rank m % ranks, as in Batches."""
     lengths, kinds = heavy_tailed(40_000)
-    assert work(lengths, order.grouped(lengths, micro, 128, 0, kinds), micro, ranks) <= 1.04
-    assert work(lengths, np.random.default_rng(0).permutation(len(lengths)), micro, ranks) > 1.5
+    assert work(lengths, order.grouped(lengths, micro_batch, 128, 0, kinds), micro_batch, ranks) <= 1.04
+    assert work(lengths, np.random.default_rng(0).permutation(len(lengths)), micro_batch, ranks) > 1.5
 
 
 def test_the_order_of_steps_is_random():
     lengths, kinds = heavy_tailed()
-    made = order.grouped(lengths, 8, 128, 0, kinds)
-    of_step, text = lengths[passes(made, 128)].mean(1), kinds[passes(made, 128)].mean(1)
+    order_N = order.grouped(lengths, 8, 128, 0, kinds)
+    of_step, text = lengths[micro_batches(order_N, 128)].mean(1), kinds[micro_batches(order_N, 128)].mean(1)
     assert abs(np.corrcoef(of_step[:-1], of_step[1:])[0, 1]) < 0.25  # 156 steps: two standard errors are 0.16
     assert ((text > 0) & (text < 1)).sum() <= 3  # where the kinds meet, and the last
 
@@ -89,20 +89,20 @@ def test_the_order_of_steps_is_random():
 def test_steps_that_begin_in_an_earlier_epoch_are_filled_up(start):
     """With any number of records before, all but the first and the last step are of like length."""
     lengths, kinds = heavy_tailed()
-    made = order.grouped(lengths, 8, 128, 0, kinds, start)[-start % 128 :]
-    spread = [np.ptp(np.log(lengths[one])) for one in passes(made, 128)]
+    order_N = order.grouped(lengths, 8, 128, 0, kinds, start)[-start % 128 :]
+    spread = [np.ptp(np.log(lengths[step])) for step in micro_batches(order_N, 128)]
     assert np.median(spread) < 0.05
 
 
-def test_passes_go_on_across_epochs():
-    """1003 records and passes of 8: the second epoch begins in the middle of a pass, and its own are whole."""
+def test_micro_batches_go_on_across_epochs():
+    """1003 records, 8 a micro-batch: the second epoch begins in the middle of one, and its own are whole."""
     lengths, kinds = heavy_tailed(1003)
     epochs = [order.grouped(lengths, 8, 32, (0, epoch), kinds, epoch * 1003) for epoch in range(3)]
-    every = passes(np.concatenate(epochs), 8)
-    mixed = [len(set(kinds[one])) > 1 for one in every]
+    every = micro_batches(np.concatenate(epochs), 8)
+    mixed = [len(set(kinds[micro])) > 1 for micro in every]
     assert sum(mixed) <= 2 * len(epochs)
     flat = np.concatenate(epochs)[: len(every) * 8]
-    assert order.padded(lengths, flat, 8) < 1.1
+    assert order.padding_ratio(lengths, flat, 8) < 1.1
 
 
 class Few(Data):

@@ -8,9 +8,9 @@ from mmalign.cli import data as verbs
 from mmalign.data import Turn
 from mmalign.errors import CardError, DataError
 from mmalign.llms.chat import Chat
-from mmalign.toyworld.data import Chat as Talks
+from mmalign.toyworld.data import Chat as VisualChat
 from tests import parts
-from tests.data.made import images, jsonl, row
+from tests.data.samples import images, jsonl, row
 
 
 def run(capsys, *args, llm="toy-llama", vision=None, rows="0:1", as_json=False):
@@ -23,7 +23,7 @@ def test_the_tokens_of_a_record(capsys):
     assert "record 2  train-2" in out
     assert "image: 72 x 72 pixels, 6 x 6 patches" in out
     assert "  image   | <image> x 36" in out
-    turns = Talks(5)[2].turns
+    turns = VisualChat(5)[2].turns
     shown = [line for line in out.splitlines() if line.startswith("  trained | ")]
     assert [line.removeprefix("  trained | ").split() for line in shown[:3]] == [
         [*turn.text.split(), "<eos>"] for turn in turns if turn.role == "assistant"
@@ -32,12 +32,12 @@ def test_the_tokens_of_a_record(capsys):
 
 
 def test_json(capsys):
-    (one,) = json.loads(run(capsys, "toy-chat", ["size=5"], rows="4", as_json=True))
-    assert (one["row"], one["id"]) == (4, "train-4")
-    assert one["images"] == [{"width": 72, "height": 72, "grid": None}]
-    assert one["tokens"]["all"] == sum(len(part["tokens"]) for part in one["parts"])
-    assert one["tokens"]["image"] == 1
-    assert {part["state"] for part in one["parts"]} == {"read", "trained", "image"}
+    (record,) = json.loads(run(capsys, "toy-chat", ["size=5"], rows="4", as_json=True))
+    assert (record["row"], record["id"]) == (4, "train-4")
+    assert record["images"] == [{"width": 72, "height": 72, "grid": None}]
+    assert record["tokens"]["all"] == sum(len(part["tokens"]) for part in record["parts"])
+    assert record["tokens"]["image"] == 1
+    assert {part["state"] for part in record["parts"]} == {"read", "trained", "image"}
 
 
 @pytest.mark.parametrize("kind", ["bytelevel", "sentencepiece"])
@@ -45,31 +45,31 @@ def test_the_parts_put_together_are_the_text(tmp_path, kind):
     parts.tokenizer(kind, tmp_path)
     chat = Chat(str(tmp_path))
     turns = [Turn("user", "<image>\nWhat  is it? éü 😀"), Turn("assistant", "A red  square. Yes.")]
-    found = chat.encode(turns, [3])
-    states = ["image" if i == chat.mark else "trained" if t else "read" for i, t in zip(found.ids, found.trained)]
-    made = verbs._parts(chat, found.ids, states)
-    assert [text for part in made for text in part["tokens"] if part["state"] == "image"] == [""] * 3
-    said = "".join(text for part in made for text in part["tokens"] if part["state"] == "trained")
-    assert said.replace("\ufffd", "").strip().startswith("A red  square. Yes.")
+    encoding = chat.encode(turns, [3])
+    states = ["image" if i == chat.mark else "trained" if t else "read" for i, t in zip(encoding.ids, encoding.trained)]
+    runs = verbs._runs(chat, encoding.ids, states)
+    assert [text for part in runs for text in part["tokens"] if part["state"] == "image"] == [""] * 3
+    trained = "".join(text for part in runs for text in part["tokens"] if part["state"] == "trained")
+    assert trained.replace("\ufffd", "").strip().startswith("A red  square. Yes.")
 
 
 def test_records_that_cannot_be_used(tmp_path, capsys):
     images(tmp_path, 1)
-    place = jsonl(tmp_path / "x.jsonl", ["{", row("gone", "none.jpg", "<image>\nis there a cross in the image?", "no")])
-    out = run(capsys, place, [], rows="0:2")
+    path = jsonl(tmp_path / "x.jsonl", ["{", row("gone", "none.jpg", "<image>\nis there a cross in the image?", "no")])
+    out = run(capsys, path, [], rows="0:2")
     assert "record 0  @0\n  cannot be used: json: row 0 is not valid JSON" in out
     assert "image: missing: no image none.jpg" in out
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [("9", "the data has 5 records"), ("-1", "the data has 5 records"), ("3:3", "the data has 5 records"),
      ("5:9", "the data has 5 records"), ("x", "--rows 'x' is not a number, or first:last")],
 )  # fmt: skip
-def test_rows_outside(capsys, rows, said):
+def test_rows_outside(capsys, rows, message):
     with pytest.raises(DataError) as caught:
         run(capsys, "toy-chat", ["size=5"], rows=rows)
-    assert said in caught.value.what
+    assert message in caught.value.what
 
 
 def test_open_ranges(capsys):

@@ -21,34 +21,34 @@ def value(draw, deep=0):
     return {f"k{n}": value(draw, deep + 1) for n in range(draw.randint(0, 3))}
 
 
-def rows_of(place):
-    data = place.read_bytes()
-    return [data[start:end] for start, end in spans.find(place)]
+def rows_of(path):
+    data = path.read_bytes()
+    return [data[start:end] for start, end in spans.find(path)]
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 1 << 21])
 def test_lists_whatever_their_layout(tmp_path, monkeypatch, block):
     monkeypatch.setattr(spans, "BLOCK", block)
-    draw, place = random.Random(block), tmp_path / "rows.json"
+    draw, path = random.Random(block), tmp_path / "rows.json"
     for _ in range(100):
         rows = [{"id": n, "v": value(draw)} for n in range(draw.randint(0, 6))]
         layout = {"indent": draw.choice([None, 1]), "ensure_ascii": draw.random() < 0.5}
         text = json.dumps(rows, separators=draw.choice([None, (",", ":")]), **layout)
-        place.write_text(draw.choice(["", "\ufeff", " \n"]) + text + draw.choice(["", "\n"]), encoding="utf-8")
-        assert [json.loads(row) for row in rows_of(place)] == rows
+        path.write_text(draw.choice(["", "\ufeff", " \n"]) + text + draw.choice(["", "\n"]), encoding="utf-8")
+        assert [json.loads(row) for row in rows_of(path)] == rows
 
 
 @pytest.mark.parametrize("block", [1, 5, 1 << 21])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_lines_blank_ones_do_not_count(tmp_path, monkeypatch, block, end):
     monkeypatch.setattr(spans, "BLOCK", block)
-    draw, place = random.Random(block), tmp_path / "rows.jsonl"
+    draw, path = random.Random(block), tmp_path / "rows.jsonl"
     for _ in range(50):
         rows = [{"id": n, "v": value(draw)} for n in range(draw.randint(1, 6))]
         blank = [draw.choices(["", "  ", "\t"], k=draw.randint(0, 2)) for _ in rows]
         lines = [line for some, row in zip(blank, rows) for line in [*some, json.dumps(row)]]
-        place.write_bytes((draw.choice(["", "\ufeff"]) + end.join(lines) + draw.choice(["", end, end + end])).encode())
-        assert [json.loads(row) for row in rows_of(place)] == rows
+        path.write_bytes((draw.choice(["", "\ufeff"]) + end.join(lines) + draw.choice(["", end, end + end])).encode())
+        assert [json.loads(row) for row in rows_of(path)] == rows
 
 
 @pytest.mark.parametrize("text", ["", "\n", "[]", " [ ] \n"])
@@ -59,7 +59,7 @@ def test_nothing(tmp_path, text):
 
 @pytest.mark.parametrize("block", [1, 4, 1 << 21])
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('[{"a": 1}, {"a"', "cut off in or behind row 1"),
         ('[{"a": 1}, {"a": "x', "cut off in or behind row 1"),
@@ -78,10 +78,10 @@ def test_nothing(tmp_path, text):
         ("[1, 2]", "no object"),
     ],
 )
-def test_what_is_no_list_of_objects(tmp_path, monkeypatch, block, text, said):
+def test_what_is_no_list_of_objects(tmp_path, monkeypatch, block, text, message):
     monkeypatch.setattr(spans, "BLOCK", block)
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         spans.find(tmp_path / "x.json")
 
 
@@ -97,24 +97,24 @@ def test_utf16(tmp_path):
 
 
 def test_the_index_is_kept_until_the_file_changes(tmp_path, cache, monkeypatch):
-    place = tmp_path / "x.jsonl"
-    place.write_text('{"a": 1}\n{"a": 2}\n')
-    assert spans.spans(place).tolist() == [[0, 8], [9, 17]]
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    assert spans.spans(path).tolist() == [[0, 8], [9, 17]]
     assert len(list(cache.iterdir())) == 1
     with monkeypatch.context() as patch:
         patch.setattr(spans, "find", lambda _: pytest.fail("made again"))
-        assert len(spans.spans(place)) == 2
-    place.write_text('{"a": 1}\n{"a": 2}\n{"a": 3}\n')
-    assert len(spans.spans(place)) == 3
+        assert len(spans.spans(path)) == 2
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a": 3}\n')
+    assert len(spans.spans(path)) == 3
 
 
 def test_a_damaged_index_is_made_again(tmp_path, cache):
-    place = tmp_path / "x.jsonl"
-    place.write_text('{"a": 1}\n')
-    spans.spans(place)
-    for kept in cache.iterdir():
-        kept.write_bytes(b"\x93NUMPY")
-    assert spans.spans(place).tolist() == [[0, 8]]
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n')
+    spans.spans(path)
+    for file in cache.iterdir():
+        file.write_bytes(b"\x93NUMPY")
+    assert spans.spans(path).tolist() == [[0, 8]]
     assert np.load(next(cache.iterdir())).tolist() == [[0, 8]]
 
 

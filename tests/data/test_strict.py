@@ -12,9 +12,9 @@ from mmalign.data.reasons import Unusable
 
 
 def test_a_row():
-    given = {"id": 7, "text": 'é 😀 "quoted" \\ud800 is spelled out'}
-    assert strict.parse(json.dumps(given).encode()) == given
-    assert strict.parse(json.dumps(given, ensure_ascii=False).encode()) == given
+    row = {"id": 7, "text": 'é 😀 "quoted" \\ud800 is spelled out'}
+    assert strict.parse(json.dumps(row).encode()) == row
+    assert strict.parse(json.dumps(row, ensure_ascii=False).encode()) == row
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmalign.data import parts
+from mmalign.data import columnar
 from mmalign.data.hub import Hub
+from mmalign.data.lru import LRUCache
 from mmalign.data.reasons import Unusable
-from mmalign.data.recent import Recent
-from mmalign.data.table import Cell, Table
+from mmalign.data.table import ImageCell, Table
 from mmalign.errors import DataError
-from tests.data.made import images, jpeg, png, row, same
+from tests.data.samples import images, is_picture, jpeg, png, row
 
 COUNT = 23
 ROWS = [row(f"r{n}", answer=f"Answer {n}.") for n in range(COUNT)]
@@ -40,28 +40,28 @@ KINDS = {
 def table(kind="struct", rows=ROWS):
     column, cells = KINDS[kind]
     return pa.table({
-        "id": [one["id"] for one in rows], "conversations": [one["conversations"] for one in rows],
+        "id": [row_["id"] for row_ in rows], "conversations": [row_["conversations"] for row_ in rows],
         column: cells[: len(rows)],
     })  # fmt: skip
 
 
-def parquet(place, made, group=5):
-    pq.write_table(made, place, row_group_size=group)
-    return str(place)
+def parquet(path, table_, group=5):
+    pq.write_table(table_, path, row_group_size=group)
+    return str(path)
 
 
-def arrow(place, made, stream=False, batch=4):
-    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(place), made.schema) as writer:
-        writer.write_table(made, max_chunksize=batch)
-    return str(place)
+def arrow(path, table_, stream=False, batch=4):
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(path), table_.schema) as writer:
+        writer.write_table(table_, max_chunksize=batch)
+    return str(path)
 
 
 @pytest.fixture(params=["parquet", "arrow", "stream"])
 def write(request, tmp_path):
-    def make(made, name="x"):
+    def make(table_, name="x"):
         if request.param == "parquet":
-            return parquet(tmp_path / f"{name}.parquet", made)
-        return arrow(tmp_path / f"{name}.arrow", made, request.param == "stream")
+            return parquet(tmp_path / f"{name}.parquet", table_)
+        return arrow(tmp_path / f"{name}.arrow", table_, request.param == "stream")
 
     return make
 
@@ -77,23 +77,23 @@ def test_images_of_every_type(write, tmp_path, kind):
         assert record.id == f"r{number}@{number}"
         assert [turn.text for turn in record.turns] == ["<image>\nWhat is it?", f"Answer {number}."]
         assert len(record.images) == 1
-        assert same(data.image(record.images[0]), number)
+        assert is_picture(data.image(record.images[0]), number)
 
 
 def test_records_hold_no_bytes(write):
-    assert Table(write(table()))[7].images == (Cell(7, "image", 0),)
+    assert Table(write(table()))[7].images == (ImageCell(7, "image", 0),)
 
 
 def test_rows_without_an_image_and_with_several(write):
     rows = [row("none", None, "Hello."), row("two", None, "<image> or <image>?"), row("gap", None, "<image>")]
-    made = pa.table({
-        "id": [one["id"] for one in rows], "conversations": [one["conversations"] for one in rows],
+    table_ = pa.table({
+        "id": [row_["id"] for row_ in rows], "conversations": [row_["conversations"] for row_ in rows],
         "images": [None, [struct(0), struct(1)], [None, struct(2)]],
     })  # fmt: skip
-    data = Table(write(made))
+    data = Table(write(table_))
     assert data[0].images == ()
-    assert [same(data.image(one), n) for n, one in enumerate(data[1].images)] == [True, True]
-    assert same(data.image(data[2].images[0]), 2)
+    assert [is_picture(data.image(row_), n) for n, row_ in enumerate(data[1].images)] == [True, True]
+    assert is_picture(data.image(data[2].images[0]), 2)
 
 
 def test_the_cauldron_and_captions(write):
@@ -123,24 +123,26 @@ def test_remote_tables(tmp_path):
     for path in (f"memory://{tmp_path.name}", f"memory://{tmp_path.name}/*.parquet"):
         data = Table(path)
         assert [record.id for record in data] == [f"r{n}@{n}" for n in range(10)]
-        assert same(data.image(data[7].images[0]), 2)
+        assert is_picture(data.image(data[7].images[0]), 2)
 
 
 def test_many_threads(write, monkeypatch):
     monkeypatch.setattr("mmalign.data.table.PICTURES", 3000)  # hardly one row group
     data = Table(write(table()))
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(lambda n: same(data.image(data[n].images[0]), n), [n * 7 % COUNT for n in range(200)]))
+        assert all(
+            pool.map(lambda n: is_picture(data.image(data[n].images[0]), n), [n * 7 % COUNT for n in range(200)])
+        )
 
 
 def test_a_row_group_is_read_once_for_its_rows(tmp_path, monkeypatch):
-    read = []
-    group = parts.Parquet._group
-    monkeypatch.setattr(parts.Parquet, "_group", lambda self, *given: read.append(given) or group(self, *given))
+    groups = []
+    group = columnar.Parquet._group
+    monkeypatch.setattr(columnar.Parquet, "_group", lambda self, *args: groups.append(args) or group(self, *args))
     data = Table(parquet(tmp_path / "x.parquet", table()))
     for number in range(COUNT):
         data.image(data[number].images[0])
-    assert len(read) == 2 * 5  # texts and images of five groups
+    assert len(groups) == 2 * 5  # texts and images of five groups
 
 
 def test_quarantine(write, tmp_path):
@@ -152,8 +154,8 @@ def test_quarantine(write, tmp_path):
 
 def test_damaged_images_inside(write):
     cells = [jpeg()[:-20], b"", None, {"bytes": None, "path": None}]
-    made = pa.table({"conversations": [ROWS[0]["conversations"]] * 2, "image": cells[:2]})
-    data = Table(write(made))
+    table_ = pa.table({"conversations": [ROWS[0]["conversations"]] * 2, "image": cells[:2]})
+    data = Table(write(table_))
     for number, reason in enumerate(("truncated", "empty")):
         with pytest.raises(Unusable, match=f"row {number}: ") as caught:
             data.image(data[number].images[0])
@@ -173,25 +175,25 @@ def test_files_that_are_no_tables(tmp_path):
 
 
 def test_a_damaged_row_group_is_the_fault_of_its_rows(tmp_path):
-    place = tmp_path / "x.parquet"
-    pq.write_table(table(), place, row_group_size=5, compression="zstd")
-    data = bytearray(place.read_bytes())
-    start = pq.ParquetFile(place).metadata.row_group(1).column(0).data_page_offset
+    path = tmp_path / "x.parquet"
+    pq.write_table(table(), path, row_group_size=5, compression="zstd")
+    data = bytearray(path.read_bytes())
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
     data[start - 30 : start + 40] = bytes(70)
-    place.write_bytes(data)
-    found = Table(str(place))
-    assert found[0].id == "r0@0"
+    path.write_bytes(data)
+    rows = Table(str(path))
+    assert rows[0].id == "r0@0"
     with pytest.raises(Unusable) as caught:
-        found[6]
+        rows[6]
     assert caught.value.reason == "unreadable"
     assert "row group 1" in caught.value.what
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):
-    place = parquet(tmp_path / "x.parquet", table())
+    path = parquet(tmp_path / "x.parquet", table())
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(DataError) as caught:
-        Table(place)
+        Table(path)
     assert "pip install mmalign[data]" in caught.value.fix
 
 
@@ -202,13 +204,13 @@ def test_what_datasets_saved(tmp_path):
         "id": datasets.Value("string"), "image": datasets.Image(),
         "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
     })  # fmt: skip
-    given = [{**one, "image": str(tmp_path / f"{n % 3}.jpg")} for n, one in enumerate(ROWS)]
-    made = datasets.Dataset.from_list(given, features)
-    made.select(range(5, 15)).save_to_disk(tmp_path / "one")
-    datasets.DatasetDict({"train": made, "test": made.select([20])}).save_to_disk(tmp_path / "both")
+    rows = [{**one, "image": str(tmp_path / f"{n % 3}.jpg")} for n, one in enumerate(ROWS)]
+    dataset = datasets.Dataset.from_list(rows, features)
+    dataset.select(range(5, 15)).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": dataset, "test": dataset.select([20])}).save_to_disk(tmp_path / "both")
     data = Table(str(tmp_path / "one"))
     assert [record.id for record in data] == [f"r{n + 5}@{n}" for n in range(10)]
-    assert same(data.image(data[0].images[0]), 2, "JPEG")
+    assert is_picture(data.image(data[0].images[0]), 2, "JPEG")
     assert len(Table(str(tmp_path / "both"), split="train")) == COUNT
     with pytest.raises(DataError, match="no split None among train, test"):
         Table(str(tmp_path / "both"))
@@ -219,26 +221,26 @@ def test_what_datasets_saved(tmp_path):
 
 def test_the_hub(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
-    made = datasets.Dataset.from_dict({
+    dataset = datasets.Dataset.from_dict({
         "id": ["a", "b"], "conversations": [ROWS[0]["conversations"]] * 2, "image": [struct(0), struct(1)],
         "images": [None, None],
     }).cast_column("image", datasets.Image()).cast_column("images", datasets.Sequence(datasets.Image()))  # fmt: skip
-    asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or made)
+    calls = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: calls.append((a, k)) or dataset)
     data = Hub("user/set", split="test", subset="easy", revision="abc")
-    assert asked == [(("user/set", "easy"), {"split": "test", "revision": "abc"})]
+    assert calls == [(("user/set", "easy"), {"split": "test", "revision": "abc"})]
     assert [record.id for record in data] == ["a@0", "b@1"]
-    assert same(data.image(data[1].images[0]), 1)
+    assert is_picture(data.image(data[1].images[0]), 1)
 
 
 def test_lists_of_images_on_the_hub(monkeypatch):
     datasets = pytest.importorskip("datasets")
-    talk = row(asked="<image> or <image>?")["conversations"]
-    made = datasets.Dataset.from_dict({"conversations": [talk], "images": [[struct(0), struct(1)]]})
-    made = made.cast_column("images", datasets.Sequence(datasets.Image()))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: made)
+    turns = row(asked="<image> or <image>?")["conversations"]
+    dataset = datasets.Dataset.from_dict({"conversations": [turns], "images": [[struct(0), struct(1)]]})
+    dataset = dataset.cast_column("images", datasets.Sequence(datasets.Image()))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: dataset)
     data = Hub("user/set")
-    assert [same(data.image(one), n) for n, one in enumerate(data[0].images)] == [True, True]
+    assert [is_picture(data.image(image), n) for n, image in enumerate(data[0].images)] == [True, True]
 
 
 def test_the_hub_refuses(monkeypatch):
@@ -261,19 +263,19 @@ def test_without_datasets(monkeypatch):
 
 
 def test_recent_keeps_the_newest_within_its_budget():
-    made = []
+    loaded = []
 
     def get(key, size=4):
-        return recent.get(key, lambda: (made.append(key) or key.upper(), size))
+        return cache.get(key, lambda: (loaded.append(key) or key.upper(), size))
 
-    recent = Recent(10)
+    cache = LRUCache(10)
     assert [get("a"), get("b"), get("a"), get("c")] == ["A", "B", "A", "C"]
-    assert made == ["a", "b", "c"]
+    assert loaded == ["a", "b", "c"]
     assert get("a") == "A"
-    assert made == ["a", "b", "c"]
+    assert loaded == ["a", "b", "c"]
     get("b")
-    assert made == ["a", "b", "c", "b"]
+    assert loaded == ["a", "b", "c", "b"]
     get("huge", 100)
     get("huge", 100)
-    assert made[-1] == "huge"
-    assert recent.total == 100
+    assert loaded[-1] == "huge"
+    assert cache.total == 100

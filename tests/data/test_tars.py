@@ -8,24 +8,24 @@ import fsspec
 import pytest
 
 from mmalign.data.reasons import Unusable
-from mmalign.data.tars import Place, Tars
+from mmalign.data.tars import TarImage, Tars
 from mmalign.errors import DataError
-from tests.data.made import images, jpeg, png, row, same
+from tests.data.samples import images, is_picture, jpeg, png, row
 
 
-def tar(place, members):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
+def tar(path, members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    with fsspec.open(str(place), "wb") as target:
-        target.write(out.getvalue())
-    return str(place)
+    with fsspec.open(str(path), "wb") as target:
+        target.write(buffer.getvalue())
+    return str(path)
 
 
-def talks(first, last):
+def samples(first, last):
     """Samples as WebDataset's writer would leave them."""
     return [
         member
@@ -35,14 +35,14 @@ def talks(first, last):
 
 
 def test_conversations(tmp_path):
-    path = tar(tmp_path / "x.tar", talks(0, 7))
+    path = tar(tmp_path / "x.tar", samples(0, 7))
     for _ in range(2):  # the second time from the kept list
         data = Tars(path)
         assert len(data) == 7
         assert data[5].id == "r5@5"
         assert [turn.text for turn in data[5].turns] == ["<image>\nWhat is it?", "A cat."]
-        assert same(data.image(data[5].images[0]), 5, "JPEG")
-    assert isinstance(data[5].images[0], Place)
+        assert is_picture(data.image(data[5].images[0]), 5, "JPEG")
+    assert isinstance(data[5].images[0], TarImage)
 
 
 def test_captions_as_img2dataset_leaves_them(tmp_path):
@@ -51,7 +51,7 @@ def test_captions_as_img2dataset_leaves_them(tmp_path):
     data = Tars(tar(tmp_path / "x.tar", members))
     assert [[turn.text for turn in record.turns] for record in data] == [["<image>", "a cat"], ["<image>", "a dog"]]
     assert [record.id for record in data] == ["a@0", "b@1"]
-    assert same(data.image(data[1].images[0]), 2)
+    assert is_picture(data.image(data[1].images[0]), 2)
 
 
 def test_several_images_text_alone_and_folders(tmp_path):
@@ -59,7 +59,7 @@ def test_several_images_text_alone_and_folders(tmp_path):
     members = [("d/a.1.png", png(1)), ("d/a.0.png", png(0)), ("d/a.json", json.dumps(two).encode()),
                ("e/a.json", json.dumps(row("t", None, "Hello.")).encode()), ("README.md", b"no sample")]  # fmt: skip
     data = Tars(tar(tmp_path / "x.tar", members))
-    assert [same(data.image(one), n) for n, one in enumerate(data[0].images)] == [True, True]
+    assert [is_picture(data.image(image), n) for n, image in enumerate(data[0].images)] == [True, True]
     assert data[1].images == ()
 
 
@@ -67,7 +67,7 @@ def test_images_beside_the_tar(tmp_path):
     images(tmp_path)
     path = tar(tmp_path / "x.tar", [("a.json", json.dumps(row("a", "1.jpg")).encode())])
     data = Tars(path, images=str(tmp_path))
-    assert same(data.image(data[0].images[0]), 1, "JPEG")
+    assert is_picture(data.image(data[0].images[0]), 1, "JPEG")
 
 
 @pytest.mark.parametrize("where", ["", "memory://tars/"])
@@ -77,10 +77,10 @@ def test_many_tars(tmp_path, where, pattern):
     if not where:
         (tmp_path / "shards").mkdir()
     for number in range(3):
-        tar(f"{base}/x-{number:03d}.tar", talks(number * 2, number * 2 + 2))
+        tar(f"{base}/x-{number:03d}.tar", samples(number * 2, number * 2 + 2))
     data = Tars(pattern.format(name=base))
     assert [record.id for record in data] == [f"r{n}@{n}" for n in range(6)]
-    assert same(data.image(data[4].images[0]), 4, "JPEG")
+    assert is_picture(data.image(data[4].images[0]), 4, "JPEG")
 
 
 def test_what_webdatasets_own_writer_leaves(tmp_path):
@@ -90,17 +90,17 @@ def test_what_webdatasets_own_writer_leaves(tmp_path):
             writer.write({"__key__": f"s{number}", "jpg": jpeg(number), "json": row(f"r{number}"), "cls": number})
     data = Tars(str(tmp_path / "x.tar"))
     assert [record.id for record in data] == ["r0@0", "r1@1", "r2@2"]
-    assert same(data.image(data[2].images[0]), 2, "JPEG")
+    assert is_picture(data.image(data[2].images[0]), 2, "JPEG")
 
 
 def test_quarantine(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"id": "r1@1"}\n')
-    data = Tars(tar(tmp_path / "x.tar", talks(0, 3)), quarantine=str(tmp_path / "q.jsonl"))
+    data = Tars(tar(tmp_path / "x.tar", samples(0, 3)), quarantine=str(tmp_path / "q.jsonl"))
     assert [record.id for record in data] == ["r0@0", "r2@2"]
 
 
 @pytest.mark.parametrize(
-    ("members", "reason", "said"),
+    ("members", "reason", "message"),
     [
         ([("a.jpg", jpeg())], "shape", "none of conversations, messages, texts, caption"),
         ([("a.jpg", jpeg()), ("a.json", b"{")], "json", "a.json is not valid JSON"),
@@ -109,12 +109,12 @@ def test_quarantine(tmp_path):
         ([("a.txt", b"a cat")], "shape", "none of conversations"),
     ],
 )
-def test_samples_that_cannot_be_used(tmp_path, members, reason, said):
+def test_samples_that_cannot_be_used(tmp_path, members, reason, message):
     data = Tars(tar(tmp_path / "x.tar", members))
     with pytest.raises(Unusable) as caught:
         data[0]
     assert caught.value.reason == reason
-    assert said in caught.value.what
+    assert message in caught.value.what
 
 
 def test_a_damaged_image_inside(tmp_path):

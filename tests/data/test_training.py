@@ -22,7 +22,7 @@ from mmalign.plan import cards
 from mmalign.plan.cards import Registry
 from mmalign.toyworld.data import Captions
 from mmalign.training.batches import Bad, Collate
-from tests.data.made import jsonl, row
+from tests.data.samples import jsonl, row
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def parts():
 @pytest.fixture
 def written(tmp_path):
     """Toy captions as LLaVA's JSONL and PNGs, and two rows that cannot be used."""
-    toy, rows = Captions(6), []
-    for number, record in enumerate(toy):
-        toy.image(record.images[0]).save(tmp_path / f"{number}.png")
+    captions, rows = Captions(6), []
+    for number, record in enumerate(captions):
+        captions.image(record.images[0]).save(tmp_path / f"{number}.png")
         rows.append(row(record.id, f"{number}.png", record.turns[0].text, record.turns[1].text))
     return jsonl(tmp_path / "x.jsonl", [*rows, row("gone", "none.png"), "{"])
 
@@ -46,8 +46,8 @@ def batch(data, parts, numbers, bad=0):
     return Collate(data, chat, vision, vision.patches, 500, Bad(bad)).batch(numbers, seed=0)
 
 
-def trained(found):
-    return [row_S[weight_S > 0].tolist() for row_S, weight_S in zip(found.ids_RS, found.weight_RS)]
+def trained(batch):
+    return [row_S[weight_S > 0].tolist() for row_S, weight_S in zip(batch.ids_RS, batch.weight_RS)]
 
 
 def test_the_same_as_the_toy_world(written, parts):
@@ -64,8 +64,8 @@ def test_the_same_as_the_toy_world(written, parts):
 def test_bad_rows_are_counted(written, parts):
     chat, vision = parts
     bad = Bad(2)
-    found = Collate(Conversations(written), chat, vision, vision.patches, 500, bad).batch(range(8), seed=0)
-    assert len(found.ids) == 6
+    collated = Collate(Conversations(written), chat, vision, vision.patches, 500, bad).batch(range(8), seed=0)
+    assert len(collated.ids) == 6
     assert bad.found["gone@6"] == "missing: no image none.png"
     assert "json: row 7 is not valid JSON" in str(bad.found)
     with pytest.raises(StageError, match="2 unusable samples"):
@@ -73,24 +73,24 @@ def test_bad_rows_are_counted(written, parts):
 
 
 def png(number):
-    out = io.BytesIO()
-    Captions(3).image(number).save(out, "PNG")
-    return out.getvalue()
+    buffer = io.BytesIO()
+    Captions(3).image(number).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
-SHOWN = [[0], [1, 2], []]  # the images of three rows: one, several, none
+IMAGES = [[0], [1, 2], []]  # the images of three rows: one, several, none
 
 
 def rows(reference):
     """Three rows in LLaVA's way, `reference(number)` for each image."""
-    for number, shown in enumerate(SHOWN):
-        found = [reference(image) for image in shown]
-        image = found[0] if len(found) == 1 else found or None
-        yield row(f"r{number}", image, "<image>\n" * len(shown) + "is there a cross in the image?", "no")
+    for number, numbers in enumerate(IMAGES):
+        references = [reference(image) for image in numbers]
+        image = references[0] if len(references) == 1 else references or None
+        yield row(f"r{number}", image, "<image>\n" * len(numbers) + "is there a cross in the image?", "no")
 
 
-def lines(place, reference):
-    return jsonl(place, list(rows(reference)))
+def lines(path, reference):
+    return jsonl(path, list(rows(reference)))
 
 
 def folder(to):
@@ -118,9 +118,9 @@ def zipped(to):
 
 
 def put(archive, name, data):
-    about = tarfile.TarInfo(name)
-    about.size = len(data)
-    archive.addfile(about, io.BytesIO(data))
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
 
 
 def tarred(to):
@@ -134,8 +134,8 @@ def shards(to):
     with tarfile.open(to / "00.tar", "w") as archive:
         for number, row_ in enumerate(rows(str)):
             put(archive, f"{number}.json", json.dumps(row_).encode())
-            for place, image in enumerate(SHOWN[number]):
-                put(archive, f"{number}.{place}.png", png(image))
+            for index, image in enumerate(IMAGES[number]):
+                put(archive, f"{number}.{index}.png", png(image))
     return {"path": str(to / "{00..00}.tar")}
 
 
@@ -157,23 +157,23 @@ def by_bytes(to):
 
 def table():
     pa = pytest.importorskip("pyarrow")
-    found = [{"images": [], **row_} for row_ in rows(lambda number: {"bytes": png(number), "path": f"{number}.png"})]
-    for row_ in found:
+    rows_ = [{"images": [], **row_} for row_ in rows(lambda number: {"bytes": png(number), "path": f"{number}.png"})]
+    for row_ in rows_:
         image = row_.pop("image", [])
         row_["images"] = image if isinstance(image, list) else [image]
-    return pa.Table.from_pylist(found)
+    return pa.Table.from_pylist(rows_)
 
 
 def parquet(to):
-    made = table()
-    __import__("pyarrow.parquet").parquet.write_table(made, to / "x.parquet")
+    table_ = table()
+    __import__("pyarrow.parquet").parquet.write_table(table_, to / "x.parquet")
     return {"path": str(to / "x.parquet")}
 
 
 def arrow(to):
-    made = table()
-    with __import__("pyarrow").ipc.new_file(str(to / "x.arrow"), made.schema) as writer:
-        writer.write_table(made)
+    table_ = table()
+    with __import__("pyarrow").ipc.new_file(str(to / "x.arrow"), table_.schema) as writer:
+        writer.write_table(table_)
     return {"path": str(to / "x.arrow")}
 
 
@@ -204,10 +204,10 @@ WAYS = [
 def test_every_way_to_store_rows_feeds_training_the_same(parts, tmp_path, name, write):
     known = Registry()
     card = known.card("data", name)
-    found = batch(cards.build(known.filled(replace(card, args=card.args | write(tmp_path)))), parts, range(3))
+    collated = batch(cards.build(known.filled(replace(card, args=card.args | write(tmp_path)))), parts, range(3))
     chat, vision = parts
-    assert torch.equal(found.pixels_B3SS, torch.stack([vision.pixels(Captions(3).image(n)) for n in range(3)]))
-    assert (found.ids_RS == chat.mark).sum(1).tolist() == [n * vision.patches for n in (1, 2, 0)]
+    assert torch.equal(collated.pixels_B3SS, torch.stack([vision.pixels(Captions(3).image(n)) for n in range(3)]))
+    assert (collated.ids_RS == chat.mark).sum(1).tolist() == [n * vision.patches for n in (1, 2, 0)]
     answer = chat.tokenizer("no", add_special_tokens=False).input_ids
-    assert all(ids[: len(answer)] == answer for ids in trained(found))
-    assert [id_.rpartition("/")[2] for id_ in found.ids] == ["r0@0", "r1@1", "r2@2"]
+    assert all(ids[: len(answer)] == answer for ids in trained(collated))
+    assert [id_.rpartition("/")[2] for id_ in collated.ids] == ["r0@0", "r1@1", "r2@2"]

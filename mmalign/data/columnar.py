@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
+from mmalign.data.lru import LRUCache
 from mmalign.data.reasons import Unusable
-from mmalign.data.recent import Recent
 from mmalign.errors import DataError
 from mmalign.io import files
 
@@ -16,9 +16,12 @@ BYTES = ".bytes"  # how the column of an image's bytes ends
 
 
 class Parquet:
-    """texts, pictures: where row groups are kept that were read, without and with the images' bytes."""
+    """A parquet file, as a `table.TableFile`; a DataError where it cannot be read.
 
-    def __init__(self, spec: str, texts: Recent, pictures: Recent) -> None:
+    texts, pictures: the caches of row groups, without and with the images' bytes.
+    """
+
+    def __init__(self, spec: str, texts: LRUCache, pictures: LRUCache) -> None:
         self.spec, self.texts, self.pictures = spec, texts, pictures
         self.lock = threading.Lock()  # one file handle, one reader at a time
         with _readable(spec):
@@ -29,18 +32,18 @@ class Parquet:
         self.rows: int = meta.num_rows
 
     def text(self, row: int) -> dict[str, Any]:
-        return dict(self._row(row, self.texts, _light(self.columns)))
+        return dict(self._row(row, self.texts, _text_columns(self.columns)))
 
     def cell(self, row: int, column: str) -> Any:
         columns = [name for name in self.columns if name.split(".")[0] == column]
         return self._row(row, self.pictures, columns)[column]
 
-    def _row(self, row: int, recent: Recent, columns: list[str]) -> dict[str, Any]:
+    def _row(self, row: int, cache: LRUCache, columns: list[str]) -> dict[str, Any]:
         group = bisect.bisect_right(self.ends, row)
-        table = recent.get((self.spec, group, *columns), lambda: self._group(group, columns))
+        table = cache.get((self.spec, group, *columns), lambda: self._group(group, columns))
         start = self.ends[group - 1] if group else 0
-        found: dict[str, Any] = table.slice(row - start, 1).to_pylist()[0]
-        return found
+        values: dict[str, Any] = table.slice(row - start, 1).to_pylist()[0]
+        return values
 
     def _group(self, group: int, columns: list[str]) -> tuple[Any, int]:
         with self.lock, _readable(f"{self.spec}, row group {group}", Unusable):
@@ -48,21 +51,24 @@ class Parquet:
         return table, table.nbytes
 
 
-def _light(columns: list[str]) -> list[str]:
+def _text_columns(columns: list[str]) -> list[str]:
     """The columns without images' bytes, but for those where nothing else tells that there is an image."""
-    told = {name.split(".")[0] for name in columns if not name.endswith(BYTES)}
-    return [name for name in columns if not name.endswith(BYTES) or name.split(".")[0] not in told]
+    described = {name.split(".")[0] for name in columns if not name.endswith(BYTES)}
+    return [name for name in columns if not name.endswith(BYTES) or name.split(".")[0] not in described]
 
 
 class Arrow:
-    """An Arrow file or stream, mapped: a row costs nothing but itself."""
+    """An Arrow file or stream, as a `table.TableFile`; a DataError where it cannot be read.
+
+    The file is mapped: a row costs nothing but itself.
+    """
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
-        place = files.local(spec)
+        path = files.local(spec)
         ipc, arrow = _library("ipc"), _library("")
         with _readable(spec):
-            source = files.open_(spec) if files.is_url(spec) else arrow.memory_map(str(place or spec))
+            source = files.open_(spec) if files.is_url(spec) else arrow.memory_map(str(path or spec))
             streamed = bytes(source.read(6)) != b"ARROW1"
             source.seek(0)
             reader = ipc.open_stream(source) if streamed else ipc.open_file(source)
@@ -71,10 +77,10 @@ class Arrow:
         self.rows: int = self.ends[-1] if self.ends else 0
 
     def text(self, row: int) -> dict[str, Any]:
-        number = bisect.bisect_right(self.ends, row)
-        inside = row - (self.ends[number] - self.batches[number].num_rows)
-        found: dict[str, Any] = self.batches[number].slice(inside, 1).to_pylist()[0]
-        return found
+        index = bisect.bisect_right(self.ends, row)
+        offset = row - (self.ends[index] - self.batches[index].num_rows)
+        values: dict[str, Any] = self.batches[index].slice(offset, 1).to_pylist()[0]
+        return values
 
     def cell(self, row: int, column: str) -> Any:
         return self.text(row)[column]
@@ -86,10 +92,10 @@ def _readable(what: str, error: type[DataError] = DataError) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, arrow.ArrowException) as err:
-        said = str(err).splitlines()[0]
+        reason = str(err).splitlines()[0]
         if error is Unusable:
-            raise Unusable("unreadable", f"{what}: {said}") from err
-        raise DataError(f"cannot read {what}: {said}", at=what, fix="fetch the file again") from err
+            raise Unusable("unreadable", f"{what}: {reason}") from err
+        raise DataError(f"cannot read {what}: {reason}", at=what, fix="fetch the file again") from err
 
 
 def _library(module: str) -> Any:

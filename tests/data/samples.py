@@ -14,18 +14,18 @@ def picture(size=(24, 16), seed=0):
     return Image.fromarray(pixels)
 
 
-def encoded(image, format_="JPEG", **options):
+def encode(image, format_="JPEG", **options):
     out = io.BytesIO()
     image.save(out, format_, **options)
     return out.getvalue()
 
 
 def jpeg(seed=0, size=(24, 16)):
-    return encoded(picture(size, seed), "JPEG")
+    return encode(picture(size, seed), "JPEG")
 
 
 def png(seed=0, size=(24, 16)):
-    return encoded(picture(size, seed), "PNG")
+    return encode(picture(size, seed), "PNG")
 
 
 def png_header(width, height):
@@ -44,11 +44,11 @@ def row(id_="a", image=None, asked="<image>\nWhat is it?", answer="A cat."):
     return {"id": id_, **({} if image is None else {"image": image}), "conversations": turns}
 
 
-def jsonl(place, rows):
+def jsonl(path, rows):
     """Rows as JSON lines; bytes and strings as they are."""
-    lines = [one if isinstance(one, (bytes, str)) else json.dumps(one) for one in rows]
-    place.write_bytes(b"".join((one if isinstance(one, bytes) else one.encode()) + b"\n" for one in lines))
-    return str(place)
+    lines = [line if isinstance(line, (bytes, str)) else json.dumps(line) for line in rows]
+    path.write_bytes(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines))
+    return str(path)
 
 
 def images(folder, count=3):
@@ -58,7 +58,7 @@ def images(folder, count=3):
     return folder
 
 
-def same(image, seed=0, format_="PNG", size=(24, 16)):
+def is_picture(image, seed=0, format_="PNG", size=(24, 16)):
     """Whether an image is the picture of that seed, after a format that keeps pixels or one that does not."""
-    wanted = Image.open(io.BytesIO(encoded(picture(size, seed), format_))).convert("RGB")
-    return image.mode == "RGB" and image.tobytes() == wanted.tobytes()
+    expected = Image.open(io.BytesIO(encode(picture(size, seed), format_))).convert("RGB")
+    return image.mode == "RGB" and image.tobytes() == expected.tobytes()

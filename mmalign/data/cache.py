@@ -1,6 +1,6 @@
-"""What is worked out once about a data file and kept: indexes, and plain copies of packed or remote files.
+"""The cache of data files: indexes that are computed once, and plain copies of packed or remote files.
 
-Everything is kept under the content's name in `files.cache("data")`, and may be deleted at any time.
+Everything stands under the content's name in `files.cache("data")`, and may be deleted at any time.
 """
 
 import gzip
@@ -38,23 +38,23 @@ def parent(spec: str) -> str:
 
 
 def identity(spec: str) -> str:
-    """What changes when the content of a file or URL changes."""
+    """What changes when the content of a file or URL changes, 32 hex digits; a DataError where it cannot be read."""
     try:
-        about = _remote(spec) if files.is_url(spec) else _local(path(spec))
+        facts = _remote(spec) if files.is_url(spec) else _local(path(spec))
     except FileNotFoundError as err:
         raise DataError(f"no file {spec}", at=spec, fix="check the path and $MMALIGN_DATA") from err
     except Exception as err:  # file systems of fsspec raise whatever their libraries do
         raise DataError(f"cannot read {spec}: {getattr(err, 'strerror', None) or err}", at=spec) from err
-    return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:32]
 
 
-def _local(place: Path) -> list[Any]:
-    with open(place, "rb") as source:
+def _local(file: Path) -> list[Any]:
+    with open(file, "rb") as source:
         stat = os.fstat(source.fileno())
         head = source.read(SAMPLE)
         source.seek(max(0, stat.st_size - SAMPLE))
-        ends = hashlib.sha256(head + source.read(SAMPLE)).hexdigest()
-    return [str(place.absolute()), stat.st_size, stat.st_mtime_ns, ends]
+        digest = hashlib.sha256(head + source.read(SAMPLE)).hexdigest()
+    return [str(file.absolute()), stat.st_size, stat.st_mtime_ns, digest]
 
 
 def _remote(spec: str) -> list[Any]:
@@ -69,39 +69,42 @@ def filesystem(spec: str) -> tuple[Any, str]:
     return cast(tuple[Any, str], fsspec.core.url_to_fs(spec))
 
 
-def array(kind: str, key: str, make: Callable[[], Array]) -> Array:
-    """A table found in the cache, mapped and not read; made and kept where it is not there."""
-    place = files.cache("data") / f"{kind}-{key}.npy"
+def array(kind: str, key: str, compute: Callable[[], Array]) -> Array:
+    """An array of the cache, mapped and not read; computed and written where it is not there."""
+    file = files.cache("data") / f"{kind}-{key}.npy"
     try:
-        return np.asarray(np.load(place, mmap_mode="r", allow_pickle=False))  # a memmap would be slower to index
+        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))  # a memmap would be slower to index
     except (OSError, ValueError):  # not there, or damaged
-        made = make()
+        computed = compute()
     buffer = io.BytesIO()
-    np.save(buffer, made, allow_pickle=False)
-    with suppress(OSError):  # only a cache: where nothing can be written, it is made again next time
-        files.write(place, buffer.getvalue())
-    return made
+    np.save(buffer, computed, allow_pickle=False)
+    with suppress(OSError):  # only a cache: where nothing can be written, it is computed again next time
+        files.write(file, buffer.getvalue())
+    return computed
 
 
 def plain(spec: str) -> Path:
-    """The file itself, if it is local and not packed; else an unpacked copy in the cache, made once."""
+    """The file itself, if it is local and not packed; else an unpacked copy in the cache, made once.
+
+    A DataError where it cannot be read or unpacked.
+    """
     packed = spec.endswith(".gz")
     if not packed and not files.is_url(spec):
         return path(spec)
-    place = files.cache("data") / f"plain-{identity(spec)}"
-    if not place.exists():
-        _copy(spec, packed, place)
-    return place
+    copy = files.cache("data") / f"plain-{identity(spec)}"
+    if not copy.exists():
+        _copy(spec, packed, copy)
+    return copy
 
 
-def _copy(spec: str, packed: bool, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_name(f".{place.name}.{os.getpid()}.part")
+def _copy(spec: str, packed: bool, copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    partial = copy.with_name(f".{copy.name}.{os.getpid()}.part")
     try:
-        with files.open_(spec if files.is_url(spec) else str(path(spec))) as source, open(beside, "wb") as target:
+        with files.open_(spec if files.is_url(spec) else str(path(spec))) as source, open(partial, "wb") as target:
             shutil.copyfileobj(cast(IO[bytes], gzip.GzipFile(fileobj=source)) if packed else source, target, COPY)
-        os.replace(beside, place)
+        os.replace(partial, copy)
     except (EOFError, gzip.BadGzipFile, zlib.error) as err:
         raise DataError(f"cannot unpack {spec}: {err}", at=spec, fix="the file may be cut off: fetch it again") from err
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
