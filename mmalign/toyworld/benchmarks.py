@@ -10,14 +10,14 @@ from mmalign.benchmarks import Benchmark, Question, Score
 from mmalign.errors import CheckError, suggest
 from mmalign.toyworld import language
 from mmalign.toyworld.data import Scenes
-from mmalign.toyworld.language import Asked
+from mmalign.toyworld.language import SceneQuestion
 from mmalign.toyworld.world import SHAPES, Scene, draw
 
 TOPICS = ("color", "shape", "size", "place", "count", "background")
 
 
 @dataclass(frozen=True)
-class Item:
+class QuizItem:
     """A question that knows its answer."""
 
     question: Question
@@ -26,7 +26,10 @@ class Item:
 
 
 class Quiz(Benchmark):
-    """Questions about the first `images` scenes of a split; answers are the likeliest option."""
+    """Questions about the first `images` scenes of a split; answers are the likeliest option.
+
+    A CheckError for less than one image, or a split that is not there.
+    """
 
     max_new_tokens = 4
     shows = True  # False: questions come without their image
@@ -36,20 +39,21 @@ class Quiz(Benchmark):
             raise CheckError(f"images must be at least 1, got {images}")
         self.images, self.scenes = images, Scenes(split, seed)
 
-    def asked(self, number: int, scene: Scene) -> Iterable[tuple[str, Asked]]:
-        """(group, question) of everything asked about a scene."""
+    def scene_questions(self, number: int, scene: Scene) -> Iterable[tuple[str, SceneQuestion]]:
+        """(group, question) of every question about a scene."""
         raise NotImplementedError
 
     @cached_property
-    def items(self) -> list[Item]:
-        return [item for number in range(self.images) for item in self._about(number)]
+    def items(self) -> list[QuizItem]:
+        """Every question of every scene, in order."""
+        return [item for number in range(self.images) for item in self._items_of(number)]
 
-    def _about(self, number: int) -> list[Item]:
-        made, image = [], number if self.shows else None
-        for at, (group, one) in enumerate(self.asked(number, self.scenes.scene(number))):
-            question = Question(f"{number}-{group}-{at}", one.text, image, one.options)
-            made.append(Item(question, group, one.answer))
-        return made
+    def _items_of(self, number: int) -> list[QuizItem]:
+        items, image = [], number if self.shows else None
+        for index, (group, scene_question) in enumerate(self.scene_questions(number, self.scenes.scene(number))):
+            question = Question(f"{number}-{group}-{index}", scene_question.text, image, scene_question.options)
+            items.append(QuizItem(question, group, scene_question.answer))
+        return items
 
     def questions(self) -> Sequence[Question]:
         return [item.question for item in self.items]
@@ -57,15 +61,16 @@ class Quiz(Benchmark):
     def image(self, reference: int) -> Image.Image:
         return self.scenes.image(reference)
 
-    def right(self, answers: Mapping[str, str]) -> dict[str, float]:
+    def correctness(self, answers: Mapping[str, str]) -> dict[str, float]:
         """100 or 0 for every question; one without an answer is wrong."""
-        return {i.question.id: 100.0 * (_plain(answers.get(i.question.id, "")) == i.answer) for i in self.items}
+        normalized = ((item, _normalize(answers.get(item.question.id, ""))) for item in self.items)
+        return {item.question.id: 100.0 * (answer == item.answer) for item, answer in normalized}
 
     def counts(self, answers: Mapping[str, str]) -> dict[str, int]:
-        given = [(item, _plain(answers[item.question.id])) for item in self.items if item.question.id in answers]
-        odd = sum(answer not in item.question.options for item, answer in given)
-        asked = len(self.items)
-        return {"asked": asked, "answered": len(given), "missing": asked - len(given), "unparsable": odd}
+        answered = [(item, _normalize(answers[item.question.id])) for item in self.items if item.question.id in answers]
+        unparsable = sum(answer not in item.question.options for item, answer in answered)
+        total = len(self.items)
+        return {"asked": total, "answered": len(answered), "missing": total - len(answered), "unparsable": unparsable}
 
 
 class Pope(Quiz):
@@ -78,32 +83,32 @@ class Pope(Quiz):
 
     splits = ("random", "popular", "adversarial")
 
-    def asked(self, number: int, scene: Scene) -> Iterable[tuple[str, Asked]]:
-        there = [shape for shape in SHAPES if shape in scene.shapes]
+    def scene_questions(self, number: int, scene: Scene) -> Iterable[tuple[str, SceneQuestion]]:
+        present = [shape for shape in SHAPES if shape in scene.shapes]
         absent = language.absent(scene)
-        mixed = [absent[int(at)] for at in self.scenes.stream("pope", number).permutation(len(absent))]
-        for split, missing in zip(self.splits, (mixed, absent, language.likely(scene)), strict=True):
-            for shape in (*there, *missing[: len(there)]):
+        shuffled = [absent[int(index)] for index in self.scenes.stream("pope", number).permutation(len(absent))]
+        for split, absent_shapes in zip(self.splits, (shuffled, absent, language.likely(scene)), strict=True):
+            for shape in (*present, *absent_shapes[: len(present)]):
                 yield split, language.exists(scene, shape)
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        right = self.right(answers)
+        correct = self.correctness(answers)
         metrics: dict[str, float] = {}
         for split in self.splits:
-            pairs = [(item.answer, right[item.question.id] / 100) for item in self.items if item.group == split]
+            pairs = [(item.answer, correct[item.question.id] / 100) for item in self.items if item.group == split]
             metrics |= {f"{split}_{name}": value for name, value in yes_no(pairs).items()}
         for name in ("accuracy", "f1", "yes_share"):
             metrics[name] = mean(metrics[f"{split}_{name}"] for split in self.splits)
-        return Score(metrics, "accuracy", right, self.counts(answers))
+        return Score(metrics, "accuracy", correct, self.counts(answers))
 
 
 def yes_no(pairs: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """accuracy, F1 of yes and the share of yes answers, in percent, of (true answer, whether it was given) pairs."""
-    hit = sum(right for answer, right in pairs if answer == "yes")
-    false = sum(1 - right for answer, right in pairs if answer == "no")
-    missed = sum(1 - right for answer, right in pairs if answer == "yes")
-    f1 = 2 * hit / (2 * hit + false + missed) if hit else 0.0
-    accuracy, share = mean(right for _, right in pairs), (hit + false) / len(pairs)
+    """accuracy, F1 of yes and the share of yes answers, in percent, of (true answer, 1 where it was given) pairs."""
+    true_yes = sum(correct for answer, correct in pairs if answer == "yes")
+    false_yes = sum(1 - correct for answer, correct in pairs if answer == "no")
+    missed_yes = sum(1 - correct for answer, correct in pairs if answer == "yes")
+    f1 = 2 * true_yes / (2 * true_yes + false_yes + missed_yes) if true_yes else 0.0
+    accuracy, share = mean(correct for _, correct in pairs), (true_yes + false_yes) / len(pairs)
     return {"accuracy": 100 * accuracy, "f1": 100 * f1, "yes_share": 100 * share}
 
 
@@ -120,14 +125,14 @@ class Attributes(Quiz):
                 raise CheckError(f"the toy world has no attribute {topic!r}", fix=suggest(topic, TOPICS))
         self.topics = tuple(topics)
 
-    def asked(self, number: int, scene: Scene) -> Iterable[tuple[str, Asked]]:
-        return ((one.topic, one) for one in language.attributes(scene) if one.topic in self.topics)
+    def scene_questions(self, number: int, scene: Scene) -> Iterable[tuple[str, SceneQuestion]]:
+        return ((question.topic, question) for question in language.attributes(scene) if question.topic in self.topics)
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        right = self.right(answers)
-        metrics = by_group(self.items, right, self.topics)
+        correct = self.correctness(answers)
+        metrics = by_group(self.items, correct, self.topics)
         metrics["accuracy"] = mean(metrics.values())
-        return Score(metrics, "accuracy", right, self.counts(answers))
+        return Score(metrics, "accuracy", correct, self.counts(answers))
 
 
 class Lookup(Quiz):
@@ -140,32 +145,33 @@ class Lookup(Quiz):
     shows = False
     groups = ("yes", "no", *TOPICS)
 
-    def asked(self, number: int, scene: Scene) -> Iterable[tuple[str, Asked]]:
+    def scene_questions(self, number: int, scene: Scene) -> Iterable[tuple[str, SceneQuestion]]:
         random = self.scenes.stream("lookup", number)
-        there, missing = draw(random, scene.things).shape, draw(random, language.absent(scene))
+        present, absent = draw(random, scene.things).shape, draw(random, language.absent(scene))
         topic = draw(random, TOPICS)
-        attributes = [one for one in language.attributes(scene) if one.topic == topic]
-        for one in (language.exists(scene, there), language.exists(scene, missing), *attributes[:1]):
-            told = f"{language.description(random, scene)} {one.text}"
-            yield one.answer if one.topic == "exists" else one.topic, replace(one, text=told)
+        attributes = [question for question in language.attributes(scene) if question.topic == topic]
+        for question in (language.exists(scene, present), language.exists(scene, absent), *attributes[:1]):
+            text = f"{language.description(random, scene)} {question.text}"
+            yield question.answer if question.topic == "exists" else question.topic, replace(question, text=text)
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        right = self.right(answers)
-        metrics = by_group(self.items, right, self.groups)
+        correct = self.correctness(answers)
+        metrics = by_group(self.items, correct, self.groups)
         metrics["gate"] = min(metrics["yes"], metrics["no"])
         metrics["attributes"] = mean(metrics[topic] for topic in TOPICS)
-        return Score(metrics, "gate", right, self.counts(answers))
+        return Score(metrics, "gate", correct, self.counts(answers))
 
 
-def by_group(items: Sequence[Item], right: Mapping[str, float], groups: Sequence[str]) -> dict[str, float]:
+def by_group(items: Sequence[QuizItem], correct: Mapping[str, float], groups: Sequence[str]) -> dict[str, float]:
     """Accuracy in percent of each group's questions."""
-    return {group: mean(right[item.question.id] for item in items if item.group == group) for group in groups}
+    return {group: mean(correct[item.question.id] for item in items if item.group == group) for group in groups}
 
 
 def mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found) if found else 0.0
+    """The mean; 0 of nothing."""
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else 0.0
 
 
-def _plain(answer: str) -> str:
+def _normalize(answer: str) -> str:
     return answer.strip().strip(".").lower()

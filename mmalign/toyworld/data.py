@@ -16,7 +16,7 @@ MOST_QUESTIONS = 12  # that differ, about any scene
 
 
 class Scenes:
-    """The images of one split: drawn when asked for, always the same."""
+    """The images of one split: drawn when asked for, always the same. A CheckError for a split that is not there."""
 
     def __init__(self, split: str, seed: int) -> None:
         if split not in SPLITS:
@@ -27,6 +27,7 @@ class Scenes:
         return scene(self.seed, self.split, number)
 
     def image(self, number: int) -> Image.Image:
+        """SIDE x SIDE pixels, RGB."""
         noise = self.stream("noise", number).bytes(SIDE * SIDE * 3)
         return Image.fromarray(render.pixels(self.scene(number), noise))
 
@@ -37,8 +38,11 @@ class Scenes:
         return stream(purpose, self.seed, self.split, number)
 
 
-class Toy(Data):
-    """`size` records of a split. The same number means the same scene in every data set of that split and seed."""
+class ToyData(Data):
+    """`size` records of a split. The same number means the same scene in every data set of that split and seed.
+
+    A CheckError for a negative size.
+    """
 
     kind: ClassVar[str]
 
@@ -53,12 +57,12 @@ class Toy(Data):
     def __getitem__(self, number: int) -> Record:
         if not 0 <= number < self.size:
             raise DataError(f"no record {number}", fix=f"0 to {self.size - 1}")
-        said = self.said(self.scenes.stream(self.kind, number), self.scenes.scene(number))
-        turns = tuple(Turn("assistant" if at % 2 else "user", text) for at, text in enumerate(said))
-        return Record(f"{self.scenes.split}-{number}", turns, (number,) if MARK in said[0] else ())
+        texts = self.texts(self.scenes.stream(self.kind, number), self.scenes.scene(number))
+        turns = tuple(Turn("assistant" if index % 2 else "user", text) for index, text in enumerate(texts))
+        return Record(f"{self.scenes.split}-{number}", turns, (number,) if MARK in texts[0] else ())
 
-    def said(self, random: Generator, scene: Scene) -> list[str]:
-        """What user and assistant say in turn."""
+    def texts(self, random: Generator, scene: Scene) -> list[str]:
+        """The texts of user and assistant in turn."""
         raise NotImplementedError
 
     def image(self, reference: int) -> Image.Image:
@@ -68,39 +72,39 @@ class Toy(Data):
         return self.scenes.truth(reference, grid)
 
 
-class Pairs(Toy):
+class AltTexts(ToyData):
     """Images with short, incomplete captions, as CLIP is trained on."""
 
     kind = "pairs"
 
-    def said(self, random: Generator, scene: Scene) -> list[str]:
+    def texts(self, random: Generator, scene: Scene) -> list[str]:
         return [MARK, language.alt_text(random, scene)]
 
 
-class Captions(Toy):
+class Captions(ToyData):
     """Images with brief captions that leave things out, for the align stage."""
 
     kind = "captions"
 
-    def said(self, random: Generator, scene: Scene) -> list[str]:
+    def texts(self, random: Generator, scene: Scene) -> list[str]:
         return [f"{MARK} {language.WHAT}", language.brief(random, scene)]
 
 
-class Chat(Toy):
-    """Images with a conversation of `questions` questions and answers, for the tune stage."""
+class VisualChat(ToyData):
+    """Images with a conversation of `questions` questions and answers, at most 12, for the tune stage."""
 
     kind = "chat"
 
     def __init__(self, size: int, split: str = "train", seed: int = 0, questions: int = 3) -> None:
         super().__init__(size, split, seed)
-        self.questions = _askable(questions)
+        self.questions = _check_questions(questions)
 
-    def said(self, random: Generator, scene: Scene) -> list[str]:
-        said = conversation(random, scene, self.questions)
-        return [f"{MARK} {said[0]}", *said[1:]]
+    def texts(self, random: Generator, scene: Scene) -> list[str]:
+        texts = conversation(random, scene, self.questions)
+        return [f"{MARK} {texts[0]}", *texts[1:]]
 
 
-class Texts(Toy):
+class Texts(ToyData):
     """Texts without images: scenes told and asked about, scenes told again in other words, lists to repeat, and tales.
 
     retold, repeats, tales: shares of those; the rest are told scenes, `questions` questions each.
@@ -119,22 +123,22 @@ class Texts(Toy):
         tales: float = 0.1,
     ) -> None:
         super().__init__(size, split, seed)
-        self.questions, self.retold, self.repeats, self.tales = _askable(questions), retold, repeats, tales
+        self.questions, self.retold, self.repeats, self.tales = _check_questions(questions), retold, repeats, tales
 
-    def said(self, random: Generator, scene: Scene) -> list[str]:
-        lot = random.random()
-        if lot < self.repeats:
+    def texts(self, random: Generator, scene: Scene) -> list[str]:
+        drawn = random.random()
+        if drawn < self.repeats:
             return list(language.repeat(random))
-        if lot < self.repeats + self.tales:
+        if drawn < self.repeats + self.tales:
             return [language.TELL, language.tale(random)]
-        told = language.description(random, scene)
-        if lot < self.repeats + self.tales + self.retold:
-            return [f"{told} {language.DESCRIBE}", language.caption(random, scene)]
-        said = conversation(random, scene, self.questions)
-        return [f"{told} {said[0]}", *said[1:]]
+        description = language.description(random, scene)
+        if drawn < self.repeats + self.tales + self.retold:
+            return [f"{description} {language.DESCRIBE}", language.caption(random, scene)]
+        texts = conversation(random, scene, self.questions)
+        return [f"{description} {texts[0]}", *texts[1:]]
 
 
-def _askable(questions: int) -> int:
+def _check_questions(questions: int) -> int:
     if not 1 <= questions <= MOST_QUESTIONS:
         raise CheckError(f"questions must be 1 to {MOST_QUESTIONS}, got {questions}")
     return questions
@@ -142,5 +146,5 @@ def _askable(questions: int) -> int:
 
 def conversation(random: Generator, scene: Scene, questions: int) -> list[str]:
     """Questions and answers in turn."""
-    asked = language.questions(random, scene, questions)
-    return [text for one in asked for text in (one.text, one.answer)]
+    drawn = language.questions(random, scene, questions)
+    return [text for question in drawn for text in (question.text, question.answer)]

@@ -43,8 +43,8 @@ JOINS = ("and", "but", "because", "while")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question about a scene and its one true answer."""
+class SceneQuestion:
+    """A question about a scene and its one true answer. topic: `exists`, or an attribute. options: all answers."""
 
     topic: str
     text: str
@@ -52,39 +52,39 @@ class Asked:
     options: tuple[str, ...]
 
 
-def exists(scene: Scene, what: str) -> Asked:
+def exists(scene: Scene, what: str) -> SceneQuestion:
     """Whether a shape ("star") or a coloured shape ("red star") is there."""
     there = any(what in (thing.shape, f"{thing.color} {thing.shape}") for thing in scene.things)
-    return Asked("exists", EXISTS.format(what=what), YES_NO[not there], YES_NO)
+    return SceneQuestion("exists", EXISTS.format(what=what), YES_NO[not there], YES_NO)
 
 
-def attributes(scene: Scene) -> list[Asked]:
+def attributes(scene: Scene) -> list[SceneQuestion]:
     """Every attribute question with exactly one answer: things are named by what only they are."""
     places, sizes = tuple(PLACES), tuple(SIZES)
-    asked = [
-        Asked("count", COUNT, NUMBERS[len(scene.things) - 1], NUMBERS),
-        Asked("background", BACKGROUND, scene.background, tuple(BACKGROUNDS)),
+    answerable = [
+        SceneQuestion("count", COUNT, NUMBERS[len(scene.things) - 1], NUMBERS),
+        SceneQuestion("background", BACKGROUND, scene.background, tuple(BACKGROUNDS)),
     ]
     for thing in scene.things:
         if sum(other.shape == thing.shape for other in scene.things) == 1:
-            asked.append(Asked("color", COLOR.format(shape=thing.shape), thing.color, tuple(COLORS)))
-            asked.append(Asked("size", SIZE.format(shape=thing.shape), thing.size, sizes))
-            asked.append(Asked("place", PLACE.format(shape=thing.shape), thing.place, places))
+            answerable.append(SceneQuestion("color", COLOR.format(shape=thing.shape), thing.color, tuple(COLORS)))
+            answerable.append(SceneQuestion("size", SIZE.format(shape=thing.shape), thing.size, sizes))
+            answerable.append(SceneQuestion("place", PLACE.format(shape=thing.shape), thing.place, places))
         if sum(other.color == thing.color for other in scene.things) == 1:
-            asked.append(Asked("shape", SHAPE.format(color=thing.color), thing.shape, tuple(SHAPES)))
-    return asked
+            answerable.append(SceneQuestion("shape", SHAPE.format(color=thing.color), thing.shape, tuple(SHAPES)))
+    return answerable
 
 
-def questions(random: Generator, scene: Scene, count: int) -> list[Asked]:
+def questions(random: Generator, scene: Scene, count: int) -> list[SceneQuestion]:
     """Different questions in random order; every other one, on average, is about existence."""
-    asked: dict[str, Asked] = {}
-    while len(asked) < count:
-        one = _existence(random, scene) if random.random() < 0.5 else _attribute(random, scene)
-        asked.setdefault(one.text, one)
-    return list(asked.values())
+    by_text: dict[str, SceneQuestion] = {}
+    while len(by_text) < count:
+        question = _existence(random, scene) if random.random() < 0.5 else _attribute(random, scene)
+        by_text.setdefault(question.text, question)
+    return list(by_text.values())
 
 
-def _existence(random: Generator, scene: Scene) -> Asked:
+def _existence(random: Generator, scene: Scene) -> SceneQuestion:
     """As often yes as no, for shapes and for coloured shapes."""
     thing = draw(random, scene.things)
     is_there, colored = random.random(2) < 0.5
@@ -94,14 +94,14 @@ def _existence(random: Generator, scene: Scene) -> Asked:
         return exists(scene, draw(random, absent(scene)))
     there = {f"{other.color} {other.shape}" for other in scene.things}
     # one word fits a thing that is there, the other may not
-    half = [f"{color} {thing.shape}" for color in COLORS] + [f"{thing.color} {shape}" for shape in SHAPES]
-    return exists(scene, draw(random, [what for what in half if what not in there]))
+    half_true = [f"{color} {thing.shape}" for color in COLORS] + [f"{thing.color} {shape}" for shape in SHAPES]
+    return exists(scene, draw(random, [what for what in half_true if what not in there]))
 
 
-def _attribute(random: Generator, scene: Scene) -> Asked:
-    asked = attributes(scene)
-    topic = draw(random, tuple(dict.fromkeys(one.topic for one in asked)))
-    return draw(random, [one for one in asked if one.topic == topic])
+def _attribute(random: Generator, scene: Scene) -> SceneQuestion:
+    answerable = attributes(scene)
+    topic = draw(random, tuple(dict.fromkeys(question.topic for question in answerable)))
+    return draw(random, [question for question in answerable if question.topic == topic])
 
 
 def absent(scene: Scene) -> tuple[str, ...]:
@@ -117,8 +117,8 @@ def likely(scene: Scene) -> tuple[str, ...]:
 
 def caption(random: Generator, scene: Scene) -> str:
     """All there is to say about an image, in one sentence."""
-    things = [f"{_called(thing)} at the {thing.place}" for thing in _mixed(random, scene.things)]
-    return f"{_listed(things)} on a {scene.background} background."
+    things = [f"{_phrase_of(thing)} at the {thing.place}" for thing in _shuffled(random, scene.things)]
+    return f"{_join(things)} on a {scene.background} background."
 
 
 def alt_text(random: Generator, scene: Scene) -> str:
@@ -136,9 +136,9 @@ def brief(random: Generator, scene: Scene) -> str:
 
 def _phrase(random: Generator, scene: Scene, things: int) -> str:
     """So many of the things, with or without their sizes, with or without the background."""
-    sized, grounded = random.random(2) < 0.5
-    listed = _listed([_called(thing, sized=bool(sized)) for thing in _mixed(random, scene.things)[:things]])
-    return f"{listed} on a {scene.background} background" if grounded else listed
+    with_size, with_background = random.random(2) < 0.5
+    phrase = _join([_phrase_of(thing, with_size=bool(with_size)) for thing in _shuffled(random, scene.things)[:things]])
+    return f"{phrase} on a {scene.background} background" if with_background else phrase
 
 
 def _word_or_two(random: Generator, scene: Scene) -> str:
@@ -149,43 +149,43 @@ def _word_or_two(random: Generator, scene: Scene) -> str:
     return draw(random, (color, shape, f"a {shape}", f"{color} {shape}", f"{thing.size} {shape}"))
 
 
-def _called(thing: Thing, sized: bool = True) -> str:
-    return f"a {thing.size} {thing.color} {thing.shape}" if sized else f"a {thing.color} {thing.shape}"
+def _phrase_of(thing: Thing, with_size: bool = True) -> str:
+    return f"a {thing.size} {thing.color} {thing.shape}" if with_size else f"a {thing.color} {thing.shape}"
 
 
-def _listed(parts: Sequence[str]) -> str:
+def _join(parts: Sequence[str]) -> str:
     """a, b and c"""
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def description(random: Generator, scene: Scene) -> str:
     """A scene told in one of several ways; each tells everything."""
-    return draw(random, (caption, _sentences, _twice, _catalogue, _map))(random, scene)
+    return draw(random, (caption, _sentences, _overview_then_details, _catalogue, _map))(random, scene)
 
 
 def _sentences(random: Generator, scene: Scene) -> str:
-    parts = [f"there is {_called(thing)} at the {thing.place}." for thing in scene.things]
-    return " ".join(_mixed(random, [*parts, f"the background is {scene.background}."]))
+    parts = [f"there is {_phrase_of(thing)} at the {thing.place}." for thing in scene.things]
+    return " ".join(_shuffled(random, [*parts, f"the background is {scene.background}."]))
 
 
-def _twice(random: Generator, scene: Scene) -> str:
+def _overview_then_details(random: Generator, scene: Scene) -> str:
     """First what is there, then more about each."""
-    first = f"the image shows {_listed([_called(thing, sized=False) for thing in scene.things])}."
-    more = [f"the {t.color} {t.shape} is {t.size} and at the {t.place}." for t in _mixed(random, scene.things)]
-    return " ".join([first, *more, f"the background is {scene.background}."])
+    overview = f"the image shows {_join([_phrase_of(thing, with_size=False) for thing in scene.things])}."
+    details = [f"the {t.color} {t.shape} is {t.size} and at the {t.place}." for t in _shuffled(random, scene.things)]
+    return " ".join([overview, *details, f"the background is {scene.background}."])
 
 
 def _catalogue(random: Generator, scene: Scene) -> str:
-    things = [f"{t.size} {t.color} {t.shape} {t.place}" for t in _mixed(random, scene.things)]
+    things = [f"{t.size} {t.color} {t.shape} {t.place}" for t in _shuffled(random, scene.things)]
     return f"objects: {', '.join(things)}. background: {scene.background}."
 
 
 def _map(random: Generator, scene: Scene) -> str:
     """What stands in each quadrant, in reading order and loose words, some of them again: much as patches tell it."""
-    at = {thing.place: (thing.size, thing.color, thing.shape) for thing in scene.things}
-    told = [(place, _mixed(random, at.get(place, (scene.background, "background")))) for place in PLACES]
-    again = [[place, *words, *words[: int(random.integers(3))]] for place, words in told]
-    return f"map: {', '.join(' '.join(words) for words in again)}."
+    words_at = {thing.place: (thing.size, thing.color, thing.shape) for thing in scene.things}
+    quadrants = [(place, _shuffled(random, words_at.get(place, (scene.background, "background")))) for place in PLACES]
+    repeated = [[place, *words, *words[: int(random.integers(3))]] for place, words in quadrants]
+    return f"map: {', '.join(' '.join(words) for words in repeated)}."
 
 
 def repeat(random: Generator) -> tuple[str, str]:
@@ -197,8 +197,8 @@ def repeat(random: Generator) -> tuple[str, str]:
 def tale(random: Generator) -> str:
     """A sentence that has nothing to do with images."""
     phrases = [f"the {draw(random, ADJECTIVES)} {draw(random, NOUNS)}" for _ in range(4)]
-    one, two = f"{draw(random, VERBS)} {phrases[1]}", f"{draw(random, VERBS)} {phrases[3]}"
-    return f"{phrases[0]} {one} {draw(random, JOINS)} {phrases[2]} {two}."
+    first, second = f"{draw(random, VERBS)} {phrases[1]}", f"{draw(random, VERBS)} {phrases[3]}"
+    return f"{phrases[0]} {first} {draw(random, JOINS)} {phrases[2]} {second}."
 
 
 @cache
@@ -209,12 +209,12 @@ def word_list(name: str) -> tuple[str, ...]:
 
 def vocabulary() -> list[str]:
     """Every word and mark that any text here can have, sorted."""
-    asked = (EXISTS, COLOR, SHAPE, SIZE, PLACE, COUNT, BACKGROUND)
-    told = "there is at the background is the image shows and objects map on a"
-    frames = [re.sub(r"{\w+}", "", text) for text in (*asked, WHAT, DESCRIBE, REPEAT, TELL, told)]
+    questions = (EXISTS, COLOR, SHAPE, SIZE, PLACE, COUNT, BACKGROUND)
+    other = "there is at the background is the image shows and objects map on a"
+    frames = [re.sub(r"{\w+}", "", text) for text in (*questions, WHAT, DESCRIBE, REPEAT, TELL, other)]
     lists = [*YES_NO, *NUMBERS, *PLACES, *SHAPES, *COLORS, *SIZES, *BACKGROUNDS, *VERBS, *JOINS, *word_list("full")]
     return sorted({word for text in [*frames, *lists, ". , : ?"] for word in re.findall(r"\w+|[^\w\s]", text)})
 
 
-def _mixed(random: Generator, items: Sequence[T]) -> list[T]:
+def _shuffled(random: Generator, items: Sequence[T]) -> list[T]:
     return [items[int(at)] for at in random.permutation(len(items))]

@@ -88,15 +88,15 @@ def word_pieces(special: tuple[str, ...], split: bool, model_max_length: int, en
     """A tokenizer of the toy world's words. split: some have two pieces. ending: texts end in <eos>, as CLIP's do."""
     words = [piece for word in vocabulary() for piece in (SPLIT.get(word, (word,)) if split else (word,))]
     ids = {token: number for number, token in enumerate([*special, *words])}
-    made = Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.Sequence([decoders.WordPiece(), decoders.Replace(" :", ":")])
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.Sequence([decoders.WordPiece(), decoders.Replace(" :", ":")])
     whole = f"{BOS} $A {EOS}" if ending else f"{BOS} $A"
-    made.post_processor = processors.TemplateProcessing(whole, special_tokens=[(BOS, ids[BOS]), (EOS, ids[EOS])])
-    made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.post_processor = processors.TemplateProcessing(whole, special_tokens=[(BOS, ids[BOS]), (EOS, ids[EOS])])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+        tokenizer_object=tokenizer,
         model_max_length=model_max_length,
         pad_token=PAD,
         unk_token=UNKNOWN,
@@ -107,6 +107,7 @@ def word_pieces(special: tuple[str, ...], split: bool, model_max_length: int, en
 
 
 def write(folder: Path) -> None:
+    """All three parts, each in a folder of its own."""
     clip(folder / "clip")
     llama(folder / "llama")
     llama(folder / "llama-deep", layers=8)
@@ -115,13 +116,13 @@ def write(folder: Path) -> None:
 def ship(trained: Path, folder: Path) -> None:
     """The weights of a trained checkpoint into a folder that holds its configuration, as bf16."""
     state = load_file(trained / "model.safetensors")
-    halved = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}
-    save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
+    bf16 = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}
+    save_file(bf16, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _newest(runs: Path, kind: str) -> Path:
     """The folder of the last finished stage of a kind."""
-    return max(runs.glob(f"{kind}-*/stage.json"), key=lambda place: place.stat().st_mtime).parent
+    return max(runs.glob(f"{kind}-*/stage.json"), key=lambda file: file.stat().st_mtime).parent
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from mmalign.toyworld.world import BACKGROUNDS, COLORS, SIDE, Scene, Thing
 
 Plane = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
-Steps = NDArray[np.int64]
+Coordinates = NDArray[np.int64]
 
-STEPS: Steps = np.arange(SIDE)
+COORDINATES: Coordinates = np.arange(SIDE)
 
 NOISE = 16  # brightness levels between the darkest and the brightest noise
 DARK = 0.4  # brightness of the dark parts of a texture
@@ -45,7 +45,7 @@ OUTLINES: dict[str, Callable[[Plane, Plane], Mask]] = {
 }
 
 # True: the dark parts; x and y in pixels of the image: a texture looks the same in every patch of 6 or 12 pixels
-TEXTURES: dict[str, Callable[[Steps, Steps], Mask]] = {
+TEXTURES: dict[str, Callable[[Coordinates, Coordinates], Mask]] = {
     "circle": lambda x, y: x < 0,  # plain
     "square": lambda x, y: y % 6 < 3,
     "triangle": lambda x, y: x % 6 < 3,
@@ -80,7 +80,9 @@ def pixels(scene: Scene, noise: bytes) -> NDArray[np.uint8]:
     for thing in scene.things:
         box, x, y = _around(thing)
         inside = OUTLINES[thing.shape](x / thing.radius, y / thing.radius)
-        dark = np.broadcast_to(TEXTURES[thing.shape](STEPS[None, box[1]], STEPS[box[0], None]), inside.shape)
+        dark = np.broadcast_to(
+            TEXTURES[thing.shape](COORDINATES[None, box[1]], COORDINATES[box[0], None]), inside.shape
+        )
         bright = np.array(COLORS[thing.color])
         pixels_SS3[box][inside] = np.where(dark[..., None], bright * DARK, bright)[inside]
     grain_SS3 = np.frombuffer(noise, np.uint8).reshape(SIDE, SIDE, 3) % NOISE
@@ -88,17 +90,17 @@ def pixels(scene: Scene, noise: bytes) -> NDArray[np.uint8]:
 
 
 def truth(scene: Scene, grid: Sequence[int]) -> Truth:
-    """What each patch of a grid (rows, columns) over the image shows."""
+    """What each patch of a grid (rows, columns) over the image shows: P entries, row by row."""
     rows, columns = grid
     share_NHW = shares(owners(scene), len(scene.things), rows, columns)
-    said = Truth([])
+    patches = Truth([])
     for share_N in share_NHW.reshape(len(scene.things), -1).T:
         best = int(share_N.argmax())
         is_object = bool(share_N[best] >= SHOWN)
         is_empty = bool((share_N < EMPTY).all())
-        said.words.append(_words(scene, best) if is_object else background(scene) if is_empty else ())
-        said.object.append(True if is_object else False if is_empty else None)
-    return said
+        patches.words.append(_words(scene, best) if is_object else background(scene) if is_empty else ())
+        patches.object.append(True if is_object else False if is_empty else None)
+    return patches
 
 
 def _words(scene: Scene, number: int) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def stream(*key: str | int) -> Generator:
 
 
 def scene(seed: int, split: str, number: int, things: int | None = None) -> Scene:
-    """The scene of that number. things: how many stand in it; None: 1 to 3, equally often."""
+    """The scene of that number. split: any name. things: how many stand in it; None: 1 to 3, equally often."""
     random = stream("scene", seed, split, number)
     count = int(random.integers(1, MOST + 1))
     places = random.permutation(len(PLACES))[: things or count]
@@ -74,6 +74,7 @@ def scene(seed: int, split: str, number: int, things: int | None = None) -> Scen
 
 
 def draw(random: Generator, items: Sequence[T]) -> T:
+    """One of the items, each as likely."""
     return items[int(random.integers(len(items)))]
 
 

@@ -1,4 +1,4 @@
-"""Records of like length share a micro-batch and a step; everything else about an epoch's order is random, and repeatable."""
+"""Micro-batches and steps are of records of like length; all else about an epoch's order is random, and repeatable."""
 
 import numpy as np
 import pytest

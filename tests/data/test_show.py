@@ -8,7 +8,7 @@ from mmalign.cli import data as verbs
 from mmalign.data import Turn
 from mmalign.errors import CardError, DataError
 from mmalign.llms.chat import Chat
-from mmalign.toyworld.data import Chat as VisualChat
+from mmalign.toyworld.data import VisualChat
 from tests import parts
 from tests.data.samples import images, jsonl, row
 

@@ -46,10 +46,10 @@ def test_a_missing_answer_is_wrong_and_counted(quiz: Quiz):
 
 def test_pope_counted_by_hand():
     pairs = [("yes", 1.0), ("yes", 1.0), ("yes", 0.0), ("no", 1.0), ("no", 0.0), ("no", 0.0)]
-    found = yes_no(pairs)  # said yes: 2 right, 2 wrong; said no: 1 right, 1 wrong
-    assert found["accuracy"] == pytest.approx(100 * 3 / 6)
-    assert found["f1"] == pytest.approx(100 * 2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3))
-    assert found["yes_share"] == pytest.approx(100 * 4 / 6)
+    metrics = yes_no(pairs)  # said yes: 2 right, 2 wrong; said no: 1 right, 1 wrong
+    assert metrics["accuracy"] == pytest.approx(100 * 3 / 6)
+    assert metrics["f1"] == pytest.approx(100 * 2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3))
+    assert metrics["yes_share"] == pytest.approx(100 * 4 / 6)
     assert yes_no([("no", 1.0), ("yes", 0.0)]) == {"accuracy": 50, "f1": 0, "yes_share": 0}
 
 
@@ -63,17 +63,17 @@ def test_pope_of_a_model_that_always_says_yes():
 
 
 def test_pope_asks_for_what_is_absent_frequent_and_likely():
-    asked: dict[tuple[int, str], list[str]] = {}
+    absent_shapes: dict[tuple[int, str], list[str]] = {}
     for item in Pope(40).items:
         if item.answer == "no":
-            asked.setdefault((item.question.image, item.group), []).append(item.question.text.split()[3])
+            absent_shapes.setdefault((item.question.image, item.group), []).append(item.question.text.split()[3])
     for number in range(40):
-        one = scene(0, "eval", number)
-        count = len(one.shapes)
-        assert asked[number, "popular"] == list(absent(one)[:count])
-        assert asked[number, "adversarial"] == list(likely(one)[:count])
-        assert set(asked[number, "random"]) <= set(absent(one))
-        assert len(asked[number, "random"]) == count
+        scene_ = scene(0, "eval", number)
+        count = len(scene_.shapes)
+        assert absent_shapes[number, "popular"] == list(absent(scene_)[:count])
+        assert absent_shapes[number, "adversarial"] == list(likely(scene_)[:count])
+        assert set(absent_shapes[number, "random"]) <= set(absent(scene_))
+        assert len(absent_shapes[number, "random"]) == count
 
 
 def test_the_gate_is_the_worse_of_yes_and_no():

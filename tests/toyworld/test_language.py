@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from mmalign.toyworld import language
-from mmalign.toyworld.data import Captions, Chat, Pairs, Texts
-from mmalign.toyworld.language import Asked
+from mmalign.toyworld.data import AltTexts, Captions, Texts, VisualChat
+from mmalign.toyworld.language import SceneQuestion
 from mmalign.toyworld.world import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, Scene, Thing, scene, stream
 
 RED_STAR = Thing("star", "red", "large", "top left", 18, 18, 15)
@@ -16,7 +16,7 @@ RED_RING = Thing("ring", "red", "small", "bottom left", 18, 54, 9)
 
 
 def asked(*things: Thing) -> dict[str, str]:
-    return {one.text: one.answer for one in language.attributes(Scene(things, "gray"))}
+    return {question.text: question.answer for question in language.attributes(Scene(things, "gray"))}
 
 
 def test_attributes_are_asked_only_where_one_answer_is_true():
@@ -26,54 +26,58 @@ def test_attributes_are_asked_only_where_one_answer_is_true():
 
 
 def test_existence():
-    one = Scene((RED_STAR, BLUE_STAR), "gray")
-    there = {what: language.exists(one, what).answer for what in ("star", "ring", "red star", "green star", "red ring")}
-    assert there == {"star": "yes", "ring": "no", "red star": "yes", "green star": "no", "red ring": "no"}
+    scene_ = Scene((RED_STAR, BLUE_STAR), "gray")
+    answers = {
+        what: language.exists(scene_, what).answer for what in ("star", "ring", "red star", "green star", "red ring")
+    }
+    assert answers == {"star": "yes", "ring": "no", "red star": "yes", "green star": "no", "red ring": "no"}
 
 
 def test_what_is_absent_and_what_is_likely():
-    one = Scene((RED_STAR, RED_RING), "gray")  # their partners are triangle and cross
-    assert language.absent(one) == ("circle", "square", "triangle", "cross")
-    assert language.likely(one) == ("triangle", "cross", "circle", "square")
+    scene_ = Scene((RED_STAR, RED_RING), "gray")  # their partners are triangle and cross
+    assert language.absent(scene_) == ("circle", "square", "triangle", "cross")
+    assert language.likely(scene_) == ("triangle", "cross", "circle", "square")
 
 
-def reads(text: str, one: Scene) -> bool:
+def reads(text: str, scene_: Scene) -> bool:
     """Whether each shape in a text stands with the colour of a thing that is there."""
-    there = {(thing.color, thing.shape) for thing in one.things}
-    said = re.findall(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})", text)
-    return set(said) == there
+    present = {(thing.color, thing.shape) for thing in scene_.things}
+    phrases = re.findall(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})", text)
+    return set(phrases) == present
 
 
-@pytest.mark.parametrize("tell", [language.caption, language._sentences, language._twice, language._catalogue])
+@pytest.mark.parametrize(
+    "tell", [language.caption, language._sentences, language._overview_then_details, language._catalogue]
+)
 def test_descriptions_tell_all_and_only_what_is_there(tell):
     for number in range(200):
-        one = scene(0, "train", number)
-        text = tell(stream("test", number), one)
-        assert reads(text, one), text
-        assert one.background in text
-        assert all(thing.size in text and thing.place in text for thing in one.things)
+        scene_ = scene(0, "train", number)
+        text = tell(stream("test", number), scene_)
+        assert reads(text, scene_), text
+        assert scene_.background in text
+        assert all(thing.size in text and thing.place in text for thing in scene_.things)
 
 
 def test_alt_texts_are_true_and_name_no_place():
-    for record in Pairs(300):
-        one = scene(0, "train", record.images[0])
-        known = {one.background, "background", "on", "a", "and"}
-        known |= {word for thing in one.things for word in (thing.shape, thing.color, thing.size)}
+    for record in AltTexts(300):
+        scene_ = scene(0, "train", record.images[0])
+        known = {scene_.background, "background", "on", "a", "and"}
+        known |= {word for thing in scene_.things for word in (thing.shape, thing.color, thing.size)}
         assert set(record.caption.replace(",", "").split()) <= known
-    assert 0.25 < sum(len(record.caption.split()) <= 2 for record in Pairs(1000)) / 1000 < 0.4
+    assert 0.25 < sum(len(record.caption.split()) <= 2 for record in AltTexts(1000)) / 1000 < 0.4
 
 
 def test_answers_are_true_of_the_scene():
-    for record in [*Chat(200), *Texts(200, retold=0, repeats=0, tales=0)]:
-        one = scene(0, "train", int(record.id.split("-")[1]))
+    for record in [*VisualChat(200), *Texts(200, retold=0, repeats=0, tales=0)]:
+        scene_ = scene(0, "train", int(record.id.split("-")[1]))
         for question, answer in zip(record.turns[::2], record.turns[1::2], strict=True):
-            assert answer.text == true_answer(question.text, one), (record, one)
+            assert answer.text == true_answer(question.text, scene_), (record, scene_)
 
 
-def true_answer(text: str, one: Scene) -> str:
+def true_answer(text: str, scene_: Scene) -> str:
     question = re.search(r"[^.,]*\?$", text)
     assert question
-    everything = language.attributes(one) + [language.exists(one, what) for what in _everything()]
+    everything = language.attributes(scene_) + [language.exists(scene_, what) for what in _everything()]
     return {item.text: item.answer for item in everything}[question.group().replace("<image>", "").strip()]
 
 
@@ -82,13 +86,13 @@ def _everything() -> list[str]:
 
 
 def test_yes_and_no_are_equally_often_right():
-    turns = [turn.text for record in Chat(1500) for turn in record.turns]
+    turns = [turn.text for record in VisualChat(1500) for turn in record.turns]
     counts = Counter(answer for answer in turns if answer in ("yes", "no"))
     assert counts["yes"] / counts.total() == pytest.approx(0.5, abs=0.03)
 
 
 def test_questions_of_a_record_differ():
-    for record in Chat(200, questions=5):
+    for record in VisualChat(200, questions=5):
         assert len({turn.text.removeprefix("<image> ") for turn in record.turns[::2]}) == 5
 
 
@@ -106,16 +110,16 @@ def test_a_list_is_repeated_word_for_word():
 
 
 def test_captions_are_brief_and_leave_things_out():
-    told = []
+    complete = []
     for record in Captions(300):
-        one = scene(0, "train", record.images[0])
-        there = {(thing.color, thing.shape) for thing in one.things}
-        said = set(re.findall(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})", record.caption))
+        scene_ = scene(0, "train", record.images[0])
+        present = {(thing.color, thing.shape) for thing in scene_.things}
+        phrases = set(re.findall(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})", record.caption))
         assert record.turns[0].text == "<image> what is in the image?"
-        assert said
-        assert said <= there
-        told.append(said == there)
-    assert 0.5 < sum(told) / 300 < 0.8
+        assert phrases
+        assert phrases <= present
+        complete.append(phrases == present)
+    assert 0.5 < sum(complete) / 300 < 0.8
 
 
 def test_word_lists():
@@ -128,7 +132,7 @@ def test_word_lists():
 
 def test_every_word_said_is_in_the_vocabulary():
     known = set(language.vocabulary())
-    for data in (Pairs(500), Captions(500), Chat(500), Texts(1500)):
+    for data in (AltTexts(500), Captions(500), VisualChat(500), Texts(1500)):
         for record in data:
             for turn in record.turns:
                 assert set(re.findall(r"\w+|[^\w\s]", turn.text.replace("<image>", ""))) <= known
@@ -136,14 +140,14 @@ def test_every_word_said_is_in_the_vocabulary():
 
 def test_an_answer_is_one_of_its_options():
     for number in range(200):
-        one: list[Asked] = language.questions(stream("test", number), scene(0, "train", number), 3)
-        assert all(item.answer in item.options for item in one)
+        questions: list[SceneQuestion] = language.questions(stream("test", number), scene(0, "train", number), 3)
+        assert all(question.answer in question.options for question in questions)
 
 
 def test_a_map_has_the_words_of_a_thing_behind_its_place():
     for number in range(200):
-        one = scene(0, "train", number)
-        parts = language._map(stream("test", number), one).removeprefix("map: ").removesuffix(".").split(", ")
-        there = {thing.place: {thing.shape, thing.color, thing.size} for thing in one.things}
+        scene_ = scene(0, "train", number)
+        parts = language._map(stream("test", number), scene_).removeprefix("map: ").removesuffix(".").split(", ")
+        there = {thing.place: {thing.shape, thing.color, thing.size} for thing in scene_.things}
         for place, part in zip(PLACES, parts, strict=True):
-            assert set(part.removeprefix(place).split()) == there.get(place, {"background", one.background})
+            assert set(part.removeprefix(place).split()) == there.get(place, {"background", scene_.background})

@@ -43,9 +43,9 @@ def test_shipped_processor_is_what_parts_builds(built: Path):
 
 @pytest.mark.parametrize("part", ["clip", "llama"])
 def test_shipped_weights_are_complete_and_small(part: str):
-    _, told = AutoModel.from_pretrained(SHIPPED / part, output_loading_info=True)
-    assert not told["missing_keys"]
-    assert not told["mismatched_keys"]
+    _, info = AutoModel.from_pretrained(SHIPPED / part, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
     assert (SHIPPED / part / "model.safetensors").stat().st_size < 2e6
 
 
@@ -63,15 +63,15 @@ def test_tokenizers_lose_nothing(part: str):
 def test_some_words_have_two_pieces():
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED / "llama")
     pieces = {word: tokenizer.tokenize(word) for word in language.word_list("full")}
-    assert {word: tuple(found) for word, found in pieces.items() if len(found) > 1} == parts.SPLIT
+    assert {word: tuple(tokens) for word, tokens in pieces.items() if len(tokens) > 1} == parts.SPLIT
 
 
-def chat(messages: list[dict[str, object]], **how: bool) -> tuple[list[str], str]:
+def chat(messages: list[dict[str, object]], **options: bool) -> tuple[list[str], str]:
     """The tokens of a conversation, and the text of the answers in it."""
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED / "llama")
-    found = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True, **how)
-    tokens = tokenizer.convert_ids_to_tokens(found["input_ids"])
-    answers = [token for token, inside in zip(tokens, found["assistant_masks"], strict=True) if inside]
+    encoding = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True, **options)
+    tokens = tokenizer.convert_ids_to_tokens(encoding["input_ids"])
+    answers = [token for token, inside in zip(tokens, encoding["assistant_masks"], strict=True) if inside]
     return tokens, " ".join(answers)
 
 
@@ -97,16 +97,18 @@ def test_generation_prompt_ends_where_the_answer_begins():
 
 
 def test_content_may_come_in_parts():
-    parts_ = [{"type": "image"}, {"type": "text", "text": " is there a star in the image?"}]
-    whole = "<image> is there a star in the image?"
-    assert chat([{"role": "user", "content": parts_}]) == chat([{"role": "user", "content": whole}])
+    content = [{"type": "image"}, {"type": "text", "text": " is there a star in the image?"}]
+    text = "<image> is there a star in the image?"
+    assert chat([{"role": "user", "content": content}]) == chat([{"role": "user", "content": text}])
 
 
 def test_clip_reads_texts_and_images():
     processor = AutoProcessor.from_pretrained(SHIPPED / "clip")
-    given = processor(text=["a red star", "star"], images=[data.Pairs(1).image(0)], return_tensors="pt", padding=True)
-    assert tuple(given["pixel_values"].shape) == (1, 3, 72, 72)
+    inputs = processor(
+        text=["a red star", "star"], images=[data.AltTexts(1).image(0)], return_tensors="pt", padding=True
+    )
+    assert tuple(inputs["pixel_values"].shape) == (1, 3, 72, 72)
     model = AutoModel.from_pretrained(SHIPPED / "clip").float()
-    pooled = model.text_model(given["input_ids"], given["attention_mask"])
-    ends = given["input_ids"].argmax(-1) * 0 + (given["attention_mask"].sum(-1) - 1)
+    pooled = model.text_model(inputs["input_ids"], inputs["attention_mask"])
+    ends = inputs["input_ids"].argmax(-1) * 0 + (inputs["attention_mask"].sum(-1) - 1)
     assert (pooled.pooler_output == pooled.last_hidden_state[[0, 1], ends]).all()  # at <eos>, padded or not

@@ -24,10 +24,10 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "shipped":
         return {"clip": "pkg:mmalign.toyworld/clip", "llama": "pkg:mmalign.toyworld/llama"}
     folder: Path = tmp_path_factory.mktemp("toyworld")
-    said = command("run", "toyworld", *(f"stages.{name}=~" for name in AFTER), cwd=folder, timeout=3600)
-    assert said.code == 0, said.err
-    places = {"clip": "contrast-*/weights/vision", "llama": "language-*/weights/llm"}
-    return {part: str(next(folder.glob(f"runs/{place}"))) for part, place in places.items()}
+    outcome = command("run", "toyworld", *(f"stages.{name}=~" for name in AFTER), cwd=folder, timeout=3600)
+    assert outcome.code == 0, outcome.err
+    patterns = {"clip": "contrast-*/weights/vision", "llama": "language-*/weights/llm"}
+    return {part: str(next(folder.glob(f"runs/{pattern}"))) for part, pattern in patterns.items()}
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +47,20 @@ def test_clip_knows_colors_and_shapes_of_images_it_has_not_seen(clip: HFVision):
     _, dense_BPJ = clip.both(torch.stack([pixels(clip, number) for number in range(100)]))
     things = [scene(0, "test", number, things=1).things[0] for number in range(100)]
     for words, true in ((COLORS, [t.color for t in things]), (SHAPES, [t.shape for t in things])):
-        said = (dense_BPJ.mean(1) @ clip.words(list(words)).T).argmax(-1)
-        assert np.mean([list(words)[at] == word for at, word in zip(said, true, strict=True)]) > 0.95
+        index_B = (dense_BPJ.mean(1) @ clip.words(list(words)).T).argmax(-1)
+        assert np.mean([list(words)[index] == word for index, word in zip(index_B, true, strict=True)]) > 0.95
 
 
 @torch.no_grad()
 def test_clip_names_what_each_patch_shows(clip: HFVision):
     _, dense_BPJ = clip.both(torch.stack([pixels(clip, number) for number in range(50)]))
-    alike_BPW = torch.nn.functional.normalize(dense_BPJ, dim=-1) @ clip.words(list(COLORS)).T
-    right = []
+    cosine_BPW = torch.nn.functional.normalize(dense_BPJ, dim=-1) @ clip.words(list(COLORS)).T
+    correct = []
     for number in range(50):
         truth = render.truth(scene(0, "test", number, things=1), clip.grid)
-        nearest_P = [list(COLORS)[at] for at in alike_BPW[number].argmax(-1).tolist()]
-        right += [word in words for word, words in zip(nearest_P, truth.words, strict=True) if len(words) == 3]
-    assert np.mean(right) > 0.9
+        nearest_P = [list(COLORS)[index] for index in cosine_BPW[number].argmax(-1).tolist()]
+        correct += [word in words for word, words in zip(nearest_P, truth.words, strict=True) if len(words) == 3]
+    assert np.mean(correct) > 0.9
 
 
 @torch.no_grad()
