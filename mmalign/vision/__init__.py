@@ -43,11 +43,14 @@ class Vision(nn.Module):
         raise NotImplementedError
 
     def both(self, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
-        """patches_BPC and dense_BPJ, the same patches in the joint space of images and text, from one pass."""
+        """patches_BPC and dense_BPJ, the same patches in the joint space of images and text, from one pass.
+
+        A CardError where `joint` is 0.
+        """
         raise no_text(self.identity())
 
     def words(self, texts: Sequence[str]) -> Tensor:
-        """text_WJ: texts in the joint space, one unit vector each, fp32."""
+        """text_WJ: texts in the joint space, one unit vector each, fp32. A CardError where `joint` is 0."""
         raise no_text(self.identity())
 
     def checkpoint_activations(self) -> None:
@@ -55,7 +58,10 @@ class Vision(nn.Module):
         raise NotImplementedError
 
     def identity(self) -> str:
-        """What tells this encoder from another: a label store made by one is refused where another is expected."""
+        """What tells this encoder, weights and settings, from another.
+
+        A label store of one is refused where another is expected.
+        """
         raise NotImplementedError
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -64,12 +70,15 @@ class Vision(nn.Module):
 
 
 def depth(layer: int, layers: int, name: str) -> int:
-    """How many layers patches pass through: every encoder's `layer` counts like transformers' hidden_states."""
-    found = layers + 1 + layer if layer < 0 else layer
-    if not 0 < found <= layers:
+    """How many layers patches pass through: every encoder's `layer` counts like transformers' hidden_states.
+
+    A CardError where the encoder `name` has no such layer.
+    """
+    number = layers + 1 + layer if layer < 0 else layer
+    if not 0 < number <= layers:
         fix = f"1 to {layers}, or -1 (the last) to -{layers}"
         raise CardError(f"no layer {layer} in {name}, which has {layers} layers", at="args.layer", fix=fix)
-    return found
+    return number
 
 
 def no_text(name: str) -> CardError:
@@ -79,7 +88,7 @@ def no_text(name: str) -> CardError:
 
 
 def check_pixels(pixels_B3SS: Tensor, side: int, name: str) -> None:
-    """Refuse images of another size than the encoder's, whose patches would not be the declared grid."""
+    """A CardError for images of another size than the encoder's, whose patches would not be the declared grid."""
     if pixels_B3SS.shape[-2:] != (side, side):
-        found = " x ".join(map(str, pixels_B3SS.shape[-2:]))
-        raise CardError(f"{name} takes images of {side} x {side} pixels, got {found}", fix="prepare them with `pixels`")
+        size = " x ".join(map(str, pixels_B3SS.shape[-2:]))
+        raise CardError(f"{name} takes images of {side} x {side} pixels, got {size}", fix="prepare them with `pixels`")

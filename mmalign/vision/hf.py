@@ -16,7 +16,7 @@ from mmalign.io import files, pretrained
 from mmalign.vision import Vision, check_pixels, depth, no_text
 from mmalign.vision.alone import alone
 from mmalign.vision.picture import middle, rgb, square
-from mmalign.vision.processor import Steps
+from mmalign.vision.processor import ResizeCropNormalize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,21 +25,21 @@ TEXTS = 256  # texts encoded at a time
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How the towers of one architecture differ. Registers, which follow the class token, are in the configuration."""
+class Architecture:
+    """How the towers of an architecture differ. Registers, which follow the class token, are in the configuration."""
 
     norm: str  # the name of the final layer norm
-    classed: bool = True  # the first token is no patch
-    mask: tuple[None, ...] = ()  # a layer takes an attention mask behind its input
-    stretch: bool = False  # position embeddings fit another image size only when told to
+    has_class_token: bool = True  # the first token is no patch
+    layer_args: tuple[None, ...] = ()  # what a layer takes behind its input: no attention mask
+    interpolate: bool = False  # position embeddings fit another image size only when told to
 
 
-KINDS = {
-    "clip_vision_model": Kind("post_layernorm", mask=(None,), stretch=True),
-    "siglip_vision_model": Kind("post_layernorm", classed=False, mask=(None,), stretch=True),
-    "dinov2": Kind("layernorm"),
-    "dinov2_with_registers": Kind("layernorm"),
-    "dinov3_vit": Kind("norm"),
+ARCHITECTURES = {
+    "clip_vision_model": Architecture("post_layernorm", layer_args=(None,), interpolate=True),
+    "siglip_vision_model": Architecture("post_layernorm", has_class_token=False, layer_args=(None,), interpolate=True),
+    "dinov2": Architecture("layernorm"),
+    "dinov2_with_registers": Architecture("layernorm"),
+    "dinov3_vit": Architecture("norm"),
 }
 
 
@@ -54,6 +54,8 @@ class HFVision(Vision):
     so that attention passes on the patch's own value (MaskCLIP, arXiv 2112.01071). random: take only the
     configuration, not the weights. pil: images are resized by Pillow, as where LLaVA's numbers were published; else by
     torchvision, transformers' own choice since, in less than half the time and up to 2/255 off it.
+
+    A CardError for an architecture that is not known, or a layer or an image size that does not fit.
     """
 
     def __init__(
@@ -71,17 +73,17 @@ class HFVision(Vision):
         one_of("dense", dense, ("plain", "value"))
         self.checkpoint, self.norm, self.pad, self.dense, self.random = checkpoint, norm, pad, dense, random
         self.pil = pil
-        self.kind = _kind(checkpoint)
-        whole = load(checkpoint, random)
-        self.tower: Any = getattr(whole, "vision_model", whole)
-        self.project: nn.Module | None = getattr(whole, "visual_projection", None)
+        self.architecture = _architecture(checkpoint)
+        model = load(checkpoint, random)
+        self.tower: Any = getattr(model, "vision_model", model)
+        self.project: nn.Module | None = getattr(model, "visual_projection", None)
         self.processor = _processor(checkpoint, image_size, pil)
-        self.steps = Steps.of(self.processor)
+        self.preprocess = ResizeCropNormalize.from_processor(self.processor)
         config = self.tower.config
         self.image_size = _side(self.processor, checkpoint)
         self.dim, self.grid = config.hidden_size, (self.image_size // config.patch_size,) * 2
-        self.joint = _joint(whole)
-        self.first = self.kind.classed + getattr(config, "num_register_tokens", 0)  # tokens before the patches
+        self.joint = _joint(model)
+        self.prefix_tokens = self.architecture.has_class_token + getattr(config, "num_register_tokens", 0)
         for noise in ("shift", "jitter", "rescale"):  # of positions in training mode (DINOv3); our images have one size
             setattr(config, f"pos_embed_{noise}", None)
         self._frequencies = [(m, m.inv_freq) for m in self.tower.modules() if hasattr(m, "inv_freq")]  # of RoPE
@@ -100,44 +102,45 @@ class HFVision(Vision):
         """pixels_3SS, fp32, as the checkpoint's own image processor makes them."""
         image, crop = rgb(image), bool(self.processor.do_center_crop)
         image = square(image, self.processor.image_mean) if self.pad else middle(image) if crop else image
-        if self.steps:
-            return self.steps(image, scale)
+        if self.preprocess:
+            return self.preprocess(image, scale)
         sizes = {"size": self.processor.size, **({"crop_size": self.processor.crop_size} if crop else {})}
-        wanted = {name: {key: side * scale for key, side in dict(size).items()} for name, size in sizes.items()}
-        return torch.as_tensor(self.processor(images=image, return_tensors="pt", **wanted)["pixel_values"][0])
+        scaled = {name: {key: pixels * scale for key, pixels in dict(size).items()} for name, size in sizes.items()}
+        return torch.as_tensor(self.processor(images=image, return_tensors="pt", **scaled)["pixel_values"][0])
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """patches_BPC. Layers above the chosen one are not run."""
-        return self._patches(self._states(pixels_B3SS, {self.depth})[self.depth])
+        return self._patches(self._hidden_states(pixels_B3SS, {self.depth})[self.depth])
 
     def both(self, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
         """patches_BPC and dense_BPJ of one pass."""
         if not self.joint:
             raise no_text(self.checkpoint)
-        last = self.layers - (self.dense == "value")
-        states = self._states(pixels_B3SS, {self.depth, last})
-        return self._patches(states[self.depth]), self._dense(states[last])
+        last_depth = self.layers - (self.dense == "value")
+        states = self._hidden_states(pixels_B3SS, {self.depth, last_depth})
+        return self._patches(states[self.depth]), self._dense(states[last_depth])
 
-    def _states(self, pixels_B3SS: Tensor, wanted: set[int]) -> dict[int, Tensor]:
-        """hidden_BTC after so many layers, for every number wanted: transformers' hidden_states, no layer too many.
+    def _hidden_states(self, pixels_B3SS: Tensor, numbers: set[int]) -> dict[int, Tensor]:
+        """hidden_BTC after each of these numbers of layers: transformers' hidden_states, no layer too many.
 
         The tower's own modules are called one by one: hooks (ZeRO-3) and activation checkpointing see ordinary calls,
         and no module has to be taken out or interrupted.
         """
-        hidden_BTC, more = self._begin(pixels_B3SS)
-        found = {0: hidden_BTC}
-        for number, layer in enumerate(islice(self._layers(), max(wanted)), 1):
-            hidden_BTC = layer(hidden_BTC, *self.kind.mask, **more)
-            if number in wanted:
-                found[number] = hidden_BTC
-        return found
+        hidden_BTC, layer_kwargs = self._embed(pixels_B3SS)
+        states = {0: hidden_BTC}
+        for number, layer in enumerate(islice(self._layers(), max(numbers)), 1):
+            hidden_BTC = layer(hidden_BTC, *self.architecture.layer_args, **layer_kwargs)
+            if number in numbers:
+                states[number] = hidden_BTC
+        return states
 
-    def _begin(self, pixels_B3SS: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """hidden_BTC before the first layer, and what every layer is given besides."""
+    def _embed(self, pixels_B3SS: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """hidden_BTC before the first layer, and the keyword arguments of every layer."""
         check_pixels(pixels_B3SS, self.image_size, self.checkpoint)
         pixels_B3SS = pixels_B3SS.to(self.tower.dtype)
-        stretch = self.kind.stretch and self.image_size != self.tower.config.image_size
-        hidden_BTC = self.tower.embeddings(pixels_B3SS, **({"interpolate_pos_encoding": True} if stretch else {}))
+        resized = self.image_size != self.tower.config.image_size
+        options = {"interpolate_pos_encoding": True} if resized and self.architecture.interpolate else {}
+        hidden_BTC = self.tower.embeddings(pixels_B3SS, **options)
         if hasattr(self.tower, "pre_layrnorm"):  # CLIP's, and transformers' spelling
             hidden_BTC = self.tower.pre_layrnorm(hidden_BTC)
         if not hasattr(self.tower, "rope_embeddings"):
@@ -148,15 +151,15 @@ class HFVision(Vision):
         return layers(self.tower, self.layers)
 
     def _patches(self, hidden_BTC: Tensor) -> Tensor:
-        patches_BPC = self._only_patches(hidden_BTC)
+        patches_BPC = self._drop_prefix(hidden_BTC)
         return self._final_norm(patches_BPC) if self.norm else patches_BPC
 
-    def _only_patches(self, hidden_BTC: Tensor) -> Tensor:
-        if hidden_BTC.shape[1] != self.first + self.patches:
+    def _drop_prefix(self, hidden_BTC: Tensor) -> Tensor:
+        if hidden_BTC.shape[1] != self.prefix_tokens + self.patches:
             grid = " x ".join(map(str, self.grid))
-            found = hidden_BTC.shape[1]
-            raise CardError(f"{self.checkpoint} gives {found} tokens, not {self.first} and a grid of {grid}")
-        return hidden_BTC[:, self.first :]
+            tokens = hidden_BTC.shape[1]
+            raise CardError(f"{self.checkpoint} gives {tokens} tokens, not {self.prefix_tokens} and a grid of {grid}")
+        return hidden_BTC[:, self.prefix_tokens :]
 
     def _final_norm(self, hidden_BPC: Tensor) -> Tensor:
         normed_BPC: Tensor = self.final_norm(hidden_BPC)
@@ -164,14 +167,14 @@ class HFVision(Vision):
 
     @property
     def final_norm(self) -> nn.Module:
-        found: nn.Module = getattr(self.tower, self.kind.norm)
-        return found
+        norm: nn.Module = getattr(self.tower, self.architecture.norm)
+        return norm
 
     def _dense(self, last_BTC: Tensor) -> Tensor:
         """dense_BPJ: each patch through what turns the pooled image into the joint space (SEA, eq. 4)."""
-        last_BPC = self._only_patches(last_BTC)
+        last_BPC = self._drop_prefix(last_BTC)
         if self.dense == "value":
-            last_BPC = alone(lambda one_N1C: self._layers()[-1](one_N1C, *self.kind.mask), last_BPC)
+            last_BPC = alone(lambda one_N1C: self._layers()[-1](one_N1C, *self.architecture.layer_args), last_BPC)
         last_BPC = self._final_norm(last_BPC)
         if self.project is not None:  # CLIP pools by taking the class token
             dense_BPJ: Tensor = self.project(last_BPC)
@@ -183,14 +186,14 @@ class HFVision(Vision):
         """text_WJ, fp32 unit vectors. The text tower is loaded for this call only."""
         if not self.joint:
             raise no_text(self.checkpoint)
-        whole = load(self.checkpoint, self.random).eval()
-        whole.vision_model = nn.Identity()
-        whole = whole.to(device=next(self.parameters()).device, dtype=torch.float32)
+        model = load(self.checkpoint, self.random).eval()
+        model.vision_model = nn.Identity()
+        model = model.to(device=next(self.parameters()).device, dtype=torch.float32)
         tokenizer = pretrained.read(self.checkpoint, AutoTokenizer.from_pretrained)
         rows = []
         for start in range(0, len(texts), TEXTS):
-            ids_WT = _token_ids(tokenizer, whole, texts[start : start + TEXTS])
-            rows.append(F.normalize(_pooled(whole.get_text_features(ids_WT)), dim=-1))
+            ids_WT = _token_ids(tokenizer, model, texts[start : start + TEXTS])
+            rows.append(F.normalize(_pooled(model.get_text_features(ids_WT)), dim=-1))
         return torch.cat(rows)
 
     def checkpoint_activations(self) -> None:
@@ -205,15 +208,15 @@ class HFVision(Vision):
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """The whole checkpoint, text tower included, with this tower's weights in it."""
-        given = self.state_dict() if state is None else state
-        whole = load(self.checkpoint, self.random)
-        whole.to(torch.promote_types(whole.dtype, next(iter(given.values())).dtype))  # fp16 would lose bf16's range
-        parts = {"tower": getattr(whole, "vision_model", whole), "project": getattr(whole, "visual_projection", None)}
-        for name, part in parts.items():
-            own = {key.removeprefix(f"{name}."): value for key, value in given.items() if key.startswith(f"{name}.")}
-            if part is not None:
-                part.load_state_dict(own)
-        write_checkpoint(whole, self.checkpoint, folder)
+        state = self.state_dict() if state is None else state
+        model = load(self.checkpoint, self.random)
+        model.to(torch.promote_types(model.dtype, next(iter(state.values())).dtype))  # fp16 would lose bf16's range
+        modules = {"tower": getattr(model, "vision_model", model), "project": getattr(model, "visual_projection", None)}
+        for name, module in modules.items():
+            own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            if module is not None:
+                module.load_state_dict(own)
+        write_checkpoint(model, self.checkpoint, folder)
 
 
 def layers(tower: nn.Module, count: int) -> nn.ModuleList:
@@ -222,49 +225,49 @@ def layers(tower: nn.Module, count: int) -> nn.ModuleList:
 
 
 def load(checkpoint: str, random: bool) -> Any:
-    """The model of a checkpoint, or one of the same configuration with random weights."""
+    """The whole model of a checkpoint, text tower included, or one of its configuration with random weights."""
     if random:
         return AutoModel.from_config(pretrained.read(checkpoint, AutoConfig.from_pretrained))
     return pretrained.whole(checkpoint, AutoModel)
 
 
-def write_checkpoint(whole: Any, like: str, folder: Path) -> None:
+def write_checkpoint(model: Any, source: str, folder: Path) -> None:
     """A model with the processor and tokenizer of the checkpoint it came from."""
-    whole.save_pretrained(folder)
-    for kind in (AutoImageProcessor, *([AutoTokenizer] if hasattr(whole, "text_model") else [])):
-        pretrained.read(like, kind.from_pretrained).save_pretrained(folder)
+    model.save_pretrained(folder)
+    for auto_class in (AutoImageProcessor, *([AutoTokenizer] if hasattr(model, "text_model") else [])):
+        pretrained.read(source, auto_class.from_pretrained).save_pretrained(folder)
 
 
-def _kind(checkpoint: str) -> Kind:
+def _architecture(checkpoint: str) -> Architecture:
     config = pretrained.read(checkpoint, AutoConfig.from_pretrained)
     name = getattr(config, "vision_config", config).model_type
     if name == "siglip2_vision_model":
         what = f"{checkpoint} is a NaFlex checkpoint: its grid changes from image to image"
         raise CardError(what, fix="a SigLIP 2 of fixed resolution, such as google/siglip2-so400m-patch14-384")
-    if name not in KINDS:
-        fix = "an encoder of timm or open_clip, or a class of your own; known here: " + ", ".join(KINDS)
+    if name not in ARCHITECTURES:
+        fix = "an encoder of timm or open_clip, or a class of your own; known here: " + ", ".join(ARCHITECTURES)
         raise CardError(f"{checkpoint} is a {name}, which this class does not know", fix=fix)
-    return KINDS[name]
+    return ARCHITECTURES[name]
 
 
-def _joint(whole: Any) -> int:
+def _joint(model: Any) -> int:
     """J, or 0 without a text tower."""
-    if not hasattr(whole, "text_model"):
+    if not hasattr(model, "text_model"):
         return 0
-    found = whole.visual_projection.out_features if hasattr(whole, "visual_projection") else None
-    return int(found or whole.config.vision_config.hidden_size)  # SigLIP's head keeps the width
+    width = model.visual_projection.out_features if hasattr(model, "visual_projection") else None
+    return int(width or model.config.vision_config.hidden_size)  # SigLIP's head keeps the width
 
 
 def _processor(checkpoint: str, image_size: int | None, pil: bool) -> Any:
     """The checkpoint's image processor; a size of our own keeps the whole short side."""
     backend = {"backend": "pil"} if pil else {}
-    found: Any = pretrained.read(checkpoint, lambda place: AutoImageProcessor.from_pretrained(place, **backend))
+    processor: Any = pretrained.read(checkpoint, lambda place: AutoImageProcessor.from_pretrained(place, **backend))
     if image_size is not None:
         square_ = {"height": image_size, "width": image_size}
-        crop = bool(found.do_center_crop)
-        found.size = {"shortest_edge": image_size} if crop else square_
-        found.crop_size = square_ if crop else None
-    return found
+        crop = bool(processor.do_center_crop)
+        processor.size = {"shortest_edge": image_size} if crop else square_
+        processor.crop_size = square_ if crop else None
+    return processor
 
 
 def _side(processor: Any, checkpoint: str) -> int:
@@ -276,21 +279,21 @@ def _side(processor: Any, checkpoint: str) -> int:
     return int(height)
 
 
-def _token_ids(tokenizer: Any, whole: Any, texts: Sequence[str]) -> Tensor:
+def _token_ids(tokenizer: Any, model: Any, texts: Sequence[str]) -> Tensor:
     """ids_WT of some texts, as the text tower was trained on them.
 
     CLIP reads from left to right: what follows the longest text changes nothing. SigLIP looks both ways without a
     mask and takes the last column: it needs the full length. Both know lower case only, and SigLIP 2's tokenizer
     leaves that to us.
     """
-    pad = "longest" if hasattr(whole, "text_projection") else "max_length"
-    how = {"padding": pad, "padding_side": "right", "truncation": True, "return_tensors": "pt"}
-    limit = whole.config.text_config.max_position_embeddings
-    found: Tensor = tokenizer([text.lower() for text in texts], max_length=limit, **how)["input_ids"]
-    return found.to(whole.device)
+    padding = "longest" if hasattr(model, "text_projection") else "max_length"
+    options = {"padding": padding, "padding_side": "right", "truncation": True, "return_tensors": "pt"}
+    max_length = model.config.text_config.max_position_embeddings
+    ids_WT: Tensor = tokenizer([text.lower() for text in texts], max_length=max_length, **options)["input_ids"]
+    return ids_WT.to(model.device)
 
 
 def _pooled(out: Any) -> Tensor:
-    found = out if isinstance(out, Tensor) else out.pooler_output
-    assert isinstance(found, Tensor)
-    return found.float()
+    pooled = out if isinstance(out, Tensor) else out.pooler_output
+    assert isinstance(pooled, Tensor)
+    return pooled.float()

@@ -19,26 +19,26 @@ def rgb(image: Image) -> Image:
 
 def _upright(image: Image) -> Image:
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if is_turned else image
     except Exception:  # damaged EXIF, which Pillow meets with errors of five kinds, turns nothing
         return image
 
 
 def square(image: Image, mean: Sequence[float]) -> Image:
     """An RGB image in the middle of a square of the mean colour (LLaVA-1.5, arXiv 2310.03744)."""
-    if (times := -(-max(image.size) // SQUARE)) > 1:
-        image = image.reduce(times)
+    if (factor := -(-max(image.size) // SQUARE)) > 1:
+        image = image.reduce(factor)
     side = max(image.size)
-    made = Pillow.new("RGB", (side, side), tuple(int(255 * m) for m in mean))
-    made.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return made
+    squared = Pillow.new("RGB", (side, side), tuple(int(255 * m) for m in mean))
+    squared.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return squared
 
 
 def middle(image: Image) -> Image:
     """The middle of a very long image. Resizing its short side to the encoder's would take gigabytes for the ends."""
-    wide = min(image.size) * LONG
-    if max(image.size) <= wide:
+    longest = min(image.size) * LONG
+    if max(image.size) <= longest:
         return image
-    left, top = (max(0, (side - wide) // 2) for side in image.size)
-    return image.crop((left, top, left + min(image.width, wide), top + min(image.height, wide)))
+    left, top = (max(0, (side - longest) // 2) for side in image.size)
+    return image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))

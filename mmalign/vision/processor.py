@@ -14,14 +14,18 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What is done here in place of a processor's own methods; one that has others in their place is asked itself.
-STEPS = ("process_image", "_preprocess", "resize", "center_crop", "rescale_and_normalize", "normalize")
-OURS = ("do_resize", "do_rescale", "do_normalize")
+# What is done here in place of a processor's own methods; a processor that overrides one is called itself.
+METHODS = ("process_image", "_preprocess", "resize", "center_crop", "rescale_and_normalize", "normalize")
+SETTINGS = ("do_resize", "do_rescale", "do_normalize")
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Resize, crop the middle, normalise. height, width: both, or `short` alone: the side that others follow."""
+class ResizeCropNormalize:
+    """Resize, crop the middle, normalise.
+
+    height, width: both, in pixels, or `short` alone: of the shorter side, which the other follows. crop: height and
+    width. mean_311, std_311: of 8-bit values.
+    """
 
     resample: Any
     height: int | None
@@ -32,17 +36,18 @@ class Steps:
     std_311: Tensor
 
     @classmethod
-    def of(cls, processor: Any) -> "Steps | None":
-        """None for a processor that does something else."""
+    def from_processor(cls, processor: Any) -> "ResizeCropNormalize | None":
+        """The same steps as those of a transformers processor; None for one that does something else."""
         size = {key: side for key, side in dict(processor.size).items() if side is not None}
-        own = all(getattr(type(processor), name, _none).__qualname__ == f"TorchvisionBackend.{name}" for name in STEPS)
-        all_ = all(getattr(processor, name, False) for name in OURS) and not getattr(processor, "do_pad", None)
-        if not (own and all_ and set(size) in ({"height", "width"}, {"shortest_edge"})):
+        kind = type(processor)
+        is_plain = all(getattr(kind, name, _none).__qualname__ == f"TorchvisionBackend.{name}" for name in METHODS)
+        does_all = all(getattr(processor, name, False) for name in SETTINGS) and not getattr(processor, "do_pad", None)
+        if not (is_plain and does_all and set(size) in ({"height", "width"}, {"shortest_edge"})):
             return None
         crop = dict(processor.crop_size) if processor.do_center_crop else None
         scale = 1.0 / processor.rescale_factor
         mean_311, std_311 = (
-            (torch.tensor(given) * scale)[:, None, None] for given in (processor.image_mean, processor.image_std)
+            (torch.tensor(values) * scale)[:, None, None] for values in (processor.image_mean, processor.image_std)
         )
         return cls(
             processor.resample, size.get("height"), size.get("width"), size.get("shortest_edge"),
@@ -55,20 +60,20 @@ class Steps:
         from transformers.image_utils import pil_torch_interpolation_mapping as modes
 
         image_13HW = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-        small_3HW: Tensor = resize(image_13HW, self._size(image, scale), modes[self.resample], antialias=True)[0]
+        resized_3HW: Tensor = resize(image_13HW, self._size(image, scale), modes[self.resample], antialias=True)[0]
         if self.crop:
-            high, wide = (side * scale for side in self.crop)
-            top, left = (small_3HW.shape[1] - high) // 2, (small_3HW.shape[2] - wide) // 2
-            small_3HW = small_3HW[:, top : top + high, left : left + wide]
-        return small_3HW.contiguous().to(torch.float32).sub_(self.mean_311).div_(self.std_311)
+            height, width = (side * scale for side in self.crop)
+            top, left = (resized_3HW.shape[1] - height) // 2, (resized_3HW.shape[2] - width) // 2
+            resized_3HW = resized_3HW[:, top : top + height, left : left + width]
+        return resized_3HW.contiguous().to(torch.float32).sub_(self.mean_311).div_(self.std_311)
 
     def _size(self, image: "Image", scale: int) -> list[int]:
         """(height, width); the long side is cut to a whole number, as transformers cuts it."""
         if self.height and self.width:
             return [self.height * scale, self.width * scale]
         assert self.short
-        least, short = min(image.size), self.short * scale
-        return [short if side == least else int(short * side / least) for side in (image.height, image.width)]
+        shorter, short = min(image.size), self.short * scale
+        return [short if side == shorter else int(short * side / shorter) for side in (image.height, image.width)]
 
 
 def _none() -> None:

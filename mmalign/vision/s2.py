@@ -23,7 +23,7 @@ class S2(Vision):
 
     encoder: the encoder that sees the tiles. scales: how many times its image size the copies of the image are; 1 is
     the encoder's own view, which labels are taken from. All tiles go through the encoder in one batch: with scales
-    1, 2, 3 it sees 14 images for one, and takes the memory for them.
+    1, 2, 3 it sees 14 images for one, and takes the memory for them. A CardError for other scales.
     """
 
     def __init__(self, encoder: Vision, scales: Sequence[int] = (1, 2, 3)) -> None:
@@ -41,18 +41,15 @@ class S2(Vision):
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """patches_BPC."""
-        tiles = [self.tiles(pixels_B3SS, scale) for scale in self.scales]
-        seen_TPC: Tensor = self.encoder(torch.cat(tiles))
-        return self._joined(torch.split(seen_TPC, [len(some) for some in tiles]))
+        return self._concat(self._encode([self.tiles(pixels_B3SS, scale) for scale in self.scales]))
 
     def both(self, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
         """patches_BPC, and dense_BPJ of the encoder's own view."""
         base_BPC, dense_BPJ = self.encoder.both(self.tiles(pixels_B3SS, 1))
-        closer = [self.tiles(pixels_B3SS, scale) for scale in self.scales[1:]]
-        if not closer:
+        larger = [self.tiles(pixels_B3SS, scale) for scale in self.scales[1:]]
+        if not larger:
             return base_BPC, dense_BPJ
-        seen_TPC: Tensor = self.encoder(torch.cat(closer))
-        return self._joined([base_BPC, *torch.split(seen_TPC, [len(some) for some in closer])]), dense_BPJ
+        return self._concat([base_BPC, *self._encode(larger)]), dense_BPJ
 
     def tiles(self, pixels_B3SS: Tensor, scale: int) -> Tensor:
         """The image at a scale, cut into s x s tiles of the encoder's size: (T, 3, size, size), row by row.
@@ -62,21 +59,27 @@ class S2(Vision):
         check_pixels(pixels_B3SS, self.image_size, "S2")
         size = self.encoder.image_size
         if scale != self.scales[-1]:
-            wanted = (scale * size, scale * size)
-            small_B3SS = F.interpolate(pixels_B3SS.float(), wanted, mode="bicubic", antialias=True)
-            pixels_B3SS = small_B3SS.to(pixels_B3SS.dtype)
-        cut = pixels_B3SS.reshape(-1, 3, scale, size, scale, size)
-        return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, size, size)
+            side = scale * size
+            smaller_B3SS = F.interpolate(pixels_B3SS.float(), (side, side), mode="bicubic", antialias=True)
+            pixels_B3SS = smaller_B3SS.to(pixels_B3SS.dtype)
+        tiles = pixels_B3SS.reshape(-1, 3, scale, size, scale, size)
+        return tiles.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, size, size)
 
-    def _joined(self, seen: Sequence[Tensor]) -> Tensor:
-        return torch.cat([self._pooled(*both) for both in zip(seen, self.scales, strict=True)], dim=-1)
+    def _encode(self, tiles: Sequence[Tensor]) -> Sequence[Tensor]:
+        """patches_TPC of the tiles of each scale, from one pass."""
+        patches_TPC: Tensor = self.encoder(torch.cat(list(tiles)))
+        return torch.split(patches_TPC, [len(of_scale) for of_scale in tiles])
 
-    def _pooled(self, seen_TPC: Tensor, scale: int) -> Tensor:
+    def _concat(self, patches: Sequence[Tensor]) -> Tensor:
+        """patches_BPC from patches_TPC of each scale."""
+        return torch.cat([self._merge(*pair) for pair in zip(patches, self.scales, strict=True)], dim=-1)
+
+    def _merge(self, patches_TPC: Tensor, scale: int) -> Tensor:
         """The patches of an image's tiles as one map of s H x s W, averaged back to H x W."""
         rows, columns = self.grid
-        wide = seen_TPC.shape[-1]
-        map_ = seen_TPC.reshape(-1, scale, scale, rows, columns, wide).permute(0, 1, 3, 2, 4, 5)
-        return map_.reshape(-1, rows, scale, columns, scale, wide).mean((2, 4)).flatten(1, 2)
+        width = patches_TPC.shape[-1]
+        map_ = patches_TPC.reshape(-1, scale, scale, rows, columns, width).permute(0, 1, 3, 2, 4, 5)
+        return map_.reshape(-1, rows, scale, columns, scale, width).mean((2, 4)).flatten(1, 2)
 
     def words(self, texts: Sequence[str]) -> Tensor:
         return self.encoder.words(texts)
@@ -89,5 +92,6 @@ class S2(Vision):
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """The encoder alone: it is all that learns."""
-        own = None if state is None else {name.removeprefix("encoder."): value for name, value in state.items()}
-        self.encoder.save(folder, own)
+        if state is not None:
+            state = {name.removeprefix("encoder."): value for name, value in state.items()}
+        self.encoder.save(folder, state)

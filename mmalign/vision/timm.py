@@ -24,7 +24,7 @@ class TimmVision(Vision):
     model: timm's name without the tag. pretrained: the tag of its weights. checkpoint: weights in place of the tag's,
     a .safetensors file or a folder with a model.safetensors. layer: -1 the last block, -2 the one before. norm: whether
     the model's final norm is applied. pad: pad images to a square with the mean colour first. image_size: in pixels;
-    None: the size of the weights. random: no weights at all.
+    None: the size of the weights. random: no weights at all. A CardError where one of these does not fit the others.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class TimmVision(Vision):
         self.image_size, self.grid = self.tower.patch_embed.img_size[0], tuple(self.tower.patch_embed.grid_size)
         self.dim, self.layers = self.tower.num_features, len(self.tower.blocks)
         self.depth = depth(layer, self.layers, self.name)
-        self._config: dict[str, Any] = _timm().data.resolve_model_data_config(self.tower)
+        self.data_config: dict[str, Any] = _timm().data.resolve_model_data_config(self.tower)
         self._transforms: dict[int, Any] = {}
 
     def pixels(self, image: "Image", scale: int = 1) -> Tensor:
         """pixels_3SS by the mean, deviation and interpolation of the weights. The whole short side is seen: timm's
         crop to a part of it is a habit of classifiers."""
-        image = square(rgb(image), self._config["mean"]) if self.pad else middle(rgb(image))
+        image = square(rgb(image), self.data_config["mean"]) if self.pad else middle(rgb(image))
         if scale not in self._transforms:
             side = self.image_size * scale
-            given = {**self._config, "input_size": (3, side, side), "crop_pct": 1.0}
-            self._transforms[scale] = _timm().data.create_transform(**given, is_training=False)
+            config = {**self.data_config, "input_size": (3, side, side), "crop_pct": 1.0}
+            self._transforms[scale] = _timm().data.create_transform(**config, is_training=False)
         pixels_3SS: Tensor = self._transforms[scale](image)
         return pixels_3SS
 
@@ -65,8 +65,8 @@ class TimmVision(Vision):
         """patches_BPC. Blocks above the chosen one are not run."""
         check_pixels(pixels_B3SS, self.image_size, self.name)
         pixels_B3SS = pixels_B3SS.to(next(self.tower.parameters()).dtype)
-        how = {"norm": self.norm, "stop_early": True, "intermediates_only": True}
-        (map_BCHW,) = self.tower.forward_intermediates(pixels_B3SS, indices=[self.depth - 1], **how)
+        options = {"norm": self.norm, "stop_early": True, "intermediates_only": True}
+        (map_BCHW,) = self.tower.forward_intermediates(pixels_B3SS, indices=[self.depth - 1], **options)
         if tuple(map_BCHW.shape[2:]) != self.grid:
             raise CardError(f"{self.name} gives a grid of {tuple(map_BCHW.shape[2:])}, not of {self.grid}")
         patches_BPC: Tensor = map_BCHW.flatten(2).transpose(1, 2)
@@ -76,19 +76,19 @@ class TimmVision(Vision):
         self.tower.set_grad_checkpointing(True)
 
     def identity(self) -> str:
-        own = [weights.digest(self.checkpoint, FILE)] if self.checkpoint else []
-        return ", ".join([" ".join([self.name, *own]), f"{self.image_size} px", *["padded"] * self.pad])
+        weights_digest = [weights.digest(self.checkpoint, FILE)] if self.checkpoint else []
+        return ", ".join([" ".join([self.name, *weights_digest]), f"{self.image_size} px", *["padded"] * self.pad])
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """model.safetensors and config.json, as timm's own hub folders."""
-        given = self.state_dict() if state is None else state
+        state = self.state_dict() if state is None else state
         folder.mkdir(parents=True, exist_ok=True)
-        own = {name.removeprefix("tower."): value.contiguous() for name, value in given.items()}
-        save_file(own, folder / FILE, {"format": "pt"})
+        tower_state = {name.removeprefix("tower."): value.contiguous() for name, value in state.items()}
+        save_file(tower_state, folder / FILE, {"format": "pt"})
         config = {k: v for k, v in self.tower.pretrained_cfg.items() if isinstance(v, (str, int, float, list, tuple))}
-        size = {"input_size": [3, self.image_size, self.image_size], "num_classes": 0}
-        about = {"architecture": self.name.split(".")[0], "num_classes": 0, "pretrained_cfg": {**config, **size}}
-        files.write_json(folder / "config.json", about)
+        overrides = {"input_size": [3, self.image_size, self.image_size], "num_classes": 0}
+        content = {"architecture": self.name.split(".")[0], "num_classes": 0, "pretrained_cfg": {**config, **overrides}}
+        files.write_json(folder / "config.json", content)
 
 
 def _timm() -> Any:
@@ -102,16 +102,16 @@ def _timm() -> Any:
 
 def _vit(name: str, checkpoint: str, image_size: int | None, random: bool) -> Any:
     timm = _timm()
-    more: dict[str, Any] = {"img_size": image_size} if image_size else {}
+    options: dict[str, Any] = {"img_size": image_size} if image_size else {}
     if checkpoint:
-        more["pretrained_cfg_overlay"] = {"file": weights.file(checkpoint, FILE)}
+        options["pretrained_cfg_overlay"] = {"file": weights.file(checkpoint, FILE)}
     try:
-        made = timm.create_model(name, pretrained=not random, num_classes=0, **more)
+        model = timm.create_model(name, pretrained=not random, num_classes=0, **options)
     except (RuntimeError, OSError, TypeError, ValueError) as err:
         reason = str(err).strip().splitlines()[0]
         fix = "timm.list_pretrained() has the names, or the network is down"
         raise CardError(f"cannot make timm model {name!r}: {reason}", fix=fix) from err
-    grid = getattr(getattr(made, "patch_embed", None), "grid_size", None)
-    if grid is None or not isinstance(getattr(made, "blocks", None), nn.ModuleList | nn.Sequential):
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if grid is None or not isinstance(getattr(model, "blocks", None), nn.ModuleList | nn.Sequential):
         raise CardError(f"timm model {name!r} is not built like a ViT", fix="a model with patches and blocks")
-    return made
+    return model

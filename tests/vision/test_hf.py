@@ -17,8 +17,8 @@ from tests.vision.tiny import KINDS, TEXTED, encoder, picture, pixels
 
 def states(folder, pixels_B3SS):
     """transformers' hidden_states and last_hidden_state."""
-    whole = AutoModel.from_pretrained(folder).eval()
-    tower = getattr(whole, "vision_model", whole)
+    model = AutoModel.from_pretrained(folder).eval()
+    tower = getattr(model, "vision_model", model)
     with torch.no_grad():
         out = tower(pixels_B3SS, output_hidden_states=True)
     return out.hidden_states, out.last_hidden_state
@@ -34,15 +34,15 @@ def test_contract(kind, folders, tmp_path):
 @torch.no_grad()
 def test_patches_are_transformers_hidden_states(kind, layer, folders):
     vision = encoder(folders[kind], layer=layer)
-    given = pixels(vision)
-    hidden, _ = states(folders[kind], given)
+    pixels_B3SS = pixels(vision)
+    hidden, _ = states(folders[kind], pixels_B3SS)
     assert len(hidden) == 4
-    assert torch.allclose(vision(given), hidden[layer][:, -vision.patches :], atol=1e-6)
+    assert torch.allclose(vision(pixels_B3SS), hidden[layer][:, -vision.patches :], atol=1e-6)
 
 
 def test_tokens_before_the_patches():
     """CLIP and DINOv2 have a class token, the latter may have registers, SigLIP has neither."""
-    assert {kind: made.classed for kind, made in hf.KINDS.items()} == {
+    assert {kind: architecture.has_class_token for kind, architecture in hf.ARCHITECTURES.items()} == {
         "clip_vision_model": True,
         "siglip_vision_model": False,
         "dinov2": True,
@@ -56,12 +56,12 @@ def test_tokens_before_the_patches():
 def test_patch_i_is_where_patch_i_is(kind, folders):
     """A pixel that changes moves its own patch most: no token before the patches is taken for one of them."""
     vision = encoder(folders[kind], layer=1)
-    given = pixels(vision, 1)
-    before_BPC = vision(given)
+    pixels_B3SS = pixels(vision, 1)
+    before_BPC = vision(pixels_B3SS)
     for row, column in ((0, 0), (0, vision.grid[1] - 1), (2, 1)):
-        changed = given.clone()
-        changed[..., 6 * row : 6 * row + 6, 6 * column : 6 * column + 6] += 2
-        moved_P = (vision(changed) - before_BPC).norm(dim=-1)[0]
+        changed_B3SS = pixels_B3SS.clone()
+        changed_B3SS[..., 6 * row : 6 * row + 6, 6 * column : 6 * column + 6] += 2
+        moved_P = (vision(changed_B3SS) - before_BPC).norm(dim=-1)[0]
         assert int(moved_P.argmax()) == row * vision.grid[1] + column
 
 
@@ -69,10 +69,10 @@ def test_patch_i_is_where_patch_i_is(kind, folders):
 @torch.no_grad()
 def test_norm_is_the_final_one(kind, folders):
     vision = encoder(folders[kind], layer=-1, norm=True)
-    given = pixels(vision)
-    hidden, last = states(folders[kind], given)
+    pixels_B3SS = pixels(vision)
+    hidden, last = states(folders[kind], pixels_B3SS)
     expected = vision.tower.post_layernorm(hidden[-1]) if kind == "clip" else last
-    assert torch.allclose(vision(given), expected[:, -vision.patches :], atol=1e-6)
+    assert torch.allclose(vision(pixels_B3SS), expected[:, -vision.patches :], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,28 +93,28 @@ def test_layers_above_are_not_run(kind, folders):
 @torch.no_grad()
 def test_dense_clip_is_norm_and_projection_of_each_patch(folders):
     vision = encoder(folders["clip"])
-    given = pixels(vision)
-    whole = AutoModel.from_pretrained(folders["clip"]).eval()
-    last = whole.vision_model(given).last_hidden_state
-    _, dense_BPJ = vision.both(given)
+    pixels_B3SS = pixels(vision)
+    model = AutoModel.from_pretrained(folders["clip"]).eval()
+    last = model.vision_model(pixels_B3SS).last_hidden_state
+    _, dense_BPJ = vision.both(pixels_B3SS)
     for image in range(2):
         for patch in range(vision.patches):
-            expected = whole.visual_projection(whole.vision_model.post_layernorm(last[image, 1 + patch]))
+            expected = model.visual_projection(model.vision_model.post_layernorm(last[image, 1 + patch]))
             assert torch.allclose(dense_BPJ[image, patch], expected, atol=1e-5)
-    pooled = whole.visual_projection(whole.vision_model.post_layernorm(last[:, 0]))  # the same steps on the class token
-    assert torch.allclose(pooled, hf._pooled(whole.get_image_features(given)), atol=1e-5)
+    pooled = model.visual_projection(model.vision_model.post_layernorm(last[:, 0]))  # the same steps on the class token
+    assert torch.allclose(pooled, hf._pooled(model.get_image_features(pixels_B3SS)), atol=1e-5)
 
 
 @torch.no_grad()
 def test_dense_siglip_is_the_head_on_each_patch_by_itself(folders):
     vision = encoder(folders["siglip"])
-    given = pixels(vision)
-    whole = AutoModel.from_pretrained(folders["siglip"]).eval()
-    last = whole.vision_model(given).last_hidden_state  # after the final norm
-    _, dense_BPJ = vision.both(given)
+    pixels_B3SS = pixels(vision)
+    model = AutoModel.from_pretrained(folders["siglip"]).eval()
+    last = model.vision_model(pixels_B3SS).last_hidden_state  # after the final norm
+    _, dense_BPJ = vision.both(pixels_B3SS)
     for image in range(2):
         for patch in range(vision.patches):
-            expected = whole.vision_model.head(last[image : image + 1, patch : patch + 1])
+            expected = model.vision_model.head(last[image : image + 1, patch : patch + 1])
             assert torch.allclose(dense_BPJ[image, patch], expected[0], atol=1e-5)
 
 
@@ -124,15 +124,15 @@ def test_dense_siglip_is_the_head_on_each_patch_by_itself(folders):
 def test_dense_value_is_the_value_path_of_the_last_layer(kind, layer, folders):
     """MaskCLIP's form: attention gives way to value and output projection, residual and MLP stay."""
     vision = encoder(folders[kind], layer=layer, dense="value")
-    given = pixels(vision)
-    hidden, _ = states(folders[kind], given)
+    pixels_B3SS = pixels(vision)
+    hidden, _ = states(folders[kind], pixels_B3SS)
     last, before_BPC = vision._layers()[-1], hidden[-2][:, -vision.patches :]
     attention = last.self_attn
-    seen_BPC = before_BPC + attention.out_proj(attention.v_proj(last.layer_norm1(before_BPC)))
-    seen_BPC = vision.tower.post_layernorm(seen_BPC + last.mlp(last.layer_norm2(seen_BPC)))
-    patches_BPC, dense_BPJ = vision.both(given)
+    value_BPC = before_BPC + attention.out_proj(attention.v_proj(last.layer_norm1(before_BPC)))
+    value_BPC = vision.tower.post_layernorm(value_BPC + last.mlp(last.layer_norm2(value_BPC)))
+    patches_BPC, dense_BPJ = vision.both(pixels_B3SS)
     for patch in range(vision.patches):
-        one_B1C = seen_BPC[:, patch : patch + 1]
+        one_B1C = value_BPC[:, patch : patch + 1]
         expected = vision.project(one_B1C)[:, 0] if kind == "clip" else vision.tower.head(one_B1C)
         assert torch.allclose(dense_BPJ[:, patch], expected, atol=1e-5)
     assert torch.allclose(patches_BPC, hidden[layer][:, -vision.patches :], atol=1e-6)
@@ -145,18 +145,18 @@ TEXTS = ["dog", "a photo of a red car", "red house"]
 @torch.no_grad()
 def test_words_are_the_text_towers(kind, folders):
     """Both towers at full length, which is how they were trained."""
-    whole = AutoModel.from_pretrained(folders[kind]).eval()
-    given = tiny.tokenizer()(TEXTS, padding="max_length", max_length=9, return_tensors="pt")
-    expected = F.normalize(hf._pooled(whole.get_text_features(given["input_ids"])), dim=-1)
+    model = AutoModel.from_pretrained(folders[kind]).eval()
+    encoding = tiny.tokenizer()(TEXTS, padding="max_length", max_length=9, return_tensors="pt")
+    expected = F.normalize(hf._pooled(model.get_text_features(encoding["input_ids"])), dim=-1)
     assert torch.allclose(encoder(folders[kind]).words(TEXTS), expected, atol=1e-6)
 
 
 @torch.no_grad()
 def test_clip_may_stop_at_the_longest_word_and_siglip_may_not(folders):
-    def pooled(kind, pad):
-        whole = AutoModel.from_pretrained(folders[kind]).eval()
-        given = tiny.tokenizer()(["dog", "red"], padding=pad, max_length=9, return_tensors="pt")
-        return hf._pooled(whole.get_text_features(given["input_ids"]))
+    def pooled(kind, padding):
+        model = AutoModel.from_pretrained(folders[kind]).eval()
+        encoding = tiny.tokenizer()(["dog", "red"], padding=padding, max_length=9, return_tensors="pt")
+        return hf._pooled(model.get_text_features(encoding["input_ids"]))
 
     assert torch.allclose(pooled("clip", "longest"), pooled("clip", "max_length"), atol=1e-6)
     assert not torch.allclose(pooled("siglip", "longest"), pooled("siglip", "max_length"), atol=1e-2)
@@ -176,9 +176,9 @@ def test_siglip_pads_on_the_right_without_a_mask_and_in_lower_case(folders, tmp_
 @torch.no_grad()
 def test_words_in_batches(folders, monkeypatch):
     vision = encoder(folders["clip"])
-    whole = vision.words(TEXTS)
+    text_WJ = vision.words(TEXTS)
     monkeypatch.setattr(hf, "TEXTS", 2)
-    assert torch.allclose(vision.words(TEXTS), whole, atol=1e-6)
+    assert torch.allclose(vision.words(TEXTS), text_WJ, atol=1e-6)
 
 
 @torch.no_grad()
@@ -187,12 +187,12 @@ def test_another_image_size_stretches_the_position_embeddings(folders):
         vision = encoder(folders[kind], image_size=42, layer=-1)
         assert vision.image_size == 42
         assert vision.grid == (7, 7)
-        given = pixels(vision)
-        whole = AutoModel.from_pretrained(folders[kind]).eval()
-        tower = getattr(whole, "vision_model", whole)
-        how = {} if kind == "dinov2" else {"interpolate_pos_encoding": True}
-        hidden = tower(given, output_hidden_states=True, **how).hidden_states
-        assert torch.allclose(vision(given), hidden[-1][:, -49:], atol=1e-6)
+        pixels_B3SS = pixels(vision)
+        model = AutoModel.from_pretrained(folders[kind]).eval()
+        tower = getattr(model, "vision_model", model)
+        options = {} if kind == "dinov2" else {"interpolate_pos_encoding": True}
+        hidden = tower(pixels_B3SS, output_hidden_states=True, **options).hidden_states
+        assert torch.allclose(vision(pixels_B3SS), hidden[-1][:, -49:], atol=1e-6)
 
 
 def test_the_checkpoints_processor_prepares_images(folders):
@@ -211,26 +211,26 @@ def test_an_image_size_of_our_own_keeps_the_whole_short_side(folders):
     image = picture(40, 40)
     image.paste((255, 0, 0), (0, 0, 2, 40))
     image.paste((255, 0, 0), (38, 0, 40, 40))
-    seen = [encoder(folders["dinov2"], image_size=size).pixels(image) * std + mean for size in (None, 40)]
-    assert torch.allclose(seen[1][:, 20, 0], torch.tensor([1.0, 0, 0]), atol=0.02)
-    assert not torch.allclose(seen[0][:, 10, 0], torch.tensor([1.0, 0, 0]), atol=0.1)
+    pixels_3SS = [encoder(folders["dinov2"], image_size=size).pixels(image) * std + mean for size in (None, 40)]
+    assert torch.allclose(pixels_3SS[1][:, 20, 0], torch.tensor([1.0, 0, 0]), atol=0.02)
+    assert not torch.allclose(pixels_3SS[0][:, 10, 0], torch.tensor([1.0, 0, 0]), atol=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpointed_activations_give_the_same_gradients(kind, folders):
-    def gradients(vision, given):
-        vision.train()(given).square().sum().backward()
+    def gradients(vision, pixels_B3SS):
+        vision.train()(pixels_B3SS).square().sum().backward()
         return {name: p.grad for name, p in vision.named_parameters() if p.grad is not None}
 
     torch.manual_seed(0)
     vision = encoder(folders[kind])
-    given = pixels(vision)
-    plain = {name: grad.clone() for name, grad in gradients(vision, given).items()}
+    pixels_B3SS = pixels(vision)
+    plain = {name: grad.clone() for name, grad in gradients(vision, pixels_B3SS).items()}
     vision.zero_grad()
     vision.checkpoint_activations()
     runs = []
     vision._layers()[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
-    again = gradients(vision, given)
+    again = gradients(vision, pixels_B3SS)
     assert len(runs) == 2  # forward, and once more backward
     assert again.keys() == plain.keys()
     assert all(torch.allclose(again[name], plain[name], atol=1e-5) for name in plain)
@@ -239,8 +239,8 @@ def test_checkpointed_activations_give_the_same_gradients(kind, folders):
 @torch.no_grad()
 def test_dinov3_positions_neither_change_in_training_nor_lose_precision(folders):
     vision = encoder(folders["dinov3"])
-    given = pixels(vision)
-    assert torch.equal(vision.train()(given), vision.eval()(given))
+    pixels_B3SS = pixels(vision)
+    assert torch.equal(vision.train()(pixels_B3SS), vision.eval()(pixels_B3SS))
     exact = vision.tower.rope_embeddings.inv_freq.clone()
     assert torch.equal(vision.bfloat16().tower.rope_embeddings.inv_freq, exact)
 
@@ -260,10 +260,10 @@ def test_no_module_is_registered_twice(folders):
 
 def test_identity_tells_settings_that_change_labels(folders):
     clip = folders["clip"]
-    made = [encoder(clip), encoder(clip, pad=True), encoder(clip, image_size=42), encoder(clip, dense="value")]
-    found = [*(one.identity() for one in made), encoder(folders["siglip"]).identity()]
-    assert len(set(found)) == len(found)
-    assert encoder(clip, layer=-1).identity() == found[0]  # dense features do not depend on it
+    encoders = [encoder(clip), encoder(clip, pad=True), encoder(clip, image_size=42), encoder(clip, dense="value")]
+    identities = [*(vision.identity() for vision in encoders), encoder(folders["siglip"]).identity()]
+    assert len(set(identities)) == len(identities)
+    assert encoder(clip, layer=-1).identity() == identities[0]  # dense features do not depend on it
 
 
 @torch.no_grad()
@@ -349,7 +349,7 @@ def test_images_of_another_size_are_refused(kind, folders):
 
 def test_tokens_that_are_not_the_declared_grid_are_refused(folders):
     vision = encoder(folders["dinov2-reg"])
-    vision.first = 1  # as if the configuration forgot its registers
+    vision.prefix_tokens = 1  # as if the configuration forgot its registers
     with pytest.raises(CardError, match="gives 21 tokens, not 1 and a grid of 4 x 4"):
         vision(pixels(vision))
 

@@ -62,22 +62,22 @@ def models(tmp_path_factory):
     open_clip.add_model_config(folder)
 
 
-def made(model="tiny", **settings):
+def encoder(model="tiny", **settings):
     torch.manual_seed(0)
     return OpenCLIPVision(model, random=True, **settings).eval()
 
 
-def saved(model, folder, **settings):
+def save_and_load(model, folder, **settings):
     """The encoder and open_clip's own model, of the same weights."""
-    made(model).save(folder)
-    whole = open_clip.create_model(model)
-    open_clip.load_checkpoint(whole, str(folder / "open_clip_model.safetensors"))
-    return OpenCLIPVision(model, checkpoint=str(folder), **settings).eval(), whole.eval()
+    encoder(model).save(folder)
+    model_ = open_clip.create_model(model)
+    open_clip.load_checkpoint(model_, str(folder / "open_clip_model.safetensors"))
+    return OpenCLIPVision(model, checkpoint=str(folder), **settings).eval(), model_.eval()
 
 
 @pytest.mark.parametrize("model", [*TEXTED, "tiny-coca", "tiny-timm-avg"])
 def test_contract(model, tmp_path):
-    saved(model, tmp_path / "first")
+    save_and_load(model, tmp_path / "first")
     make = lambda folder: OpenCLIPVision(model, checkpoint=str(folder))  # noqa: E731
     check_vision(lambda: make(tmp_path / "first"), tmp_path, make)
 
@@ -87,65 +87,69 @@ def test_contract(model, tmp_path):
 @pytest.mark.parametrize("model", TEXTED)
 @torch.no_grad()
 def test_patches_are_open_clips(model, norm, layer, tmp_path):
-    vision, whole = saved(model, tmp_path, layer=layer, norm=norm)
-    given = pixels(vision)
-    how = {"image_output_fmt": "NLC", "normalize_intermediates": norm, "normalize": False}
-    hidden = whole.forward_intermediates(given, **how)["image_intermediates"]
-    assert torch.allclose(vision(given), hidden[layer if layer < 0 else layer - 1], atol=1e-5)
+    vision, reference = save_and_load(model, tmp_path, layer=layer, norm=norm)
+    pixels_B3SS = pixels(vision)
+    options = {"image_output_fmt": "NLC", "normalize_intermediates": norm, "normalize": False}
+    hidden = reference.forward_intermediates(pixels_B3SS, **options)["image_intermediates"]
+    assert torch.allclose(vision(pixels_B3SS), hidden[layer if layer < 0 else layer - 1], atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-avg"])
 @torch.no_grad()
 def test_dense_is_norm_and_projection_of_each_patch(model, tmp_path):
-    vision, whole = saved(model, tmp_path)
-    given = pixels(vision)
-    last = whole.visual.forward_intermediates(given, indices=1, output_fmt="NLC", output_extra_tokens=True)
-    join = lambda x: whole.visual.ln_post(x) @ whole.visual.proj  # noqa: E731
-    _, dense_BPJ = vision.both(given)
+    vision, reference = save_and_load(model, tmp_path)
+    pixels_B3SS = pixels(vision)
+    last = reference.visual.forward_intermediates(pixels_B3SS, indices=1, output_fmt="NLC", output_extra_tokens=True)
+    join = lambda x: reference.visual.ln_post(x) @ reference.visual.proj  # noqa: E731
+    _, dense_BPJ = vision.both(pixels_B3SS)
     for image in range(2):
         for patch in range(vision.patches):
             expected = join(last["image_intermediates"][0][image, patch])
             assert torch.allclose(dense_BPJ[image, patch], expected, atol=1e-5)
     if model == "tiny":  # the same steps on the class token are the image's embedding
-        assert torch.allclose(join(last["image_intermediates_prefix"][0][:, 0]), whole.encode_image(given), atol=1e-5)
+        assert torch.allclose(
+            join(last["image_intermediates_prefix"][0][:, 0]), reference.encode_image(pixels_B3SS), atol=1e-5
+        )
     else:  # and their mean, where the tower averages patches
-        assert torch.allclose(dense_BPJ.mean(1), whole.encode_image(given), atol=1e-5)
+        assert torch.allclose(dense_BPJ.mean(1), reference.encode_image(pixels_B3SS), atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["tiny-map", "tiny-token"])
 @torch.no_grad()
 def test_dense_of_timm_towers_is_their_head_on_each_patch_by_itself(model, tmp_path):
-    vision, whole = saved(model, tmp_path)
-    given = pixels(vision, 1)
-    trunk = whole.visual.trunk
-    last = trunk.forward_features(given)
-    assert torch.allclose(whole.visual.head(trunk.forward_head(last)), whole.encode_image(given), atol=1e-5)
-    _, dense_BPJ = vision.both(given)
+    vision, reference = save_and_load(model, tmp_path)
+    pixels_B3SS = pixels(vision, 1)
+    trunk = reference.visual.trunk
+    last = trunk.forward_features(pixels_B3SS)
+    assert torch.allclose(
+        reference.visual.head(trunk.forward_head(last)), reference.encode_image(pixels_B3SS), atol=1e-5
+    )
+    _, dense_BPJ = vision.both(pixels_B3SS)
     for patch in range(vision.patches):
         token = trunk.num_prefix_tokens + patch
-        expected = whole.visual.head(trunk.forward_head(last[:, token : token + 1]))
+        expected = reference.visual.head(trunk.forward_head(last[:, token : token + 1]))
         assert torch.allclose(dense_BPJ[:, patch], expected, atol=1e-5)
 
 
 @torch.no_grad()
 def test_dense_value_is_the_value_path_of_the_last_layer(tmp_path):
-    vision, whole = saved("tiny", tmp_path, dense="value")
-    given = pixels(vision)
-    hidden = whole.visual.forward_intermediates(given, output_fmt="NLC")["image_intermediates"][-2]
-    block = whole.visual.transformer.resblocks[-1]
+    vision, reference = save_and_load("tiny", tmp_path, dense="value")
+    pixels_B3SS = pixels(vision)
+    hidden = reference.visual.forward_intermediates(pixels_B3SS, output_fmt="NLC")["image_intermediates"][-2]
+    block = reference.visual.transformer.resblocks[-1]
     value = block.attn.in_proj_weight[64:], block.attn.in_proj_bias[64:]
-    seen = hidden + block.attn.out_proj(F.linear(block.ln_1(hidden), *value))
-    seen = seen + block.mlp(block.ln_2(seen))
-    expected = whole.visual.ln_post(seen) @ whole.visual.proj
-    assert torch.allclose(vision.both(given)[1], expected, atol=1e-5)
+    hidden_BPC = hidden + block.attn.out_proj(F.linear(block.ln_1(hidden), *value))
+    hidden_BPC = hidden_BPC + block.mlp(block.ln_2(hidden_BPC))
+    expected = reference.visual.ln_post(hidden_BPC) @ reference.visual.proj
+    assert torch.allclose(vision.both(pixels_B3SS)[1], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", TEXTED)
 @torch.no_grad()
 def test_words_are_the_text_towers(model, tmp_path, monkeypatch):
-    vision, whole = saved(model, tmp_path)
+    vision, reference = save_and_load(model, tmp_path)
     texts = ["dog", "a photo of a red car", "red house"]
-    expected = whole.encode_text(open_clip.get_tokenizer(model)(texts), normalize=True)
+    expected = reference.encode_text(open_clip.get_tokenizer(model)(texts), normalize=True)
     assert torch.allclose(vision.words(texts), expected, atol=1e-6)
     monkeypatch.setattr("mmalign.vision.openclip.TEXTS", 2)
     assert torch.allclose(vision.words(texts), expected, atol=1e-6)
@@ -153,12 +157,12 @@ def test_words_are_the_text_towers(model, tmp_path, monkeypatch):
 
 def test_images_are_prepared_by_open_clips_transform():
     _, _, transform = open_clip.create_model_and_transforms("tiny")
-    assert torch.equal(made().pixels(picture()), transform(picture()))
-    assert made(pad=True).pixels(picture(80, 20))[:, 0].abs().max() < 0.02  # the margin has the mean colour
+    assert torch.equal(encoder().pixels(picture()), transform(picture()))
+    assert encoder(pad=True).pixels(picture(80, 20))[:, 0].abs().max() < 0.02  # the margin has the mean colour
 
 
 def test_layers_above_are_not_run():
-    vision, calls = made(layer=2), []
+    vision, calls = encoder(layer=2), []
     for number, block in enumerate(vision.tower.transformer.resblocks, 1):
         block.register_forward_hook(lambda *_, number=number: calls.append(number))
     vision(pixels(vision))
@@ -166,25 +170,25 @@ def test_layers_above_are_not_run():
 
 
 def test_other_tools_read_what_is_saved(tmp_path):
-    saved("tiny", tmp_path)
-    whole = open_clip.create_model(f"local-dir:{tmp_path}")
+    save_and_load("tiny", tmp_path)
+    loaded = open_clip.create_model(f"local-dir:{tmp_path}")
     ours = open_clip.create_model("tiny")
     open_clip.load_checkpoint(ours, str(tmp_path / "open_clip_model.safetensors"))
-    assert all(torch.equal(whole.state_dict()[name], value) for name, value in ours.state_dict().items())
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in ours.state_dict().items())
 
 
 def test_weights_trained_with_the_quick_gelu_get_it(monkeypatch):
     """open_clip would warn and use the other."""
-    about = {"quick_gelu": True, "mean": (0.1, 0.2, 0.3)}
-    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, tag: about)
+    config = {"quick_gelu": True, "mean": (0.1, 0.2, 0.3)}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, tag: config)
     monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda model: ["openai"])
-    whole = load("tiny", "openai", "", random=True)
-    assert type(whole.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
-    assert whole.visual.preprocess_cfg["mean"] == (0.1, 0.2, 0.3)
+    model = load("tiny", "openai", "", random=True)
+    assert type(model.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+    assert model.visual.preprocess_cfg["mean"] == (0.1, 0.2, 0.3)
 
 
 def test_checkpointed_activations():
-    vision, runs = made().train(), []
+    vision, runs = encoder().train(), []
     vision.tower.transformer.resblocks[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     vision.checkpoint_activations()
     vision(pixels(vision)).sum().backward()
@@ -192,10 +196,10 @@ def test_checkpointed_activations():
 
 
 def test_identity_tells_weights_and_settings(tmp_path):
-    made().save(tmp_path)
+    encoder().save(tmp_path)
     vision = OpenCLIPVision("tiny", checkpoint=str(tmp_path))
-    found = [made(), made(pad=True), made(dense="value"), made("tiny-avg"), vision]
-    assert len({one.identity() for one in found}) == 5
+    encoders = [encoder(), encoder(pad=True), encoder(dense="value"), encoder("tiny-avg"), vision]
+    assert len({vision_.identity() for vision_ in encoders}) == 5
 
 
 # what can go wrong
@@ -203,7 +207,7 @@ def test_identity_tells_weights_and_settings(tmp_path):
 
 def test_no_such_model():
     with pytest.raises(CardError, match="open_clip has no model 'ViT-B-23'") as caught:
-        made("ViT-B-23")
+        encoder("ViT-B-23")
     assert caught.value.fix == "did you mean 'ViT-B-32'?"
 
 
@@ -220,7 +224,7 @@ def test_no_weights():
 
 
 def test_weights_of_another_model(tmp_path):
-    made("tiny").save(tmp_path)
+    encoder("tiny").save(tmp_path)
     with pytest.raises(CardError, match="cannot load open_clip model 'tiny-map'"):
         OpenCLIPVision("tiny-map", checkpoint=str(tmp_path))
 
@@ -230,7 +234,7 @@ def test_weights_of_another_model(tmp_path):
     [("tiny-coca", "tiny-coca pools with CoCa's queries"), ("tiny-timm-avg", "tiny-timm-avg pools by 'avg'")],
 )
 def test_towers_without_dense_features(model, reason):
-    vision = made(model)
+    vision = encoder(model)
     assert vision.joint == 0
     for call in (lambda: vision.both(pixels(vision)), lambda: vision.words(["dog"])):
         with pytest.raises(CardError, match=reason) as caught:
@@ -240,46 +244,46 @@ def test_towers_without_dense_features(model, reason):
 
 def test_coca_has_no_final_norm_of_patches():
     with pytest.raises(CardError, match="the final norm of tiny-coca is behind its pool"):
-        made("tiny-coca", norm=True)
+        encoder("tiny-coca", norm=True)
 
 
 def test_timm_towers_have_no_value_path():
-    vision = made("tiny-map", dense="value")
+    vision = encoder("tiny-map", dense="value")
     with pytest.raises(CardError, match="is a timm tower, which has no value path here"):
         vision.both(pixels(vision))
 
 
 def test_dense_has_two_ways():
     with pytest.raises(CheckError, match="dense must be one of plain, value, got 'clever'"):
-        made(dense="clever")
+        encoder(dense="clever")
 
 
 def test_not_a_vit():
     with pytest.raises(CardError, match="'tiny-resnet' is not built like a ViT"):
-        made("tiny-resnet")
+        encoder("tiny-resnet")
 
 
 def test_wrong_size():
     with pytest.raises(CardError, match="takes images of 24 x 24 pixels, got 36 x 36"):
-        made()(torch.zeros(1, 3, 36, 36))
+        encoder()(torch.zeros(1, 3, 36, 36))
 
 
 def test_another_number_of_patches_than_declared():
-    vision = made()
+    vision = encoder()
     vision.grid = (5, 5)
     with pytest.raises(CardError, match="gives 16 patches, not a grid of 5 x 5"):
         vision(pixels(vision))
 
 
 def test_open_clip_is_not_installed(monkeypatch):
-    real = builtins.__import__
+    import_ = builtins.__import__
 
-    def missing(name, *rest, **how):
+    def missing(name, *rest, **options):
         if name == "open_clip":
             raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
-        return real(name, *rest, **how)
+        return import_(name, *rest, **options)
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(CardError, match="need the package open_clip_torch") as caught:
-        made()
+        encoder()
     assert caught.value.fix == "pip install mmalign[openclip]"

@@ -84,9 +84,9 @@ def test_exif_orientation(turn):
     exif[0x0112] = turn
     file = io.BytesIO()
     held.save(file, "PNG", exif=exif)
-    found = rgb(Image.open(file))
-    assert found.size == (4, 2)
-    assert found.tobytes() == upright.tobytes()
+    image = rgb(Image.open(file))
+    assert image.size == (4, 2)
+    assert image.tobytes() == upright.tobytes()
 
 
 def test_rgb_is_not_copied():
@@ -97,14 +97,14 @@ def test_rgb_is_not_copied():
 def by_hand(image, mean):
     """LLaVA's padding in loops: the mean colour, cut to whole numbers, and the image in the middle."""
     side = max(image.size)
-    made = np.empty((side, side, 3), dtype=np.uint8)
+    squared = np.empty((side, side, 3), dtype=np.uint8)
     for channel in range(3):
-        made[..., channel] = int(mean[channel] * 255)
+        squared[..., channel] = int(mean[channel] * 255)
     top, left = (side - image.height) // 2, (side - image.width) // 2
     for y in range(image.height):
         for x in range(image.width):
-            made[top + y, left + x] = image.getpixel((x, y))
-    return made
+            squared[top + y, left + x] = image.getpixel((x, y))
+    return squared
 
 
 @pytest.mark.parametrize("size", [(5, 3), (3, 5), (4, 1), (1, 1), (7, 7), (8, 3)])
@@ -116,8 +116,8 @@ def test_squares_are_llavas(size):
 
 def test_squares_that_would_be_huge_are_made_smaller(monkeypatch):
     monkeypatch.setattr(picture, "SQUARE", 100)
-    made = square(tiny.picture(250, 2), [0, 0, 0])
-    assert made.size == (84, 84)  # reduced three times
+    squared = square(tiny.picture(250, 2), [0, 0, 0])
+    assert squared.size == (84, 84)  # reduced three times
     assert square(tiny.picture(100, 2), [0, 0, 0]).size == (100, 100)
 
 
@@ -126,9 +126,9 @@ def test_the_middle_of_very_long_images(size, kept):
     image = Image.new("RGB", size)
     at = (size[0] // 2, size[1] // 2)
     image.putpixel(at, (255, 0, 0))
-    found = middle(image)
-    assert found.size == kept
-    assert found.getpixel((kept[0] // 2, kept[1] // 2)) == (255, 0, 0)
+    cropped = middle(image)
+    assert cropped.size == kept
+    assert cropped.getpixel((kept[0] // 2, kept[1] // 2)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 40), (40, 3), (2000, 2), (2, 2000)])
@@ -136,18 +136,18 @@ def test_the_middle_of_very_long_images(size, kept):
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_encoders_take_every_shape(kind, settings, size, folders):
     vision = tiny.encoder(folders[kind], **settings)
-    found = vision.pixels(tiny.picture(*size))
-    assert found.shape == (3, vision.image_size, vision.image_size)
-    assert found.isfinite().all()
+    pixels_3SS = vision.pixels(tiny.picture(*size))
+    assert pixels_3SS.shape == (3, vision.image_size, vision.image_size)
+    assert pixels_3SS.isfinite().all()
 
 
 def test_what_a_centre_crop_takes_away_may_go_before(folders):
     """`middle` changes nothing a processor with a centre crop keeps."""
     vision = tiny.encoder(folders["clip"])
     image = tiny.picture(30 * 40, 30)
-    whole = vision.processor(images=image, return_tensors="pt")["pixel_values"][0]
+    expected = vision.processor(images=image, return_tensors="pt")["pixel_values"][0]
     assert middle(image).width == 960
-    assert (vision.pixels(image) - whole).abs().max() < 1e-6
+    assert (vision.pixels(image) - expected).abs().max() < 1e-6
 
 
 def test_padding_comes_before_the_processor(folders):

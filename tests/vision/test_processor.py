@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mmalign.vision.picture import square
-from mmalign.vision.processor import Steps
+from mmalign.vision.processor import ResizeCropNormalize
 from tests.vision import tiny
 
 SIZES = [(1, 1), (3, 3), (40, 3), (3, 40), (30, 30), (31, 29), (57, 91), (300, 120), (121, 300)]
@@ -23,25 +23,25 @@ def noise(size):
 @pytest.mark.parametrize("settings", [{}, {"pad": True}, {"image_size": 42}])
 def test_bit_for_bit_what_the_processor_makes(kind, scale, settings, folders):
     vision = tiny.encoder(folders[kind], **settings)
-    assert vision.steps
+    assert vision.preprocess
     for size in SIZES:
         for image in (noise(size), tiny.picture(*size)):
-            found = vision.pixels(image, scale)
-            vision.steps, kept = None, vision.steps
-            assert torch.equal(found, vision.pixels(image, scale))
-            assert found.is_contiguous()
-            vision.steps = kept
+            pixels_3SS = vision.pixels(image, scale)
+            vision.preprocess, preprocess = None, vision.preprocess
+            assert torch.equal(pixels_3SS, vision.pixels(image, scale))
+            assert pixels_3SS.is_contiguous()
+            vision.preprocess = preprocess
 
 
 def test_a_processor_that_works_otherwise_is_asked_itself(folders):
     """DINOv3's rescales before it resizes."""
-    assert tiny.encoder(folders["dinov3"]).steps is None
+    assert tiny.encoder(folders["dinov3"]).preprocess is None
     processor = tiny.encoder(folders["clip"]).processor
-    assert Steps.of(processor)
+    assert ResizeCropNormalize.from_processor(processor)
     for name, value in (("do_resize", False), ("do_normalize", False), ("do_pad", True), ("size", {"longest_edge": 9})):
         before = getattr(processor, name, None)
         setattr(processor, name, value)
-        assert Steps.of(processor) is None
+        assert ResizeCropNormalize.from_processor(processor) is None
         setattr(processor, name, before)
 
 
@@ -49,17 +49,17 @@ def test_a_processor_that_works_otherwise_is_asked_itself(folders):
 def test_pillows_way_is_llavas(kind, folders):
     """Resized by Pillow, then (x / 255 - mean) / std; torchvision's way is near it, and another one."""
     ours, pil = tiny.encoder(folders[kind], pad=True), tiny.encoder(folders[kind], pad=True, pil=True)
-    assert pil.steps is None
+    assert pil.preprocess is None
     assert pil.identity() == f"{ours.identity()}, pil"
     assert pil.image_size == ours.image_size
     mean, std = (np.array(getattr(pil.processor, f"image_{name}")) for name in ("mean", "std"))
-    most = 0.0
+    largest = 0.0
     for size in SIZES:
         image = tiny.picture(*size)
         side = (pil.image_size,) * 2
-        small = np.asarray(square(image, mean).resize(side, Image.Resampling(int(pil.processor.resample))))
-        want = torch.from_numpy(((small / 255 - mean) / std).transpose(2, 0, 1)).float()
-        assert torch.allclose(pil.pixels(image), want, atol=1e-5)
-        gap = (ours.pixels(image) - want) * torch.tensor(std)[:, None, None] * 255
-        most = max(most, float(gap.abs().max()))
-    assert 0 < most < 2.1  # of 255
+        resized = np.asarray(square(image, mean).resize(side, Image.Resampling(int(pil.processor.resample))))
+        expected = torch.from_numpy(((resized / 255 - mean) / std).transpose(2, 0, 1)).float()
+        assert torch.allclose(pil.pixels(image), expected, atol=1e-5)
+        gap = (ours.pixels(image) - expected) * torch.tensor(std)[:, None, None] * 255
+        largest = max(largest, float(gap.abs().max()))
+    assert 0 < largest < 2.1  # of 255

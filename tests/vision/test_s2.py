@@ -12,25 +12,25 @@ from tests.vision.tiny import encoder, picture, pixels
 
 def by_loops(vision, pixels_B3SS):
     """The definition, one tile and one patch at a time."""
-    base, side = vision.encoder, vision.encoder.image_size
-    rows, columns = base.grid
-    found = torch.zeros(len(pixels_B3SS), rows * columns, vision.dim)
+    inner, side = vision.encoder, vision.encoder.image_size
+    rows, columns = inner.grid
+    patches_BPC = torch.zeros(len(pixels_B3SS), rows * columns, vision.dim)
     for image, pixels_3SS in enumerate(pixels_B3SS):
         for number, scale in enumerate(vision.scales):
             size = (side * scale, side * scale)
-            copy = F.interpolate(pixels_3SS[None], size, mode="bicubic", antialias=True)
-            map_ = torch.zeros(scale * rows, scale * columns, base.dim)
+            scaled = F.interpolate(pixels_3SS[None], size, mode="bicubic", antialias=True)
+            map_ = torch.zeros(scale * rows, scale * columns, inner.dim)
             for down in range(scale):
                 for right in range(scale):
-                    tile = copy[..., down * side : (down + 1) * side, right * side : (right + 1) * side]
-                    seen = base(tile)[0].reshape(rows, columns, -1)
-                    map_[down * rows : (down + 1) * rows, right * columns : (right + 1) * columns] = seen
+                    tile = scaled[..., down * side : (down + 1) * side, right * side : (right + 1) * side]
+                    patches_HWC = inner(tile)[0].reshape(rows, columns, -1)
+                    map_[down * rows : (down + 1) * rows, right * columns : (right + 1) * columns] = patches_HWC
             for row in range(rows):
                 for column in range(columns):
-                    under = map_[row * scale : (row + 1) * scale, column * scale : (column + 1) * scale]
-                    channels = slice(number * base.dim, (number + 1) * base.dim)
-                    found[image, row * columns + column, channels] = under.mean((0, 1))
-    return found
+                    covered = map_[row * scale : (row + 1) * scale, column * scale : (column + 1) * scale]
+                    channels = slice(number * inner.dim, (number + 1) * inner.dim)
+                    patches_BPC[image, row * columns + column, channels] = covered.mean((0, 1))
+    return patches_BPC
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
@@ -43,19 +43,19 @@ def test_contract(kind, folders, tmp_path):
 @torch.no_grad()
 def test_patches_are_the_definition(kind, scales, folders):
     vision = S2(encoder(folders[kind]), scales).eval()
-    given = pixels(vision)
-    assert given.shape[-1] == vision.image_size == scales[-1] * vision.encoder.image_size
-    assert torch.allclose(vision(given), by_loops(vision, given), atol=1e-5)
+    pixels_B3SS = pixels(vision)
+    assert pixels_B3SS.shape[-1] == vision.image_size == scales[-1] * vision.encoder.image_size
+    assert torch.allclose(vision(pixels_B3SS), by_loops(vision, pixels_B3SS), atol=1e-5)
 
 
 @torch.no_grad()
 def test_bf16(folders):
     vision = S2(encoder(folders["clip"])).eval()
-    given = pixels(vision)
-    expected = by_loops(vision, given)
-    found = vision.bfloat16()(given)
-    assert found.dtype == torch.bfloat16
-    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    pixels_B3SS = pixels(vision)
+    expected = by_loops(vision, pixels_B3SS)
+    patches_BPC = vision.bfloat16()(pixels_B3SS)
+    assert patches_BPC.dtype == torch.bfloat16
+    assert (patches_BPC - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 @torch.no_grad()
@@ -72,21 +72,21 @@ def test_grids_that_are_not_square():
             return torch.stack([mean, row, column], -1).flatten(1, 2)
 
     vision = S2(Wide(), (1, 2, 3))
-    given = torch.randn(2, 3, 45, 45)
-    assert torch.allclose(vision(given), by_loops(vision, given), atol=1e-5)
+    pixels_B3SS = torch.randn(2, 3, 45, 45)
+    assert torch.allclose(vision(pixels_B3SS), by_loops(vision, pixels_B3SS), atol=1e-5)
 
 
 @torch.no_grad()
 def test_labels_come_from_the_encoders_own_view(folders):
     vision = S2(encoder(folders["clip"])).eval()
-    given = pixels(vision)
-    patches_BPC, dense_BPJ = vision.both(given)
-    small = F.interpolate(given, (30, 30), mode="bicubic", antialias=True)
+    pixels_B3SS = pixels(vision)
+    patches_BPC, dense_BPJ = vision.both(pixels_B3SS)
+    small = F.interpolate(pixels_B3SS, (30, 30), mode="bicubic", antialias=True)
     assert torch.allclose(dense_BPJ, vision.encoder.both(small)[1], atol=1e-6)
-    assert torch.allclose(patches_BPC, vision(given), atol=1e-5)
+    assert torch.allclose(patches_BPC, vision(pixels_B3SS), atol=1e-5)
     assert torch.equal(vision.words(["dog"]), vision.encoder.words(["dog"]))
-    one = S2(encoder(folders["clip"]), [1]).eval()
-    assert torch.equal(one.both(small)[0], one.encoder(small))
+    single = S2(encoder(folders["clip"]), [1]).eval()
+    assert torch.equal(single.both(small)[0], single.encoder(small))
 
 
 @torch.no_grad()
@@ -100,9 +100,9 @@ def test_the_own_view_is_the_encoders(folders):
 
 def test_gradients_reach_the_encoder(folders):
     vision = S2(encoder(folders["clip"])).train()
-    given = pixels(vision, 1)
+    pixels_B3SS = pixels(vision, 1)
     grads = []
-    for forward in (lambda: vision(given), lambda: by_loops(vision, given)):
+    for forward in (lambda: vision(pixels_B3SS), lambda: by_loops(vision, pixels_B3SS)):
         vision.zero_grad()
         forward().square().sum().backward()
         grads.append({n: p.grad.clone() for n, p in vision.named_parameters() if p.grad is not None})

@@ -17,14 +17,14 @@ SMALL = ("test_vit", "test_vit2", "test_vit3", "test_vit4")  # timm's own models
 WITH_PREFIX = "vit_tiny_patch16_224"
 
 
-def made(model="test_vit", **settings):
+def encoder(model="test_vit", **settings):
     torch.manual_seed(0)
     return TimmVision(model, random=True, **settings).eval()
 
 
 @pytest.mark.parametrize("model", SMALL)
 def test_contract(model, tmp_path):
-    check_vision(lambda: made(model), tmp_path, lambda folder: TimmVision(model, checkpoint=str(folder)))
+    check_vision(lambda: encoder(model), tmp_path, lambda folder: TimmVision(model, checkpoint=str(folder)))
 
 
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
@@ -32,29 +32,29 @@ def test_contract(model, tmp_path):
 @torch.no_grad()
 def test_the_last_block_is_what_timm_gives(model, norm, tmp_path):
     """Class token, rotary positions and registers: all dropped, the first patch never."""
-    vision = made(model, layer=-1, norm=norm)
-    whole = timm.create_model(model, num_classes=0)
-    whole.load_state_dict(vision.tower.state_dict())
-    given = vision.pixels(picture())[None]
-    before = {}
-    whole.blocks[-1].register_forward_hook(lambda _m, _a, out: before.update(last=out))
-    expected = whole.eval().forward_features(given)
-    hidden = expected if norm else before["last"]
-    assert hidden.shape[1] == whole.num_prefix_tokens + vision.patches
-    assert torch.allclose(vision(given), hidden[:, whole.num_prefix_tokens :], atol=1e-5)
+    vision = encoder(model, layer=-1, norm=norm)
+    reference = timm.create_model(model, num_classes=0)
+    reference.load_state_dict(vision.tower.state_dict())
+    pixels_B3SS = vision.pixels(picture())[None]
+    outputs = {}
+    reference.blocks[-1].register_forward_hook(lambda _m, _a, out: outputs.update(last=out))
+    expected = reference.eval().forward_features(pixels_B3SS)
+    hidden = expected if norm else outputs["last"]
+    assert hidden.shape[1] == reference.num_prefix_tokens + vision.patches
+    assert torch.allclose(vision(pixels_B3SS), hidden[:, reference.num_prefix_tokens :], atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [-2, 3])
 @torch.no_grad()
 def test_an_inner_block(layer):
-    vision = made("test_vit", layer=layer)
-    given = vision.pixels(picture())[None]
-    hidden = vision.tower.forward_intermediates(given, intermediates_only=True, output_fmt="NLC")
-    assert torch.equal(vision(given), hidden[layer if layer < 0 else layer - 1])
+    vision = encoder("test_vit", layer=layer)
+    pixels_B3SS = vision.pixels(picture())[None]
+    hidden = vision.tower.forward_intermediates(pixels_B3SS, intermediates_only=True, output_fmt="NLC")
+    assert torch.equal(vision(pixels_B3SS), hidden[layer if layer < 0 else layer - 1])
 
 
 def test_blocks_above_are_not_run():
-    vision, calls = made("test_vit", layer=2), []
+    vision, calls = encoder("test_vit", layer=2), []
     for number, block in enumerate(vision.tower.blocks, 1):
         block.register_forward_hook(lambda *_, number=number: calls.append(number))
     vision(vision.pixels(picture())[None])
@@ -62,42 +62,42 @@ def test_blocks_above_are_not_run():
 
 
 def test_images_are_prepared_by_the_weights_configuration():
-    vision = made("vit_small_patch14_dinov2", image_size=42)
+    vision = encoder("vit_small_patch14_dinov2", image_size=42)
     assert (vision.image_size, vision.grid) == (42, (3, 3))
-    mean, std = (torch.tensor(vision._config[key])[:, None, None] for key in ("mean", "std"))
+    mean, std = (torch.tensor(vision.data_config[key])[:, None, None] for key in ("mean", "std"))
     assert torch.allclose(mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
-    shown = vision.pixels(picture(42, 42)) * std + mean  # nothing to resize, nothing cropped
+    unnormalized = vision.pixels(picture(42, 42)) * std + mean  # nothing to resize, nothing cropped
     from torchvision.transforms.functional import to_tensor
 
-    assert torch.allclose(shown, to_tensor(picture(42, 42)), atol=1e-6)
+    assert torch.allclose(unnormalized, to_tensor(picture(42, 42)), atol=1e-6)
 
 
 def test_padding():
-    vision = made(pad=True)
+    vision = encoder(pad=True)
     wide = vision.pixels(picture(80, 20))
     mean = wide[:, 0, :]  # the upper margin has the mean colour, which is zero when normalised
     assert mean.abs().max() < 0.02
 
 
 def test_checkpoints_are_files_or_folders(tmp_path):
-    vision = made()
-    given = vision.pixels(picture())[None]
+    vision = encoder()
+    pixels_B3SS = vision.pixels(picture())[None]
     vision.save(tmp_path / "folder")
     save_file(vision.tower.state_dict(), tmp_path / "weights.safetensors")
-    for place in (tmp_path / "folder", tmp_path / "weights.safetensors"):
-        again = TimmVision("test_vit", checkpoint=str(place)).eval()
-        assert torch.equal(again(given), vision(given))
+    for path in (tmp_path / "folder", tmp_path / "weights.safetensors"):
+        again = TimmVision("test_vit", checkpoint=str(path)).eval()
+        assert torch.equal(again(pixels_B3SS), vision(pixels_B3SS))
     assert timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).num_classes == 0
 
 
 def test_a_head_in_the_weights_is_left_out(tmp_path):
-    whole = timm.create_model("test_vit")
-    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    model = timm.create_model("test_vit")
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
     assert not hasattr(TimmVision("test_vit", checkpoint=str(tmp_path / "w.safetensors")).tower.head, "weight")
 
 
 def test_checkpointed_activations():
-    vision, runs = made().train(), []
+    vision, runs = encoder().train(), []
     vision.tower.blocks[0].attn.register_forward_pre_hook(lambda *_: runs.append(1))
     vision.checkpoint_activations()
     vision(vision.pixels(picture())[None]).sum().backward()
@@ -105,12 +105,12 @@ def test_checkpointed_activations():
 
 
 def test_identity_tells_weights_and_settings(tmp_path):
-    vision = made()
+    vision = encoder()
     vision.save(tmp_path / "a")
     vision.save(tmp_path / "b", {name: value + 1 for name, value in vision.state_dict().items()})
-    found = [vision, made(pad=True), made(image_size=64)]
-    found += [TimmVision("test_vit", checkpoint=str(tmp_path / name)) for name in "ab"]
-    assert len({one.identity() for one in found}) == 5
+    encoders = [vision, encoder(pad=True), encoder(image_size=64)]
+    encoders += [TimmVision("test_vit", checkpoint=str(tmp_path / name)) for name in "ab"]
+    assert len({vision_.identity() for vision_ in encoders}) == 5
 
 
 # what can go wrong
@@ -124,7 +124,7 @@ def test_no_weights():
 
 def test_no_such_model():
     with pytest.raises(CardError, match="cannot make timm model 'vit_gigantic': Unknown model") as caught:
-        made("vit_gigantic")
+        encoder("vit_gigantic")
     assert "timm.list_pretrained()" in caught.value.fix
 
 
@@ -135,17 +135,17 @@ def test_no_such_tag():
 
 def test_not_a_vit():
     with pytest.raises(CardError, match="'test_resnet' is not built like a ViT"):
-        made("test_resnet")
+        encoder("test_resnet")
 
 
 def test_wrong_size():
-    vision = made()
+    vision = encoder()
     with pytest.raises(CardError, match="takes images of 160 x 160 pixels, got 64 x 64"):
         vision(torch.zeros(1, 3, 64, 64))
 
 
 def test_another_grid_than_declared():
-    vision = made()
+    vision = encoder()
     vision.grid = (9, 9)
     with pytest.raises(CardError, match=r"gives a grid of \(10, 10\), not of \(9, 9\)"):
         vision(vision.pixels(picture())[None])
@@ -165,14 +165,14 @@ def test_checkpoints_that_cannot_be_used(name, message, tmp_path):
 
 
 def test_timm_is_not_installed(monkeypatch):
-    real = builtins.__import__
+    import_ = builtins.__import__
 
-    def missing(name, *rest, **how):
+    def missing(name, *rest, **options):
         if name == "timm":
             raise ModuleNotFoundError("No module named 'timm'", name="timm")
-        return real(name, *rest, **how)
+        return import_(name, *rest, **options)
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(CardError, match="need the package timm") as caught:
-        made()
+        encoder()
     assert caught.value.fix == "pip install mmalign[timm]"

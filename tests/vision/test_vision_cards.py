@@ -78,10 +78,10 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("open_clip.factory._set_model_device_and_precision", lambda *_: None)
 
 
-def built(card: Card, folder: Path) -> Vision:
+def build(card: Card, folder: Path) -> Vision:
     args = dict(card.args)
     if inner := args.pop("encoder", None):
-        return cards.build(replace(card, args=args), encoder=built(CARDS[inner], folder))
+        return cards.build(replace(card, args=args), encoder=build(CARDS[inner], folder))
     if (checkpoint := args.get("checkpoint")) in PUBLISHED:
         for part in PUBLISHED[checkpoint]():
             part.save_pretrained(folder)
@@ -94,8 +94,8 @@ def built(card: Card, folder: Path) -> Vision:
 def test_facts(name: str, tmp_path: Path, meta: None):
     card = CARDS[name]
     pytest.importorskip({"TimmVision": "timm", "OpenCLIPVision": "open_clip"}.get(card.target.split(".")[-1], "torch"))
-    vision = built(card, tmp_path)
-    found = {
+    vision = build(card, tmp_path)
+    facts = {
         "dim": vision.dim,
         "grid": list(vision.grid),
         "image_size": vision.image_size,
@@ -104,9 +104,9 @@ def test_facts(name: str, tmp_path: Path, meta: None):
         "layers": getattr(vision, "encoder", vision).layers,
         "parameters": sum(p.numel() for p in vision.parameters()),
     }
-    told = {"joint": 0, **card.facts}
-    assert {key: found[key] for key in told} == told
-    assert set(told) == set(found) or name.startswith("toy-")
+    declared = {"joint": 0, **card.facts}
+    assert {key: facts[key] for key in declared} == declared
+    assert set(declared) == set(facts) or name.startswith("toy-")
     assert name.startswith("toy-") or (card.paper and card.license)
 
 

@@ -28,8 +28,8 @@ class Plain(Vision):
 
     def pixels(self, image, scale=1):
         side = SIDE * scale
-        given = torch.frombuffer(bytearray(image.convert("RGB").resize((side, side)).tobytes()), dtype=torch.uint8)
-        return given.reshape(side, side, 3).permute(2, 0, 1) / 255
+        bytes_ = torch.frombuffer(bytearray(image.convert("RGB").resize((side, side)).tobytes()), dtype=torch.uint8)
+        return bytes_.reshape(side, side, 3).permute(2, 0, 1) / 255
 
     def forward(self, pixels_B3SS):
         cut = F.unfold(pixels_B3SS.to(self.layer.weight.dtype), 4, stride=4)

@@ -42,9 +42,9 @@ class Run(torch.nn.Module):
         super().__init__()
         self.vision = vision
 
-    def forward(self, given):
-        dense = self.vision.both(given)[1] if self.vision.joint else torch.zeros(1)
-        return self.vision(given), dense
+    def forward(self, pixels_B3SS):
+        dense = self.vision.both(pixels_B3SS)[1] if self.vision.joint else torch.zeros(1)
+        return self.vision(pixels_B3SS), dense
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +52,10 @@ def partitioned(monkeypatch):
     """Without this DeepSpeed leaves weights below 100,000 entries whole, and would hide what fails."""
     plain = engines.config
 
-    def config(*given):
-        made = plain(*given)
-        made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        return made
+    def config(*args):
+        config_ = plain(*args)
+        config_["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return config_
 
     monkeypatch.setattr(engines, "config", config)
 
@@ -65,8 +65,8 @@ def partitioned(monkeypatch):
 def test_the_same_under_zero_3(name, checkpointing, folders):
     torch.manual_seed(0)
     vision = MAKE[name](folders).train()
-    given = pixels(vision)
-    patches, dense = Run(vision)(given)
+    pixels_B3SS = pixels(vision)
+    patches, dense = Run(vision)(pixels_B3SS)
     patches.square().mean().backward()
     grads = {n: p.grad.clone() for n, p in vision.named_parameters() if p.grad is not None}
     vision.zero_grad()
@@ -76,12 +76,12 @@ def test_the_same_under_zero_3(name, checkpointing, folders):
         p.requires_grad_(n in grads)
     run = Run(vision)
     groups = optim.groups(run.named_parameters(), Optim(lr=1e-3, weight_decay=0.0))
-    engine = Engine(run, groups, Optim(lr=1e-3), Settings(zero=3), "fp32", len(given), 1)
+    engine = Engine(run, groups, Optim(lr=1e-3), Settings(zero=3), "fp32", len(pixels_B3SS), 1)
     for _ in range(2):  # the second pass follows the trace of the first
-        found, found_dense = engine(given)
-        assert torch.allclose(found, patches, atol=1e-5)
-        assert torch.allclose(found_dense, dense, atol=1e-5)
-    engine.backward(found.square().mean())
+        sharded_BPC, sharded_dense = engine(pixels_B3SS)
+        assert torch.allclose(sharded_BPC, patches, atol=1e-5)
+        assert torch.allclose(sharded_dense, dense, atol=1e-5)
+    engine.backward(sharded_BPC.square().mean())
     from deepspeed.utils import safe_get_full_grad
 
     for n, p in vision.named_parameters():

@@ -82,11 +82,11 @@ MAKE = dict(zip(KINDS, (clip, siglip, dinov2, dinov2_registers, dinov3), strict=
 def tokenizer() -> Any:
     """Words and an end mark; like SigLIP 2's it keeps the case it is given."""
     ids = {word: number for number, word in enumerate(("<pad>", "<unk>", *WORDS, "<eos>"))}
-    made = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", EOS)])
+    tokenizer_ = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer_.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer_.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", EOS)])
     marks = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>"}
-    return hf.PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=9, **marks)
+    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer_, model_max_length=9, **marks)
 
 
 def encoder(folder: Path, **settings: Any) -> HFVision:
