@@ -14,6 +14,8 @@ MARK = "<image>"  # stands in a turn's text for the next image of the record
 
 @dataclass(frozen=True)
 class Turn:
+    """What one side says in one go; each MARK in the text stands for an image."""
+
     role: Literal["system", "user", "assistant"]
     text: str
 
@@ -39,7 +41,7 @@ class Record:
 
 @dataclass
 class Truth:
-    """What each patch of an image shows, for data that knows. P entries each, row by row."""
+    """What each of the P patches of an image shows, for data that knows: P entries each, row by row."""
 
     words: list[tuple[str, ...]]  # the words true of the patch; empty where unknown
     object: list[bool | None] = field(default_factory=list)  # True: an object, False: background, None: a mixture

@@ -70,6 +70,7 @@ class CheckResult:
         return dict(Counter(record.reason for record in self.bad).most_common())
 
     def add(self, other: "CheckResult") -> None:
+        """Add the result for other records."""
         self.rows += other.rows
         self.images += other.images
         self.files += other.files

@@ -11,6 +11,7 @@ from mmalign.errors import DataError
 class Hub(Rows):
     """name: of the data set on the hub, or whatever `datasets.load_dataset` takes. split, subset, revision: its own
     words for a part of it and for a version. Columns as in Table. images: where image paths in a column count from.
+    A DataError where it cannot be loaded.
     """
 
     def __init__(

@@ -47,14 +47,14 @@ def grouped(
         micro_UM, rest = micro_UM[:-1], np.concatenate([rest, micro_UM[-1]])
     head, rest = rest[:missing], rest[missing:]
     rest = rest[np.lexsort([lengths[rest], kinds[rest]])]
-    whole = len(rest) // micro_batch * micro_batch
-    micro_UM = random.permutation(np.concatenate([micro_UM, rest[:whole].reshape(-1, micro_batch)]))
+    full = len(rest) // micro_batch * micro_batch
+    micro_UM = random.permutation(np.concatenate([micro_UM, rest[:full].reshape(-1, micro_batch)]))
     filling = min(-(start + missing) % batch // micro_batch, len(micro_UM))
     steps = (len(micro_UM) - filling) * micro_batch // batch
     first, inner, last = np.split(micro_UM, [filling, filling + steps * (batch // micro_batch)])
     inner = _by_length(inner, lengths, kinds).reshape(steps, batch // micro_batch, micro_batch)
     parts = [_by_length(first, lengths, kinds), random.permutation(inner), _by_length(last, lengths, kinds)]
-    return np.concatenate([head, *(part.reshape(-1) for part in parts), rest[whole:]]).astype(np.int64)
+    return np.concatenate([head, *(part.reshape(-1) for part in parts), rest[full:]]).astype(np.int64)
 
 
 def _by_length(micro_UM: Array, lengths: Array, kinds: Array) -> Array:
@@ -69,9 +69,9 @@ def _micro_batches(lengths: Array, kinds: Array, micro_batch: int, random: np.ra
     noisy_length = np.log(lengths + 1.0) + random.uniform(-SLACK, SLACK, len(lengths))
     for kind in np.unique(kinds):
         drawn = random.permutation(np.flatnonzero(kinds == kind))
-        whole = len(drawn) // micro_batch * micro_batch
-        parts.append(drawn[:whole][np.argsort(noisy_length[drawn[:whole]])].reshape(-1, micro_batch))
-        rest.append(drawn[whole:])
+        full = len(drawn) // micro_batch * micro_batch
+        parts.append(drawn[:full][np.argsort(noisy_length[drawn[:full]])].reshape(-1, micro_batch))
+        rest.append(drawn[full:])
     return random.permutation(np.concatenate(parts)), random.permutation(np.concatenate(rest))
 
 

@@ -102,6 +102,7 @@ class _RawTurn:
             raise Unusable("roles", f"no role {_short(self.role)}", fix="one of " + ", ".join(ROLES))
 
     def turn(self) -> Turn:
+        """The turn with a MARK for each image in its content; Unusable where it is none."""
         if not isinstance(self.content, (list, tuple)):
             return _turn(ROLES[self.role], self.content)
         return _turn(ROLES[self.role], "\n".join(self._part(part) for part in self.content))

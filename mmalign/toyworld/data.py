@@ -24,6 +24,7 @@ class Scenes:
         self.split, self.seed = split, seed
 
     def scene(self, number: int) -> Scene:
+        """What stands in an image."""
         return scene(self.seed, self.split, number)
 
     def image(self, number: int) -> Image.Image:
@@ -32,9 +33,11 @@ class Scenes:
         return Image.fromarray(render.pixels(self.scene(number), noise))
 
     def truth(self, number: int, grid: Sequence[int]) -> Truth:
+        """What each patch of a grid (rows, columns) over an image shows."""
         return render.truth(self.scene(number), grid)
 
     def stream(self, purpose: str, number: int) -> Generator:
+        """Random numbers of an image for one purpose, always the same."""
         return stream(purpose, self.seed, self.split, number)
 
 

@@ -184,8 +184,8 @@ def _map(random: Generator, scene: Scene) -> str:
     """What stands in each quadrant, in reading order and loose words, some of them again: much as patches tell it."""
     words_at = {thing.place: (thing.size, thing.color, thing.shape) for thing in scene.things}
     quadrants = [(place, _shuffled(random, words_at.get(place, (scene.background, "background")))) for place in PLACES]
-    repeated = [[place, *words, *words[: int(random.integers(3))]] for place, words in quadrants]
-    return f"map: {', '.join(' '.join(words) for words in repeated)}."
+    lists = [[place, *words, *words[: int(random.integers(3))]] for place, words in quadrants]
+    return f"map: {', '.join(' '.join(words) for words in lists)}."
 
 
 def repeat(random: Generator) -> tuple[str, str]:

@@ -92,8 +92,10 @@ def word_pieces(special: tuple[str, ...], split: bool, model_max_length: int, en
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.Sequence([decoders.WordPiece(), decoders.Replace(" :", ":")])
-    whole = f"{BOS} $A {EOS}" if ending else f"{BOS} $A"
-    tokenizer.post_processor = processors.TemplateProcessing(whole, special_tokens=[(BOS, ids[BOS]), (EOS, ids[EOS])])
+    template = f"{BOS} $A {EOS}" if ending else f"{BOS} $A"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        template, special_tokens=[(BOS, ids[BOS]), (EOS, ids[EOS])]
+    )
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -109,6 +109,7 @@ def _words(scene: Scene, number: int) -> tuple[str, ...]:
 
 
 def background(scene: Scene) -> tuple[str, ...]:
+    """The words true of a patch that shows the background."""
     return ("background", scene.background)
 
 

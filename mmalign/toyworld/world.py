@@ -50,11 +50,14 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
+    """The things in an image and the colour behind them."""
+
     things: tuple[Thing, ...]  # 1 to 3, each in its own quadrant
     background: str
 
     @property
     def shapes(self) -> set[str]:
+        """Every shape that is there."""
         return {thing.shape for thing in self.things}
 
 

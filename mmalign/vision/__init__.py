@@ -19,7 +19,8 @@ class Vision(nn.Module):
     """pixels_B3SS -> patches_BPC; S is `image_size`.
 
     dim: C. grid: (H, W). image_size: S, in pixels. joint: J, 0 for an encoder without a text tower, which cannot do
-    `both` and `words`. Subclasses set them when they are built.
+    `both` and `words`. Subclasses set them when they are built. `forward` and `both` raise a CardError for images of
+    another size.
     """
 
     dim: int
@@ -29,6 +30,7 @@ class Vision(nn.Module):
 
     @property
     def patches(self) -> int:
+        """P."""
         return self.grid[0] * self.grid[1]
 
     def pixels(self, image: "Image", scale: int = 1) -> Tensor:

@@ -167,6 +167,7 @@ class HFVision(Vision):
 
     @property
     def final_norm(self) -> nn.Module:
+        """The tower's layer norm behind its last layer."""
         norm: nn.Module = getattr(self.tower, self.architecture.norm)
         return norm
 
@@ -261,7 +262,7 @@ def _joint(model: Any) -> int:
 def _processor(checkpoint: str, image_size: int | None, pil: bool) -> Any:
     """The checkpoint's image processor; a size of our own keeps the whole short side."""
     backend = {"backend": "pil"} if pil else {}
-    processor: Any = pretrained.read(checkpoint, lambda place: AutoImageProcessor.from_pretrained(place, **backend))
+    processor: Any = pretrained.read(checkpoint, lambda path: AutoImageProcessor.from_pretrained(path, **backend))
     if image_size is not None:
         square_ = {"height": image_size, "width": image_size}
         crop = bool(processor.do_center_crop)

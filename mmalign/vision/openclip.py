@@ -210,9 +210,8 @@ class _TimmTower:
         self.dim, self.grid = self.trunk.num_features, tuple(self.trunk.patch_embed.grid_size)
         self.layers = len(self.trunk.blocks)
         pool = self.trunk.global_pool  # map: attention, token: takes the first
-        self.no_dense = (
-            "" if pool in ("map", "token") else f"pools by {pool!r}, which is not defined for one patch alone"
-        )
+        defined = pool in ("map", "token")
+        self.no_dense = "" if defined else f"pools by {pool!r}, which is not defined for one patch alone"
 
     def states(self, pixels_B3SS: Tensor, blocks: list[int]) -> list[Tensor]:
         hidden: list[Tensor] = self.trunk.forward_intermediates(pixels_B3SS, blocks, **INTERMEDIATES)

@@ -15,14 +15,14 @@ BLUE_STAR = Thing("star", "blue", "small", "top right", 54, 18, 9)
 RED_RING = Thing("ring", "red", "small", "bottom left", 18, 54, 9)
 
 
-def asked(*things: Thing) -> dict[str, str]:
+def answers_to(*things: Thing) -> dict[str, str]:
     return {question.text: question.answer for question in language.attributes(Scene(things, "gray"))}
 
 
 def test_attributes_are_asked_only_where_one_answer_is_true():
     count = {"how many objects are there?": "three", "what color is the background?": "gray"}
     ring = {"what color is the ring?": "red", "how large is the ring?": "small", "where is the ring?": "bottom left"}
-    assert asked(RED_STAR, BLUE_STAR, RED_RING) == {**count, **ring, "what shape is the blue object?": "star"}
+    assert answers_to(RED_STAR, BLUE_STAR, RED_RING) == {**count, **ring, "what shape is the blue object?": "star"}
 
 
 def test_existence():
@@ -148,6 +148,6 @@ def test_a_map_has_the_words_of_a_thing_behind_its_place():
     for number in range(200):
         scene_ = scene(0, "train", number)
         parts = language._map(stream("test", number), scene_).removeprefix("map: ").removesuffix(".").split(", ")
-        there = {thing.place: {thing.shape, thing.color, thing.size} for thing in scene_.things}
+        words_at = {thing.place: {thing.shape, thing.color, thing.size} for thing in scene_.things}
         for place, part in zip(PLACES, parts, strict=True):
-            assert set(part.removeprefix(place).split()) == there.get(place, {"background", scene_.background})
+            assert set(part.removeprefix(place).split()) == words_at.get(place, {"background", scene_.background})

@@ -1,7 +1,7 @@
 """Patches and dense features are what open_clip's own parts give, for its ViTs and for timm's inside it."""
 
-import builtins
 import json
+import sys
 
 import pytest
 import torch
@@ -276,14 +276,7 @@ def test_another_number_of_patches_than_declared():
 
 
 def test_open_clip_is_not_installed(monkeypatch):
-    import_ = builtins.__import__
-
-    def missing(name, *rest, **options):
-        if name == "open_clip":
-            raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
-        return import_(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(CardError, match="need the package open_clip_torch") as caught:
         encoder()
     assert caught.value.fix == "pip install mmalign[openclip]"

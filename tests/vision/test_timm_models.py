@@ -1,6 +1,6 @@
 """Patches are what timm's own features are; weights come from tags or safetensors."""
 
-import builtins
+import sys
 
 import pytest
 import torch
@@ -165,14 +165,7 @@ def test_checkpoints_that_cannot_be_used(name, message, tmp_path):
 
 
 def test_timm_is_not_installed(monkeypatch):
-    import_ = builtins.__import__
-
-    def missing(name, *rest, **options):
-        if name == "timm":
-            raise ModuleNotFoundError("No module named 'timm'", name="timm")
-        return import_(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(CardError, match="need the package timm") as caught:
         encoder()
     assert caught.value.fix == "pip install mmalign[timm]"
