@@ -18,7 +18,7 @@ from mmalign.plan.cards import Card
 from mmalign.plan.recipe import Language
 from mmalign.stages import evaluate
 from mmalign.training import optim
-from mmalign.training.batches import Bad, Batches, Collate
+from mmalign.training.batches import BadSamples, Batches, Collate
 from mmalign.training.engine import Engine, connect, world
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
@@ -35,7 +35,7 @@ def run(task: Task) -> dict[str, Any]:
     torch.manual_seed(task.seed)
     llm = cast(LLM, cards.build(replace(card, args={**card.args, "random": True})))
     data = build.data(task.cards["data"])
-    collate = Collate(data, llm.chat, None, 0, stage.max_length, Bad.of(0, task.folder), stage.prompt_weight)
+    collate = Collate(data, llm.chat, None, 0, stage.max_length, BadSamples.of(0, task.folder), stage.prompt_weight)
     model = Supervised(VLM(None, None, llm), {"lm": NextToken()}).to(DTYPES[stage.precision])
     model.freeze_all_but(["llm"])
     batches = Batches(

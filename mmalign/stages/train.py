@@ -24,7 +24,7 @@ from mmalign.plan import cards
 from mmalign.plan.recipe import Train
 from mmalign.stages.supply import Supply, supply
 from mmalign.training import optim
-from mmalign.training.batches import Bad, Batches, Collate
+from mmalign.training.batches import BadSamples, Batches, Collate
 from mmalign.training.engine import Engine, connect, device, world
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
@@ -148,7 +148,7 @@ def _collate(task: Task, stage: Train, vlm: VLM, data: Data, labels: Supply) -> 
         vlm.vision,
         vlm.tokens,
         stage.max_length,
-        Bad.of(int(stage.max_bad * len(data)), task.folder),
+        BadSamples.of(int(stage.max_bad * len(data)), task.folder),
         store=labels.store,
         source=labels.in_pass.source if labels.in_pass else None,
         grid=vlm.adapter.grid,

@@ -34,43 +34,44 @@ from mmalign.vlm.frame import resampled
 
 
 @dataclass
-class Bad:
+class BadSamples:
     """Samples that could not be used: counted against a budget, listed with the reason, never replaced in silence.
 
-    A rank writes a list of its own and counts those of all ranks.
+    A rank writes a list of its own and counts those of all ranks. budget: how many a stage may have.
     """
 
     budget: int
     folder: Path | None = None  # where bad.jsonl is written; None: nowhere
     rank: int = 0
-    found: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)  # {sample: reason} of this rank
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, budget: int, folder: Path) -> "Bad":
-        """For a stage that begins or goes on from its checkpoint: then what was found before it counts too.
+    def of(cls, budget: int, folder: Path) -> "BadSamples":
+        """For a stage that begins or goes on from its checkpoint: then what was listed before it counts too.
 
         It does not where the budget ended the stage: what was unusable may be mended.
         """
         rank, ranks = world()
-        made = cls(budget, folder, rank)
-        if not rank and not (checkpoint.newest(folder / "checkpoints") and len(made.all()) <= budget):
-            for place in folder.glob("bad*.jsonl"):
-                place.unlink()
+        bad = cls(budget, folder, rank)
+        if not rank and not (checkpoint.newest(folder / "checkpoints") and len(bad.all()) <= budget):
+            for path in folder.glob("bad*.jsonl"):
+                path.unlink()
         if ranks > 1:
             dist.barrier()
-        return made
+        return bad
 
-    def add(self, what: str, reason: str) -> None:
+    def add(self, sample: str, reason: str) -> None:
+        """Count and list a sample; StageError where there are more than the budget allows."""
         with self.lock:
-            self.found.setdefault(what, reason)
+            self.reasons.setdefault(sample, reason)
             if self.folder:
-                place = self.folder / (f"bad.rank{self.rank}.jsonl" if self.rank else "bad.jsonl")
-                _list(place, _listed(place) | self.found)
-            if len(found := self.all()) > self.budget:
-                first = "; ".join(f"{k}: {v}" for k, v in list(found.items())[:3])
+                path = self.folder / (f"bad.rank{self.rank}.jsonl" if self.rank else "bad.jsonl")
+                _write(path, _read(path) | self.reasons)
+            if len(every := self.all()) > self.budget:
+                first = "; ".join(f"{sample}: {reason}" for sample, reason in list(every.items())[:3])
                 raise StageError(
-                    f"{len(found)} unusable samples, more than `max_bad` allows ({self.budget}): {first}",
+                    f"{len(every)} unusable samples, more than `max_bad` allows ({self.budget}): {first}",
                     at=str(self.folder / "bad.jsonl") if self.folder else "",
                     fix="mend or remove them, or raise `max_bad`",
                 )
@@ -78,28 +79,28 @@ class Bad:
     def all(self) -> dict[str, str]:
         """{sample: reason} of every rank."""
         if not self.folder:
-            return self.found
-        places = sorted(self.folder.glob("bad*.jsonl"))
-        return {what: reason for place in places for what, reason in _listed(place).items()}
+            return self.reasons
+        paths = sorted(self.folder.glob("bad*.jsonl"))
+        return {sample: reason for path in paths for sample, reason in _read(path).items()}
 
     def gather(self) -> int:
         """Put the lists of all ranks into bad.jsonl, once all have ended; how many samples it holds."""
-        found = self.all()
+        reasons = self.all()
         if self.folder and (others := list(self.folder.glob("bad.rank*.jsonl"))):
-            _list(self.folder / "bad.jsonl", found)
-            for place in others:
-                place.unlink()
-        return len(found)
+            _write(self.folder / "bad.jsonl", reasons)
+            for path in others:
+                path.unlink()
+        return len(reasons)
 
 
-def _listed(place: Path) -> dict[str, str]:
-    lines = place.read_bytes().splitlines() if place.exists() else []
+def _read(path: Path) -> dict[str, str]:
+    lines = path.read_bytes().splitlines() if path.exists() else []
     return {row["sample"]: row["reason"] for row in map(json.loads, lines)}
 
 
-def _list(place: Path, found: Mapping[str, str]) -> None:
-    rows = ({"sample": what, "reason": reason} for what, reason in found.items())
-    files.write(place, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+def _write(path: Path, reasons: Mapping[str, str]) -> None:
+    rows = ({"sample": sample, "reason": reason} for sample, reason in reasons.items())
+    files.write(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 
 @dataclass
@@ -117,7 +118,7 @@ class Collate:
     vision: Vision | None
     tokens: int
     max_length: int
-    bad: Bad
+    bad: BadSamples
     prompt_weight: float = 0.0
     store: Store | None = None
     source: LabelSource | None = None
@@ -151,11 +152,11 @@ class Collate:
 
     def sample(self, record: Record) -> Sample:
         """One record; DataError when it has no trained token left, or an image or label is missing."""
-        found = self.chat.encode(record.turns, [self.tokens] * len(record.images))
+        encoded = self.chat.encode(record.turns, [self.tokens] * len(record.images))
         weights = [1.0 if t else self.prompt_weight if i != self.chat.mark else 0.0
-                   for i, t in zip(found.ids, found.trained, strict=True)]  # fmt: skip
-        ids, weights = found.ids[: self.max_length], weights[: self.max_length]
-        if found.ids[self.max_length :].count(self.chat.mark):
+                   for i, t in zip(encoded.ids, encoded.trained, strict=True)]  # fmt: skip
+        ids, weights = encoded.ids[: self.max_length], weights[: self.max_length]
+        if encoded.ids[self.max_length :].count(self.chat.mark):
             raise DataError(f"max_length {self.max_length} cuts into an image", fix="raise max_length")
         if not any(weights[1:]):
             raise DataError("no trained token is left in it", fix="an empty answer, or max_length cuts it away")
@@ -173,9 +174,9 @@ class Collate:
     def _labels(self, key: str, reference: Any) -> tuple[Tensor, Tensor]:
         if self.store:
             words, scores = self.store[key]
-            under_P = resampled(self.store.header.grid, self.grid)
+            cell_P = resampled(self.store.header.grid, self.grid)  # the store's patch under each of ours
             words_PK, scores_PK = words.astype(np.int64), scores.astype(np.float32)
-            return torch.from_numpy(words_PK)[under_P], torch.from_numpy(scores_PK)[under_P]
+            return torch.from_numpy(words_PK)[cell_P], torch.from_numpy(scores_PK)[cell_P]
         assert self.source is not None
         return self.source.given(self.data.truth(reference, self.grid).words)
 
@@ -210,13 +211,14 @@ class Batches:
         return self.batch // (self.micro * self.ranks)
 
     def steps(self, epochs: float) -> int:
+        """Steps that see the data so many times, rounded up; at least one."""
         return max(1, math.ceil(epochs * self.rows / self.batch))
 
     def numbers(self, step: int) -> list[list[int]]:
         """Sample numbers of every pass of a step, over all ranks: each epoch is a permutation of its own."""
-        wanted = range(step * self.batch, (step + 1) * self.batch)
-        flat = [int(self._order(at // self.rows)[at % self.rows]) for at in wanted]
-        return [flat[start : start + self.micro] for start in range(0, self.batch, self.micro)]
+        positions = range(step * self.batch, (step + 1) * self.batch)  # counted through all epochs
+        numbers = [int(self._order(at // self.rows)[at % self.rows]) for at in positions]
+        return [numbers[start : start + self.micro] for start in range(0, self.batch, self.micro)]
 
     def _order(self, epoch: int) -> Any:
         if getattr(self, "_epoch", None) != (epoch, self.seed):
@@ -225,7 +227,7 @@ class Batches:
             self._permutation = self.order(epoch) if self.order else random.permutation(self.rows)
         return self._permutation
 
-    def one(self, step: int) -> list[tuple[list[int], int]]:
+    def of_step(self, step: int) -> list[tuple[list[int], int]]:
         """(sample numbers, seed) of this rank's passes of a step."""
         seeds = [zlib.crc32(f"{self.seed}/{step}/{m}".encode()) for m in range(self.batch // self.micro)]
         return list(zip(self.numbers(step), seeds, strict=True))[self.rank :: self.ranks]
@@ -234,13 +236,13 @@ class Batches:
         """The batches of steps start .. steps-1; reading stays two steps ahead."""
         if not self.workers:
             for step in range(start, steps):
-                yield [self.collate.batch(numbers, seed) for numbers, seed in self.one(step)]
+                yield [self.collate.batch(numbers, seed) for numbers, seed in self.of_step(step)]
             return
         with ThreadPoolExecutor(self.workers, thread_name_prefix="reader") as pool:
             ahead: deque[list[Future[Batch]]] = deque()
             for step in range(start, steps + 2):
                 if step < steps:
-                    ahead.append([pool.submit(self.collate.batch, *given) for given in self.one(step)])
+                    ahead.append([pool.submit(self.collate.batch, n, seed) for n, seed in self.of_step(step)])
                 if len(ahead) > 2 or step >= steps:
                     if not ahead:
                         return

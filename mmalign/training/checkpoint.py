@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -16,23 +15,26 @@ from mmalign.io import files
 SHARD = 4 << 30  # bytes a file
 
 
-def save(folder: Path, step: int, state: Iterable[tuple[str, Tensor]], extra: dict[str, Any], rank: int) -> None:
-    """Write `folder`/step-N; every rank iterates the state, rank 0 writes it, older checkpoints go afterwards."""
+def save(folder: Path, step: int, state: Iterable[tuple[str, Tensor]], rank: int) -> None:
+    """Write `folder`/step-N; every rank iterates the state, rank 0 writes it, older checkpoints go afterwards.
+
+    state: (name, tensor on the CPU), as Engine.state gives it; never more than one file of it is held.
+    """
     if rank:
         for _ in state:
             pass
         return
-    beside = folder / f".step-{step}.part"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    partial = folder / f".step-{step}.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     tensors = 0
     for number, shard in enumerate(_shards(state)):
-        save_file(shard, beside / f"state-{number:05d}.safetensors")
+        save_file(shard, partial / f"state-{number:05d}.safetensors")
         tensors += len(shard)
-    files.write_json(beside / "step.json", {"step": step, "tensors": tensors, **extra})
+    files.write_json(partial / "step.json", {"step": step, "tensors": tensors})
     target = folder / f"step-{step}"
     shutil.rmtree(target, ignore_errors=True)
-    beside.rename(target)
+    partial.rename(target)
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old)
@@ -53,13 +55,13 @@ def _shards(state: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
 
 def newest(folder: Path) -> Path | None:
     """The last complete checkpoint in a folder."""
-    found = [place for place in folder.glob("step-*") if (place / "step.json").exists()]
-    return max(found, key=lambda place: int(place.name.removeprefix("step-")), default=None)
+    complete = [place for place in folder.glob("step-*") if (place / "step.json").exists()]
+    return max(complete, key=lambda place: int(place.name.removeprefix("step-")), default=None)
 
 
-def load(place: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
-    """(step, state, extra) of a checkpoint; a RunError that names a damaged file."""
-    about = files.read_json(place / "step.json", fix=f"delete {place}")
+def load(place: Path) -> tuple[int, dict[str, Tensor]]:
+    """(step, {name: tensor on the CPU}) of a checkpoint; a RunError that names a damaged file."""
+    header = files.read_json(place / "step.json", fix=f"delete {place}")
     state: dict[str, Tensor] = {}
     for shard in sorted(place.glob("state-*.safetensors")):
         try:
@@ -68,9 +70,9 @@ def load(place: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
         except Exception as err:
             what = f"the checkpoint {shard.name} is damaged: {err}"
             raise RunError(what, at=str(shard), fix=f"delete {place}") from err
-    if not isinstance(about, dict) or about.pop("tensors", None) != len(state):
+    if not isinstance(header, dict) or header.get("tensors") != len(state):
         raise RunError(f"the checkpoint {place.name} is not whole", at=str(place), fix=f"delete {place}")
-    return int(about.pop("step")), state, about
+    return int(header["step"]), state
 
 
 def trim(log: Path, step: int) -> None:

@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import HashStore
 
 from mmalign.errors import RunError
 from mmalign.plan import recipe
-from mmalign.training.optim import Group, optimizer
+from mmalign.training.optim import ParamGroup, optimizer
 
 WAIT = timedelta(hours=4)  # for the slowest rank to write or to ask; NCCL's own 10 minutes would end the stage
 KEYS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW, and of Muon
@@ -29,6 +29,7 @@ def world() -> tuple[int, int]:
 
 
 def device() -> torch.device:
+    """This process's GPU, or the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -60,16 +61,16 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-def config(given: recipe.Engine, precision: str, micro_batch: int, passes: int, clip: float) -> dict[str, Any]:
-    """DeepSpeed's configuration for a stage."""
-    zero: dict[str, Any] = {"stage": given.zero}
-    if given.zero == 3:
+def config(settings: recipe.Engine, precision: str, micro_batch: int, passes: int, clip: float) -> dict[str, Any]:
+    """DeepSpeed's configuration for a stage. passes: micro-batches a step on this rank; clip: norm of the gradient."""
+    zero: dict[str, Any] = {"stage": settings.zero}
+    if settings.zero == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = False  # weights are written by name, see checkpoint.py
-    if given.offload and given.zero:
+    if settings.offload and settings.zero:
         zero["offload_optimizer"] = {"device": "cpu"}
-        if given.zero == 3:
+        if settings.zero == 3:
             zero["offload_param"] = {"device": "cpu"}
-    found: dict[str, Any] = {
+    ds_config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": passes,
         "gradient_clipping": clip,
@@ -79,21 +80,24 @@ def config(given: recipe.Engine, precision: str, micro_batch: int, passes: int, 
         "steps_per_print": 1 << 62,
     }
     if precision == "bf16":
-        found["bf16"] = {"enabled": True}
-        if given.zero:
-            found["data_types"] = {"grad_accum_dtype": "fp32"}
-    return found
+        ds_config["bf16"] = {"enabled": True}
+        if settings.zero:
+            ds_config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return ds_config
 
 
 class Engine:
-    """A module under DeepSpeed. groups: what is trained; passes: gradient accumulation."""
+    """A module under DeepSpeed: call it for a forward pass, then `backward` and `step`.
+
+    groups: what is trained; micro_batch: samples a pass; passes: of gradient accumulation, on this rank.
+    """
 
     def __init__(
         self,
         module: nn.Module,
-        groups: Sequence[Group],
+        groups: Sequence[ParamGroup],
         optim: recipe.Optim,
-        given: recipe.Engine,
+        settings: recipe.Engine,
         precision: str,
         micro_batch: int,
         passes: int,
@@ -101,35 +105,39 @@ class Engine:
         connect()
         deepspeed = _deepspeed()
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
-        self.module, self.groups, self.zero, self.precision = module, list(groups), given.zero, precision
+        self.module, self.groups, self.zero, self.precision = module, list(groups), settings.zero, precision
         self.passes, self.steps = passes, 0
         self.engine: Any = deepspeed.initialize(
             model=module.to(device()),
             optimizer=optimizer(groups, optim),
-            config=config(given, precision, micro_batch, passes, optim.clip),
+            config=config(settings, precision, micro_batch, passes, optim.clip),
         )[0]
         self.device: torch.device = self.engine.device
         self.base.state.clear()  # bf16 without ZeRO steps once at its start, which would shift Adam's bias correction
 
-    def __call__(self, *given: Any) -> Any:
-        return self.engine(*given)
+    def __call__(self, *inputs: Any) -> Any:
+        """The module's forward pass."""
+        return self.engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a scalar; DeepSpeed divides it by passes and ranks."""
         self.engine.backward(loss)
 
     def step(self, factor: float, last: bool) -> float | None:
-        """After every pass; at the `last` of a step the weights move. Returns the gradient's norm then."""
-        norm: float | None = None
-        if last:
-            for group, settings in zip(self.groups, self._ordered(), strict=True):
-                settings["lr"] = group.lr * factor
-            norm = self._norm() if not self.zero and self.precision == "fp32" else None
+        """After every pass; at the `last` of a step the weights move. Returns the gradient's norm then.
+
+        factor: what the peak rate of every group is multiplied by. The norm is that before clipping; None: unknown.
+        """
+        if not last:
+            self.engine.step()
+            return None
+        for group, torch_group in zip(self.groups, self._torch_groups(), strict=True):
+            torch_group["lr"] = group.lr * factor
+        norm = self._norm() if not self.zero and self.precision == "fp32" else None
         self.engine.step()
-        if last:
-            self.steps += 1
-            found = self.engine.get_global_grad_norm() if norm is None else norm
-            return None if found is None else float(found)
-        return None
+        self.steps += 1
+        norm = self.engine.get_global_grad_norm() if norm is None else norm
+        return None if norm is None else float(norm)
 
     def _norm(self) -> float:
         grads = [p.grad for group in self.groups for p in group.params if p.grad is not None]
@@ -138,13 +146,13 @@ class Engine:
     @property
     def base(self) -> torch.optim.Optimizer:
         """The torch optimizer at the bottom; its groups hold the fp32 weights it steps on."""
-        found = self.engine.optimizer
-        while not isinstance(found, torch.optim.Optimizer) or hasattr(found, "optimizer"):
-            found = found.optimizer
-        return found
+        inner = self.engine.optimizer
+        while not isinstance(inner, torch.optim.Optimizer) or hasattr(inner, "optimizer"):
+            inner = inner.optimizer
+        return inner
 
-    def _ordered(self) -> list[dict[str, Any]]:
-        """The optimizer's groups in the order of ours (Muon's come first there)."""
+    def _torch_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's own groups in the order of ours (Muon's come first there)."""
         order = sorted(range(len(self.groups)), key=lambda n: not self.groups[n].muon)
         theirs = dict(zip(order, self.engine.optimizer.param_groups, strict=True))
         return [theirs[n] for n in range(len(self.groups))]
@@ -154,10 +162,10 @@ class Engine:
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """(name, weight) and (name/key, optimizer state) of every trained parameter: full tensors, fp32, on the CPU."""
         self._link()
-        for name, parameter, slot in self._slots():
+        for name, parameter, master in self._trained():
             for key in (None, *KEYS):
-                if (found := self._get(parameter, slot, key)) is not None:
-                    yield (name if key is None else f"{name}/{key}"), found.detach().float().cpu()
+                if (value := self._get(parameter, master, key)) is not None:
+                    yield (name if key is None else f"{name}/{key}"), value.detach().float().cpu()
 
     def weights(self, part: str) -> dict[str, Tensor]:
         """Every parameter and buffer of a part under its name inside the part: trained ones fp32, on the CPU.
@@ -166,12 +174,12 @@ class Engine:
         """
         prefix = f"{part}."
         trained = {name: value for name, value in self.state() if name.startswith(prefix) and "/" not in name}
-        found: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         for name, value in self.module.state_dict(keep_vars=True).items():
             if name.startswith(prefix):
                 whole = trained.get(name)
-                found[name.removeprefix(prefix)] = self._gathered(value) if whole is None else whole
-        return found
+                weights[name.removeprefix(prefix)] = self._gathered(value) if whole is None else whole
+        return weights
 
     def _gathered(self, value: Tensor) -> Tensor:
         if not hasattr(value, "ds_id"):
@@ -183,64 +191,67 @@ class Engine:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor], steps: int) -> None:
-        """Put back what `state` gave after `steps` optimizer steps."""
+        """Put back what `Engine.state` gave after `steps` optimizer steps; RunError where a parameter is not in it."""
         self.steps = steps
-        for flat, settings in self._masters():
-            self.base.state[flat] = self._fresh(flat, settings, steps)
+        for master, torch_group in self._masters():
+            self.base.state[master] = self._initial_state(master, torch_group, steps)
         self._link()
-        for name, parameter, slot in self._slots():
+        for name, parameter, master_weight in self._trained():
             if name not in state:
                 raise RunError(f"the checkpoint has no {name}", fix="delete the stage's folder `checkpoints`")
             for key in (None, *KEYS):
                 full = name if key is None else f"{name}/{key}"
                 if full in state:
-                    self._set(parameter, slot, key, state[full].to(self.device))
+                    self._set(parameter, master_weight, key, state[full].to(self.device))
 
     def _masters(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """(fp32 tensor the optimizer steps on, settings of its group)."""
+        """(fp32 tensor the optimizer steps on, its group there)."""
         if self.zero == 3:  # between steps the groups of its torch optimizer are empty
-            for flat in self.engine.optimizer.fp32_partitioned_groups_flat:
-                yield flat, self.base.param_groups[0]
+            for master in self.engine.optimizer.fp32_partitioned_groups_flat:
+                yield master, self.base.param_groups[0]
             return
-        for settings in self.base.param_groups:
-            yield from ((flat, settings) for flat in settings["params"])
+        for torch_group in self.base.param_groups:
+            yield from ((tensor, torch_group) for tensor in torch_group["params"])
 
-    def _fresh(self, flat: Tensor, settings: dict[str, Any], steps: int) -> dict[str, Any]:
-        if "momentum" in settings and "betas" not in settings:
-            return {"momentum_buffer": torch.zeros_like(flat)}
-        zeros = {key: torch.zeros_like(flat, memory_format=torch.preserve_format) for key in KEYS[:2]}
+    def _initial_state(self, master: Tensor, torch_group: dict[str, Any], steps: int) -> dict[str, Any]:
+        """The optimizer's state of a tensor after `steps` steps, with zeros to be filled: Muon's, or AdamW's."""
+        if "momentum" in torch_group and "betas" not in torch_group:
+            return {"momentum_buffer": torch.zeros_like(master)}
+        zeros = {key: torch.zeros_like(master, memory_format=torch.preserve_format) for key in KEYS[:2]}
         return {"step": torch.tensor(float(steps)), **zeros}
 
     def _link(self) -> None:
+        """Make ZeRO 1 and 2 see the optimizer's state as it is now, not as it was when they first looked."""
         if self.zero in (1, 2) and any(self.base.state.values()):
             self.engine.optimizer._hp_optimizer_states_linked = False
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _slots(self) -> Iterator[tuple[str, nn.Parameter, Tensor | None]]:
-        """(name, parameter, its fp32 twin in the optimizer where that is one whole tensor)."""
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter, Tensor | None]]:
+        """(name, parameter, its fp32 master weight in the optimizer where that is one whole tensor)."""
         order = sorted(self.groups, key=lambda group: not group.muon)
         if self.zero:
             for group in order:
                 yield from ((name, p, None) for name, p in zip(group.names, group.params, strict=True))
             return
-        for group, settings in zip(order, self.base.param_groups, strict=True):
-            yield from zip(group.names, group.params, settings["params"], strict=True)
+        for group, torch_group in zip(order, self.base.param_groups, strict=True):
+            yield from zip(group.names, group.params, torch_group["params"], strict=True)
 
-    def _get(self, parameter: nn.Parameter, slot: Tensor | None, key: str | None) -> Tensor | None:
+    def _get(self, parameter: nn.Parameter, master: Tensor | None, key: str | None) -> Tensor | None:
+        """The weight (key None) or a state of the optimizer, whole; None: it has none."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        if slot is not None:
-            found = slot if key is None else self.base.state[slot].get(key)
-            return found if isinstance(found, Tensor) else None
+        if master is not None:
+            value = master if key is None else self.base.state[master].get(key)
+            return value if isinstance(value, Tensor) else None
         if key is None:
             return safe_get_full_fp32_param(parameter)  # type: ignore[no-any-return]
         if key == KEYS[2]:
             return None  # Muon runs without ZeRO
         return safe_get_full_optimizer_state(parameter, key)  # type: ignore[no-any-return]
 
-    def _set(self, parameter: nn.Parameter, slot: Tensor | None, key: str | None, value: Tensor) -> None:
-        if slot is not None:
-            (slot if key is None else self.base.state[slot][key]).copy_(value)
+    def _set(self, parameter: nn.Parameter, master: Tensor | None, key: str | None, value: Tensor) -> None:
+        if master is not None:
+            (master if key is None else self.base.state[master][key]).copy_(value)
         elif self.zero == 3:
             _set_partition(parameter, key, value)
         else:
@@ -264,11 +275,11 @@ def _set_partition(parameter: Any, key: str | None, value: Tensor) -> None:
 
     size = parameter.ds_tensor.ds_numel
     start = dist.get_rank() * size
-    share = torch.zeros(size, dtype=value.dtype, device=value.device)
+    shard = torch.zeros(size, dtype=value.dtype, device=value.device)
     piece = value.flatten()[start : start + size]
-    share[: len(piece)] = piece
+    shard[: len(piece)] = piece
     if key is None:
-        safe_set_local_fp32_param(parameter, share)
-        parameter.ds_tensor.data.copy_(share)
+        safe_set_local_fp32_param(parameter, shard)
+        parameter.ds_tensor.data.copy_(shard)
     else:
-        safe_set_local_optimizer_state(parameter, share, key)
+        safe_set_local_optimizer_state(parameter, shard, key)

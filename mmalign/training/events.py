@@ -14,7 +14,7 @@ class Events:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.place = folder / "events.jsonl"
         self.rank = rank
-        self.last = 0.0
+        self.last = 0.0  # seconds, when progress was last written
 
     def say(self, text: str) -> None:
         """A line for the reader."""

@@ -19,7 +19,7 @@ from mmalign.training.engine import Engine, world
 from mmalign.training.events import Events
 from mmalign.training.optim import factor
 
-UNITS = ("tokens", "images")
+UNITS = ("tokens", "images")  # what a loss is a mean over
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Term:
     """How an objective enters the loss. warmup: fraction of the steps over which its weight rises from 0."""
 
     weight: float = 1.0
-    unit: str = "images"
+    unit: str = "images"  # one of UNITS
     warmup: float = 0.0
 
     def at(self, step: int, steps: int) -> float:
@@ -38,6 +38,9 @@ class Term:
 @dataclass
 class Fit:
     """A training run. terms: {objective: weight and unit}; batches: step -> this rank's passes, from that step on.
+
+    A pass is a micro-batch with `units` ({unit: how many}), `seed`, `ids` and `to(device)`; the engine's module makes
+    ({objective: its loss}, {note: value}) of it. save_every, log_every: steps.
 
     Every number logged is the exact mean over its unit: over passes, ranks and the steps since the last line.
     """
@@ -52,41 +55,40 @@ class Fit:
     save_every: int
     log_every: int
     stop: Callable[[int], bool] | None = None  # asked after every step: enough?
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)  # kept in checkpoints beside the state
-    _logged: int = 0  # the step of the last line
+    _sums: dict[str, Tensor] = field(default_factory=dict, init=False)  # since the last line of the log
+    _logged: int = field(default=0, init=False)  # the step of that line
+    _clock: float = field(default=0.0, init=False)  # seconds, when it was written
 
     def run(self) -> dict[str, float]:
-        """Train to the end; returns the last line of the log."""
-        rank, _ = world()
-        start = self._logged = self._resume()
-        last: dict[str, float] = {}
-        began, seen, saved = time.monotonic(), start, start
+        """Train to the end; returns the last line of the log. StageError where a loss or its gradient is not finite."""
+        start = saved = self._logged = self._resume()
+        self._clock = time.monotonic()
+        metrics: dict[str, float] = {}
         for step, passes in enumerate(self.batches(start), start):
             norm = self._step(step, passes)
             done = step + 1
-            broken = norm is not None and not math.isfinite(norm)  # DeepSpeed leaves such a step out, or writes NaN
-            enough = not broken and self.stop is not None and self.stop(done)
-            if broken or enough or done % self.log_every == 0 or done == self.steps:
-                pace = (done - seen) / max(1e-9, time.monotonic() - began)
-                began, seen = time.monotonic(), done
-                last = self._log(done, norm, pace, passes)
-            self.events.progress(done, self.steps, **({"loss": last["loss"]} if last else {}))
-            if enough:
+
+            diverged = norm is not None and not math.isfinite(norm)  # DeepSpeed leaves such a step out, or writes NaN
+            stopped = not diverged and self.stop is not None and self.stop(done)
+            if diverged or stopped or done % self.log_every == 0 or done == self.steps:
+                metrics = self._log(done, norm, passes)
+            self.events.progress(done, self.steps, **({"loss": metrics["loss"]} if metrics else {}))
+            if stopped:
                 break
+
+            # only where a line of the log ends, so that a resumed log is the same too
             if done == self._logged and done - saved >= self.save_every and done < self.steps:
-                checkpoint.save(self.folder / "checkpoints", done, self.engine.state(), self.extra, rank)
-                saved = done  # only where a line of the log ends, so that a resumed log is the same too
-        return last
+                checkpoint.save(self.folder / "checkpoints", done, self.engine.state(), world()[0])
+                saved = done
+        return metrics
 
     def _resume(self) -> int:
         """The step to go on from; the log is cut back to it."""
-        place = checkpoint.newest(self.folder / "checkpoints")
+        newest = checkpoint.newest(self.folder / "checkpoints")
         step = 0
-        if place:
-            step, state, extra = checkpoint.load(place)
+        if newest:
+            step, state = checkpoint.load(newest)
             self.engine.load_state(state, step)
-            self.extra.update(extra)
             self.events.say(f"goes on from step {step}")
         if not world()[0]:
             for log in self.folder.glob("*.jsonl"):
@@ -95,93 +97,84 @@ class Fit:
         return step
 
     def _step(self, step: int, passes: list[Any]) -> float | None:
-        total = self._total(passes)
+        """Forward and backward of every pass, then the weights move; returns the norm of the gradient."""
+        # how much of each unit the whole step holds, over passes and ranks
+        counts = torch.tensor([[batch.units[unit] for unit in UNITS] for batch in passes], dtype=torch.float64).sum(0)
+        counts = counts.float().to(self.engine.device)
+        if world()[1] > 1:
+            dist.all_reduce(counts)
+        total = dict(zip(UNITS, counts, strict=True))
+
+        weights = {name: term.at(step, self.steps) for name, term in self.terms.items()}
+        scale = self.engine.passes * world()[1]  # DeepSpeed takes the mean over passes and ranks
         norm = None
         for number, batch in enumerate(passes):
             torch.manual_seed(batch.seed)
-            terms, notes = self.engine(batch.to(self.engine.device))
-            share = {unit: self._share(batch, unit, total[unit]) for unit in UNITS}
-            scale = self.engine.passes * world()[1]  # DeepSpeed takes the mean over passes and ranks
-            weighted = {name: self.terms[name].at(step, self.steps) * term for name, term in terms.items()}
-            loss = sum(share[self.terms[name].unit] * term for name, term in weighted.items())
+            losses, notes = self.engine(batch.to(self.engine.device))
+            # a pass's share of the step: means of passes, so weighted, add up to the mean of the step
+            share = {unit: batch.units[unit] / total[unit].clamp(min=1e-9) for unit in UNITS}
+            loss = sum(share[self.terms[name].unit] * (weights[name] * value) for name, value in losses.items())
             assert isinstance(loss, Tensor)
-            self._count(loss, terms, notes, share, batch)
+
+            self._add("loss", loss)
+            for name, value in losses.items():
+                self._add(name, value.detach().float() * share[self.terms[name].unit])
+            for name, value in notes.items():
+                self._add(f"note.{name}", value)
+                self._add(f"noted.{name}", 1.0)
+            for unit in UNITS:
+                self._add(unit, batch.units[unit])
+
             self.engine.backward(loss * scale)
             norm = self.engine.step(factor(step, self.steps, self.optim), last=number == len(passes) - 1)
         return norm
 
-    def _total(self, passes: list[Any]) -> dict[str, Tensor]:
-        """How much of each unit the whole step holds, over passes and ranks."""
-        own = torch.tensor([[b.units[unit] for unit in UNITS] for b in passes], dtype=torch.float64).sum(0)
-        own = own.float().to(self.engine.device)
-        if world()[1] > 1:
-            dist.all_reduce(own)
-        return dict(zip(UNITS, own, strict=True))
+    def _add(self, name: str, value: Tensor | float) -> None:
+        """To the sums of the next line; they stay on the device, for reading them there would wait for it."""
+        value = torch.as_tensor(value, dtype=torch.float32, device=self.engine.device).detach()
+        self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
 
-    @staticmethod
-    def _share(batch: Any, unit: str, total: Tensor) -> Tensor:
-        """This pass's share of the step: means of passes, so weighted, add up to the mean of the step."""
-        share: Tensor = batch.units[unit] / total.clamp(min=1e-9)
-        return share
+    def _log(self, done: int, norm: float | None, passes: list[Any]) -> dict[str, float]:
+        """Write a line to metrics.jsonl: means since the last one; StageError where a loss or norm is not finite."""
+        steps, seconds = done - self._logged, time.monotonic() - self._clock
+        self._logged, self._clock = done, time.monotonic()
+        sums = self._reduced()
 
-    def _count(
-        self, loss: Tensor, terms: Mapping[str, Tensor], notes: Mapping[str, Tensor], share: Any, batch: Any
-    ) -> None:
-        def add(name: str, value: Tensor | float) -> None:
-            value = torch.as_tensor(value, dtype=torch.float32, device=self.engine.device).detach()
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-
-        add("loss", loss)
-        for name, term in terms.items():
-            add(name, term.detach().float() * share[self.terms[name].unit])
-        for name, note in notes.items():
-            add(f"note.{name}", note)
-            add(f"noted.{name}", 1.0)
-        for unit in UNITS:
-            add(unit, batch.units[unit])
-
-    def _log(self, done: int, norm: float | None, pace: float, passes: list[Any]) -> dict[str, float]:
-        value = self._summed()
-        steps, self._logged = done - self._logged, done
-        means = {name: value[name] / steps for name in ("loss", *self.terms)}
-        values = {f"loss term {name!r}": means[name] for name in self.terms}
-        self._finite(values | ({} if norm is None else {"norm of the gradient": norm}), done, passes)
-        noted = [name.removeprefix("note.") for name in value if name.startswith("note.")]
-        notes = {name: value[f"note.{name}"] / value[f"noted.{name}"] for name in noted}
-        rates = {"lr": self.optim.lr * factor(done - 1, self.steps, self.optim), "steps_per_second": pace}
-        line = {
-            "step": done,
-            **means,
-            **notes,
-            **{unit: value[unit] / steps for unit in UNITS},
-            **({} if norm is None else {"norm": norm}),
-            **rates,
-        }
-        if not world()[0]:
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as out:
-                out.write(json.dumps(line) + "\n")
-        return line
-
-    def _summed(self) -> dict[str, float]:
-        """The sums since the last line, over all ranks; a rank may lack a note another has."""
-        names = sorted(self.sums)
-        if world()[1] > 1:
-            every: list[list[str]] = [[] for _ in range(world()[1])]
-            dist.all_gather_object(every, names)
-            names = sorted(set().union(*every))
-        none = torch.zeros((), device=self.engine.device)
-        sums = torch.stack([self.sums.get(name, none) for name in names])
-        if world()[1] > 1:
-            dist.all_reduce(sums)
-        self.sums.clear()
-        return dict(zip(names, sums.tolist(), strict=True))
-
-    @staticmethod
-    def _finite(values: Mapping[str, float], done: int, passes: list[Any]) -> None:
-        for name, value in values.items():
+        losses = {name: sums[name] / steps for name in ("loss", *self.terms)}
+        checked = {f"loss term {name!r}": losses[name] for name in self.terms}
+        for what, value in (checked | ({} if norm is None else {"norm of the gradient": norm})).items():
             if not math.isfinite(value):
                 raise StageError(
-                    f"the {name} is {value} by step {done}",
+                    f"the {what} is {value} by step {done}",
                     at=f"samples {', '.join(passes[-1].ids[:4])}",
                     fix="a lower learning rate, or precision: fp32",
                 )
+
+        notes = [name.removeprefix("note.") for name in sums if name.startswith("note.")]
+        line = {
+            "step": done,
+            **losses,
+            **{name: sums[f"note.{name}"] / sums[f"noted.{name}"] for name in notes},
+            **{unit: sums[unit] / steps for unit in UNITS},
+            **({} if norm is None else {"norm": norm}),
+            "lr": self.optim.lr * factor(done - 1, self.steps, self.optim),
+            "steps_per_second": steps / max(1e-9, seconds),
+        }
+        if not world()[0]:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+        return line
+
+    def _reduced(self) -> dict[str, float]:
+        """The sums since the last line, over all ranks; a rank may lack a note another has."""
+        ranks, names = world()[1], sorted(self._sums)
+        if ranks > 1:
+            names_of: list[list[str]] = [[] for _ in range(ranks)]
+            dist.all_gather_object(names_of, names)
+            names = sorted(set().union(*names_of))
+        zero = torch.zeros((), device=self.engine.device)
+        sums = torch.stack([self._sums.get(name, zero) for name in names])
+        if ranks > 1:
+            dist.all_reduce(sums)
+        self._sums.clear()
+        return dict(zip(names, sums.tolist(), strict=True))

@@ -14,7 +14,7 @@ from mmalign.vlm.supervised import part_of
 
 
 @dataclass
-class Group:
+class ParamGroup:
     """Parameters that share a learning rate and a weight decay."""
 
     names: list[str]
@@ -28,10 +28,13 @@ class Group:
         return {"params": self.params, "lr": 0.0, "weight_decay": self.weight_decay}
 
 
-def groups(named: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> list[Group]:
-    """Trained parameters by part of the model, decayed ones (matrices) apart from the rest."""
-    found: dict[tuple[str, bool, bool], Group] = {}
-    for name, parameter in named:
+def groups(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> list[ParamGroup]:
+    """Trained parameters by part of the model, decayed ones (matrices) apart from the rest.
+
+    CheckError for a trained parameter without dimensions.
+    """
+    by_kind: dict[tuple[str, bool, bool], ParamGroup] = {}  # (part, is a matrix, muon)
+    for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
         if parameter.dim() == 0:
@@ -43,10 +46,11 @@ def groups(named: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> list[Grou
         lr = optim.lr if lr is None else lr
         if muon and optim.lr_muon is not None:
             lr = optim.lr_muon
-        group = found.setdefault((part, matrix, muon), Group([], [], lr, optim.weight_decay if matrix else 0.0, muon))
+        decay = optim.weight_decay if matrix else 0.0
+        group = by_kind.setdefault((part, matrix, muon), ParamGroup([], [], lr, decay, muon))
         group.names.append(name)
         group.params.append(parameter)
-    return list(found.values())
+    return list(by_kind.values())
 
 
 def _is_table(name: str) -> bool:
@@ -54,12 +58,12 @@ def _is_table(name: str) -> bool:
     return any(word in name for word in ("embed", "lm_head", "projection"))
 
 
-def optimizer(given: Sequence[Group], optim: Optim) -> torch.optim.Optimizer:
+def optimizer(param_groups: Sequence[ParamGroup], optim: Optim) -> torch.optim.Optimizer:
+    """AdamW; for groups marked `muon`, Muon beside it. Every rate is 0 until the loop sets it."""
     betas = (optim.betas[0], optim.betas[1])
-    rest = [g.settings() for g in given if not g.muon]
-    if not any(g.muon for g in given):
-        return torch.optim.AdamW(rest, betas=betas)
-    return MuonAdamW([g.settings() for g in given if g.muon], rest, betas)
+    adamw = [group.settings() for group in param_groups if not group.muon]
+    muon = [group.settings() for group in param_groups if group.muon]
+    return MuonAdamW(muon, adamw, betas) if muon else torch.optim.AdamW(adamw, betas=betas)
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -72,11 +76,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([group for inner in self.inner for group in inner.param_groups], {})
         for inner in self.inner:
             inner.state = self.state
-        self._share()
-
-    def _share(self) -> None:
-        """The inner optimizers look at our groups, so a rate set here reaches them."""
-        start = 0
+        start = 0  # the inner optimizers look at our groups, so a rate set here reaches them
         for inner in self.inner:
             inner.param_groups = self.param_groups[start : start + len(inner.param_groups)]
             start += len(inner.param_groups)
@@ -90,10 +90,10 @@ class MuonAdamW(torch.optim.Optimizer):
 
 def factor(step: int, steps: int, optim: Optim) -> float:
     """What the peak rate is multiplied by at a step (0-based): linear warm-up, then the schedule down to 0."""
-    warm = math.ceil(optim.warmup * steps)
-    if step < warm:
-        return (step + 1) / warm
+    warmup_steps = math.ceil(optim.warmup * steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
     if optim.schedule == "constant":
         return 1.0
-    done = (step - warm) / max(1, steps - warm)
-    return 0.5 * (1 + math.cos(math.pi * done)) if optim.schedule == "cosine" else 1 - done
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress)) if optim.schedule == "cosine" else 1 - progress

@@ -21,7 +21,7 @@ from mmalign.llms.chat import Chat
 from mmalign.plan import cards
 from mmalign.plan.cards import Registry
 from mmalign.toyworld.data import Captions
-from mmalign.training.batches import Bad, Collate
+from mmalign.training.batches import BadSamples, Collate
 from tests.data.samples import jsonl, row
 
 
@@ -43,7 +43,7 @@ def written(tmp_path):
 
 def batch(data, parts, numbers, bad=0):
     chat, vision = parts
-    return Collate(data, chat, vision, vision.patches, 500, Bad(bad)).batch(numbers, seed=0)
+    return Collate(data, chat, vision, vision.patches, 500, BadSamples(bad)).batch(numbers, seed=0)
 
 
 def trained(batch):
@@ -63,7 +63,7 @@ def test_the_same_as_the_toy_world(written, parts):
 
 def test_bad_rows_are_counted(written, parts):
     chat, vision = parts
-    bad = Bad(2)
+    bad = BadSamples(2)
     collated = Collate(Conversations(written), chat, vision, vision.patches, 500, bad).batch(range(8), seed=0)
     assert len(collated.ids) == 6
     assert bad.found["gone@6"] == "missing: no image none.png"

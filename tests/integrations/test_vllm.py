@@ -1,4 +1,4 @@
-"""An exported model inside vLLM, for which tests/integrations/stub_vllm.py stands: what it is asked, and what it cannot be asked."""
+"""An exported model inside vLLM, for which stub_vllm.py stands: what it is asked, and what it cannot be asked."""
 
 import sys
 

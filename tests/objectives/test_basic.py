@@ -11,7 +11,7 @@ from mmalign.llms.causal import CausalLM
 from mmalign.objectives import Context, Step
 from mmalign.objectives.basic import Direction, Distribution, layer_weights
 from mmalign.objectives.lm import NextToken
-from mmalign.training.batches import Bad, Collate
+from mmalign.training.batches import BadSamples, Collate
 from mmalign.vision.hf import HFVision
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import Supervised
@@ -155,7 +155,7 @@ def build(folders, family, **objectives):
 
 
 def batch_of(model, numbers, left=False):
-    collate = Collate(Rows(), model.vlm.llm.chat, model.vlm.vision, model.vlm.adapter.tokens, 200, Bad(0))
+    collate = Collate(Rows(), model.vlm.llm.chat, model.vlm.vision, model.vlm.adapter.tokens, 200, BadSamples(0))
     batch = collate.batch(numbers, seed=0)
     if left:  # the same rows, padded in front
         for n, length in enumerate(batch.mask_RS.sum(1).tolist()):

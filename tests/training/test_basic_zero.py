@@ -14,7 +14,7 @@ from mmalign.objectives.lm import NextToken
 from mmalign.plan.recipe import Engine as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training import engine
-from mmalign.training.batches import Bad, Batches, Collate
+from mmalign.training.batches import BadSamples, Batches, Collate
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.training.optim import groups
@@ -36,14 +36,14 @@ def train(folders: dict[str, Path], place: Path, zero: int) -> None:
         model.vlm.llm.vocabulary().mul_(30)  # as drawn all words are alike, and a divergence would be rounding alone
     model.freeze_all_but(["adapter", "llm"])
     model.train()
-    collate = Collate(Rows(), model.vlm.llm.chat, model.vlm.vision, model.vlm.adapter.tokens, 200, Bad(0))
+    collate = Collate(Rows(), model.vlm.llm.chat, model.vlm.vision, model.vlm.adapter.tokens, 200, BadSamples(0))
     batches = Batches(collate, 4, 4, 1, 0, rank, ranks, workers=0)
     optim = Optim(lr=1e-2)
     given = groups(model.named_parameters(), optim)
-    made = engine.Engine(model, given, optim, Settings(zero=zero), "fp32", 1, batches.passes)
+    deepspeed = engine.Engine(model, given, optim, Settings(zero=zero), "fp32", 1, batches.passes)
     premise = Premise(model, batch_of(model, [0]), None, place / "premise.jsonl", 2, STEPS, silent=rank > 0)
     fit = Fit(
-        made, lambda start: batches.run(start, STEPS), STEPS, optim, TERMS, place, Events(place, rank), 100, 1,
+        deepspeed, lambda start: batches.run(start, STEPS), STEPS, optim, TERMS, place, Events(place, rank), 100, 1,
         stop=premise,
     )  # fmt: skip
     fit.run()
@@ -51,9 +51,9 @@ def train(folders: dict[str, Path], place: Path, zero: int) -> None:
 
 def partitioned(config):
     def all_of_them(*args):
-        found = config(*args)
-        found["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        return found
+        ds_config = config(*args)
+        ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return ds_config
 
     return all_of_them
 
@@ -81,11 +81,11 @@ def test_two_processes_log_the_losses_of_one(tmp_path: Path):
         port = free.getsockname()[1]
     train(folders, tmp_path / "one", 0)
     mp.spawn(ranks, (port, folders, tmp_path), nprocs=2)
-    want, seen = lines(tmp_path / "one" / "metrics.jsonl"), lines(tmp_path / "one" / "premise.jsonl")
-    assert [line["step"] for line in want] == [1, 2, 3, 4]
+    metrics, premise = lines(tmp_path / "one" / "metrics.jsonl"), lines(tmp_path / "one" / "premise.jsonl")
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
     for stage in STAGES:
-        found = lines(tmp_path / stage / "metrics.jsonl")
+        of_two = lines(tmp_path / stage / "metrics.jsonl")
         for name in ("loss", *TERMS, "images", "tokens"):
-            one, two = ([line[name] for line in log] for log in (want, found))
+            one, two = ([line[name] for line in log] for log in (metrics, of_two))
             assert two == pytest.approx(one, rel=1e-5), (stage, name)
-        assert lines(tmp_path / stage / "premise.jsonl") == seen
+        assert lines(tmp_path / stage / "premise.jsonl") == premise

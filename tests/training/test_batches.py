@@ -8,7 +8,7 @@ import torch
 from mmalign.data import Data, Record, Turn
 from mmalign.errors import DataError, StageError
 from mmalign.llms.chat import Chat
-from mmalign.training.batches import Bad, Batches, Collate
+from mmalign.training.batches import BadSamples, Batches, Collate
 from tests import parts
 
 
@@ -35,31 +35,31 @@ def chat(tmp_path_factory):
 
 
 def make(chat, rows=10, batch=4, micro=2, rank=0, ranks=1, workers=0, seed=1, broken=(), bad=None, **more):
-    collate = Collate(Rows(rows, broken), chat, None, 0, 60, bad or Bad(9), **more)
+    collate = Collate(Rows(rows, broken), chat, None, 0, 60, bad or BadSamples(9), **more)
     return Batches(collate, rows, batch, micro, seed, rank, ranks, workers)
 
 
 def test_every_epoch_sees_every_row_once(chat):
     batches = make(chat, rows=12)
-    seen = [n for step in range(3) for numbers in batches.numbers(step) for n in numbers]
-    assert sorted(seen) == list(range(12))
-    again = [n for step in range(3, 6) for numbers in batches.numbers(step) for n in numbers]
-    assert sorted(again) == list(range(12))
-    assert again != seen
+    first = [n for step in range(3) for numbers in batches.numbers(step) for n in numbers]
+    assert sorted(first) == list(range(12))
+    second = [n for step in range(3, 6) for numbers in batches.numbers(step) for n in numbers]
+    assert sorted(second) == list(range(12))
+    assert second != first
 
 
 def test_ranks_share_the_passes_of_one_process(chat):
-    whole = make(chat).one(3)
-    halves = [make(chat, rank=rank, ranks=2).one(3) for rank in (0, 1)]
+    whole = make(chat).of_step(3)
+    halves = [make(chat, rank=rank, ranks=2).of_step(3) for rank in (0, 1)]
     assert [halves[n % 2][n // 2] for n in range(2)] == whole
     assert len({seed for _, seed in whole}) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_reading_ahead_changes_nothing(chat, workers):
-    want = [[b.ids for b in step] for step in make(chat).run(0, 5)]
-    assert [[b.ids for b in step] for step in make(chat, workers=workers).run(0, 5)] == want
-    assert [[b.ids for b in step] for step in make(chat, workers=workers).run(3, 5)] == want[3:]
+    expected = [[b.ids for b in step] for step in make(chat).run(0, 5)]
+    assert [[b.ids for b in step] for step in make(chat, workers=workers).run(0, 5)] == expected
+    assert [[b.ids for b in step] for step in make(chat, workers=workers).run(3, 5)] == expected[3:]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_weights_of_tokens_that_are_no_answer(chat):
 
 
 def test_bad_rows_are_left_out_counted_and_listed(chat, tmp_path):
-    bad = Bad(2, tmp_path)
+    bad = BadSamples(2, tmp_path)
     batch = make(chat, broken={1, 4}, bad=bad).collate.batch([0, 1, 4, 5], seed=0)
     assert batch.ids == ["r0", "r5"]
     lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
@@ -96,14 +96,14 @@ def test_bad_rows_are_left_out_counted_and_listed(chat, tmp_path):
 
 
 def test_the_budget_stops_a_stage(chat, tmp_path):
-    collate = make(chat, broken={1, 4}, bad=Bad(1, tmp_path)).collate
-    said = r"2 unusable samples, more than `max_bad` allows \(1\): row 1: row 1 is broken"
-    with pytest.raises(StageError, match=said):
+    collate = make(chat, broken={1, 4}, bad=BadSamples(1, tmp_path)).collate
+    message = r"2 unusable samples, more than `max_bad` allows \(1\): row 1: row 1 is broken"
+    with pytest.raises(StageError, match=message):
         collate.batch([0, 1, 4, 5], seed=0)
 
 
 def test_the_lists_of_all_ranks_are_counted_and_put_together(chat, tmp_path):
-    ranks = [Bad(3, tmp_path, rank) for rank in (0, 1)]
+    ranks = [BadSamples(3, tmp_path, rank) for rank in (0, 1)]
     for bad, row in zip([*ranks, ranks[1]], (1, 4, 1), strict=True):  # in another epoch row 1 is the other rank's
         make(chat, broken={1, 4}, bad=bad).collate.batch([row], seed=0)
     assert list(ranks[0].all()) == ["row 1", "row 4"]
@@ -111,41 +111,41 @@ def test_the_lists_of_all_ranks_are_counted_and_put_together(chat, tmp_path):
     assert [place.name for place in tmp_path.iterdir()] == ["bad.jsonl"]
     assert ranks[0].all() == {f"row {n}": f"row {n} is broken" for n in (1, 4)}
     with pytest.raises(StageError, match=r"2 unusable samples, more than `max_bad` allows \(1\): row 1"):
-        Bad(1, tmp_path, 1).add("row 4", "again")
+        BadSamples(1, tmp_path, 1).add("row 4", "again")
 
 
 def test_what_was_found_before_a_kill_counts_when_a_stage_goes_on(tmp_path):
-    Bad(2, tmp_path).add("a", "gone")
-    Bad(2, tmp_path, rank=1).add("b\u2028", "gone too")
+    BadSamples(2, tmp_path).add("a", "gone")
+    BadSamples(2, tmp_path, rank=1).add("b\u2028", "gone too")
     (tmp_path / "checkpoints" / "step-5").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-5" / "step.json").write_text("{}")
-    again = Bad.of(2, tmp_path)
+    again = BadSamples.of(2, tmp_path)
     assert again.all() == {"a": "gone", "b\u2028": "gone too"}
     with pytest.raises(StageError, match="3 unusable samples"):
         again.add("c", "gone")
-    assert Bad.of(2, tmp_path).all() == {}  # the budget ended it: all may be mended by now
+    assert BadSamples.of(2, tmp_path).all() == {}  # the budget ended it: all may be mended by now
 
 
 def test_a_stage_that_begins_anew_finds_no_old_list(tmp_path):
-    Bad(2, tmp_path).add("a", "gone")
-    assert Bad.of(2, tmp_path).all() == {}
+    BadSamples(2, tmp_path).add("a", "gone")
+    assert BadSamples.of(2, tmp_path).all() == {}
 
 
 def test_a_pass_nobody_could_use_is_still_a_pass(chat):
-    batch = make(chat, broken={1}, bad=Bad(1)).collate.batch([1], seed=0)
+    batch = make(chat, broken={1}, bad=BadSamples(1)).collate.batch([1], seed=0)
     assert batch.ids == []
     assert batch.ids_RS.shape == (1, 1)
     assert batch.units["tokens"] == 0
 
 
 def test_a_row_cut_until_no_answer_is_left_is_bad(chat):
-    bad = Bad(1)
+    bad = BadSamples(1)
     collate = Collate(Rows(), chat, None, 0, 3, bad)
     collate.batch([0], seed=0)
-    assert "no trained token is left" in bad.found["r0"]
+    assert "no trained token is left" in bad.reasons["r0"]
 
 
-def test_a_given_order_is_kept(chat):
+def test_an_order_of_its_own_is_kept(chat):
     batches = make(chat, rows=8)
     batches.order = lambda epoch: [7, 6, 5, 4, 3, 2, 1, 0] if epoch == 0 else list(range(8))
     assert [batches.numbers(step) for step in range(3)] == [[[7, 6], [5, 4]], [[3, 2], [1, 0]], [[0, 1], [2, 3]]]

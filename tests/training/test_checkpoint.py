@@ -15,25 +15,24 @@ def state(seed):
 
 def test_save_load_and_only_the_newest_stays(tmp_path):
     for step in (5, 10):
-        checkpoint.save(tmp_path, step, iter(state(step).items()), {"note": step}, 0)
+        checkpoint.save(tmp_path, step, iter(state(step).items()), 0)
     assert [p.name for p in tmp_path.iterdir()] == ["step-10"]
-    step, found, extra = checkpoint.load(checkpoint.newest(tmp_path))
+    step, loaded = checkpoint.load(checkpoint.newest(tmp_path))
     assert step == 10
-    assert extra["note"] == 10
-    assert all(torch.equal(found[k], v) for k, v in state(10).items())
+    assert all(torch.equal(loaded[k], v) for k, v in state(10).items())
 
 
 def test_many_files_when_one_would_be_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHARD", 50)
-    checkpoint.save(tmp_path, 1, iter(state(0).items()), {}, 0)
+    checkpoint.save(tmp_path, 1, iter(state(0).items()), 0)
     assert len(list((tmp_path / "step-1").glob("state-*.safetensors"))) > 1
     assert set(checkpoint.load(tmp_path / "step-1")[1]) == set(state(0))
 
 
 def test_other_ranks_take_part_and_write_nothing(tmp_path):
-    seen = []
-    checkpoint.save(tmp_path, 1, (seen.append(k) or (k, v) for k, v in state(0).items()), {}, 1)
-    assert len(seen) == 3
+    gathered = []
+    checkpoint.save(tmp_path, 1, (gathered.append(k) or (k, v) for k, v in state(0).items()), 1)
+    assert len(gathered) == 3
     assert not list(tmp_path.iterdir())
 
 
@@ -44,9 +43,9 @@ def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
-    checkpoint.save(tmp_path, 1, iter(state(0).items()), {}, 0)
-    place = next((tmp_path / "step-1").glob("*.safetensors"))
-    place.write_bytes(place.read_bytes()[:40])
+    checkpoint.save(tmp_path, 1, iter(state(0).items()), 0)
+    shard = next((tmp_path / "step-1").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:40])
     with pytest.raises(RunError, match=r"state-00000\.safetensors is damaged"):
         checkpoint.load(tmp_path / "step-1")
 

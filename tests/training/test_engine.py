@@ -27,15 +27,15 @@ class Net(nn.Module):
         self.objectives = nn.ParameterDict({"scale": nn.Parameter(torch.ones(1))})
 
     def forward(self, x, y):
-        made = self.objectives["scale"] * self.adapter(self.frozen(x.to(self.frozen.weight.dtype)))
-        return nn.functional.mse_loss(made.float(), y)
+        out = self.objectives["scale"] * self.adapter(self.frozen(x.to(self.frozen.weight.dtype)))
+        return nn.functional.mse_loss(out.float(), y)
 
 
 def make(zero, precision, name="adamw"):
     net = Net()
     optim = Optim(name=name, lr=1e-2, weight_decay=0.1)
-    given = groups(net.named_parameters(), optim)
-    return Engine(net, given, optim, Settings(zero=zero), precision, 2, PASSES // world()[1]), optim
+    param_groups = groups(net.named_parameters(), optim)
+    return Engine(net, param_groups, optim, Settings(zero=zero), precision, 2, PASSES // world()[1]), optim
 
 
 def train(engine, optim, start, stop):
@@ -45,11 +45,11 @@ def train(engine, optim, start, stop):
     for step in range(start, stop):
         g = torch.Generator().manual_seed(step)
         x, y = torch.randn(PASSES, 2, 8, generator=g), torch.randn(PASSES, 2, 4, generator=g)
-        total, own = torch.zeros(1), range(rank, PASSES, ranks)
-        for number in own:
+        total, passes = torch.zeros(1), range(rank, PASSES, ranks)
+        for number in passes:
             loss = engine(x[number], y[number])
             engine.backward(loss)
-            engine.step(factor(step, 10, optim), last=number == own[-1])
+            engine.step(factor(step, 10, optim), last=number == passes[-1])
             total += loss.detach().float() / PASSES
         if ranks > 1:
             torch.distributed.all_reduce(total)
@@ -64,16 +64,16 @@ def equal(one, other):
 def plain(steps):
     """The same training in plain PyTorch: what every engine has to reproduce."""
     net, optim = Net(), Optim(lr=1e-2, weight_decay=0.1)
-    given = groups(net.named_parameters(), optim)
-    adam = torch.optim.AdamW([g.settings() for g in given], betas=(0.9, 0.999))
+    param_groups = groups(net.named_parameters(), optim)
+    adam = torch.optim.AdamW([g.settings() for g in param_groups], betas=(0.9, 0.999))
     trace = []
     for step in range(steps):
         g = torch.Generator().manual_seed(step)
         x, y = torch.randn(PASSES, 2, 8, generator=g), torch.randn(PASSES, 2, 4, generator=g)
         loss = sum(net(x[n], y[n]) for n in range(PASSES)) / PASSES
         loss.backward()
-        nn.utils.clip_grad_norm_([p for g in given for p in g.params], 1.0)
-        for group, settings in zip(given, adam.param_groups, strict=True):
+        nn.utils.clip_grad_norm_([p for g in param_groups for p in g.params], 1.0)
+        for group, settings in zip(param_groups, adam.param_groups, strict=True):
             settings["lr"] = group.lr * factor(step, 10, optim)
         adam.step()
         adam.zero_grad()
@@ -99,18 +99,18 @@ def test_bf16_stays_near_it(zero):
 def test_resume_is_exact_and_may_change_the_zero_stage(zero, precision, name, then):
     engine, optim = make(zero, precision, name)
     train(engine, optim, 0, 3)
-    kept = {k: v.clone() for k, v in engine.state()}
+    saved = {k: v.clone() for k, v in engine.state()}
     expected = train(engine, optim, 3, 6)
     end = dict(engine.state())
     fresh, optim = make(then, precision, name)
-    fresh.load_state(kept, 3)
-    assert equal(dict(fresh.state()), kept)
-    went_on = train(fresh, optim, 3, 6)
+    fresh.load_state(saved, 3)
+    assert equal(dict(fresh.state()), saved)
+    resumed = train(fresh, optim, 3, 6)
     if then == zero:
-        assert went_on == expected
+        assert resumed == expected
         assert equal(dict(fresh.state()), end)
     else:
-        assert went_on == pytest.approx(expected, rel=1e-5 if precision == "fp32" else 1e-2)
+        assert resumed == pytest.approx(expected, rel=1e-5 if precision == "fp32" else 1e-2)
 
 
 def test_the_state_is_whole_and_by_name():
@@ -128,8 +128,8 @@ def test_weights_of_a_part_are_complete(zero):
     engine, optim = make(zero, "fp32")
     train(engine, optim, 0, 2)
     state = dict(engine.state())
-    own = {k[8:]: v for k, v in state.items() if k.startswith("adapter.") and "/" not in k}
-    assert equal(engine.weights("adapter"), own)
+    adapter = {k[8:]: v for k, v in state.items() if k.startswith("adapter.") and "/" not in k}
+    assert equal(engine.weights("adapter"), adapter)
     assert torch.equal(engine.weights("frozen")["weight"], Net().frozen.weight)
 
 
@@ -153,20 +153,20 @@ def test_two_processes_equal_one_and_one_goes_on_with_their_checkpoint(tmp_path:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(_ranks, (port, str(tmp_path)), nprocs=2)
-    want = plain(6)
+    expected = plain(6)
     for zero in range(4):
-        found = torch.load(tmp_path / f"{zero}.pt", weights_only=True)
-        assert found["trace"] == pytest.approx(want, rel=1e-5)
+        two = torch.load(tmp_path / f"{zero}.pt", weights_only=True)
+        assert two["trace"] == pytest.approx(expected, rel=1e-5)
         engine, optim = make(0, "fp32")
-        engine.load_state(found["state"], 3)
-        assert train(engine, optim, 3, 6) == pytest.approx(want[3:], rel=1e-5)
+        engine.load_state(two["state"], 3)
+        assert train(engine, optim, 3, 6) == pytest.approx(expected[3:], rel=1e-5)
 
 
 def test_the_slowest_rank_is_waited_for(monkeypatch):
     """Longer than the 10 minutes of NCCL and the 30 of gloo: one rank may write, label or ask while the others wait."""
-    given = {}
+    options = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **more: given.update(more))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **more: options.update(more))
     connect()
-    assert given["timeout"] > timedelta(minutes=30)
+    assert options["timeout"] > timedelta(minutes=30)

@@ -13,7 +13,7 @@ from mmalign.plan.recipe import Optim
 from mmalign.training.engine import Engine
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
-from mmalign.training.optim import groups
+from mmalign.training.optim import factor, groups
 
 
 @dataclass
@@ -40,10 +40,10 @@ class Net(nn.Module):
         self.adapter = nn.Linear(3, 1)
 
     def forward(self, batch):
-        made = self.adapter(batch.x)[:, 0]
-        per_image = made[: batch.images].abs().mean() if batch.images else made.sum() * 0
+        out = self.adapter(batch.x)[:, 0]
+        per_image = out[: batch.images].abs().mean() if batch.images else out.sum() * 0
         notes = {"pairs": torch.tensor(float(batch.images))} if batch.images else {}
-        return {"lm": made.square().mean(), "sea": per_image}, notes
+        return {"lm": out.square().mean(), "sea": per_image}, notes
 
 
 def passes(step):
@@ -69,13 +69,12 @@ def by_hand(steps):
     """The same in one batch a step: means over all tokens and all images."""
     net, optim = Net(), Optim(lr=1e-2, clip=0.0)
     adam = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.0)
-    from mmalign.training.optim import factor
 
     rows = []
     for step in range(steps):
-        made = [(net.adapter(p.x)[:, 0], p.images) for p in passes(step)]
-        lm = torch.cat([m for m, _ in made]).square().mean()
-        sea = torch.cat([m[:images].abs() for m, images in made]).mean()
+        outs = [(net.adapter(p.x)[:, 0], p.images) for p in passes(step)]
+        lm = torch.cat([out for out, _ in outs]).square().mean()
+        sea = torch.cat([out[:images].abs() for out, images in outs]).mean()
         for settings in adam.param_groups:
             settings["lr"] = 1e-2 * factor(step, steps, optim)
         (lm + 0.5 * sea).backward()
@@ -88,24 +87,24 @@ def by_hand(steps):
 def test_losses_and_gradients_are_those_of_the_whole_step(tmp_path):
     net, run = fit(tmp_path)
     run.run()
-    want, rows = by_hand(6)
+    expected, rows = by_hand(6)
     for line, (lm, sea) in zip(log(tmp_path), rows, strict=True):
         assert line["lm"] == pytest.approx(lm, rel=1e-5)
         assert line["sea"] == pytest.approx(sea, rel=1e-5)
         assert line["loss"] == pytest.approx(lm + 0.5 * sea, rel=1e-5)
         assert (line["tokens"], line["images"]) == (15, 5)
         assert line["pairs"] == 2.5  # over the two passes that noted it
-    assert torch.allclose(net.adapter.weight, want.adapter.weight, rtol=1e-5)
+    assert torch.allclose(net.adapter.weight, expected.adapter.weight, rtol=1e-5)
 
 
 def test_a_line_over_several_steps_is_their_mean(tmp_path):
     _, run = fit(tmp_path, steps=5, log_every=2)
     run.run()
     _, rows = by_hand(5)
-    found = log(tmp_path)
-    assert [line["step"] for line in found] == [2, 4, 5]
-    assert found[0]["lm"] == pytest.approx((rows[0][0] + rows[1][0]) / 2, rel=1e-5)
-    assert found[2]["lm"] == pytest.approx(rows[4][0], rel=1e-5)
+    lines = log(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    assert lines[0]["lm"] == pytest.approx((rows[0][0] + rows[1][0]) / 2, rel=1e-5)
+    assert lines[2]["lm"] == pytest.approx(rows[4][0], rel=1e-5)
 
 
 def test_stop_ends_it_early(tmp_path):

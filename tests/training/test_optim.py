@@ -21,12 +21,12 @@ class Parts(nn.Module):
 
 def test_each_part_has_its_rate_and_only_matrices_decay():
     optim = Optim(lr=1e-3, lr_vision=1e-5, lr_llm=1e-4, weight_decay=0.1)
-    made = groups(Parts().named_parameters(), optim)
-    found = {name: (g.lr, g.weight_decay) for g in made for name in g.names}
-    assert found["vision.weight"] == (1e-5, 0.1)
-    assert found["vision.bias"] == (1e-5, 0.0)
-    assert found["adapter.weight"] == (1e-3, 0.1)
-    assert found["llm.up.bias"] == (1e-4, 0.0)
+    param_groups = groups(Parts().named_parameters(), optim)
+    settings = {name: (g.lr, g.weight_decay) for g in param_groups for name in g.names}
+    assert settings["vision.weight"] == (1e-5, 0.1)
+    assert settings["vision.bias"] == (1e-5, 0.0)
+    assert settings["adapter.weight"] == (1e-3, 0.1)
+    assert settings["llm.up.bias"] == (1e-4, 0.0)
 
 
 def test_frozen_parameters_are_in_no_group():
@@ -50,27 +50,27 @@ def test_the_schedule_by_its_definition(schedule):
     optim, steps = Optim(lr=1.0, warmup=0.1, schedule=schedule), 50
     for step in range(steps):
         if step < 5:
-            want = (step + 1) / 5
+            expected = (step + 1) / 5
         else:
-            done = (step - 5) / 45
-            want = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[schedule]
-        assert factor(step, steps, optim) == pytest.approx(want)
+            part = (step - 5) / 45
+            expected = {"cosine": (1 + math.cos(math.pi * part)) / 2, "linear": 1 - part, "constant": 1.0}[schedule]
+        assert factor(step, steps, optim) == pytest.approx(expected)
     assert factor(0, 1, Optim(lr=1.0)) == 1
 
 
 def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     parts, optim = Parts(), Optim(name="muon", lr=1e-3, lr_muon=2e-2)
-    made = groups(parts.named_parameters(), optim)
-    assert {n for g in made if g.muon for n in g.names} == {"vision.weight", "adapter.weight", "llm.up.weight"}
-    assert all(g.lr == 2e-2 for g in made if g.muon)
+    trained = groups(parts.named_parameters(), optim)
+    assert {n for g in trained if g.muon for n in g.names} == {"vision.weight", "adapter.weight", "llm.up.weight"}
+    assert all(g.lr == 2e-2 for g in trained if g.muon)
     torch.manual_seed(0)
-    both = optimizer(made, optim)
+    both = optimizer(trained, optim)
     assert isinstance(both, MuonAdamW)
     twin = Parts()
     twin.load_state_dict(parts.state_dict())
     twins = dict(twin.named_parameters())
-    muon = torch.optim.Muon([twins[n] for g in made if g.muon for n in g.names], lr=1e-2, weight_decay=0.0)
-    adamw = torch.optim.AdamW([twins[n] for g in made if not g.muon for n in g.names], lr=1e-2, weight_decay=0.0)
+    muon = torch.optim.Muon([twins[n] for g in trained if g.muon for n in g.names], lr=1e-2, weight_decay=0.0)
+    adamw = torch.optim.AdamW([twins[n] for g in trained if not g.muon for n in g.names], lr=1e-2, weight_decay=0.0)
     for settings in both.param_groups:
         settings["lr"] = 1e-2
     for step in range(3):

@@ -23,7 +23,7 @@ from mmalign.objectives.sea import SEA
 from mmalign.plan.recipe import Engine as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training import engine
-from mmalign.training.batches import Bad, Batches, Collate
+from mmalign.training.batches import BadSamples, Batches, Collate
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.training.optim import groups
@@ -51,15 +51,15 @@ class Uneven(Rows):
         return Truth([() if reference == 0 else (("red", "blue", "star")[n % 3],) for n in range(grid[0] * grid[1])])
 
 
-class Said(LabelSource):
+class TruthLabels(LabelSource):
     """The data's words, each with the score 1."""
 
     needs = "truth"
     words = ["red", "blue", "star"]
 
     def given(self, truth):
-        found = [self.words.index(words[0]) if words else -1 for words in truth]
-        words_PK = torch.tensor(found)[:, None]
+        numbers = [self.words.index(words[0]) if words else -1 for words in truth]
+        words_PK = torch.tensor(numbers)[:, None]
         return words_PK.clamp(min=0), (words_PK >= 0).float()
 
 
@@ -68,7 +68,7 @@ def train(folders: dict[str, Path], place: Path, zero: int, trains: list[str]) -
     place.mkdir(exist_ok=True)
     rank, ranks = engine.world()
     torch.manual_seed(0)
-    eye, mouth, source = HFVision(str(folders["clip"])), CausalLM(str(folders["llama"])), Said()
+    eye, mouth, source = HFVision(str(folders["clip"])), CausalLM(str(folders["llama"])), TruthLabels()
     pieces = mouth.chat.pieces(source.words)
     words = Words(source.words, torch.tensor([ids[:1] for ids in pieces]), mouth.embed)
     vlm, objectives = VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth), {"lm": NextToken(), "sea": SEA()}
@@ -76,14 +76,13 @@ def train(folders: dict[str, Path], place: Path, zero: int, trains: list[str]) -
     model.prepare(ranks > 1)
     model.freeze_all_but(trains)
     model.train()
-    collate = Collate(Uneven(), mouth.chat, eye, model.vlm.adapter.tokens, 200, Bad(9), source=source, grid=eye.grid)
+    collate = Collate(Uneven(), mouth.chat, eye, vlm.tokens, 200, BadSamples(9), source=source, grid=eye.grid)
     batches = Batches(collate, 4, 4, 1, 0, rank, ranks, workers=0)
     optim = Optim(lr=1e-2)
-    made = engine.Engine(
-        model, groups(model.named_parameters(), optim), optim, Settings(zero=zero), "fp32", 1, batches.passes
-    )
+    param_groups = groups(model.named_parameters(), optim)
+    deepspeed = engine.Engine(model, param_groups, optim, Settings(zero=zero), "fp32", 1, batches.passes)
     steps = lambda start: batches.run(start, STEPS)  # noqa: E731
-    Fit(made, steps, STEPS, optim, TERMS, place, Events(place, rank), 100, 1).run()
+    Fit(deepspeed, steps, STEPS, optim, TERMS, place, Events(place, rank), 100, 1).run()
 
 
 def ranks(rank: int, port: int, folders: dict[str, Path], place: Path) -> None:
@@ -111,7 +110,7 @@ def test_two_unlike_ranks_log_the_losses_of_one(tmp_path: Path):
             pytest.fail("the ranks wait for each other")
     for name, trains in TRAINS.items():
         train(folders, tmp_path / f"{name}-one", 0, trains)
-        want, found = (lines(tmp_path / f"{name}-{many}" / "metrics.jsonl") for many in ("one", "two"))
-        assert len(want) == STEPS
+        one, two = (lines(tmp_path / f"{name}-{ranks_}" / "metrics.jsonl") for ranks_ in ("one", "two"))
+        assert len(one) == STEPS
         for key in ("loss", *TERMS, "images", "tokens"):
-            assert [line[key] for line in found] == pytest.approx([line[key] for line in want], rel=1e-5), (name, key)
+            assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-5), (name, key)

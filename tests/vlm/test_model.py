@@ -14,7 +14,7 @@ from mmalign.objectives import Words
 from mmalign.objectives.lm import NextToken
 from mmalign.objectives.sea import SEA
 from mmalign.testing import small
-from mmalign.training.batches import Bad, Collate
+from mmalign.training.batches import BadSamples, Collate
 from mmalign.vision.hf import HFVision
 from mmalign.vlm.batch import Batch
 from mmalign.vlm.frame import resampled
@@ -74,7 +74,7 @@ def build(folders, vision="clip", family="llama", objectives=None, **more):
 
 def collate(model, data=None, **more):
     data = data or Talks()
-    return Collate(data, model.vlm.llm.chat, model.vlm.vision, model.vlm.adapter.tokens, 200, Bad(3), **more)
+    return Collate(data, model.vlm.llm.chat, model.vlm.vision, model.vlm.adapter.tokens, 200, BadSamples(3), **more)
 
 
 def llava(model, batch):

@@ -13,7 +13,7 @@ from mmalign.objectives.basic import Direction
 from mmalign.objectives.lm import NextToken
 from mmalign.objectives.sea import SEA
 from mmalign.testing import small
-from mmalign.training.batches import Bad, Collate
+from mmalign.training.batches import BadSamples, Collate
 from mmalign.vlm.supervised import Labels
 from tests import parts
 from tests.conftest import command
@@ -50,7 +50,7 @@ def test_positions_begin_anew_with_every_sample():
 
 def collate(model, pack, max_length=200):
     return Collate(
-        Talks(), model.vlm.llm.chat, model.vlm.vision, model.vlm.adapter.tokens, max_length, Bad(0), pack=pack
+        Talks(), model.vlm.llm.chat, model.vlm.vision, model.vlm.adapter.tokens, max_length, BadSamples(0), pack=pack
     )
 
 
