@@ -5,12 +5,81 @@ joint space.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from mmalign.errors import CheckError
+
 Sample = Callable[[int], Sequence[tuple[Tensor, str]]]  # images -> (dense_PJ, caption) of that many, spread evenly
+
+
+@dataclass
+class PatchLabels:
+    """The words of each patch of some images.
+
+    words: W of them. words_BPK: numbers into `words`, best first. scores_BPK: fp32; 0 or less says `no word`.
+    grid: (rows, columns) of the P patches, which follow each other row by row.
+    Raises CheckError where these do not fit each other.
+    """
+
+    words: list[str]
+    words_BPK: Tensor
+    scores_BPK: Tensor
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        shape, (rows, columns) = tuple(self.words_BPK.shape), self.grid
+        if len(shape) != 3 or shape[1] != rows * columns or not shape[2]:
+            what = f"words_BPK has the shape {shape}, which is not images x {rows * columns} patches x top_k"
+            raise CheckError(what, at="args.words_BPK", fix=f"grid=(rows, columns) of its patches, not {self.grid}")
+        if tuple(self.scores_BPK.shape) != shape:
+            what = f"words_BPK has the shape {shape}, and scores_BPK {tuple(self.scores_BPK.shape)}"
+            raise CheckError(what, at="args.scores_BPK", fix="a score for each word")
+        odd_M = self.words_BPK[(self.words_BPK < 0) | (self.words_BPK >= len(self.words))]
+        if len(odd_M):
+            what = f"words_BPK holds {int(odd_M[0])}, and there are {len(self.words)} words"
+            raise CheckError(what, at="args.words_BPK", fix="numbers into `words`, from 0, where the score is 0, too")
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.words_BPK)
+
+    def at(self, patch_N: Tensor) -> tuple[Tensor, Tensor]:
+        """words_NK and scores_NK of patches counted through all images (b * P + p)."""
+        return self.words_BPK.flatten(0, 1)[patch_N].long(), self.scores_BPK.flatten(0, 1)[patch_N]
+
+    def on(self, grid: tuple[int, int]) -> "PatchLabels":
+        """The labels of another grid over the same image: for each patch, those of the patch under its centre."""
+        if grid == self.grid:
+            return self
+        under_P = patches_under(self.grid, grid).to(self.words_BPK.device)
+        return replace(self, words_BPK=self.words_BPK[:, under_P], scores_BPK=self.scores_BPK[:, under_P], grid=grid)
+
+    def to(self, device: torch.device | str) -> "PatchLabels":
+        if self.words_BPK.device == self.scores_BPK.device == torch.device(device):
+            return self
+        return replace(self, words_BPK=self.words_BPK.to(device), scores_BPK=self.scores_BPK.to(device))
+
+    @property
+    def best(self) -> list[list[str]]:
+        """The best word of each patch, an image after the other; '' where it has none."""
+        score_BP, rank_BP = self.scores_BPK.max(-1)
+        number_BP = self.words_BPK.gather(-1, rank_BP[..., None])[..., 0]
+        return [
+            [self.words[number] if score > 0 else "" for number, score in zip(numbers, scores, strict=True)]
+            for numbers, scores in zip(number_BP.tolist(), score_BP.tolist(), strict=True)
+        ]
+
+
+def patches_under(source_grid: tuple[int, int], target_grid: tuple[int, int]) -> Tensor:
+    """For every patch of the target grid, row by row, the patch of the source grid under its centre."""
+    (rows, columns), (source_rows, source_columns) = target_grid, source_grid
+    row_H = ((torch.arange(rows) + 0.5) * source_rows / rows).long()
+    column_W = ((torch.arange(columns) + 0.5) * source_columns / columns).long()
+    return (row_H[:, None] * source_columns + column_W[None, :]).flatten()
 
 
 class LabelSource:

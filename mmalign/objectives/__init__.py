@@ -34,6 +34,14 @@ class Words:
         spelled = (self.pieces_WT >= 0).any(1).tolist() if self.pieces_WT.numel() else [False] * len(self.words)
         return [word for word, any_piece in zip(self.words, spelled, strict=True) if not any_piece]
 
+    def __len__(self) -> int:
+        """W."""
+        return len(self.words)
+
+    def __getitem__(self, word_N: Tensor) -> Tensor:
+        """text_ND of these words alone: a long list is never embedded whole."""
+        return self.embeddings(word_N)
+
     def scored(self, words_NK: Tensor, scores_NK: Tensor) -> Tensor:
         """The scores, 0 for words the tokenizer makes nothing of: those are never drawn."""
         spelled_W = (self.pieces_WT >= 0).any(1).to(words_NK.device)

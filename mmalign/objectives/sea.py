@@ -1,7 +1,7 @@
 """SEA: supervised embedding alignment (arXiv 2408.11813, section 4.2)."""
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -9,8 +9,111 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmalign.errors import CheckError
-from mmalign.objectives import Context, Labels, Objective, Step
-from mmalign.objectives.contrast import bounded, info_nce, similarities
+from mmalign.labels import PatchLabels
+from mmalign.objectives import Context, Labels, Objective, Step, Words
+from mmalign.objectives.contrast import MAX_SCALE, bounded, info_nce, similarities
+
+
+class Text(Protocol):
+    """text_WD by word number: a tensor, or `Words`, which embeds only the words that are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, word_N: Tensor, /) -> Tensor: ...
+
+
+def sea_loss(
+    tokens_BQD: Tensor,
+    labels: PatchLabels,
+    text: Text,
+    *,
+    grid: tuple[int, int] | None = None,
+    window: int = 2,
+    temperature: float | Tensor = 0.07,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Contrast visual tokens with words that their patches show: SEA (arXiv 2408.11813, eq. 7 to 9).
+
+    One labelled patch of every window, one word of it in proportion to the scores, each word once in the batch.
+    tokens_BQD: visual tokens as the adapter gives them; token i is patch i, row by row.
+    labels: words and scores of the same images; where their grid is another, those under each token's centre.
+    text: text_ND when indexed by numbers of `labels.words`: a tensor text_WD with a row for each word, the mean of its
+    sub-tokens' input embeddings (eq. 7), or `Words`, which also leaves out words the tokenizer makes nothing of.
+    grid: (rows, columns) of the tokens; None: that of the labels.
+    window: side in patches of the squares of which each gives one patch (the paper: 2).
+    temperature: above 0; a tensor of one element may be learned, best as the exp of its logarithm. Below 0.01 it counts
+    as 0.01, as in CLIP.
+    generator: of the draws, which are made on its device; None: torch's default one.
+
+    Mean over the pairs, scalar, fp32; 0 where no patch has a label. Gradients reach tokens, text and temperature.
+    Raises CheckError where these do not fit each other.
+    """
+    grid = labels.grid if grid is None else grid
+    _check(tokens_BQD, labels, text, grid)
+    _check_window(window)
+    random = generator or _default_generator(tokens_BQD.device)
+    labels_at = _spelled(labels.on(grid).to(random.device), text)
+    patch_N, word_N = draw(labels_at, len(tokens_BQD), grid, window, random)
+    visual_ND, text_ND = pairs(tokens_BQD, text, patch_N, word_N)
+    return info_nce(similarities(visual_ND, text_ND, _scale(temperature, tokens_BQD.device)))  # eq. 8 and 9
+
+
+def pairs(tokens_BQD: Tensor, text: Text, patch_N: Tensor, word_N: Tensor) -> tuple[Tensor, Tensor]:
+    """visual_ND and text_ND, the tokens and words that were drawn as unit vectors, fp32."""
+    visual_ND = tokens_BQD.flatten(0, 1)[patch_N.to(tokens_BQD.device)]
+    place = text.device if isinstance(text, Tensor) else tokens_BQD.device
+    text_ND = text[word_N.to(place)].to(tokens_BQD.device)  # eq. 7
+    if text_ND.shape[1] != visual_ND.shape[1]:
+        what = f"words have {text_ND.shape[1]} numbers each, visual tokens {visual_ND.shape[1]}"
+        raise CheckError(what, at="args.text", fix="input embeddings of the language model that the adapter feeds")
+    return F.normalize(visual_ND.float(), dim=-1), F.normalize(text_ND.float(), dim=-1)
+
+
+def _check(tokens_BQD: Tensor, labels: PatchLabels, text: Text, grid: tuple[int, int]) -> None:
+    shape, (rows, columns) = tuple(tokens_BQD.shape), grid
+    if len(shape) != 3:
+        raise CheckError(f"tokens_BQD is images x tokens x width, not {shape}", at="args.tokens_BQD")
+    if shape[1] != rows * columns:
+        what = f"{shape[1]} visual tokens an image, and a grid of {rows} x {columns}"
+        raise CheckError(what, at="args.grid", fix="grid=(rows, columns) of an adapter that keeps the grid")
+    if shape[0] != len(labels):
+        raise CheckError(f"visual tokens of {shape[0]} images, and labels of {len(labels)}", at="args.labels")
+    if len(text) != len(labels.words) or (isinstance(text, Words) and text.words != labels.words):
+        what = f"text is of {len(text)} words that are not the {len(labels.words)} of the labels"
+        raise CheckError(what, at="args.text", fix="a row for each word of labels.words, in their order")
+
+
+def _check_window(window: int) -> None:
+    if window < 1:
+        raise CheckError(f"sea: window must be at least 1, got {window}", at="args.window")
+
+
+def _scale(temperature: float | Tensor, device: torch.device) -> Tensor:
+    """1/temperature, bounded."""
+    value_N = torch.as_tensor(temperature).detach().flatten()
+    if len(value_N) != 1:
+        raise CheckError(f"temperature is one number, not {len(value_N)}", at="args.temperature")
+    if not value_N[0] > 0:
+        fix = "temperature=1.0 for the paper's 0, which is read as its logarithm"
+        raise CheckError(f"temperature must be above 0, got {value_N[0]:g}", at="args.temperature", fix=fix)
+    return torch.as_tensor(1 / temperature, dtype=torch.float32, device=device).clamp(max=MAX_SCALE)
+
+
+def _spelled(labels: PatchLabels, text: Text) -> Labels:
+    """The labels of patches, without words the tokenizer makes nothing of, where that is known."""
+    if not isinstance(text, Words):
+        return labels.at
+
+    def spelled_at(patch_N: Tensor) -> tuple[Tensor, Tensor]:
+        words_NK, scores_NK = labels.at(patch_N)
+        return words_NK, text.scored(words_NK, scores_NK)
+
+    return spelled_at
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    """The one torch draws from where none is named; that of the CPU for devices other than CUDA's."""
+    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
 
 
 class SEA(Objective):
@@ -29,8 +132,7 @@ class SEA(Objective):
 
     def __init__(self, window: int = 2, temperature: float = 0.07, gather: bool = False) -> None:
         super().__init__()
-        if window < 1:
-            raise CheckError(f"sea: window must be at least 1, got {window}", at="args.window")
+        _check_window(window)
         if temperature < 0:
             raise CheckError(f"sea: temperature must be at least 0, got {temperature:g}", at="args.temperature")
         self.window, self.gather = window, gather
@@ -42,8 +144,7 @@ class SEA(Objective):
     def forward(self, step: Step) -> Tensor:
         """Mean over the pairs drawn from this pass (eq. 9); 0 when no patch has a label. Scalar, fp32."""
         patch_N, word_N = draw(step.labels, len(step.visual_BPD), step.grid, self.window, step.random)
-        visual_ND = F.normalize(step.visual_BPD.flatten(0, 1)[patch_N].float(), dim=-1)
-        text_ND = F.normalize(step.words.embeddings(word_N), dim=-1)
+        visual_ND, text_ND = pairs(step.visual_BPD, step.words, patch_N, word_N)
         if self.gather:
             visual_ND, text_ND, word_N = joined(visual_ND), joined(text_ND), joined(word_N)
             kept = once_each(word_N, shared(step.random))

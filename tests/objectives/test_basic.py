@@ -1,15 +1,25 @@
 """BASIC against the paper's sums, written out; the attention of every family against eager; who gets a gradient."""
 
+from itertools import product
+
 import pytest
 import torch
 
 from mmalign.adapters.mlp import MLP
 from mmalign.data import Data, Record, Turn
 from mmalign.errors import CheckError, StageError
-from mmalign.llms import Look
+from mmalign.llms import Look, Places, watch
 from mmalign.llms.causal import CausalLM
 from mmalign.objectives import Context, Step
-from mmalign.objectives.basic import Direction, Distribution, layer_weights
+from mmalign.objectives.basic import (
+    Direction,
+    Distribution,
+    attention_share,
+    basic_direction_loss,
+    basic_distribution_loss,
+    layer_weights,
+    refined_tokens,
+)  # fmt: skip
 from mmalign.objectives.lm import NextToken
 from mmalign.training.batches import BadSamples, Collate
 from mmalign.vision.hf import HFVision
@@ -77,6 +87,121 @@ def test_eq_6_and_7_and_their_gradients(shape, dtype, term):
     assert (visual.grad.double() - exact.grad).norm() <= gradient * exact.grad.norm()
 
 
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("shape", [(2, 15, 8, 11), (1, 1, 4, 7), (3, 9, 16, 33)])
+@pytest.mark.parametrize("term", [0, 1])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_losses_as_functions_of_plain_tensors(shape, dtype, term, shared):
+    step, look, visual, refined, share, embed = make_step(*shape, dtype)
+    objective = (Direction(), Distribution())[term]
+    objective.look = look
+    if not shared:
+        share = step.shares[look] = torch.full_like(share, 1 / shape[1])
+    exact = visual.detach().double().requires_grad_()
+    want = by_hand(exact, refined, share, embed)[term]
+    want.backward()
+    refined, share, embed = (tensor.requires_grad_() for tensor in (refined, share, embed))
+    weight = share if shared else None
+    losses = basic_direction_loss, basic_distribution_loss
+    loss = losses[term](visual, refined, weight, *[embed] * term)
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(loss, objective(step))
+    loss.backward()
+    value, gradient = BOUNDS[dtype]
+    assert loss.item() == pytest.approx(want.item(), rel=value)
+    assert (visual.grad.double() - exact.grad).norm() <= gradient * exact.grad.norm()
+    assert all(constant.grad is None for constant in (refined, share, embed))
+
+
+def test_cosine_logits_as_a_function():
+    step, look, visual, refined, share, embed = make_step(2, 6, 8, 11)
+    cosine = Distribution(logits="cosine", temperature=0.5)
+    cosine.look = look
+    loss = basic_distribution_loss(visual, refined, share, embed, logits="cosine", temperature=0.5)
+    assert torch.equal(loss, cosine(step))
+    assert loss.item() != pytest.approx(basic_distribution_loss(visual, refined, share, embed).item(), rel=1e-2)
+
+
+def test_without_images_the_functions_give_zero_with_a_gradient():
+    none = torch.zeros(0, 6, 8, requires_grad=True)
+    for loss in (basic_direction_loss(none, none), basic_distribution_loss(none, none, None, torch.ones(5, 8))):
+        none.grad = None
+        loss.backward()
+        assert loss.item() == 0
+        assert none.grad is not None
+
+
+@pytest.mark.parametrize("kind", [*KINDS, (0.5, -0.25, 2.0)])
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_eq_4_as_a_function(kind, dtype):
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 2, 15, 8, generator=g).to(dtype).requires_grad_()
+    weights = layer_weights(3, kind) if isinstance(kind, str) else kind
+    want = torch.zeros(2, 15, 8, dtype=torch.float64)
+    for i, b, q in product(range(3), range(2), range(15)):
+        want[b, q] += weights[i] * hidden[i, b, q].detach().double()
+    refined = refined_tokens(hidden, kind)
+    assert refined.dtype == torch.promote_types(dtype, torch.float32)
+    assert not refined.requires_grad
+    assert torch.allclose(refined.double(), want, atol=1e-6)
+    assert torch.equal(refined, refined_tokens(tuple(hidden), weights))
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_eq_5_as_a_function(dtype):
+    """5 text rows among 9, 7 positions looked at, 3 layers; the last image is looked at by nobody."""
+    g = torch.Generator().manual_seed(0)
+    layers, images, heads, rows, positions = 3, 4, 2, 9, 7
+    attention = torch.rand(layers, images, heads, rows, positions, generator=g).to(dtype)
+    column = torch.stack([torch.randperm(positions, generator=g)[:3] for _ in range(images)])
+    text = torch.zeros(images, rows, dtype=torch.bool)
+    for b in range(images - 1):
+        text[b, torch.randperm(rows, generator=g)[:5]] = True
+    share = attention_share(attention, column, text)
+    assert share.dtype == torch.promote_types(dtype, torch.float32)
+    for b in range(images):
+        rows_of_text = text[b].nonzero()[:, 0].tolist()
+        looked = [
+            sum(float(attention[i, b, h, t, s]) for i, h, t in product(range(layers), range(heads), rows_of_text))
+            for s in column[b].tolist()
+        ]
+        want = [weight / sum(looked) if sum(looked) else 0 for weight in looked]
+        assert share[b].tolist() == pytest.approx(want, rel=1e-5)
+    assert torch.equal(attention_share(tuple(attention), column, text), share)
+    every = attention_share(attention, column)
+    assert torch.equal(every, attention_share(attention, column, torch.ones_like(text)))
+    assert not torch.allclose(every, share)
+
+
+ROWS = torch.zeros(2, 6, 8)
+ATTENTION = torch.zeros(3, 2, 4, 5, 9)  # 3 layers, 2 images, 4 heads, 5 rows, 9 positions
+
+
+@pytest.mark.parametrize(
+    ("call", "at", "message"),
+    [
+        (lambda: basic_direction_loss(ROWS, ROWS[:1]), "args.refined_BQD", r"\(2, 6, 8\), refined ones \(1, 6, 8\)"),
+        (lambda: basic_direction_loss(ROWS[0], ROWS[0]), "args.refined_BQD", r"visual tokens have the shape \(6, 8\)"),
+        (lambda: basic_direction_loss(ROWS, ROWS, torch.ones(6)), "args.share_BQ", r"their shares \(6,\)"),
+        (lambda: basic_distribution_loss(ROWS, ROWS, None, torch.ones(5, 9)), "args.embed_VD", "have 9 numbers each"),
+        (lambda: refined_tokens([]), "args.weights", "0 weights for the outputs of 0 layers"),
+        (lambda: refined_tokens([ROWS, ROWS], [1.0]), "args.weights", "1 weights for the outputs of 2 layers"),
+        (lambda: attention_share([], torch.zeros(2, 3).long()), "args.attention_LBHTS", "attention of no layer"),
+        (lambda: attention_share(ATTENTION, torch.zeros(3, 3).long()), "args.column_BQ", "2 images, and columns of 3"),
+        (
+            lambda: attention_share(ATTENTION, torch.zeros(2, 3).long(), torch.ones(2, 9)),
+            "args.text_BT",
+            r"2 images from 5 rows each, text_BT of the shape \(2, 9\)",
+        ),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(call, at, message):
+    with pytest.raises(CheckError, match=message) as caught:
+        call()
+    assert caught.value.at == at
+    assert caught.value.fix
+
+
 def test_the_repairs():
     step, look, visual, refined, share, embed = make_step(2, 6, 8, 11)
     direction = Direction(subtract_mean=True)
@@ -100,6 +225,9 @@ def test_the_repairs():
         (lambda: Direction(attention="some"), "attention must be one of auto, equal"),
         (lambda: Distribution(logits="soft"), "logits must be one of plain, cosine"),
         (lambda: Distribution(temperature=0.0), "temperature must be above 0"),
+        (lambda: refined_tokens([ROWS], "up"), "weights must be one of increasing, constant, decreasing, got 'up'"),
+        (lambda: basic_distribution_loss(ROWS, ROWS, None, ROWS[0], logits="soft"), "logits must be one of plain"),
+        (lambda: basic_distribution_loss(ROWS, ROWS, None, ROWS[0], temperature=0.0), "temperature must be above 0"),
         (lambda: Direction(layers=9).prepare(Context(layers=4)), "layers is 9, and the language model has 4"),
     ],
 )
@@ -214,6 +342,31 @@ def test_what_is_seen_in_passing_equals_eager(folders, family, layers, kind, lef
         look = model.objectives[name].look
         assert torch.allclose(step["it"].refined[look], refined, rtol=1e-5, atol=1e-5)
         assert torch.allclose(step["it"].shares[look], share, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(step["it"].refined[look], plain(model, batch, layers, kind)[0], rtol=1e-5, atol=1e-5)
+        if attention:
+            assert torch.allclose(step["it"].shares[look], plain(model, batch, layers, kind)[1], rtol=1e-5, atol=1e-6)
+
+
+def plain(model, batch, layers, kind):
+    """refined and share from transformers' eager pass, by the functions that one's own loop would call."""
+    hidden, attentions = eager(model, batch, layers)
+    visual_RS = batch.ids_RS == batch.mark
+    rows, columns = (index.view(batch.images, -1) for index in torch.where(visual_RS))
+    refined = refined_tokens([hidden_RSD[rows, columns] for hidden_RSD in hidden], kind)
+    text_RS = (batch.mask_RS > 0) & ~visual_RS
+    own_B = rows[:, 0]  # the sample of each image
+    return refined, attention_share([weight[own_B] for weight in attentions], columns, text_RS[own_B])
+
+
+def test_eq_4_as_a_function_equals_what_is_added_up_in_passing():
+    hidden = [torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(n)).bfloat16() for n in range(3)]
+    places = Places(torch.tensor([0, 1]), torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.ones(2, 9) > 0)
+    look = Look(layer_weights(3, "increasing"), attention=False)
+    seen = watch.Seen(places, (look,))
+    for number, layer in enumerate(hidden, 1):
+        seen.layer(number, layer)
+    at = places.row_B[:, None], places.column_BQ
+    assert torch.equal(refined_tokens([layer[at] for layer in hidden]), seen.refined[look])
 
 
 def test_a_sliding_window_counts(folders, tmp_path):
@@ -295,8 +448,6 @@ def test_a_pass_without_images_gives_zero(folders):
 
 
 def test_attention_in_chunks_of_text_is_the_same(folders, monkeypatch):
-    from mmalign.llms import watch
-
     model = build(folders, "llama", a=Direction())
     with torch.no_grad():
         whole = model(batch_of(model, [0, 2, 3]))[0]["a"]
@@ -324,8 +475,6 @@ def test_capped_attention_is_refused(folders, tmp_path):
 
 
 def test_a_model_without_a_list_of_layers_is_refused(folders):
-    from mmalign.llms import watch
-
     class Odd(torch.nn.Module):
         base_model = torch.nn.Linear(2, 2)
 

@@ -1,5 +1,6 @@
 """SEA against the paper's sums, written out; its samplers against their stated distributions."""
 
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from mmalign.errors import CheckError
+from mmalign.labels import PatchLabels
 from mmalign.objectives import Context, Step, Words
 from mmalign.objectives.contrast import MAX_SCALE, info_nce, similarities
-from mmalign.objectives.sea import SEA, draw, draw_patches, draw_words, joined, once_each
+from mmalign.objectives.sea import SEA, draw, draw_patches, draw_words, joined, once_each, sea_loss
 from tests.objectives.test_contrast import TOLERANCE, eq_9
 
 GRIDS = [(4, 4, 2), (24, 24, 2), (27, 27, 2), (5, 3, 2), (3, 3, 1), (2, 7, 4), (1, 1, 3)]
@@ -146,6 +148,118 @@ def test_the_whole_objective_equals_the_paper_loop_by_loop(grid, window, dtype):
     touched = step.visual_BPD.grad.reshape(-1, 16).abs().sum(1).nonzero()[:, 0].tolist()
     assert sorted(touched) == sorted(patch_N.tolist())  # only what was drawn learns
     assert sea.log_scale.grad is not None
+
+
+def label_tensors(step, words=50):
+    """A step's labels as `PatchLabels`."""
+    images, patches = step.visual_BPD.shape[:2]
+    numbers, scores = step.labels(torch.arange(images * patches))
+    shape = (images, patches, -1)
+    return PatchLabels([str(n) for n in range(words)], numbers.view(shape), scores.view(shape), step.grid)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *TOLERANCE])
+@pytest.mark.parametrize(("images", "grid", "window"), [(3, (5, 3), 2), (2, (27, 27), 2), (2, (4, 4), 3)])
+def test_the_loss_as_a_function_of_plain_tensors_equals_the_paper_loop_by_loop(images, grid, window, dtype):
+    step, _, table, pieces = make_step(images, grid, dtype=dtype)
+    labels = label_tensors(step)
+    labels.scores_BPK[0] -= 100  # an image without labels
+    step.labels = labels.at
+    text = step.words[torch.arange(50)].requires_grad_()
+    assert torch.equal(text[[7]], step.words[torch.tensor([7])])
+    tokens = step.visual_BPD
+    loss = sea_loss(tokens, labels, text, window=window, temperature=0.2, generator=stream(1))
+    patch_N, word_N = draw(labels.at, images, grid, window, stream(1))
+    assert len(word_N)
+    visual = tokens.detach().float().reshape(-1, 16)[patch_N]
+    own = [[table.to(dtype).float()[piece] for piece in pieces[word].tolist() if piece >= 0] for word in word_N]
+    assert loss.item() == pytest.approx(eq_9(visual, [sum(of_word) / len(of_word) for of_word in own], 0.2), rel=1e-5)
+    assert (loss.dtype, loss.shape) == (torch.float32, ())
+    assert torch.equal(loss, sea_loss(tokens, labels, step.words, window=window, temperature=0.2, generator=stream(1)))
+    assert loss.item() == pytest.approx(SEA(window, temperature=0.2)(step).item(), rel=1e-6)
+    loss.backward()
+    touched = tokens.grad.reshape(-1, 16).abs().sum(1).nonzero()[:, 0].tolist()
+    assert sorted(touched) == sorted(patch_N.tolist())
+    assert sorted(text.grad.abs().sum(1).nonzero()[:, 0].tolist()) == sorted(word_N.tolist())
+
+
+def test_its_temperature_may_be_learned_and_is_bounded_as_the_objective_s():
+    step, *_ = make_step()
+    sea = SEA(temperature=0.2)
+    sea(step).backward()
+    log_temperature = torch.tensor([math.log(0.2)], requires_grad=True)
+    labels = label_tensors(step)
+    sea_loss(step.visual_BPD, labels, step.words, temperature=log_temperature.exp(), generator=stream(1)).backward()
+    assert -log_temperature.grad.item() == pytest.approx(sea.log_scale.grad.item(), rel=1e-5)
+    low = [sea_loss(step.visual_BPD, labels, step.words, temperature=t, generator=stream(1)) for t in (1e-9, 0.01)]
+    assert torch.equal(*low)
+
+
+def test_draws_without_a_generator_are_torch_s_own():
+    step, *_ = make_step()
+    torch.manual_seed(5)
+    loss = sea_loss(step.visual_BPD, label_tensors(step), step.words)
+    assert torch.equal(loss, sea_loss(step.visual_BPD, label_tensors(step), step.words, generator=stream(5)))
+    assert not torch.equal(loss, sea_loss(step.visual_BPD, label_tensors(step), step.words))
+
+
+def test_only_drawn_words_are_embedded_and_unspelled_ones_never_drawn():
+    step, *_ = make_step()
+    step.words.pieces_WT[::2] = -1  # the tokenizer makes nothing of every other word
+    asked, embed = [], step.words.embed
+    step.words.embed = lambda ids: asked.append(len(ids)) or embed(ids)
+    labels = label_tensors(step)
+    loss = sea_loss(step.visual_BPD, labels, step.words, generator=stream(1))
+    _, word_N = draw(lambda n: (labels.at(n)[0], step.words.scored(*labels.at(n))), 2, step.grid, 2, stream(1))
+    assert asked == [len(word_N)]
+    assert all(word % 2 for word in word_N.tolist())
+    assert torch.equal(loss, sea_loss(step.visual_BPD, labels, step.words, generator=stream(1)))
+
+
+def test_labels_of_another_grid_are_those_under_each_token():
+    step, *_ = make_step(grid=(5, 3))
+    labels = label_tensors(step)
+    tokens = torch.randn(2, 8, 16, generator=stream(9))
+    loss = sea_loss(tokens, labels, step.words, grid=(4, 2), generator=stream(1))
+    assert torch.equal(loss, sea_loss(tokens, labels.on((4, 2)), step.words, generator=stream(1)))
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_no_label_is_a_zero_with_a_gradient(images):
+    labels = PatchLabels(["a"], torch.zeros(images, 15, 1).long(), torch.zeros(images, 15, 1), (5, 3))
+    tokens, text = torch.randn(images, 15, 8, requires_grad=True), torch.randn(1, 8, requires_grad=True)
+    loss = sea_loss(tokens, labels, text)
+    loss.backward()
+    assert loss.item() == 0
+    assert tokens.grad is not None
+    assert text.grad is not None
+
+
+LABELS = PatchLabels(["a", "b"], torch.zeros(2, 15, 1).long(), torch.ones(2, 15, 1), (5, 3))
+OTHER = Words(["a", "c"], torch.zeros(2, 1).long(), lambda ids: torch.ones(*ids.shape, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "at", "message"),
+    [
+        ({"tokens_BQD": torch.ones(15, 8)}, "args.tokens_BQD", r"images x tokens x width, not \(15, 8\)"),
+        ({"tokens_BQD": torch.ones(2, 16, 8)}, "args.grid", "16 visual tokens an image, and a grid of 5 x 3"),
+        ({"grid": (4, 4)}, "args.grid", "15 visual tokens an image, and a grid of 4 x 4"),
+        ({"tokens_BQD": torch.ones(3, 15, 8)}, "args.labels", "visual tokens of 3 images, and labels of 2"),
+        ({"text": torch.ones(3, 8)}, "args.text", "text is of 3 words that are not the 2 of the labels"),
+        ({"text": OTHER}, "args.text", "text is of 2 words that are not the 2 of the labels"),
+        ({"text": torch.ones(2, 9)}, "args.text", "words have 9 numbers each, visual tokens 8"),
+        ({"window": 0}, "args.window", "window must be at least 1, got 0"),
+        ({"temperature": 0.0}, "args.temperature", "temperature must be above 0, got 0"),
+        ({"temperature": torch.tensor(-1.0)}, "args.temperature", "temperature must be above 0, got -1"),
+        ({"temperature": torch.ones(2)}, "args.temperature", "temperature is one number, not 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, at, message):
+    fitting = {"tokens_BQD": torch.ones(2, 15, 8), "labels": LABELS, "text": torch.ones(2, 8)}
+    with pytest.raises(CheckError, match=message) as caught:
+        sea_loss(**{**fitting, **change})
+    assert caught.value.at == at
 
 
 def test_temperature():
