@@ -50,23 +50,38 @@ class NearestWords(LabelSource):
         self.bank: Bank | None = None
 
     def prepare(self, captions: Callable[[], Iterable[str]], sample: Sample) -> dict[str, object]:
-        """The words in use, the mean that is taken off, the sign; what was decided."""
-        found: dict[str, object] = {}
+        """The words in use, the mean that is taken off, the sign; what was decided.
+
+        Raises DataError where the data has no images or captions for what is asked of them.
+        """
+        decisions: dict[str, object] = {}
         if self.vocabulary == "captions":
             self.words = used(self.words, captions())
-            found["words"] = len(self.words)
+            decisions["words"] = len(self.words)
+        images = self._looked_at(sample)
         numbers = firsts(self.words)
         self.number_W = torch.tensor(list(numbers.values()))
         text_WJ = text_bank(self.encoder, list(numbers), self.templates)
-        seen = sample(max(self.center, LOOK if self.sign == "auto" else 0))
-        mean_W = mean_similarity(text_WJ, [dense_PJ for dense_PJ, _ in seen[: self.center]])
+        mean_W = mean_similarity(text_WJ, [dense_PJ for dense_PJ, _ in images[: self.center]])
         if self.center:
-            found["centred on"] = f"{min(self.center, len(seen))} images"
+            decisions["centred on"] = f"{min(self.center, len(images))} images"
         if self.sign == "auto":
-            self.sign, why = decided(list(numbers), {s: Bank.of(text_WJ, mean_W, s) for s in (1, -1)}, seen)
-            found["sign"] = f"{self.sign:+d} ({why})"
+            self.sign, why = decided(list(numbers), {s: Bank.of(text_WJ, mean_W, s) for s in (1, -1)}, images)
+            decisions["sign"] = f"{self.sign:+d} ({why})"
         self.bank = Bank.of(text_WJ, mean_W, int(self.sign))
-        return found
+        return decisions
+
+    def _looked_at(self, sample: Sample) -> Sequence[tuple[Tensor, str]]:
+        """(dense_PJ, caption) of the images that decide the mean and the sign; fewer than wanted where there are not
+        so many."""
+        images = sample(max(self.center, LOOK if self.sign == "auto" else 0))
+        if self.center and not images:
+            what = f"center is {self.center} images, and none can be read to take the words' mean over"
+            raise DataError(what, at="args.center", fix="center: 0, or data with images")
+        if self.sign == "auto" and not any(tokens(caption) for _, caption in images):
+            what = f"sign auto is decided by captions, and none of {len(images)} images has one"
+            raise DataError(what, at="args.sign", fix="sign: 1 or sign: -1, or data with captions")
+        return images
 
     @torch.no_grad()
     def label(self, dense_NJ: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +113,8 @@ def used(words: Sequence[str], captions: Iterable[str]) -> list[str]:
     said = {token for caption in captions for token in tokens(caption)}
     kept = [word for word in words if word.lower() in said]
     if not kept:
-        raise DataError("no word of the list occurs in any caption", fix="vocabulary: all, or another word list")
+        what = "no word of the list occurs in any caption" if said else "vocabulary captions, and there is no caption"
+        raise DataError(what, at="args.vocabulary", fix="vocabulary: all, or another word list")
     return kept
 
 
@@ -107,11 +123,11 @@ def tokens(caption: str) -> set[str]:
 
 
 @torch.no_grad()
-def decided(words: Sequence[str], banks: dict[int, Bank], seen: Sequence[tuple[Tensor, str]]) -> tuple[int, str]:
+def decided(words: Sequence[str], banks: dict[int, Bank], images: Sequence[tuple[Tensor, str]]) -> tuple[int, str]:
     """The sign under which a patch's best word is in its image's caption more often, and both shares."""
     agree = {1: 0, -1: 0}
     patches = 0
-    for dense_PJ, caption in seen:
+    for dense_PJ, caption in images:
         said = tokens(caption)
         for sign, bank in banks.items():
             best_P1, _ = bank.best(F.normalize(dense_PJ.float(), dim=-1), 1)

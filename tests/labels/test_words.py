@@ -130,6 +130,50 @@ def test_auto_that_cannot_decide_says_so(place):
         source.prepare(lambda: [], lambda images: [(dense(), "no word of the list")])
 
 
+@pytest.mark.parametrize("center", [1, 2, 3, 256])
+def test_the_very_images_that_are_labelled_may_be_few_and_without_captions(place, center):
+    """What somebody without a data set hands it: a few images, no caption."""
+    images = [dense(seed) for seed in (1, 2, 3)]
+    source = NearestWords(Tower(), place, keep=2, center=center)
+    decisions = source.prepare(lambda: [], lambda wanted: [(dense_PJ, "") for dense_PJ in images[:wanted]])
+    assert decisions == {"centred on": f"{min(center, 3)} images"}
+    alike = [normalize(dense_PJ, dim=-1) @ Tower().words(WORDS).T for dense_PJ in images]
+    mean = torch.cat(alike[:center]).mean(0)
+    for dense_PJ, alike_PW in zip(images, alike, strict=True):
+        want = (alike_PW - mean).topk(2, dim=1)
+        words, scores = source.label(dense_PJ)
+        assert torch.equal(words, want.indices)
+        assert torch.allclose(scores, want.values, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("args", "images", "at", "message"),
+    [
+        ({"center": 256}, 0, "args.center", "center is 256 images, and none can be read"),
+        ({"center": 2, "sign": "auto"}, 0, "args.center", "center is 2 images, and none can be read"),
+        ({"sign": "auto"}, 0, "args.sign", "sign auto is decided by captions, and none of 0 images has one"),
+        ({"sign": "auto"}, 3, "args.sign", "sign auto is decided by captions, and none of 3 images has one"),
+        ({"vocabulary": "captions"}, 3, "args.vocabulary", "vocabulary captions, and there is no caption"),
+    ],
+)
+def test_what_cannot_be_decided_without_images_or_captions_is_refused(place, args, images, at, message):
+    tower = Tower()
+    source = NearestWords(tower, place, keep=2, **args)
+    with pytest.raises(DataError, match=message) as caught:
+        source.prepare(lambda: [], lambda wanted: [(dense(n), " ") for n in range(images)][:wanted])
+    assert caught.value.at == at
+    assert caught.value.fix
+    assert not tower.asked  # before 41,242 words are encoded
+
+
+def test_no_image_is_looked_at_where_nothing_is_to_be_decided(place):
+    wanted = []
+    source = NearestWords(Tower(), place, keep=2)
+    assert source.prepare(lambda: [], lambda images: wanted.append(images) or []) == {}
+    assert wanted == [0]
+    assert len(source.label(dense())[0]) == 15
+
+
 @pytest.mark.parametrize(
     "args", [{"sign": 2}, {"sign": "up"}, {"vocabulary": "some"}, {"center": -1}]
 )  # fmt: skip
