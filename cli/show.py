@@ -11,10 +11,8 @@ from rich.text import Text
 
 from mmalign.errors import RunError
 from mmalign.io import files
+from mmalign.pipeline.recipes import preview
 from mmalign.plan import estimate, graph
-from mmalign.plan import read as compose
-from mmalign.plan.cards import Registry
-from mmalign.plan.check import check
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Evaluate, Label, Report, Stage, Train
 
@@ -28,10 +26,8 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 def planned(recipe: str, overrides: Sequence[str], runs: Path, ahead: bool = False) -> tuple[list[Node], list[str]]:
     """The plan of a recipe, checked, and the notes a reader should see. ahead: before its data is there."""
-    variants = compose.load(recipe, overrides)
-    registry = Registry(variants[0].registry)
-    notes = check(variants, registry, ahead)
-    return graph.plan(variants, runs, registry), notes
+    plan = preview(recipe, *overrides, runs=runs, ahead=ahead)
+    return plan.stages, plan.notes
 
 
 def table(*columns: str) -> Table:

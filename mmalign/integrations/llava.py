@@ -105,7 +105,7 @@ def llava(source: str, target: Path, template: str | None = None) -> None:
         raise RunError(f"cannot import {source}: {reason}", at=source, fix="a checkpoint like LLaVA-1.5's")
     processor = _read(AutoProcessor, source)
     words = processor.tokenizer
-    words.chat_template = template or _template(source, words.chat_template or processor.chat_template)
+    words.chat_template = template or template_of(source, words.chat_template or processor.chat_template)
     whole, about = _read(LlavaForConditionalGeneration, source, dtype="auto", output_loading_info=True)
     if lacking := sorted(about["missing_keys"]):  # transformers draws them at random
         what = f"cannot load {source}: it lacks {len(lacking)} weights, such as {lacking[0]}"
@@ -158,7 +158,7 @@ FORMATS = {
 }  # fmt: skip
 
 
-def _template(source: str, own: str | None) -> str:
+def template_of(source: str, own: str | None) -> str:
     if own and re.search(r"{%-?\s*generation\s*-?%}", own):
         return own
     name = next((name for mark, name in FORMATS.items() if mark in (own or "")), None)

@@ -198,6 +198,15 @@ class Hashes:
                 write_json(self.memory, self.known)
 
 
+def data_frame(rows: list[dict[str, Any]]) -> Any:
+    """Rows as a pandas.DataFrame; a RunError where pandas is not installed."""
+    try:
+        import pandas
+    except ImportError as err:
+        raise RunError("a DataFrame needs the package pandas", fix="pip install pandas") from err
+    return pandas.DataFrame(rows)
+
+
 def strings(value: Any) -> Iterator[str]:
     """Every string in a nest of lists and mappings."""
     if isinstance(value, str):

@@ -3,6 +3,7 @@
 Letters: B rows, S positions, T new positions, D width.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,9 @@ class Cached(Decoder):
     """A causal LM of transformers, which keeps keys and values of all that it read."""
 
     def __init__(self, lm: Any) -> None:
-        self.lm, self.cache = lm, DynamicCache()
+        self.lm, cache = lm, DynamicCache()
+        named = inspect.signature(type(lm.base_model).forward).parameters
+        self.cache = {"cache" if "cache" in named else "past_key_values": cache}  # the older name goes with 5.40
         self.keys: Line | None = None
 
     def read(self, embeds_BTD: Tensor, line: Line) -> Tensor:
@@ -100,8 +103,8 @@ class Cached(Decoder):
             inputs_embeds=embeds_BTD,
             attention_mask=masks(self.lm.config, line, self.keys),
             position_ids=line.position_BS,
-            past_key_values=self.cache,
             use_cache=True,
+            **self.cache,
         )
         hidden_BTD: Tensor = out.last_hidden_state
         return hidden_BTD

@@ -1,8 +1,8 @@
 """Builds the parts a stage names, with the weights of the stages it reads."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from mmalign.adapters import Adapter
 from mmalign.data import Data
-from mmalign.errors import CardError, RunError
-from mmalign.labels import LabelSource
+from mmalign.errors import RunError
 from mmalign.llms import LLM
 from mmalign.pipeline.existing import WHOLE
 from mmalign.pipeline.task import Task, done
@@ -21,7 +20,6 @@ from mmalign.plan.cards import Card
 from mmalign.vision import Vision
 from mmalign.vlm.model import VLM
 
-T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -60,14 +58,14 @@ def _weights(place: Path) -> dict[str, Tensor]:
         raise RunError(f"cannot read the weights {place.name}: {err}", at=str(place), fix=fix) from err
 
 
-def vision(task: Task, role: str, where: dict[str, str], runs: Path) -> Vision:
-    """The encoder of a role; one that wraps another is handed it."""
-    card = _without_inner(task.cards[role])
-    if f"{role}.encoder" in task.cards:
-        return _checked(cards.build(card, encoder=vision(task, f"{role}.encoder", where, runs)), Vision, card)
-    if "vision" in where and _same(task, role):
-        card = replace(card, args={**card.args, "checkpoint": str(runs / where["vision"])})
-    return _checked(cards.build(card), Vision, card)
+def vision(task: Task, role: str, weights: Mapping[str, str], runs: Path) -> Vision:
+    """The encoder of a role, those inside it too; weights that a stage trained go into the innermost."""
+    named = {role: task.cards[role], **cards.below(role, cards.inside(role, task.cards))}
+    innermost = max(named, key=len)
+    if "vision" in weights and _same(task, innermost):
+        named[innermost] = _from(named[innermost], runs / weights["vision"])
+    encoder: Vision = cards.build(named[role], inner=cards.inside(role, named))
+    return encoder
 
 
 def _same(task: Task, role: str) -> bool:
@@ -76,33 +74,20 @@ def _same(task: Task, role: str) -> bool:
     return role.partition(".")[0] == "vision" or own is None or own.name == task.cards[role].name
 
 
-def llm(task: Task, where: dict[str, str], runs: Path) -> LLM:
+def llm(task: Task, weights: Mapping[str, str], runs: Path) -> LLM:
     card = task.cards["llm"]
-    if "llm" in where:
-        card = replace(card, args={**card.args, "checkpoint": str(runs / where["llm"])})
-    return _checked(cards.build(card), LLM, card)
+    language: LLM = cards.build(_from(card, runs / weights["llm"]) if "llm" in weights else card)
+    return language
+
+
+def _from(card: Card, checkpoint: Path) -> Card:
+    """The card with weights that a stage saved."""
+    return replace(card, args={**card.args, "checkpoint": str(checkpoint)})
 
 
 def data(card: Card) -> Data:
-    return _checked(cards.build(card), Data, card)
-
-
-def labels(task: Task, keep: int, encoder: Vision | None) -> LabelSource:
-    """The label source of a task; `encoder` is handed over where its card names one."""
-    card = _without_inner(task.cards["labels"])
-    more: dict[str, Any] = {"encoder": encoder} if encoder is not None else {}
-    return _checked(cards.build(card, keep=keep, **more), LabelSource, card)
-
-
-def _without_inner(card: Card) -> Card:
-    return replace(card, args={k: v for k, v in card.args.items() if k != "encoder"})
-
-
-def _checked(made: Any, kind: type[T], card: Card) -> T:
-    if not isinstance(made, kind):
-        what = f"{card.name!r} is a {type(made).__name__}, not a {kind.__module__}.{kind.__name__}"
-        raise CardError(what, at=card.path, fix=f"a {card.family} part subclasses {kind.__name__}")
-    return made
+    dataset: Data = cards.build(card)
+    return dataset
 
 
 def cast_all(precision: str, *modules: nn.Module | None) -> None:

@@ -1,12 +1,12 @@
 """A trained model from wherever it lies: a training stage, an exported folder, a LLaVA checkpoint, a hub id."""
 
 import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from mmalign.io import files
 from mmalign.pipeline import build, existing, task
 from mmalign.plan.recipe import Train
 from mmalign.vlm import folder
@@ -43,9 +43,8 @@ def _of_llava(place: Path) -> VLM:
     """Taken apart once, and kept until one of its files changes."""
     from mmalign.integrations.llava import llava
 
-    root = Path(os.environ.get("MMALIGN_CACHE") or Path.home() / ".cache" / "mmalign") / "imported"
     stamps = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(place.iterdir())]
-    target = root / hashlib.sha256(f"{folder.FORMAT} {place} {stamps}".encode()).hexdigest()[:16]
+    target = files.cache("imported") / hashlib.sha256(f"{folder.FORMAT} {place} {stamps}".encode()).hexdigest()[:16]
     if not target.exists():
         try:
             llava(str(place), target)

@@ -12,7 +12,6 @@ import torch.distributed as dist
 
 from mmalign.benchmarks import Benchmark, Probe, Question, Score
 from mmalign.benchmarks.filed import FiledBenchmark, NoAnswersError, score
-from mmalign.errors import CardError
 from mmalign.integrations import vllm
 from mmalign.integrations.vllm import VLLM
 from mmalign.io import files
@@ -21,7 +20,6 @@ from mmalign.pipeline.existing import VLLM as INSIDE_VLLM
 from mmalign.pipeline.existing import WHOLE
 from mmalign.pipeline.task import Task
 from mmalign.plan import cards
-from mmalign.plan.cards import Card
 from mmalign.plan.recipe import Evaluate
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
@@ -77,15 +75,8 @@ def _keep(task: Task, model: VLM | VLLM, bench: Benchmark | Probe, name: str, sc
 
 def bench_of(task: Task, role: str) -> Benchmark | Probe:
     """The benchmark or probe of a role; one that names a data card is handed that data."""
-    card: Card = task.cards[role]
-    if f"{role}.data" in task.cards:
-        card = replace(card, args={k: v for k, v in card.args.items() if k != "data"})
-        made = cards.build(card, data=build.data(task.cards[f"{role}.data"]))
-    else:
-        made = cards.build(card)
-    if not isinstance(made, (Benchmark, Probe)):
-        raise CardError(f"{card.name!r} is neither a Benchmark nor a Probe", at=card.path)
-    return made
+    bench: Benchmark | Probe = cards.build(task.cards[role], inner=cards.inside(role, task.cards))
+    return bench
 
 
 def measure(model: VLM | VLLM, bench: Benchmark | Probe, place: Path, batch: int, protocol: str = "official") -> Score:

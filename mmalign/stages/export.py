@@ -160,7 +160,7 @@ def llava(vlm: VLM) -> Any:
         image_token_index=llm.chat.mark,
         projector_hidden_act="gelu" if len(linears) == 2 else "linear",
         vision_feature_layer=-1 if encoder.norm else encoder.depth - encoder.layers - 1,
-        vision_feature_select_strategy="default" if encoder.first else "full",
+        vision_feature_select_strategy="default" if encoder.prefix_tokens else "full",
         image_seq_length=encoder.patches,
         tie_word_embeddings=bool(lm.config.tie_word_embeddings),
     )
@@ -243,10 +243,10 @@ def processor(vlm: VLM) -> LlavaProcessor:
         image_processor=images,
         tokenizer=words,
         patch_size=encoder.tower.config.patch_size,
-        vision_feature_select_strategy="default" if encoder.first else "full",
+        vision_feature_select_strategy="default" if encoder.prefix_tokens else "full",
         chat_template=TEXTS + (llm.chat.template or ""),
         image_token=MARK,
-        num_additional_image_tokens=encoder.first,
+        num_additional_image_tokens=encoder.prefix_tokens,
     )
 
 

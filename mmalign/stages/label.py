@@ -18,6 +18,7 @@ from mmalign.labels import LabelSource, store
 from mmalign.labels.store import Header
 from mmalign.pipeline import build
 from mmalign.pipeline.task import Task
+from mmalign.plan import cards
 from mmalign.plan.recipe import Label
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
@@ -31,17 +32,24 @@ def source(
 
     own: the model's encoder, used if it is the same; another one labels in fp32, whatever its checkpoint holds.
     """
-    encoder: Vision | None = None
-    if "labels.encoder" in task.cards:
-        mine = "vision" in task.cards and task.cards["labels.encoder"].name == task.cards["vision"].name
-        where = build.places(task)
-        made = own if own is not None and mine else build.vision(task, "labels.encoder", where, task.folder.parent)
-        encoder = (made if made is own else made.float()).to(device()).eval()
-    words = build.labels(task, keep, encoder)
-    found = words.prepare(lambda: _captions(data), lambda images: _sample(encoder, data, images))
-    if found:
-        events.say("labels: " + ", ".join(f"{key} {value}" for key, value in found.items()))
-    return words.to(device()), encoder
+    encoder = _encoder(task, own)
+    handed: dict[str, Any] = {} if encoder is None else {"encoder": encoder}
+    labels: LabelSource = cards.build(task.cards["labels"], keep=keep, **handed)
+    decided = labels.prepare(lambda: _captions(data), lambda images: _sample(encoder, data, images))
+    if decided:
+        events.say("labels: " + ", ".join(f"{key} {value}" for key, value in decided.items()))
+    return labels.to(device()), encoder
+
+
+def _encoder(task: Task, own: Vision | None) -> Vision | None:
+    """The encoder of the task's labels; None for a source that needs none."""
+    if "labels.encoder" not in task.cards:
+        return None
+    shared = "vision" in task.cards and task.cards["labels.encoder"].name == task.cards["vision"].name
+    if own is not None and shared:
+        return own.to(device()).eval()
+    encoder = build.vision(task, "labels.encoder", build.places(task), task.folder.parent)
+    return encoder.float().to(device()).eval()
 
 
 def _captions(data: Data) -> Iterator[str]:

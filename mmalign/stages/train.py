@@ -21,6 +21,7 @@ from mmalign.pipeline import build
 from mmalign.pipeline.build import DTYPES
 from mmalign.pipeline.task import Task
 from mmalign.plan import cards
+from mmalign.plan.check import unmet
 from mmalign.plan.recipe import Train
 from mmalign.stages.supply import Supply, supply
 from mmalign.training import optim
@@ -131,12 +132,9 @@ def _truths(vlm: VLM, collate: Collate, numbers: list[int]) -> list[list[set[int
 def _fits(objectives: dict[str, Objective], vlm: VLM, labels: Supply) -> None:
     """What `check` knows from facts; parts of other packages may have none."""
     for name, objective in objectives.items():
-        at = f"objectives.{name}"
-        if "labels" in objective.needs and labels.in_pass is None:
-            raise CheckError(f"{name} needs labels", at=at, fix="labels: {source: NAME, keep: 10}")
-        if objective.per_patch and vlm.grid is None:
-            what = f"{name} supervises single patches, and {type(vlm.adapter).__name__} does not keep the grid"
-            raise CheckError(what, at=at, fix="an adapter with keeps_grid, such as mlp2x-gelu")
+        adapter, grid, some = type(vlm.adapter).__name__, vlm.grid is not None, labels.in_pass is not None
+        for what, fix in unmet(name, objective.needs, objective.per_patch, some, grid, adapter):
+            raise CheckError(what, at=f"objectives.{name}", fix=fix)
 
 
 def _collate(task: Task, stage: Train, vlm: VLM, data: Data, labels: Supply) -> Collate:

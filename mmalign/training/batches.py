@@ -22,7 +22,7 @@ from torch import Tensor
 from mmalign.data import Data, Record
 from mmalign.errors import DataError, StageError
 from mmalign.io import files
-from mmalign.labels import LabelSource
+from mmalign.labels import LabelSource, patches_under
 from mmalign.labels.store import Store
 from mmalign.llms.chat import Chat
 from mmalign.plan.recipe import uneven
@@ -30,7 +30,6 @@ from mmalign.training import checkpoint
 from mmalign.training.engine import world
 from mmalign.vision import Vision
 from mmalign.vlm.batch import Batch, Sample, collate
-from mmalign.vlm.frame import resampled
 
 
 @dataclass
@@ -174,7 +173,7 @@ class Collate:
     def _labels(self, key: str, reference: Any) -> tuple[Tensor, Tensor]:
         if self.store:
             words, scores = self.store[key]
-            cell_P = resampled(self.store.header.grid, self.grid)  # the store's patch under each of ours
+            cell_P = patches_under(self.store.header.grid, self.grid)  # the store's patch under each of ours
             words_PK, scores_PK = words.astype(np.int64), scores.astype(np.float32)
             return torch.from_numpy(words_PK)[cell_P], torch.from_numpy(scores_PK)[cell_P]
         assert self.source is not None

@@ -20,7 +20,7 @@ from mmalign.vision import Vision
 from mmalign.vlm.model import VLM
 
 FORMAT = 1
-ROLES = ("vision", "adapter", "llm")  # of the cards that every such folder has
+ROLES = {"vision": "vision", "adapter": "adapters", "llm": "llms"}  # of the cards every such folder has: family
 AGAIN = "export it again"
 
 
@@ -58,10 +58,18 @@ def read(folder: str | Path) -> VLM:
 
 def build(named: Mapping[str, Card], place: Path | None = None) -> VLM:
     """The model of some cards, by role; `place`: with the checkpoints of that folder. The adapter is new."""
-    vision = _vision(named, place and place / "vision")
-    llm: LLM = cards.build(_at(named["llm"], place and place / "llm"))
+    named = {role: replace(card, family=ROLES[role.split(".")[0]]) for role, card in named.items()}
+    innermost = max((role for role in named if role.startswith("vision")), key=len)
+    if place is not None:
+        named |= {role: _from(named[role], place / role.split(".")[0]) for role in (innermost, "llm")}
+    vision: Vision = cards.build(named["vision"], inner=cards.inside("vision", named))
+    llm: LLM = cards.build(named["llm"])
     adapter: Adapter = cards.build(named["adapter"], patch_dim=vision.dim, llm_dim=llm.dim, grid=vision.grid)
     return VLM(vision, adapter, llm)
+
+
+def _from(card: Card, checkpoint: Path) -> Card:
+    return replace(card, args={**card.args, "checkpoint": str(checkpoint)})
 
 
 def _cards(place: Path) -> dict[str, Card]:
@@ -87,18 +95,3 @@ def _fill(adapter: Adapter, place: Path) -> None:
     except (OSError, SafetensorError, RuntimeError) as err:
         what = f"cannot read the adapter {place}: {' '.join(str(err).split())}"
         raise RunError(what, at=str(place), fix=AGAIN) from err
-
-
-def _at(card: Card, place: Path | None) -> Card:
-    return card if place is None else replace(card, args={**card.args, "checkpoint": str(place)})
-
-
-def _vision(named: Mapping[str, Card], place: Path | None) -> Vision:
-    card = named["vision"]
-    if "vision.encoder" in named:
-        inner = cards.build(_at(named["vision.encoder"], place))
-        args = {k: v for k, v in card.args.items() if k != "encoder"}
-        wrapped: Vision = cards.build(replace(card, args=args), encoder=inner)
-        return wrapped
-    encoder: Vision = cards.build(_at(card, place))
-    return encoder

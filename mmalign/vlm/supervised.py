@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.errors import CheckError, StageError
-from mmalign.labels import LabelSource
+from mmalign.labels import LabelSource, patches_under
 from mmalign.llms import Look, Places
 from mmalign.objectives import Context, Objective, Step, Words
 from mmalign.vision import Vision
 from mmalign.vlm.batch import Batch
-from mmalign.vlm.frame import resampled
 from mmalign.vlm.model import PARTS, VLM
 
 
@@ -156,7 +155,7 @@ class Supervised(nn.Module):
             with torch.no_grad():
                 _, dense_BPJ = labels.encoder.both(batch.label_pixels_B3SS)
         assert dense_BPJ is not None
-        under_P = resampled(label_grid, self.vlm.adapter.grid).to(dense_BPJ.device)
+        under_P = patches_under(label_grid, self.vlm.adapter.grid).to(dense_BPJ.device)
         dense_NJ = dense_BPJ.detach()[:, under_P].flatten(0, 1)
 
         def label(patch_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from mmalign.errors import RunError
 from mmalign.io import files
 
 if TYPE_CHECKING:
@@ -61,11 +60,7 @@ class WordMap:
 
     def to_pandas(self) -> Any:
         """The rows as a pandas.DataFrame; a RunError where pandas is not installed."""
-        try:
-            import pandas
-        except ImportError as err:
-            raise RunError("a DataFrame needs the package pandas", fix="pip install pandas") from err
-        return pandas.DataFrame(list(self.rows()))
+        return files.data_frame(list(self.rows()))
 
     def html(self, title: str = "What visual tokens say", whole: bool = True) -> str:
         """A page that needs nothing else; not `whole`: a piece of one."""

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from mmalign.adapters.mlp import MLP
 from mmalign.errors import CardError, DataError
-from mmalign.integrations.llava import _template, adapter, adapter_weights, llava, load_adapter
+from mmalign.integrations.llava import adapter, adapter_weights, llava, load_adapter, template_of
 from mmalign.stages import export
 from mmalign.vlm.folder import read
 from tests.llms.test_templates import TEMPLATES
@@ -102,4 +102,4 @@ def test_a_llava_hf_folder_comes_back_as_it_went(build, tmp_path, vision, family
 )
 def test_a_published_template_is_known(own, name):
     """Ours of the same format takes its place, for theirs mark no answers."""
-    assert _template("org/model", own) == (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    assert template_of("org/model", own) == (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from mmalign.adapters.mlp import MLP
 from mmalign.data import Data, Record, Turn
 from mmalign.errors import CheckError, DataError, StageError
+from mmalign.labels import patches_under
 from mmalign.llms.causal import CausalLM
 from mmalign.objectives import Words
 from mmalign.objectives.lm import NextToken
@@ -17,7 +18,6 @@ from mmalign.testing import small
 from mmalign.training.batches import BadSamples, Collate
 from mmalign.vision.hf import HFVision
 from mmalign.vlm.batch import Batch
-from mmalign.vlm.frame import resampled
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import Labels, Supervised, counts, keep_reached, reached
 from tests import parts
@@ -300,7 +300,7 @@ def test_resampled_takes_the_patch_under_the_centre(come, go):
         for column in range(go[1]):
             y, x = (row + 0.5) / go[0], (column + 0.5) / go[1]
             want.append(int(y * come[0]) * come[1] + int(x * come[1]))
-    assert resampled(come, go).tolist() == want
+    assert patches_under(come, go).tolist() == want
 
 
 def test_the_passs_random_numbers_are_its_own(folders):

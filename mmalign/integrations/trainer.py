@@ -1,0 +1,166 @@
+"""Supervision of visual tokens in somebody else's loop: forward(**batch) gives the loss, and every term by name.
+
+    supervised = mmalign.supervise(model, processor, {"sea": 1.0, "basic-direction": 1.0}, labels="siglip-words")
+    Trainer(model=supervised, ..., callbacks=[supervised.log_terms()]).train()
+
+Letters: B images, R rows, S positions, and pixels of a side.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import TrainerCallback
+
+from mmalign.errors import CheckError
+from mmalign.integrations.transformers_vlm import wrap
+from mmalign.objectives import Objective
+from mmalign.plan import cards
+from mmalign.plan.cards import Registry
+from mmalign.plan.check import unmet
+from mmalign.vlm.batch import Batch
+from mmalign.vlm.labelling import Labeller
+from mmalign.vlm.model import VLM, pictures
+from mmalign.vlm.supervised import Labels, Supervised
+
+IGNORED = -100  # the label of a position that is not trained, as transformers has it
+
+
+@dataclass
+class Means:
+    """Means of the terms since they were last asked for, over their units, all passes and ranks."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of each term, times its units in the pass; and the units
+
+    def add(self, terms: Mapping[str, Tensor], units: Mapping[str, float]) -> None:
+        for name, term in terms.items():
+            pair = torch.stack([term.detach().float() * units[name], torch.tensor(units[name], device=term.device)])
+            self.sums[name] = self.sums.get(name, torch.zeros_like(pair)) + pair
+
+    def take(self) -> dict[str, float]:
+        names = sorted(self.sums)
+        if not names:
+            return {}
+        sums = torch.stack([self.sums[name] for name in names])
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        self.sums.clear()
+        return {name: float(total / units.clamp(min=1e-9)) for name, (total, units) in zip(names, sums, strict=True)}
+
+
+class SupervisedModel(Supervised):
+    """Supervised, called as transformers calls its models.
+
+    weights: of each objective; the loss is the weighted sum of their means over the pass. labeller: makes the labels of
+    a pass from its own pictures; None: no objective needs labels, or the batch brings `label_pixels`.
+    """
+
+    def __init__(
+        self, vlm: VLM, objectives: Mapping[str, Objective], weights: Mapping[str, float], labeller: Labeller | None
+    ) -> None:
+        labels = None
+        if labeller is not None:
+            labels = Labels(vlm.word_embeddings(labeller.source.words), labeller.source, labeller.encoder)
+        super().__init__(vlm, objectives, labels)
+        self.weights, self.means = dict(weights), Means()
+        self.prepare(distributed=dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """{"loss": the weighted sum, and every objective's mean under its name}. Scalars, fp32.
+
+        input_ids, attention_mask, labels: (R, S); the image mark's id stands once for every visual token, labels are
+        -100 where nothing is trained and else the ids themselves, as transformers shifts them. pixel_values: (B, 3, S,
+        S), the pictures in the order of their marks. A plain tensor batch of the model's own processor has all of it.
+        """
+        batch = self.batch(input_ids, attention_mask, pixel_values, labels)
+        terms, _ = super().forward(batch)
+        units = batch.units
+        self.means.add(terms, {name: units[self._unit(name)] for name in terms})
+        loss = sum((self.weights[name] * term for name, term in terms.items()), torch.zeros((), device=self.vlm.device))
+        return {"loss": loss, **terms}
+
+    def batch(
+        self, ids_RS: Tensor, mask_RS: Tensor | None, pixels_B3SS: Tensor | None, label_RS: Tensor | None
+    ) -> Batch:
+        trained_RS = torch.zeros_like(ids_RS, dtype=torch.bool) if label_RS is None else label_RS != IGNORED
+        if label_RS is not None and bool((label_RS[trained_RS] != ids_RS[trained_RS]).any()):
+            what = "labels are other tokens than input_ids where they are trained"
+            raise CheckError(
+                what, at="labels", fix="input_ids, with -100 where nothing is trained; transformers shifts them"
+            )
+        batch = Batch(
+            ids_RS=ids_RS,
+            mask_RS=torch.ones_like(ids_RS) if mask_RS is None else mask_RS.long(),
+            weight_RS=trained_RS.float(),
+            pixels_B3SS=pixels_B3SS,
+            mark=self.vlm.llm.chat.mark,
+            seed=int(torch.randint(1 << 31, ())),  # of the global generator: a seeded run draws the same labels
+        )
+        (labels,) = self._labels
+        if labels is None or labels.encoder is None or pixels_B3SS is None or self.vlm.vision is None:
+            return batch
+        shown = pictures(self.vlm.vision, pixels_B3SS)  # labels of what the model is shown, not of the file
+        label_pixels = torch.stack([labels.encoder.pixels(picture) for picture in shown])
+        return replace(batch, label_pixels_B3SS=label_pixels.to(ids_RS.device))
+
+    def _unit(self, name: str) -> str:
+        objective: Any = self.objectives[name]
+        return str(objective.unit)
+
+    def log_terms(self) -> "LogTerms":
+        """A callback for transformers' Trainer: every term beside the loss, in each line that it logs."""
+        return LogTerms(self.means)
+
+
+class LogTerms(TrainerCallback):  # type: ignore[misc]
+    """Adds the terms' means since the last line to what a Trainer logs."""
+
+    def __init__(self, means: Means) -> None:
+        self.means = means
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **more: Any) -> None:
+        if logs is not None and "loss" in logs:
+            terms = self.means.take()
+            logs.update(terms)
+            if state.log_history:
+                state.log_history[-1].update(terms)
+
+
+def supervise(
+    model: Any,
+    processor: Any = None,
+    objectives: Mapping[str, float | Mapping[str, Any]] | None = None,
+    labels: "str | Labeller | None" = None,
+    top_k: int = 10,
+) -> SupervisedModel:
+    """A model whose visual tokens are supervised: forward(**batch) gives the loss, and every term by name.
+
+    model: a VLM (mmalign.load), or a LlavaForConditionalGeneration with its processor; its modules are shared, so what
+    trains here trains there, and which of its parameters learn is left as it is. objectives: {card: weight}, or {card:
+    {weight: ..., other arguments}} (`mmalign list objectives`); `lm`, the language-model loss, is among them with
+    weight 1 unless it is named. labels: a label source (`mmalign list labels`), or a Labeller, for
+    objectives that need one; labels are made in the pass, of the pictures as the model is shown them. top_k: words
+    kept a patch, where `labels` is a name.
+
+    Raises CardError for a name that is no card, CheckError for an objective that the model or the labels do not fit.
+    """
+    vlm = model if isinstance(model, VLM) else wrap(model, processor)
+    registry, weights, parts = Registry(), dict[str, float](), dict[str, Objective]()
+    for name, setting in {"lm": 1.0, **(objectives or {})}.items():
+        args = {"weight": setting} if isinstance(setting, (int, float)) else dict(setting)
+        weights[name] = float(args.pop("weight", 1.0))
+        parts[name] = cards.build(registry.card("objectives", name), **args)
+        adapter, grid = type(vlm.adapter).__name__, vlm.grid is not None
+        for what, _ in unmet(name, parts[name].needs, parts[name].per_patch, labels is not None, grid, adapter):
+            raise CheckError(what, at=f"objectives.{name}", fix='supervise(..., labels="siglip-words")')
+    labeller = Labeller(labels, top_k) if isinstance(labels, str) else labels
+    return SupervisedModel(vlm, parts, weights, labeller)

@@ -1,0 +1,74 @@
+"""Words for the patches of pictures at hand, by a label source of the registry."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmalign.errors import CheckError
+from mmalign.labels import LabelSource, PatchLabels
+from mmalign.plan import cards
+from mmalign.plan.cards import Registry
+from mmalign.vision import Vision
+from mmalign.vlm.model import listed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Labeller:
+    """A label source and its encoder, ready for pictures: `labeller(images)` gives PatchLabels.
+
+    source: the name of a card (`mmalign list labels`), as `SEA` takes it. top_k: words kept a patch. images: PIL images
+    like those to come; a source that is centred on data is centred on them. args: arguments of the card to change.
+    Raises CardError for a name that is no card, CheckError for a source that needs more than pictures.
+    """
+
+    def __init__(
+        self, source: str, top_k: int = 10, images: "Image | Sequence[Image]" = (), args: dict[str, Any] | None = None
+    ) -> None:
+        registry = Registry()
+        card = registry.card("labels", source)
+        card.args |= args or {}
+        inner = registry.inside(card)
+        if "encoder" not in inner:
+            what = f"{source} takes the words that data gives, and pictures alone have none"
+            raise CheckError(what, at="labels", fix="a source with an encoder, such as siglip-words")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.encoder: Vision = (
+            cards.build(inner["encoder"], inner=cards.inside("encoder", inner)).float().to(device).eval()
+        )
+        self.source: LabelSource = cards.build(card, keep=top_k, encoder=self.encoder)
+        pictures = listed(images)
+        self.decided = self.source.prepare(
+            lambda: (), lambda count: [(self.dense(one)[0], "") for one in pictures[:count]]
+        )
+        self.source = self.source.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
+
+    @torch.no_grad()
+    def dense(self, images: "Image | Sequence[Image]") -> Tensor:
+        """dense_BPJ of PIL images, on the encoder's device."""
+        pixels_B3SS = torch.stack([self.encoder.pixels(image) for image in listed(images)])
+        return self.encoder.both(pixels_B3SS.to(self.device))[1]
+
+    @torch.no_grad()
+    def __call__(self, images: "Image | Sequence[Image]") -> PatchLabels:
+        dense_BPJ = self.dense(images)
+        words_NK, scores_NK = self.source.label(dense_BPJ.flatten(0, 1))
+        count, patches = dense_BPJ.shape[:2]
+        words_BPK, scores_BPK = (each.view(count, patches, -1) for each in (words_NK, scores_NK))
+        return PatchLabels(self.source.words, words_BPK, scores_BPK, self.encoder.grid)
+
+
+def label(images: "Image | Sequence[Image]", source: str = "siglip-words", top_k: int = 10, **args: Any) -> PatchLabels:
+    """The `top_k` words of each patch of some PIL images, best first (SEA, arXiv 2408.11813, section 4.1).
+
+    source: a card of the registry (`mmalign list labels`); args: arguments of the card to change (words=..., sign=-1).
+    A source that is centred on data is centred on these images. Raises CardError and CheckError as Labeller does.
+    """
+    return Labeller(source, top_k, images, args)(images)
