@@ -26,8 +26,8 @@ def text_bank(encoder: Vision, words: Sequence[str], templates: Sequence[str] = 
     place = files.cache("banks") / f"{_key(encoder, words, templates)}.safetensors"
     device = next(encoder.parameters()).device
     with suppress(OSError, SafetensorError, KeyError):  # not there, or damaged
-        kept: Tensor = load_file(place)["text_WJ"]
-        return kept.to(device)
+        text_WJ: Tensor = load_file(place)["text_WJ"]
+        return text_WJ.to(device)
     text_WJ = torch.stack([encoder.words([t.replace("{}", word) for word in words]) for t in templates]).mean(0)
     text_WJ = F.normalize(text_WJ.float(), dim=-1)
     with suppress(OSError):  # only a cache: where nothing can be written, it is made again next time

@@ -65,22 +65,22 @@ def stats(store: Store, top: int = 20) -> Stats:
     )
 
 
-def as_json(found: Stats) -> dict[str, Any]:
-    return asdict(found)
+def as_json(summary: Stats) -> dict[str, Any]:
+    return asdict(summary)
 
 
-def figure_6(found: Stats) -> bytes:
+def figure_6(summary: Stats) -> bytes:
     """PNG: the histogram of scores, the share of words used, the mean score of every word."""
     pyplot = _pyplot()
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(11, 3))
-    counts = np.array(found.histogram)
+    counts = np.array(summary.histogram)
     filled = np.flatnonzero(counts)
     inside = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 1)
     left.bar(BINS[:-1][inside], counts[inside], width=0.01, align="edge")
     left.set(title="scores", xlabel="score", ylabel="labels")
-    middle.pie([found.used, 1 - found.used], labels=["used", "not used"], autopct="%.1f%%", startangle=90)
-    middle.set(title=f"words used, of {found.words:,}")
-    right.plot(found.mean_by_word)
+    middle.pie([summary.used, 1 - summary.used], labels=["used", "not used"], autopct="%.1f%%", startangle=90)
+    middle.set(title=f"words used, of {summary.words:,}")
+    right.plot(summary.mean_by_word)
     right.set(title="mean score of each used word", xlabel="words, sorted", ylabel="score")
     figure.tight_layout()
     return _png(pyplot, figure)

@@ -124,12 +124,12 @@ class Store:
 
     def _header(self) -> Header:
         try:
-            given = json.loads(self._bytes("header.json"))
-            if given.get("format") == FORMAT:
-                return Header(**{**given, "grid": tuple(given["grid"])})
+            header = json.loads(self._bytes("header.json"))
+            if header.get("format") == FORMAT:
+                return Header(**{**header, "grid": tuple(header["grid"])})
         except (ValueError, TypeError, KeyError, AttributeError) as err:
             raise self._damaged("header.json", f"{type(err).__name__}: {err}") from err
-        what = f"label store of format {given.get('format')!r}; this mmalign reads format {FORMAT}"
+        what = f"label store of format {header.get('format')!r}; this mmalign reads format {FORMAT}"
         raise RunError(what, at=self.folder, fix="label again")
 
     def _index(self) -> NDArray[Any]:
@@ -164,10 +164,10 @@ class Store:
 
     def __getitem__(self, key: str) -> tuple[NDArray[Any], NDArray[np.float16]]:
         """words_PK, numbers into `words`, and scores_PK; DataError when the key has no labels."""
-        if (found := self._find(key)) is None:
+        if (place := self._find(key)) is None:
             fix = "label the same data, or raise `max_bad` to go on without"
             raise DataError(f"no labels for {key!r}", at=self.folder, fix=fix)
-        return self.row(*found)
+        return self.row(*place)
 
     def shards(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float16]]]:
         """words_NPK and scores_NPK of one shard after the other."""

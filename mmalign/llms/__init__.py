@@ -19,7 +19,7 @@ from mmalign.errors import CheckError, StageError
 if TYPE_CHECKING:
     from mmalign.llms.chat import Chat
     from mmalign.llms.decoding import Decoder
-    from mmalign.llms.watch import Seen
+    from mmalign.llms.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class LLM(nn.Module):
         """Called before the first step with everything that will be watched; a CheckError for what cannot be."""
         raise CheckError(f"{type(self).__name__} cannot be watched at its layers", fix="a CausalLM of transformers")
 
-    def watched(self, looks: Sequence[Look], places: Places) -> AbstractContextManager["Seen"]:
+    def watched(self, looks: Sequence[Look], places: Places) -> AbstractContextManager["Watch"]:
         """Watch one forward pass: what its layers make of the visual tokens."""
         raise NotImplementedError
 

@@ -17,7 +17,7 @@ from mmalign.llms.chat import Chat
 from mmalign.llms.decoding import Cached
 from mmalign.llms.head import Head
 from mmalign.llms.lora import Lora, learn, merged, quantized
-from mmalign.llms.watch import Seen
+from mmalign.llms.watch import Watch
 
 
 class CausalLM(LLM):
@@ -130,7 +130,7 @@ class CausalLM(LLM):
     def prepare_looks(self, looks: Sequence[Look]) -> None:
         watch.prepare(self.lm, looks)
 
-    def watched(self, looks: Sequence[Look], places: Places) -> AbstractContextManager[Seen]:
+    def watched(self, looks: Sequence[Look], places: Places) -> AbstractContextManager[Watch]:
         return watch.watched(self.lm, looks, places)
 
     def checkpoint_activations(self) -> None:

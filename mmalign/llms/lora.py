@@ -67,18 +67,18 @@ def merged(lm: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     state: of `lm` as it is, with its own names; tensors may be others than the module's (gathered, trained).
     """
-    found, dtype = dict(state), next(lm.parameters()).dtype  # of the embeddings, which are never quantized
+    weights, dtype = dict(state), next(lm.parameters()).dtype  # of the embeddings, which are never quantized
     for name, module in lm.named_modules():
         if _is_quantized(module):
-            _put(found, f"{name}.weight", _dequantized(module).to(dtype))
+            _put(weights, f"{name}.weight", _dequantized(module).to(dtype))
     for name, module in lm.named_modules():
         if hasattr(module, "lora_A") and NAME in getattr(module, "scaling", ()):
-            down_RI, up_OR = (found.pop(f"{name}.lora_{letter}.{NAME}.weight") for letter in "AB")
+            down_RI, up_OR = (weights.pop(f"{name}.lora_{letter}.{NAME}.weight") for letter in "AB")
             update_OI = module.scaling[NAME] * (up_OR.float() @ down_RI.float())
-            weight_OI = found[f"{name}.base_layer.weight"]
+            weight_OI = weights[f"{name}.base_layer.weight"]
             whole_OI = weight_OI.float() + update_OI.to(weight_OI.device)
-            found[f"{name}.base_layer.weight"] = whole_OI.to(weight_OI.dtype)
-    return {name.replace(".base_layer.", "."): value for name, value in found.items()}
+            weights[f"{name}.base_layer.weight"] = whole_OI.to(weight_OI.dtype)
+    return {name.replace(".base_layer.", "."): value for name, value in weights.items()}
 
 
 def _is_quantized(module: nn.Module) -> bool:

@@ -11,9 +11,9 @@ from torch import Tensor
 LEAST = 128  # rows at a time, whatever the vocabulary: thinner products are slow, for E is read for each of them
 
 
-def wide(given: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     """A tensor in fp32 or, where it comes in fp64, as it is."""
-    return given.to(torch.promote_types(given.dtype, torch.float32))
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def logits(rows_RD: Tensor, embed_VD: Tensor) -> Tensor:

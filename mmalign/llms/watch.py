@@ -25,7 +25,7 @@ LIMIT = 256 << 20  # bytes of attention weights at a time
 
 
 @dataclass
-class Seen:
+class Watch:
     """What one pass showed. refined[look]: refined_BQD (BASIC, eq. 4); shares[look]: share_BQ (eq. 5), sum 1."""
 
     places: Places
@@ -69,14 +69,13 @@ class Seen:
         return max((len(look.weights) for look in self.looks if look.attention), default=0)
 
 
-_watching: list[Seen] = []  # the pass that is being watched; a recomputation in the backward pass is not
+_watching: list[Watch] = []  # the pass that is being watched; a recomputation in the backward pass is not
 
 
 def prepare(lm: Any, looks: Iterable[Look]) -> None:
     """Refuse what cannot be watched, and have attention computed where it can be seen. Called before the first step."""
-    given = tuple(looks)
     layers(lm)
-    if not any(look.attention for look in given):
+    if not any(look.attention for look in looks):
         return
     if getattr(lm.config, "attn_logit_softcapping", None):
         what = f"{type(lm).__name__} caps its attention logits, which the fast attention kernels cannot do"
@@ -88,40 +87,40 @@ def prepare(lm: Any, looks: Iterable[Look]) -> None:
 
 def layers(lm: Any) -> nn.ModuleList:
     """The decoder layers of a causal LM; a CheckError for a model that does not list them."""
-    found = getattr(lm.base_model, "layers", None)
-    if not isinstance(found, nn.ModuleList):
+    modules = getattr(lm.base_model, "layers", None)
+    if not isinstance(modules, nn.ModuleList):
         what = f"{type(lm).__name__} has no list of decoder layers, so nobody can look at what they do"
         raise CheckError(what, at="model.llm", fix="a Llama, Mistral, Gemma, Phi-3 or Qwen model")
-    return found
+    return modules
 
 
 @contextmanager
-def watched(lm: Any, looks: Iterable[Look], places: Places) -> Iterator[Seen]:
+def watched(lm: Any, looks: Iterable[Look], places: Places) -> Iterator[Watch]:
     """Watch one forward pass."""
-    seen = Seen(places, tuple(looks))
-    deepest = max(len(look.weights) for look in seen.looks)
+    watch = Watch(places, tuple(looks))
+    deepest = max(len(look.weights) for look in watch.looks)
     every = layers(lm)
     with ExitStack() as stack:
         for number, module in enumerate(every[:deepest], 1):
             # transformers' hidden_states ends with the final norm's output, not the last layer's
             source = lm.base_model.norm if number == len(every) else module
-            hook = source.register_forward_hook(lambda _m, _a, out, n=number: seen.layer(n, _first(out)))
+            hook = source.register_forward_hook(lambda _m, _a, out, n=number: watch.layer(n, _first(out)))
             stack.callback(hook.remove)
-        _watching.append(seen)
-        stack.callback(_watching.remove, seen)
-        yield seen
+        _watching.append(watch)
+        stack.callback(_watching.remove, watch)
+        yield watch
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """transformers' sdpa attention; where a pass is watched, what the text rows look at is added up beside it."""
-    out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+    out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     number = int(getattr(module, "layer_idx", -1)) + 1
     if _watching and 0 < number <= _watching[-1].attended_layers:
-        seen = _watching[-1]
-        scaling = given.get("scaling") or query.shape[-1] ** -0.5
-        seen.attention(number, looked_at(query, key, attention_mask, scaling, seen.places))
+        watch = _watching[-1]
+        scaling = options.get("scaling") or query.shape[-1] ** -0.5
+        watch.attention(number, looked_at(query, key, attention_mask, scaling, watch.places))
     return out
 
 
@@ -174,5 +173,5 @@ def _first_image(places: Places) -> Tensor:
 
 
 def _first(out: Any) -> Tensor:
-    found: Tensor = out if isinstance(out, Tensor) else out[0]
-    return found
+    hidden_RSD: Tensor = out if isinstance(out, Tensor) else out[0]
+    return hidden_RSD

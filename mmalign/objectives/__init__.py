@@ -1,7 +1,8 @@
 """What an objective is: one term of the training loss.
 
-Letters, here and in every file of this family: B images, H x W = P patches, K words kept for a patch, W words in the
-list, N pairs or tokens, D width of the language model, V its vocabulary, L its layers.
+Letters, here and in every file of this family: B images, H x W = P patches, Q visual tokens of an image (P where the
+adapter keeps the grid), K words kept for a patch, W words in the list, N pairs or tokens, D width of the language
+model, V its vocabulary, L its layers.
 """
 
 from collections.abc import Callable
@@ -75,9 +76,9 @@ class Step:
     shares: dict[Look, Tensor]  # layers: share_BP, how much each token of an image counts; sums to 1
     vocabulary: Callable[[], AbstractContextManager[Tensor]]  # layers: embed_VD, whole only inside a `with`
 
-    def __init__(self, **filled: object) -> None:
+    def __init__(self, **values: object) -> None:
         self.notes: dict[str, Tensor] = {}
-        vars(self).update(filled)
+        vars(self).update(values)
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"this step has no {name}; does the objective list it in `needs`?")
@@ -109,8 +110,8 @@ class Objective(nn.Module):
     look: Look | None = None  # layers: what is to be seen of them; set in `prepare`
     unit: ClassVar[Literal["tokens", "images"]] = "images"  # what the mean is over, so that passes average exactly
 
-    def __init_subclass__(cls, **given: Any) -> None:
-        super().__init_subclass__(**given)
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
         if "forward" in vars(cls):
             cls.forward = _where_images(cls.forward)  # type: ignore[method-assign, assignment]
 
@@ -133,7 +134,7 @@ def _where_images(forward: Callable[[Any, Step], Tensor]) -> Callable[[Any, Step
         visual_BPD = vars(step).get("visual_BPD")
         if visual_BPD is None or len(visual_BPD) or self.collective or self.unit != "images":
             return forward(self, step)
-        none: Tensor = sum((p.float().sum() * 0 for p in self.parameters()), visual_BPD.float().sum())
-        return none
+        zero: Tensor = sum((p.float().sum() * 0 for p in self.parameters()), visual_BPD.float().sum())
+        return zero
 
     return guarded

@@ -2,6 +2,8 @@
 
 Targets, attention weights and the vocabulary's embeddings are constants: the gradient reaches the adapter (and what
 feeds it), never the language model, in either stage.
+
+Letters beside the family's: H attention heads, S positions of a sample, T of them that look.
 """
 
 from collections.abc import Sequence

@@ -180,7 +180,7 @@ def draw_patches(
         patch_N = torch.zeros(0, dtype=torch.long, device=random.device)
         return patch_N, *labels(patch_N)
     lot_BHW = torch.rand(images, *grid, generator=random, device=random.device)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    drawn: list[tuple[Tensor, Tensor, Tensor]] = []
     open_BW: Tensor | None = None  # windows that have no patch yet
     for _ in range(window * window):
         best_BW, at_BW = (t.flatten(1) for t in F.max_pool2d_with_indices(lot_BHW, (window, window), ceil_mode=True))
@@ -189,12 +189,12 @@ def draw_patches(
         patch_N = image_N * (grid[0] * grid[1]) + at_BW[image_N, window_N]
         words_NK, scores_NK = labels(patch_N)
         has_N = scores_NK.amax(1) > 0
-        found.append((patch_N[has_N], words_NK[has_N], scores_NK[has_N]))
+        drawn.append((patch_N[has_N], words_NK[has_N], scores_NK[has_N]))
         open_BW = asked_BW.index_put((image_N, window_N), ~has_N)
         if not bool(open_BW.any()):
             break
         lot_BHW.view(-1)[patch_N] = -1
-    patch_N, words_NK, scores_NK = (torch.cat(parts) for parts in zip(*found, strict=True))
+    patch_N, words_NK, scores_NK = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     order_N = patch_N.argsort()  # the same whether labels came at once or bit by bit
     return patch_N[order_N], words_NK[order_N], scores_NK[order_N]
 
@@ -241,8 +241,8 @@ def joined(own: Tensor) -> Tensor:
     """The rows of every rank, in the order of the ranks; gradients flow back to each rank's own."""
     rows: list[int] = [0] * dist.get_world_size()
     dist.all_gather_object(rows, len(own))
-    found: Tensor = _Joined.apply(own, rows)
-    return found
+    rows_of_all: Tensor = _Joined.apply(own, rows)
+    return rows_of_all
 
 
 def shared(random: torch.Generator) -> torch.Generator:

@@ -14,26 +14,26 @@ from tests.labels.test_store import WORDS, build
 
 def test_stats_equal_loops_over_every_label(tmp_path):
     rows = build(tmp_path, images=11, shard=4)
-    found = stats(Store(tmp_path))
+    summary = stats(Store(tmp_path))
     scores: dict[str, list[float]] = {word: [] for word in WORDS}
     labelled = patches = 0
-    for words, given in rows.values():
-        for patch_words, patch_scores in zip(words, given.astype(np.float16), strict=True):
+    for words, scores_PK in rows.values():
+        for patch_words, patch_scores in zip(words, scores_PK.astype(np.float16), strict=True):
             patches += 1
             kept = [(w, float(s)) for w, s in zip(patch_words, patch_scores, strict=True) if s > 0]
             labelled += bool(kept)
             for word, score in kept:
                 scores[WORDS[word]].append(score)
     every = [s for word in WORDS for s in scores[word]]
-    assert (found.images, found.bad, found.patches) == (11, 1, patches)
-    assert found.labelled == labelled / patches
-    assert found.kept == pytest.approx(len(every) / patches)
-    assert found.used == np.mean([bool(scores[w]) for w in WORDS])
-    assert found.score == pytest.approx(np.mean(every))
-    assert found.histogram == np.histogram(every, BINS)[0].tolist()
+    assert (summary.images, summary.bad, summary.patches) == (11, 1, patches)
+    assert summary.labelled == labelled / patches
+    assert summary.kept == pytest.approx(len(every) / patches)
+    assert summary.used == np.mean([bool(scores[w]) for w in WORDS])
+    assert summary.score == pytest.approx(np.mean(every))
+    assert summary.histogram == np.histogram(every, BINS)[0].tolist()
     most = max(WORDS, key=lambda w: len(scores[w]))
-    assert found.top[0][:2] == (most, len(scores[most]))
-    assert found.mean_by_word == pytest.approx(sorted(np.mean(scores[w]) for w in WORDS if scores[w]), abs=1e-5)
+    assert summary.top[0][:2] == (most, len(scores[most]))
+    assert summary.mean_by_word == pytest.approx(sorted(np.mean(scores[w]) for w in WORDS if scores[w]), abs=1e-5)
 
 
 def test_an_empty_store_is_said_to_be_empty(tmp_path):

@@ -16,7 +16,7 @@ def header(grid=(5, 3), keep=3, words=WORDS):
     return Header("clip abc", store.words_hash(words), grid, keep, {"sign": 1}, "toy", size=len(words))
 
 
-def made(seed, grid=(5, 3), keep=3, words=len(WORDS)):
+def random_row(seed, grid=(5, 3), keep=3, words=len(WORDS)):
     g = np.random.default_rng(seed)
     shape = (grid[0] * grid[1], keep)
     return g.integers(0, words, shape), g.random(shape, dtype=np.float32) - 0.3
@@ -24,7 +24,7 @@ def made(seed, grid=(5, 3), keep=3, words=len(WORDS)):
 
 def build(folder, images=7, shard=3, words=WORDS, grid=(5, 3), keep=3):
     head = header(grid, keep, words)
-    rows = {f"img/{n}": made(n, grid, keep, len(words)) for n in range(images)}
+    rows = {f"img/{n}": random_row(n, grid, keep, len(words)) for n in range(images)}
     keys = list(rows)
     shards = -(-images // shard)
     for number in range(shards):
@@ -51,7 +51,7 @@ def test_what_is_written_is_read(tmp_path, grid, keep):
 def test_bytes_per_image_are_as_promised():
     head = header((24, 24), 10)
     assert head.stride == 23_040  # 576 patches x 10 words x (2 bytes number + 2 bytes score)
-    assert len(store.pack(head, *made(0, (24, 24), 10))) == 23_040
+    assert len(store.pack(head, *random_row(0, (24, 24), 10))) == 23_040
 
 
 def test_long_word_lists_take_wider_numbers(tmp_path):
@@ -89,8 +89,8 @@ def test_a_cut_shard_a_changed_list_another_format(tmp_path):
     (tmp_path / "words.txt").write_text("other\n")
     with pytest.raises(RunError, match=r"words\.txt is not the list"):
         Store(tmp_path)
-    given = json.loads((tmp_path / "header.json").read_text())
-    (tmp_path / "header.json").write_text(json.dumps({**given, "format": 99}))
+    header = json.loads((tmp_path / "header.json").read_text())
+    (tmp_path / "header.json").write_text(json.dumps({**header, "format": 99}))
     with pytest.raises(RunError, match="format 99"):
         Store(tmp_path)
 
@@ -121,7 +121,7 @@ def test_no_store_here(tmp_path):
 
 def test_two_images_with_one_key(tmp_path):
     head = header()
-    row = store.pack(head, *made(0))
+    row = store.pack(head, *random_row(0))
     for number in (0, 1):
         store.write_shard(tmp_path, number, head, [row], ["same"], [])
     with pytest.raises(DataError, match="two images share the key same"):

@@ -93,9 +93,9 @@ def test_a_damaged_bank_is_made_again_and_a_closed_cache_is_no_matter(place, mon
 
 def test_templates_are_averaged():
     tower = Tower()
-    made = bank.text_bank(tower, ["red"], ["a {}", "the {}"])
+    text = bank.text_bank(tower, ["red"], ["a {}", "the {}"])
     want = normalize(tower.words(["a red"]) + tower.words(["the red"]), dim=-1)
-    assert torch.allclose(made, want, atol=1e-6)
+    assert torch.allclose(text, want, atol=1e-6)
     with pytest.raises(CheckError, match=r"one \{\} for the word, got 'a word'"):
         bank.text_bank(tower, ["red"], ["a word"])
 
@@ -119,9 +119,9 @@ def showing(word, sign):
 def test_auto_finds_the_sign_the_captions_agree_with(place, truth):
     sample = [showing(word, truth) for word in ("red", "star", "ring")]
     source = NearestWords(Tower(), place, keep=1, sign="auto")
-    found = source.prepare(lambda: [], lambda images: sample)
+    decisions = source.prepare(lambda: [], lambda images: sample)
     assert source.sign == truth
-    assert "of patches with +1" in str(found["sign"])
+    assert "of patches with +1" in str(decisions["sign"])
 
 
 def test_auto_that_cannot_decide_says_so(place):
@@ -184,13 +184,13 @@ def test_bad_settings(place, args):
 
 def test_identity_tells_sources_apart(place, tmp_path):
     (tmp_path / "other.txt").write_text("red\nblue")
-    made = [
+    identities = [
         ready(NearestWords(Tower(name), words, keep=2, **more)).identity()
         for name, words, more in [
             ("a", place, {}), ("b", place, {}), ("a", str(tmp_path / "other.txt"), {}), ("a", place, {"sign": -1}),
         ]
     ]  # fmt: skip
-    assert len(set(made)) == 4
+    assert len(set(identities)) == 4
 
 
 def test_a_repeated_word_is_a_label_at_its_first_place_only(tmp_path):

@@ -56,7 +56,7 @@ def make_step(images, patches, dim, vocab, dtype=torch.float32, seed=0):
 
 def by_hand(visual, refined, share, embed):
     """Equations 6 and 7, patch by patch and word by word; fp64, for autograd to go through."""
-    visual, refined, share, embed = (given.double() for given in (visual, refined, share, embed))
+    visual, refined, share, embed = (tensor.double() for tensor in (visual, refined, share, embed))
     direction = distribution = 0.0
     for b in range(len(visual)):
         for i in range(visual.shape[1]):
@@ -79,11 +79,11 @@ def test_eq_6_and_7_and_their_gradients(shape, dtype, term):
     objective = (Direction(), Distribution())[term]
     objective.look = look
     exact = visual.detach().double().requires_grad_()
-    want, found = by_hand(exact, refined, share, embed)[term], objective(step)
+    want, loss = by_hand(exact, refined, share, embed)[term], objective(step)
     want.backward()
-    found.backward()
+    loss.backward()
     value, gradient = BOUNDS[dtype]
-    assert found.item() == pytest.approx(want.item(), rel=value)
+    assert loss.item() == pytest.approx(want.item(), rel=value)
     assert (visual.grad.double() - exact.grad).norm() <= gradient * exact.grad.norm()
 
 
@@ -268,16 +268,16 @@ class Rows(Data):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = {"clip": parts.clip(tmp_path_factory.mktemp("clip"))}
+    places = {"clip": parts.clip(tmp_path_factory.mktemp("clip"))}
     for family in parts.FAMILIES:
-        made[family] = parts.llm(family, tmp_path_factory.mktemp(family), num_hidden_layers=4)
-    return made
+        places[family] = parts.llm(family, tmp_path_factory.mktemp(family), num_hidden_layers=4)
+    return places
 
 
 def build(folders, family, **objectives):
     torch.manual_seed(0)
-    eye, mouth = HFVision(str(folders["clip"])), CausalLM(str(folders[family]))
-    model = Supervised(VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth), objectives).eval()
+    vision, llm = HFVision(str(folders["clip"])), CausalLM(str(folders[family]))
+    model = Supervised(VLM(vision, MLP(vision.dim, llm.dim, vision.grid), llm), objectives).eval()
     model.prepare()
     return model
 
@@ -334,7 +334,7 @@ def test_what_is_seen_in_passing_equals_eager(folders, family, layers, kind, lef
     batch = batch_of(model, [0, 1, 2, 3], left)
     step = {}
     for name in ("a", "b"):
-        model.objectives[name].register_forward_pre_hook(lambda _m, given: step.update(it=given[0]))
+        model.objectives[name].register_forward_pre_hook(lambda _m, inputs: step.update(it=inputs[0]))
     with torch.no_grad():
         model(batch)
     for name, attention in (("a", True), ("b", False)):
@@ -362,7 +362,7 @@ def test_eq_4_as_a_function_equals_what_is_added_up_in_passing():
     hidden = [torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(n)).bfloat16() for n in range(3)]
     places = Places(torch.tensor([0, 1]), torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.ones(2, 9) > 0)
     look = Look(layer_weights(3, "increasing"), attention=False)
-    seen = watch.Seen(places, (look,))
+    seen = watch.Watch(places, (look,))
     for number, layer in enumerate(hidden, 1):
         seen.layer(number, layer)
     at = places.row_B[:, None], places.column_BQ
@@ -372,8 +372,8 @@ def test_eq_4_as_a_function_equals_what_is_added_up_in_passing():
 def test_a_sliding_window_counts(folders, tmp_path):
     narrow = {**folders, "mistral": parts.llm("mistral", tmp_path, num_hidden_layers=4, sliding_window=20)}
     seen = {}
-    for name, given in (("wide", folders), ("narrow", narrow)):
-        model = build(given, "mistral", a=Direction(2))
+    for name, checkpoints in (("wide", folders), ("narrow", narrow)):
+        model = build(checkpoints, "mistral", a=Direction(2))
         batch = batch_of(model, [0, 3])
         model.objectives["a"].register_forward_pre_hook(lambda _m, step, n=name: seen.update({n: step[0]}))
         with torch.no_grad():
@@ -467,11 +467,11 @@ def test_an_image_behind_all_text_is_refused(folders):
 
 def test_capped_attention_is_refused(folders, tmp_path):
     parts.llm("llama", tmp_path)
-    mouth = CausalLM(str(tmp_path))
-    mouth.lm.config.attn_logit_softcapping = 50.0
+    llm = CausalLM(str(tmp_path))
+    llm.lm.config.attn_logit_softcapping = 50.0
     with pytest.raises(CheckError, match="caps its attention logits"):
-        mouth.prepare_looks([Look((1.0,), True)])
-    mouth.prepare_looks([Look((1.0,), False)])
+        llm.prepare_looks([Look((1.0,), True)])
+    llm.prepare_looks([Look((1.0,), False)])
 
 
 def test_a_model_without_a_list_of_layers_is_refused(folders):

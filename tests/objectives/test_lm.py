@@ -13,7 +13,7 @@ def test_mean_over_trained_tokens(rows, dim, vocab):
     g = torch.Generator().manual_seed(0)
     hidden, head = torch.randn(rows, dim, generator=g), torch.randn(vocab, dim, generator=g)
     target, weight = torch.randint(vocab, (rows,), generator=g), torch.rand(rows, generator=g)
-    step = Step(answer_ND=hidden, answer_N=target, weight_N=weight, nll=lambda h, *given: nll(h, head, *given))
+    step = Step(answer_ND=hidden, answer_N=target, weight_N=weight, nll=lambda h, *rest: nll(h, head, *rest))
     total = 0.0
     for n in range(rows):
         share = (head @ hidden[n]).softmax(0)[target[n]]

@@ -304,15 +304,15 @@ def _rank(rank: int, folder: str) -> None:
     """One of two ranks: its half of the pairs, its gradient and loss written down."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    given = torch.load(f"{folder}/given.pt", weights_only=True)
-    visual = given["visual"][rank].clone().requires_grad_()
-    text = given["text"][rank].clone().requires_grad_()
+    halves = torch.load(f"{folder}/halves.pt", weights_only=True)
+    visual = halves["visual"][rank].clone().requires_grad_()
+    text = halves["text"][rank].clone().requires_grad_()
     scale = torch.tensor([3.0], requires_grad=True)
     loss = info_nce(similarities(joined(visual), joined(text), scale))
     loss.backward()
     # data-parallel training averages gradients over ranks
-    found = {"loss": loss.detach(), "visual": visual.grad / 2, "text": text.grad / 2, "scale": scale.grad}
-    torch.save(found, f"{folder}/{rank}.pt")
+    results = {"loss": loss.detach(), "visual": visual.grad / 2, "text": text.grad / 2, "scale": scale.grad}
+    torch.save(results, f"{folder}/{rank}.pt")
     objective = SEA(gather=True)
     objective.prepare(Context(distributed=True))
     step, *_ = make_step(seed=rank)
@@ -325,18 +325,18 @@ def test_gather_over_two_ranks_equals_one_process_on_the_joined_batch(tmp_path: 
     g = stream(6)
     visual = [torch.randn(n, 8, generator=g) for n in (5, 3)]
     text = [torch.randn(n, 8, generator=g) for n in (5, 3)]
-    torch.save({"visual": visual, "text": text}, tmp_path / "given.pt")
+    torch.save({"visual": visual, "text": text}, tmp_path / "halves.pt")
     mp.spawn(_rank, (str(tmp_path),), nprocs=2)
     all_visual, all_text = (torch.cat(x).requires_grad_() for x in (visual, text))
     scale = torch.tensor([3.0], requires_grad=True)
     loss = info_nce(similarities(all_visual, all_text, scale))
     loss.backward()
-    found = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1)]
-    for one in found:
+    results = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1)]
+    for one in results:
         assert torch.allclose(one["loss"], loss, rtol=1e-6)
         assert torch.allclose(one["scale"], scale.grad, rtol=1e-5)
-    assert torch.allclose(torch.cat([one["visual"] for one in found]), all_visual.grad, rtol=1e-5, atol=1e-7)
-    assert torch.allclose(torch.cat([one["text"] for one in found]), all_text.grad, rtol=1e-5, atol=1e-7)
+    assert torch.allclose(torch.cat([one["visual"] for one in results]), all_visual.grad, rtol=1e-5, atol=1e-7)
+    assert torch.allclose(torch.cat([one["text"] for one in results]), all_text.grad, rtol=1e-5, atol=1e-7)
     sea = [torch.load(tmp_path / f"sea-{r}.pt", weights_only=True) for r in (0, 1)]
     assert torch.equal(*sea)  # both ranks contrast the same pairs, each word once over both
     alone = []

@@ -15,10 +15,10 @@ def naive(visual, target, weight, embed):
     return (weight * (p * (p.log() - q.log())).sum(-1)).sum()
 
 
-def given(rows, dim, vocab, dtype=torch.float64, scale=1.0):
+def random_inputs(rows, dim, vocab, dtype=torch.float64, scale=1.0):
     g = torch.Generator().manual_seed(0)
-    made = (torch.randn(rows, dim, generator=g) * scale, torch.randn(rows, dim, generator=g) * scale)
-    visual, target = (m.to(dtype) for m in made)
+    pair = (torch.randn(rows, dim, generator=g) * scale, torch.randn(rows, dim, generator=g) * scale)
+    visual, target = (tensor.to(dtype) for tensor in pair)
     weight, embed = torch.rand(rows, generator=g).to(dtype), torch.randn(vocab, dim, generator=g).to(dtype)
     return visual.requires_grad_(), target.requires_grad_(), weight.requires_grad_(), embed.requires_grad_()
 
@@ -33,7 +33,7 @@ def test_value_and_gradient(rows, dim, vocab, chunk, dtype, bound, monkeypatch):
     if chunk:
         monkeypatch.setattr(wide, "LEAST", 1)
         monkeypatch.setitem(vocabulary.LIMIT, "cpu", chunk * vocabulary.BYTES * vocab)
-    inputs = given(rows, dim, vocab, dtype)
+    inputs = random_inputs(rows, dim, vocab, dtype)
     exact = [t.detach().double().requires_grad_(n == 0) for n, t in enumerate(inputs)]
     want = naive(*exact)
     (3 * want).backward()
@@ -50,14 +50,14 @@ def test_the_most_that_is_held_does_not_grow_with_the_batch(monkeypatch):
     monkeypatch.setitem(vocabulary.LIMIT, "cpu", 1)
     held = {}
     for rows in (16, 128):
-        inputs = given(rows, 8, 5000, torch.float32)
+        inputs = random_inputs(rows, 8, 5000, torch.float32)
         held[rows] = peak(lambda inputs=inputs: vocabulary_kl(*inputs).backward())
     assert held[16] < 1.1 * 16 * 5000 * vocabulary.BYTES
     assert held[128] < 1.05 * held[16]
 
 
 def test_a_far_off_logit_overflows_nothing():
-    visual, target, weight, embed = given(3, 4, 9, torch.float32, scale=1e4)
+    visual, target, weight, embed = random_inputs(3, 4, 9, torch.float32, scale=1e4)
     loss = vocabulary_kl(visual, target, weight, embed)
     loss.backward()
     assert torch.isfinite(loss)
@@ -65,14 +65,14 @@ def test_a_far_off_logit_overflows_nothing():
 
 
 def test_only_the_visual_tokens_learn():
-    inputs = given(6, 4, 9, torch.float32)
+    inputs = random_inputs(6, 4, 9, torch.float32)
     vocabulary_kl(*inputs).backward()
     assert inputs[0].grad is not None
     assert all(t.grad is None for t in inputs[1:])
 
 
 def test_equal_distributions_are_at_no_distance():
-    visual, _, weight, embed = given(6, 4, 9, torch.float32)
+    visual, _, weight, embed = random_inputs(6, 4, 9, torch.float32)
     loss = vocabulary_kl(visual, visual.detach(), weight, embed)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
@@ -80,7 +80,7 @@ def test_equal_distributions_are_at_no_distance():
 
 
 def test_large_logits_do_not_overflow():
-    inputs = given(6, 4, 9, torch.float32, scale=1e4)
+    inputs = random_inputs(6, 4, 9, torch.float32, scale=1e4)
     loss = vocabulary_kl(*inputs)
     loss.backward()
     assert torch.isfinite(loss)
