@@ -1,8 +1,10 @@
-"""Every number of the shared test vectors, which the official scorers wrote: prompts, scores, variants, submissions."""
+"""Every number of the test vectors, which the official scorers wrote: prompts, scores, variants, submissions."""
 
 import hashlib
 import json
+import lzma
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,9 @@ from mmalign.benchmarks.vizwiz import VizWiz
 from mmalign.benchmarks.vqav2 import VQAv2
 from mmalign.errors import DataError
 
-VECTORS = Path(__file__).parents[2].parent / "shared" / "vectors"
-SETS = sorted(path.parent for path in VECTORS.glob("*/*/expected.json"))
-pytestmark = pytest.mark.skipif(not SETS, reason="the shared test vectors are not on this machine")
+from .vectors import PACKED, pack, sets, unpack, unpacked
+
+SETS = sets(unpacked())
 
 # LLaVA-1.5's conversation template vicuna_v1
 SYSTEM = (
@@ -131,7 +133,7 @@ def test_prompts_are_those_of_llava(folder: Path) -> None:
 
 @of(*PROMPTED)
 def test_tokens_allowed_are_those_of_llava(folder: Path) -> None:
-    settings = load(VECTORS / "generation_settings.json")["settings"]
+    settings = load(unpacked() / "generation_settings.json")["settings"]
     assert made(folder).max_new_tokens == settings[folder.parent.name]["max_new_tokens"]
 
 
@@ -885,12 +887,12 @@ def test_mmlu(folder: Path) -> None:
 
 
 def test_tables_are_the_official_ones() -> None:
-    told = load(VECTORS / "vqav2" / "tables.json")
+    told = load(unpacked() / "vqav2" / "tables.json")
     assert vqatext.contractions("vqa") == told["contractions"]
     assert told["number_words"] == vqatext.NUMBERS
     assert sorted(vqatext.ARTICLES) == sorted(told["articles"])
     assert sorted(vqatext.PUNCTUATION) == sorted(told["punctuation"])
-    assert vqatext.contractions("vizwiz") == load(VECTORS / "vizwiz" / "tables.json")["contractions"]
+    assert vqatext.contractions("vizwiz") == load(unpacked() / "vizwiz" / "tables.json")["contractions"]
 
 
 @of("vqav2", "textvqa", "vizwiz", "gqa")
@@ -962,3 +964,50 @@ def test_every_variant_is_tested() -> None:
 @pytest.mark.parametrize("bench", MAKE)
 def test_every_benchmark_has_vectors(bench: str) -> None:
     assert any(folder.parent.name == bench for folder in SETS)
+
+
+# ------------------------------------------------------------------------------------------------------ how they travel
+
+
+def with_sets(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "expected.json").write_text("{}")
+    return folder
+
+
+def test_a_clone_alone_has_a_set_of_every_benchmark(tmp_path: Path) -> None:
+    found = sets(unpacked(), tmp_path / "nowhere")
+    assert {path.parent.name for path in found} == set(MAKE)
+    assert all(path.is_relative_to(unpacked()) for path in found)
+
+
+def test_sets_beside_are_tested_where_they_are_other_or_not_the_same(tmp_path: Path) -> None:
+    ours = with_sets(tmp_path / "ours", "pope/public", "gqa/public", "mmlu/public")
+    beside = with_sets(tmp_path / "beside", "pope/public", "gqa/public", "mmlu/heldout")
+    assert [path.parent.name for path in sets(ours, beside)] == ["gqa", "mmlu", "mmlu", "pope"]
+    (beside / "gqa" / "public" / "variants").mkdir()
+    (beside / "gqa" / "public" / "variants" / "more.json").write_text("{}")
+    assert [path.parent.name for path in sets(ours, beside)] == ["gqa", "gqa", "mmlu", "mmlu", "pope"]
+
+
+def test_the_same_files_are_packed_the_same(tmp_path: Path) -> None:
+    pack(unpacked(), tmp_path)
+    assert len(list(tmp_path.glob("*.tar.xz"))) == len(MAKE)
+    for path in tmp_path.iterdir():
+        ours = (PACKED / path.name).read_bytes()
+        # another liblzma may compress otherwise
+        assert ours == path.read_bytes() or lzma.decompress(ours) == lzma.decompress(path.read_bytes())
+
+
+def test_they_are_small() -> None:
+    assert sum(path.stat().st_size for path in PACKED.iterdir() if path.is_file()) < 1_000_000
+
+
+def test_nothing_is_unpacked_outside_its_folder(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "bad.tar.xz", "w:xz") as archive:
+        archive.addfile(tarfile.TarInfo("../outside.json"))
+    (tmp_path / "in").mkdir()
+    with pytest.raises(tarfile.OutsideDestinationError):
+        unpack(tmp_path, tmp_path / "in")
+    assert not (tmp_path / "outside.json").exists()
