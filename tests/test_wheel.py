@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mmalign.plan.cards import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 TREES = {"mmalign": "mmalign", "cli": "mmalign/cli", "registry": "mmalign/registry", "recipes": "mmalign/recipes"}
-SKIPPED = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*", "build", "dist", "runs", "tests")
+SKIPPED = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*", "build", "dist", "runs")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built in a copy, so that nothing of an earlier build gets in and the tree stays as it is."""
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, folder / "src", ignore=SKIPPED)
-    line = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(folder / "src")]
+    line = [
+        sys.executable,
+        "-m",
+        "build",
+        "--sdist",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder),
+        str(folder / "src"),
+    ]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(folder.glob("*.whl"))
@@ -58,6 +69,14 @@ def test_every_file_of_the_tree_is_in_the_wheel_and_nothing_else(wheel):
         if place.is_file() and "__pycache__" not in place.parts and not place.name.startswith(".")
     }
     assert inside == tree
+
+
+def test_no_tests_are_shipped(wheel):
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        folders = {name.split("/")[1] for name in archive.getnames() if "/" in name}
+    assert {"mmalign", "cli", "registry", "recipes", "pyproject.toml"} <= folders
+    assert "tests" not in folders
 
 
 def test_it_is_the_wheel_that_is_imported(installed, here):
