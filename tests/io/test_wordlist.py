@@ -7,7 +7,7 @@ import pytest
 from mmalign.errors import DataError
 from mmalign.io.wordlist import firsts, read_words
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "2of12.txt"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "2of12.txt"
 
 
 def test_crlf_comments_blanks_duplicates(tmp_path):
