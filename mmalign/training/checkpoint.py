@@ -55,23 +55,23 @@ def _shards(state: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
 
 def newest(folder: Path) -> Path | None:
     """The last complete checkpoint in a folder."""
-    complete = [place for place in folder.glob("step-*") if (place / "step.json").exists()]
-    return max(complete, key=lambda place: int(place.name.removeprefix("step-")), default=None)
+    complete = [path for path in folder.glob("step-*") if (path / "step.json").exists()]
+    return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
-def load(place: Path) -> tuple[int, dict[str, Tensor]]:
+def load(checkpoint: Path) -> tuple[int, dict[str, Tensor]]:
     """(step, {name: tensor on the CPU}) of a checkpoint; a RunError that names a damaged file."""
-    header = files.read_json(place / "step.json", fix=f"delete {place}")
+    header = files.read_json(checkpoint / "step.json", fix=f"delete {checkpoint}")
     state: dict[str, Tensor] = {}
-    for shard in sorted(place.glob("state-*.safetensors")):
+    for shard in sorted(checkpoint.glob("state-*.safetensors")):
         try:
             with safe_open(shard, framework="pt") as source:
                 state |= {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
         except Exception as err:
             what = f"the checkpoint {shard.name} is damaged: {err}"
-            raise RunError(what, at=str(shard), fix=f"delete {place}") from err
+            raise RunError(what, at=str(shard), fix=f"delete {checkpoint}") from err
     if not isinstance(header, dict) or header.get("tensors") != len(state):
-        raise RunError(f"the checkpoint {place.name} is not whole", at=str(place), fix=f"delete {place}")
+        raise RunError(f"the checkpoint {checkpoint.name} is not whole", at=str(checkpoint), fix=f"delete {checkpoint}")
     return int(header["step"]), state
 
 

@@ -12,7 +12,7 @@ class Events:
     """Appends to events.jsonl; silent on every rank but the first."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
-        self.place = folder / "events.jsonl"
+        self.path = folder / "events.jsonl"
         self.rank = rank
         self.last = 0.0  # seconds, when progress was last written
 
@@ -29,5 +29,5 @@ class Events:
 
     def _write(self, event: dict[str, Any]) -> None:
         if not self.rank:
-            with open(self.place, "a", encoding="utf-8") as out:
+            with open(self.path, "a", encoding="utf-8") as out:
                 out.write(json.dumps(event) + "\n")
