@@ -10,10 +10,10 @@ from mmalign.io import files
 from mmalign.pipeline import existing, task
 from mmalign.plan.recipe import Evaluate
 
-from .scores import made
+from .scores import build_benchmark
 
 if TYPE_CHECKING:
-    from mmalign.benchmarks.compare import Against, Row, Run
+    from mmalign.benchmarks.compare import ComparisonRow, PairedComparison, Run
 
 
 def compare(places: Sequence[str], out: Path, as_json: bool) -> None:
@@ -32,7 +32,7 @@ def compare(places: Sequence[str], out: Path, as_json: bool) -> None:
     notes = [*(note for row in rows for note in row.notes), *missing]
     if as_json:
         dump({"runs": [{"name": run.name, "folder": str(folder)} for run, folder in zip(runs, folders, strict=True)],
-              "rows": [_told(row) for row in rows], "notes": notes, "page": str(out)})  # fmt: skip
+              "rows": [_row_json(row) for row in rows], "notes": notes, "page": str(out)})  # fmt: skip
         return
     _side_by_side(runs, rows)
     show.out.print(f"page: {out}")
@@ -45,79 +45,80 @@ def evaluation(place: str) -> Path:
     if not folder.is_dir():
         raise RunError(f"no such folder: {place}", fix="the folder of an evaluation, runs/evaluate-...")
     if (folder / "stage.yaml").exists():
-        given = task.load(folder.resolve())
-        if isinstance(given.stage, Evaluate):
+        if isinstance(task.load(folder.resolve()).stage, Evaluate):
             if not (folder / "stage.json").exists():
                 raise RunError(f"{place} is not finished", at=place, fix="the same command that began it goes on")
             return folder
-        own = [one for one in _evaluations(folder.resolve().parent) if folder.resolve() in _read_by(one)]
+        evaluations = [one for one in _evaluations(folder.resolve().parent) if folder.resolve() in _models_of(one)]
     else:
-        own = _evaluations(folder)
-    if not own:
+        evaluations = _evaluations(folder)
+    if not evaluations:
         raise RunError(
             f"there is no finished evaluation of {place}", at=place, fix=f"mmalign eval {place} --bench NAME"
         )
-    return own[-1]
+    return evaluations[-1]
 
 
 def _evaluations(runs: Path) -> list[Path]:
     """The finished evaluations in a folder of runs, the newest last; those that --force set aside have a dot."""
-    places = [place for place in runs.glob("evaluate-*/stage.json") if "." not in place.parent.name]
-    return [place.parent for place in sorted(places, key=lambda place: place.stat().st_mtime)]
+    finished = [path for path in runs.glob("evaluate-*/stage.json") if "." not in path.parent.name]
+    return [path.parent for path in sorted(finished, key=lambda path: path.stat().st_mtime)]
 
 
-def _read_by(folder: Path) -> list[Path]:
+def _models_of(folder: Path) -> list[Path]:
+    """The folders of the trained models that an evaluation is of."""
     return [read.resolve() for slot, read in task.load(folder.resolve()).reads if slot == "weights"]
 
 
 def _run(name: str, folder: Path) -> "Run":
-    from mmalign.benchmarks.answers import rows
+    from mmalign.benchmarks.answers import answer_rows
     from mmalign.benchmarks.compare import Run
 
     stage = task.load(folder.resolve()).stage
     assert isinstance(stage, Evaluate)
     scores = {bench: Score(**files.read_json(folder / f"{bench}.json")) for bench in existing.scores(folder)}
     stored = {bench: folder / f"{bench}.jsonl" for bench in scores if (folder / f"{bench}.jsonl").exists()}
-    answers = {bench: {row.id: row.text for row in rows(str(place))} for bench, place in stored.items()}
+    answers = {bench: {row.id: row.text for row in answer_rows(str(path))} for bench, path in stored.items()}
     return Run(name, scores, answers, stage.protocol)
 
 
 def _benches(folder: Path, names: Sequence[str]) -> tuple[dict[str, Benchmark], list[str]]:
     """The benchmarks whose questions can still be read, and a note on each that cannot."""
-    cards, found, missing = task.load(folder.resolve()).cards, {}, []
+    cards, benches, notes = task.load(folder.resolve()).cards, {}, []
     for name in names:
         try:
-            found[name] = made(cards[f"bench.{name}"])
-            found[name].questions()
+            benches[name] = build_benchmark(cards[f"bench.{name}"])
+            benches[name].questions()
         except (MMAlignError, KeyError) as err:
-            found.pop(name, None)
+            benches.pop(name, None)
             what = err.what if isinstance(err, MMAlignError) else "it is in one run only"
-            missing.append(f"{name}: its questions cannot be shown: {what}")
-    return found, missing
+            notes.append(f"{name}: its questions cannot be shown: {what}")
+    return benches, notes
 
 
-def _told(row: "Row") -> dict[str, Any]:
-    against = [None if one is None else _over(one) for one in row.against]
+def _row_json(row: "ComparisonRow") -> dict[str, Any]:
+    against = [None if pairs is None else _pairs_json(pairs) for pairs in row.against]
     return {"bench": row.bench, "metric": row.metric, "values": row.values, "against": against}
 
 
-def _over(one: "Against") -> dict[str, Any]:
-    gap = one.difference._asdict() if one.difference else None
-    return {"questions": one.questions, "difference": gap, "better": one.better, "worse": one.worse}
+def _pairs_json(pairs: "PairedComparison") -> dict[str, Any]:
+    difference = pairs.difference._asdict() if pairs.difference else None
+    return {"questions": pairs.questions, "difference": difference, "better": pairs.better, "worse": pairs.worse}
 
 
-def _side_by_side(runs: Sequence["Run"], rows: Sequence["Row"]) -> None:
+def _side_by_side(runs: Sequence["Run"], rows: Sequence["ComparisonRow"]) -> None:
     from . import show
 
-    shown = show.table("benchmark", "metric", *(run.name for run in runs))
+    headlines = show.table("benchmark", "metric", *(run.name for run in runs))
     for row in rows:
-        shown.add_row(row.bench, row.metric, *("" if value is None else f"{value:.4f}" for value in row.values))
-    show.out.print(shown)
-    over = show.table("benchmark", "over", "questions", "difference", "95 % interval", "p", "better", "worse")
+        headlines.add_row(row.bench, row.metric, *("" if value is None else f"{value:.4f}" for value in row.values))
+    show.out.print(headlines)
+    differences = show.table("benchmark", "over", "questions", "difference", "95 % interval", "p", "better", "worse")
     for row in rows:
-        for run, one in zip(runs[1:], row.against, strict=True):
-            if one and (gap := one.difference):
+        for run, pairs in zip(runs[1:], row.against, strict=True):
+            if pairs and (gap := pairs.difference):
                 cells = [f"{gap.mean:+.4f}", f"{gap.low:+.4f} to {gap.high:+.4f}", f"{gap.p:.4f}"]
-                flipped = [str(len(one.better)), str(len(one.worse))]
-                over.add_row(row.bench, f"{run.name} over {runs[0].name}", str(one.questions), *cells, *flipped)
-    show.out.print(over)
+                flips = [str(len(pairs.better)), str(len(pairs.worse))]
+                pair = f"{run.name} over {runs[0].name}"
+                differences.add_row(row.bench, pair, str(pairs.questions), *cells, *flips)
+    show.out.print(differences)

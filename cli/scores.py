@@ -29,32 +29,32 @@ def score(
     as_json: bool,
 ) -> None:
     """Score the answers in a file, or write what the benchmark's server takes, or both."""
-    from mmalign.benchmarks.filed import NoAnswersError
-    from mmalign.benchmarks.filed import score as scored
+    from mmalign.benchmarks import filed
 
     card = card_of(name, data, words)
     if answers is None:
         raise RunError("no answers are named", fix="--answers FILE, such as runs/evaluate-.../pope.jsonl")
-    with _all_kept():
-        bench = made(card)
-        given = bench.read(str(answers))
+    with _without_gc():
+        bench = build_benchmark(card)
+        texts = bench.read(str(answers))
         if submission:
             from . import show
 
-            bench.submission(given, submission)
+            bench.submission(texts, submission)
             show.err.print(f"written: {submission}")
         try:
-            found = scored(bench, given, protocol, cast(Gaps, gaps))
-        except NoAnswersError:
+            result = filed.score(bench, texts, protocol, cast(Gaps, gaps))
+        except filed.NoAnswersError:
             if not submission:
                 raise
             return
-        told = {"bench": name, "data": bench.found, "protocol": protocol, "gaps": gaps, **_counted(found, card)}
-        print(_json(told)) if as_json else _table(told)
+        source = {"bench": name, "data": bench.data_files, "protocol": protocol, "gaps": gaps}
+        row = source | _with_interval(result, card)
+        print(_json(row)) if as_json else _table(row)
 
 
 @contextmanager
-def _all_kept() -> Iterator[None]:
+def _without_gc() -> Iterator[None]:
     """Without looking for cycles: among two million answers there are none, and it would take a third of the time."""
     gc.disable()
     try:
@@ -63,9 +63,9 @@ def _all_kept() -> Iterator[None]:
         gc.enable()
 
 
-def _json(told: dict[str, Any]) -> str:
+def _json(row: dict[str, Any]) -> str:
     """One line a key: with a line for each of many questions, the values would be written ten times as slowly."""
-    lines = (f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in told.items())
+    lines = (f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in row.items())
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
@@ -79,14 +79,14 @@ def card_of(name: str, data: str | None, words: Sequence[str]) -> Card:
     return replace(card, args=card.args | folder | own)
 
 
-def made(card: Card) -> Benchmark:
+def build_benchmark(card: Card) -> Benchmark:
     """The benchmark a card names; DataError for what measures a model and so has no answers."""
     if isinstance(kind := target(card), type) and issubclass(kind, Probe):
         what = f"{card.name} measures the model itself: it has no answers to score"
         raise DataError(what, fix=f"mmalign eval --bench {card.name}")
-    found = build(card)
-    assert isinstance(found, Benchmark)
-    return found
+    bench = build(card)
+    assert isinstance(bench, Benchmark)
+    return bench
 
 
 def ready(node: "Node") -> None:
@@ -105,44 +105,44 @@ def notes(folder: Path) -> list[str]:
     """What a reader of the scores of a finished evaluation has to know."""
     from mmalign.pipeline import existing  # 0.1 s, which a score does without
 
-    told = []
+    lines = []
     for name in existing.scores(folder):
         score = files.read_json(folder / f"{name}.json")
-        told += [f"{name}: {note}" for note in (_gaps(score["counts"]), *score["notes"]) if note]
-    return told
+        lines += [f"{name}: {note}" for note in (_gaps(score["counts"]), *score["notes"]) if note]
+    return lines
 
 
 def _gaps(counts: dict[str, int]) -> str:
     """Answers that could not be used, if any."""
-    odd = [f"{counts[kind]} {kind}" for kind in ("missing", "duplicate", "unknown", "unparsable") if counts.get(kind)]
-    return f"of {counts['asked']} answers {', '.join(odd)}" if odd else ""
+    gaps = [f"{counts[kind]} {kind}" for kind in ("missing", "duplicate", "unknown", "unparsable") if counts.get(kind)]
+    return f"of {counts['asked']} answers {', '.join(gaps)}" if gaps else ""
 
 
-def _counted(found: Score, card: Card) -> dict[str, Any]:
+def _with_interval(result: Score, card: Card) -> dict[str, Any]:
     """A score with its interval, and a word on what it was counted over."""
     from mmalign.benchmarks.bootstrap import interval
 
-    usual, asked = card.facts.get("questions"), found.counts.get("asked")
-    notes = list(found.notes)
-    if usual and asked and usual != asked:
-        notes.append(f"{asked} questions, the published set has {usual}: another split, or half of the data?")
-    sure = interval(found.items)._asdict() if found.items else None
-    return {**vars(found), "notes": notes, "unit": card.facts.get("unit", ""), "interval": sure}
+    published, asked = card.facts.get("questions"), result.counts.get("asked")
+    notes = list(result.notes)
+    if published and asked and published != asked:
+        notes.append(f"{asked} questions, the published set has {published}: another split, or half of the data?")
+    mean = interval(result.items)._asdict() if result.items else None
+    return {**vars(result), "notes": notes, "unit": card.facts.get("unit", ""), "interval": mean}
 
 
-def _table(told: dict[str, Any]) -> None:
+def _table(row: dict[str, Any]) -> None:
     from . import show
 
-    metrics = {told["headline"]: None, **told["metrics"]} if told["metrics"] else {}
-    shown = show.table("metric", told["unit"] or "value", "as printed")
-    for name in metrics:
-        value, rounded = told["metrics"][name], told["printed"].get(name)
-        style = "bold" if name == told["headline"] else None
-        shown.add_row(name, f"{value:.4f}", "" if rounded is None else str(rounded), style=style)
-    show.out.print(f"{told['bench']}: {told['data'] or 'no files'}; protocol {told['protocol']}, gaps {told['gaps']}")
-    if metrics:
-        show.out.print(shown)
-    if sure := told["interval"]:
-        show.out.print(f"mean over questions {sure['mean']:.4f}, 95 % interval {sure['low']:.4f} to {sure['high']:.4f}")
-    show.out.print(", ".join(f"{count} {name}" for name, count in told["counts"].items() if "/" not in name))
-    show.tell(told["notes"])
+    names = dict.fromkeys([row["headline"], *row["metrics"]]) if row["metrics"] else {}  # the headline first
+    table = show.table("metric", row["unit"] or "value", "as printed")
+    for name in names:
+        value, rounded = row["metrics"][name], row["printed"].get(name)
+        style = "bold" if name == row["headline"] else None
+        table.add_row(name, f"{value:.4f}", "" if rounded is None else str(rounded), style=style)
+    show.out.print(f"{row['bench']}: {row['data'] or 'no files'}; protocol {row['protocol']}, gaps {row['gaps']}")
+    if names:
+        show.out.print(table)
+    if mean := row["interval"]:
+        show.out.print(f"mean over questions {mean['mean']:.4f}, 95 % interval {mean['low']:.4f} to {mean['high']:.4f}")
+    show.out.print(", ".join(f"{count} {name}" for name, count in row["counts"].items() if "/" not in name))
+    show.tell(row["notes"])

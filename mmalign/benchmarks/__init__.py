@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
+    """What a model is asked."""
+
     id: str  # unique in its benchmark; answers are joined by it, never by position
     text: str  # the user's turn, without the image's mark
     image: Any = None  # a reference `Benchmark.image` understands; None: no image
@@ -29,6 +31,8 @@ Gaps = Literal["strict", "lenient", "official"]
 
 @dataclass
 class Score:
+    """What a benchmark or a probe gives."""
+
     metrics: dict[str, float]  # in the unit of the official tool (percent or fraction), not rounded; empty: not scored
     headline: str  # the name of the metric the papers mean
     items: dict[str, float] = field(default_factory=dict)  # question id: its value, for paired comparisons
@@ -44,7 +48,7 @@ class Benchmark:
     max_new_tokens: ClassVar[int] = 128
     protocols: ClassVar[tuple[str, ...]] = ("official",)  # whose rules `score` can follow, where there are several
     submits: ClassVar[str] = "json"  # the kind of file its server takes
-    found: str = ""  # which files were read, and in which layout
+    data_files: str = ""  # which files were read, and in which layout
 
     def questions(self) -> Sequence[Question]:
         """Every question, in the official order; DataError when the files are missing or damaged."""
@@ -61,16 +65,16 @@ class Benchmark:
 
     def read(self, source: str) -> Mapping[str, str]:
         """{question id: answer text} of a file of answers: {"id", "text"} on each line."""
-        from mmalign.benchmarks.answers import Answers, rows  # it imports this module
+        from mmalign.benchmarks.answers import Answers, answer_rows  # it imports this module
 
-        return Answers((row.id, row.text) for row in rows(source))
+        return Answers((row.id, row.text) for row in answer_rows(source))
 
     def score(self, answers: Mapping[str, str]) -> Score:
         """The official metric on {question id: answer text}."""
         raise NotImplementedError
 
     def submission(self, answers: Mapping[str, str], target: Path) -> None:
-        """Write the file that the benchmark's server takes."""
+        """Write the file that the benchmark's server takes; DataError where there is no server."""
         raise DataError(f"{type(self).__name__} has no server to submit to", fix="score the answers: mmalign score")
 
 

@@ -10,7 +10,7 @@ from mmalign.errors import DataError, suggest
 FEW = 5  # ids named in a message
 
 
-class Row(NamedTuple):
+class AnswerRow(NamedTuple):
     """One line of an answer file."""
 
     id: str  # as the file has it
@@ -18,20 +18,20 @@ class Row(NamedTuple):
     raw: Mapping[str, Any]
 
 
-def rows(path: str, texts: bool = True) -> list[Row]:
+def answer_rows(path: str, texts: bool = True) -> list[AnswerRow]:
     """The lines of an answer file: {"id", "text"} (ours) or {"question_id", "text"} (LLaVA's).
 
-    texts: False where a line may hold something else than text (log-probabilities).
+    texts: False where a line may hold something else than text (log-probabilities). DataError for any other line.
     """
-    found = []
+    rows = []
     for number, raw in enumerate(reading.json_lines(path), 1):
-        name, text = raw.get("id", raw.get("question_id")), raw.get("text", None if texts else "")
-        if name is None:
+        qid, text = raw.get("id", raw.get("question_id")), raw.get("text", None if texts else "")
+        if qid is None:
             raise _unusable("neither `id` nor `question_id`", path, number)
         if not isinstance(text, str):
             raise _unusable(f"a `text` that is no text: {text!r}" if "text" in raw else "no `text`", path, number)
-        found.append(Row(str(name), text, raw))
-    return found
+        rows.append(AnswerRow(str(qid), text, raw))
+    return rows
 
 
 def _unusable(what: str, path: str, number: int) -> DataError:
@@ -48,10 +48,11 @@ class Answers(dict[str, str]):
 
     @classmethod
     def of(cls, answers: Mapping[str, str]) -> "Answers":
+        """Any mapping as Answers: one row for each id."""
         return answers if isinstance(answers, cls) else cls(answers.items())
 
 
-class Official(NamedTuple):
+class GapRule(NamedTuple):
     """What the official tool does about gaps."""
 
     missing: Literal["refuse", "skip"] = "refuse"  # skip: averages over what there is
@@ -59,7 +60,7 @@ class Official(NamedTuple):
 
 
 @dataclass
-class Joined:
+class JoinedAnswers:
     """Answers next to their questions."""
 
     texts: dict[str, str]  # in the order of the questions; an id that is not there was skipped
@@ -69,32 +70,32 @@ class Joined:
     notes: list[str] = field(default_factory=list)
 
 
-def join(asked: Collection[str], given: Mapping[str, str], gaps: Gaps, official: Official) -> Joined:
-    """Each asked id with its answer; `gaps` says what to do about the others."""
+def join(qids: Collection[str], answers: Mapping[str, str], gaps: Gaps, official: GapRule) -> JoinedAnswers:
+    """Each question's id with its answer; `gaps` says what to do about the others. DataError for what it refuses."""
     if gaps not in ("strict", "lenient", "official"):
         raise DataError(f"no such way to treat gaps: {gaps!r}", fix=suggest(gaps, ("strict", "lenient", "official")))
-    answers = Answers.of(given)
-    known = asked if isinstance(asked, (dict, set)) else set(asked)
-    missing = [name for name in asked if name not in answers]
-    unknown = [name for name in answers if name not in known]
+    answers = Answers.of(answers)
+    known = qids if isinstance(qids, (dict, set)) else set(qids)
+    missing = [qid for qid in qids if qid not in answers]
+    unknown = [qid for qid in answers if qid not in known]
     if answers and len(unknown) == len(answers):
         what = f"none of the {len(answers)} answers is to a question asked here: {few(unknown)}"
         raise DataError(what, fix=f"are they another benchmark's or split's? the questions here: {few(missing)}")
-    _refuse(missing, unknown, len(asked), official if gaps == "official" else _RULES[gaps])
-    texts = {name: answers[name] for name in asked if name in answers}
+    _refuse(missing, unknown, len(qids), official if gaps == "official" else _RULES[gaps])
+    texts = {qid: answers[qid] for qid in qids if qid in answers}
     if gaps == "lenient":
-        texts = {name: answers.get(name, "") for name in asked}
+        texts = {qid: answers.get(qid, "") for qid in qids}
     if not texts:
         raise DataError("there are no answers to score", fix="name a file with answers to these questions")
     rows = [row for row in answers.rows if row[0] in known]
-    counts, notes = _counts(answers, asked, missing, unknown), list(_told(missing, unknown, len(asked), gaps))
-    return Joined(texts, rows, gaps, counts, notes)
+    counts, notes = _counts(answers, len(qids), missing, unknown), list(_notes(missing, unknown, len(qids), gaps))
+    return JoinedAnswers(texts, rows, gaps, counts, notes)
 
 
-_RULES = {"strict": Official("refuse", "refuse"), "lenient": Official("skip", "skip")}
+_RULES = {"strict": GapRule("refuse", "refuse"), "lenient": GapRule("skip", "skip")}
 
 
-def _refuse(missing: list[str], unknown: list[str], asked: int, rule: Official) -> None:
+def _refuse(missing: list[str], unknown: list[str], asked: int, rule: GapRule) -> None:
     if missing and rule.missing == "refuse":
         raise DataError(
             f"{len(missing)} of {asked} questions have no answer: {few(missing)}",
@@ -112,19 +113,19 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
 
-def _counts(answers: Answers, asked: Collection[str], missing: list[str], unknown: list[str]) -> dict[str, int]:
+def _counts(answers: Answers, asked: int, missing: list[str], unknown: list[str]) -> dict[str, int]:
     return {
-        "asked": len(asked),
-        "answered": len(asked) - len(missing),
+        "asked": asked,
+        "answered": asked - len(missing),
         "missing": len(missing),
         "duplicate": len(answers.rows) - len(answers),
         "unknown": len(unknown),
     }
 
 
-def _told(missing: list[str], unknown: list[str], asked: int, gaps: Gaps) -> Iterable[str]:
+def _notes(missing: list[str], unknown: list[str], asked: int, gaps: Gaps) -> Iterable[str]:
     if missing:
-        done = "left out of the mean" if gaps == "official" else "counted as empty answers"
-        yield f"{len(missing)} of {asked} questions have no answer; {done}"
+        treatment = "left out of the mean" if gaps == "official" else "counted as empty answers"
+        yield f"{len(missing)} of {asked} questions have no answer; {treatment}"
     if unknown:
         yield f"{len(unknown)} answers belong to no question; left out"

@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
 
 class Interval(NamedTuple):
+    """A mean with its percentile interval, in the unit of the items."""
+
     mean: float
     low: float
     high: float
 
 
 class Difference(NamedTuple):
+    """A paired difference with its percentile interval, in the unit of the items."""
+
     mean: float  # the second run minus the first
     low: float
     high: float
@@ -29,40 +33,44 @@ class Difference(NamedTuple):
 
 
 def interval(items: Mapping[str, float], level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
-    """The mean of the items with its percentile interval."""
+    """The mean of {question id: value} with its percentile interval; DataError where there are none.
+
+    level: how much of the resamples lies between its ends. draws: how many resamples.
+    """
     import numpy as np  # only where intervals are asked for
 
     if not items:
         raise DataError("no items: an interval needs the values of single questions")
     values, counts = map(np.array, zip(*sorted(Counter(map(float, items.values())).items()), strict=True))
-    low, high = _resampled(values, counts, level, draws, seed)
+    low, high = _quantiles(values, counts, level, draws, seed)
     return Interval(float(values @ counts / counts.sum()), low, high)
 
 
 def difference(
     first: Mapping[str, float], second: Mapping[str, float], level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> Difference:
-    """What the second run has over the first, paired by question."""
+    """What the second run has over the first, paired by question; DataError where their questions differ."""
     import numpy as np
 
     if first.keys() != second.keys():
-        other = len(first.keys() ^ second.keys())
+        unpaired = len(first.keys() ^ second.keys())
         fix = "score both on the same data"
-        raise DataError(f"the runs answered different questions: {other} are in one only", fix=fix)
+        raise DataError(f"the runs answered different questions: {unpaired} are in one only", fix=fix)
     if not first:
         raise DataError("no items: an interval needs the values of single questions")
     steps = np.array([second[name] - first[name] for name in first]).round(12)  # 12: equal differences stay equal
     values, counts = np.unique(steps, return_counts=True)
-    low, high = _resampled(values, counts, level, draws, seed)
+    low, high = _quantiles(values, counts, level, draws, seed)
     return Difference(float(steps.mean()), low, high, _sign_flip(steps, draws, seed))
 
 
-def _resampled(values: "ndarray", counts: "ndarray", level: float, draws: int, seed: int) -> tuple[float, float]:
+def _quantiles(values: "ndarray", counts: "ndarray", level: float, draws: int, seed: int) -> tuple[float, float]:
+    """The ends of the interval that holds `level` of the means of resampled items."""
     import numpy as np
 
     size = counts.sum()
-    drawn = np.random.default_rng(seed).multinomial(size, counts / size, size=draws)
-    low, high = np.quantile(drawn @ values / size, [(1 - level) / 2, (1 + level) / 2])
+    resamples = np.random.default_rng(seed).multinomial(size, counts / size, size=draws)
+    low, high = np.quantile(resamples @ values / size, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

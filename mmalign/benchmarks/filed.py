@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmalign.benchmarks import Benchmark, Gaps, Question, Score, reading
-from mmalign.benchmarks.answers import Answers, Joined, Official, Row, join, rows
+from mmalign.benchmarks.answers import AnswerRow, Answers, GapRule, JoinedAnswers, answer_rows, join
+from mmalign.benchmarks.layouts import DataLocation, Layout, LayoutFiles, find_layout
 from mmalign.benchmarks.pictures import Pictures
-from mmalign.benchmarks.places import Found, Layout, Place, look
 from mmalign.errors import DataError, suggest
 
 if TYPE_CHECKING:
@@ -30,61 +30,59 @@ class FiledBenchmark(Benchmark):
     images: the folder with the pictures; None: where the layout has them.
     """
 
-    folders: ClassVar[tuple[str, ...]] = ()  # of pictures, below the data
+    picture_folders: ClassVar[tuple[str, ...]] = ()  # below the data
     rgb: ClassVar[bool] = True  # False: the official script hands the picture on as it is in the file
-    official_gaps: ClassVar[Official] = Official()
-    same: ClassVar[tuple[str, ...]] = ("official",)  # protocols whose rule is the official one
+    official_gaps: ClassVar[GapRule] = GapRule()
+    official_protocols: ClassVar[tuple[str, ...]] = ("official",)  # those whose rule is the official one
 
     def __init__(self, data: str, images: str | None = None) -> None:
-        self.place = self._home(Place(data))
-        self.pictures = Pictures(self.place, self.folders, images, self.rgb)
-        self.files = self.look()
-        self.found = str(self.files)
+        self.location = self._own_folder(DataLocation(data))
+        self.pictures = Pictures(self.location, self.picture_folders, images, self.rgb)
+        self.files = find_layout(self.location, self.layouts(), type(self).__name__)
+        self.data_files = str(self.files)
 
     @property
-    def homes(self) -> Sequence[str]:
+    def folder_names(self) -> Sequence[str]:
         """What the benchmark's folder is called, where several lie side by side."""
         return [type(self).__name__.lower()]
 
-    def _home(self, outer: Place) -> Place:
+    def _own_folder(self, outer: DataLocation) -> DataLocation:
         """The benchmark's own folder below the given one, where it holds as much as can be found from above."""
-        folders = [os.path.join(outer.root, name) for name in ([] if outer.is_file else self.homes)]
-        inner = [Place(folder) for folder in folders if outer.exists(folder)]
+        folders = [os.path.join(outer.root, name) for name in ([] if outer.is_file else self.folder_names)]
+        inner = [DataLocation(folder) for folder in folders if outer.exists(folder)]
         best = min([*inner, outer], key=self._rank)  # the first of equals
         return best if self._rank(best) < len(self.layouts()) else outer
 
-    def _rank(self, place: Place) -> int:
+    def _rank(self, location: DataLocation) -> int:
         """The number of the first layout that is there; behind the last where none is."""
         layouts = self.layouts()
-        return next((number for number, one in enumerate(layouts) if one.look(place)), len(layouts))
+        return next((number for number, layout in enumerate(layouts) if layout.find(location)), len(layouts))
 
     def layouts(self) -> Sequence[Layout]:
         """The layouts to look for, the most complete first."""
         raise NotImplementedError
 
-    def look(self) -> Found:
-        return look(self.place, self.layouts(), type(self).__name__)
-
     @cached_property
-    def asked(self) -> list[Question]:
+    def question_list(self) -> list[Question]:
+        """What `questions` gives."""
         raise NotImplementedError
 
     def questions(self) -> Sequence[Question]:
-        return self.asked
+        return self.question_list
 
     def ready(self) -> None:
         """DataError where questions, labels or pictures are missing or damaged; ask before a model is loaded."""
-        self.pictures.expect({one.image: None for one in self.questions() if isinstance(one.image, str)})
-        with suppress(NoAnswersError), reading.shape(self.place.root):
+        self.pictures.expect({question.image: None for question in self.questions() if isinstance(question.image, str)})
+        with suppress(NoAnswersError), reading.shape(self.location.root):
             len(self.truth)
 
     def image(self, reference: Any) -> "Image":
         return self.pictures.open(reference)
 
     def read(self, source: str) -> Answers:
-        return Answers((self.own_id(row), row.text) for row in rows(source))
+        return Answers((self.question_id(row), row.text) for row in answer_rows(source))
 
-    def own_id(self, row: Row) -> str:
+    def question_id(self, row: AnswerRow) -> str:
         """The id of the question a row of a file of answers is about; foreign files may name it otherwise."""
         return row.id
 
@@ -98,18 +96,19 @@ class FiledBenchmark(Benchmark):
         if protocol not in self.protocols:
             what = f"{type(self).__name__} has no protocol {protocol!r}"
             raise DataError(what, fix=suggest(protocol, self.protocols))
-        with reading.shape(self.place.root):
+        with reading.shape(self.location.root):
             joined = join(self.truth, answers, gaps, self.official_gaps)
-            if protocol not in self.same:
+            if protocol not in self.official_protocols:
                 joined.notes.append(f"scored by the rule of {protocol}, not the official one")
-            return self.scored(joined, protocol)
+            return self.score_joined(joined, protocol)
 
-    def scored(self, joined: Joined, protocol: str) -> Score:
+    def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
+        """The metric of one of `protocols`, on answers whose gaps are treated already."""
         raise NotImplementedError
 
 
-def no_answers(benchmark: str, found: Found, server: str) -> NoAnswersError:
-    what = f"{benchmark}: these files hold no answers ({found})"
+def no_answers(benchmark: str, layout_files: LayoutFiles, server: str) -> NoAnswersError:
+    what = f"{benchmark}: these files hold no answers ({layout_files})"
     return NoAnswersError(what, fix=f"write a submission for {server}: mmalign score --submission FILE")
 
 
@@ -119,7 +118,7 @@ def score(bench: Benchmark, answers: Mapping[str, str], protocol: str = "officia
         return bench.score(answers, protocol, gaps)
     if protocol not in bench.protocols:
         raise DataError(f"{type(bench).__name__} has no protocol {protocol!r}", fix=suggest(protocol, bench.protocols))
-    joined = join([one.id for one in bench.questions()], answers, gaps, Official("skip", "skip"))
-    found = bench.score(joined.texts)
-    found.counts, found.notes = found.counts | joined.counts, joined.notes + found.notes
-    return found
+    joined = join([question.id for question in bench.questions()], answers, gaps, GapRule("skip", "skip"))
+    result = bench.score(joined.texts)
+    result.counts, result.notes = result.counts | joined.counts, joined.notes + result.notes
+    return result

@@ -13,7 +13,7 @@ from http.client import HTTPException
 from typing import Any, NamedTuple
 
 from mmalign.benchmarks import reading
-from mmalign.benchmarks.places import Place
+from mmalign.benchmarks.layouts import DataLocation
 from mmalign.errors import DataError
 
 MODEL = "gpt-4-0613"  # the official evaluator's default
@@ -30,7 +30,9 @@ Ask = Callable[[str, float], tuple[str | None, str]]  # (prompt, temperature) ->
 
 
 class Grade(NamedTuple):
-    score: float
+    """What the judge says of one answer."""
+
+    score: float  # 0 to 1
     content: str | None  # the reply the score was read from; the ignored one where none could be read
     model: str
 
@@ -39,20 +41,20 @@ class BusyError(Exception):
     """The judge asks to wait (HTTP 429)."""
 
 
-def parsed(reply: str | None) -> float | None:
+def parse_score(reply: str | None) -> float | None:
     """The number before the first blank, from 0 to 1; None: ask again. nan passes, as in the evaluator."""
     try:
-        score = float(_head(reply))
+        score = float(_first_word(reply))
     except ValueError:
         return None
     return None if score > 1.0 or score < 0.0 else score
 
 
-def _head(reply: str | None) -> str:
+def _first_word(reply: str | None) -> str:
     return (reply or "").split(" ")[0].strip()
 
 
-def graded(ask: Ask, first: str, again: str, wait: Callable[[], None]) -> Grade:
+def ask_for_grade(ask: Ask, first: str, again: str, wait: Callable[[], None]) -> Grade:
     """One grade: the first reply that can be read; after five that cannot, 0.
 
     A judge that is busy is asked again after a while; the count of tries then starts anew, the temperature does not.
@@ -62,9 +64,9 @@ def graded(ask: Ask, first: str, again: str, wait: Callable[[], None]) -> Grade:
         try:
             reply, model = ask(prompt, temperature)
             for _ in range(TRIES):
-                score = parsed(reply)
+                score = parse_score(reply)
                 if score is not None:
-                    return Grade(score, _head(reply), model)
+                    return Grade(score, _first_word(reply), model)
                 prompt = again
                 reply, model = ask(prompt, temperature)
                 temperature += STEP
@@ -89,14 +91,16 @@ class Judge:
             raise DataError(f"the judge's address is no http address: {self.endpoint}", fix="judge=https://HOST/v1")
 
     def ask(self, prompt: str, temperature: float) -> tuple[str | None, str]:
-        answer = self._post(self._body(prompt, temperature))
+        """(the reply, the model's name); BusyError where it asks to wait, DataError where it cannot be asked."""
+        reply = self._post(self._body(prompt, temperature))
         try:
-            return answer["choices"][0]["message"]["content"], str(answer["model"])
+            return reply["choices"][0]["message"]["content"], str(reply["model"])
         except (KeyError, IndexError, TypeError) as err:
             fix = "is it a chat endpoint (.../v1)?"
             raise DataError(f"the judge's answer has no {err}", at=self.endpoint, fix=fix) from err
 
     def wait(self) -> None:
+        """Sleep after it said that it is busy."""
         time.sleep(self.pause)
 
     def _body(self, prompt: str, temperature: float) -> dict[str, Any]:
@@ -109,15 +113,15 @@ class Judge:
         if key := os.environ.get("OPENAI_API_KEY"):
             request.add_header("Authorization", f"Bearer {key}")
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                return json.load(answer)
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                return json.load(reply)
         except urllib.error.HTTPError as err:
-            raise self._refused(err) from err
+            raise self._refusal(err) from err
         except (OSError, ValueError, HTTPException) as err:
             fix = "check the address; the grades so far are kept"
             raise DataError(f"the judge does not answer: {err}", at=self.endpoint, fix=fix) from err
 
-    def _refused(self, err: urllib.error.HTTPError) -> Exception:
+    def _refusal(self, err: urllib.error.HTTPError) -> Exception:
         if err.code == 429 and self.busy < self.patience:
             self.busy += 1
             return BusyError()
@@ -125,20 +129,20 @@ class Judge:
         return DataError(f"the judge says {err.code} {err.reason}", at=self.endpoint, fix=fix)
 
 
-def prompt_in(evaluator: str | None, place: Place) -> tuple[str, bool]:
+def prompt_in(evaluator: str | None, location: DataLocation) -> tuple[str, bool]:
     """(the prompt in the user's copy of the evaluator, whether it is the official one); the file is read, never run."""
-    found = [evaluator] if evaluator else place.find(EVALUATOR)
-    if not found:
+    paths = [evaluator] if evaluator else location.find(EVALUATOR)
+    if not paths:
         raise DataError(
             f"asking a judge needs its prompt, and there is no {EVALUATOR}",
-            at=place.root,
+            at=location.root,
             fix=f"put {EVALUATOR} of github.com/yuweihao/MM-Vet beside the data, or name it: evaluator=FILE",
         )
-    prompt = _assigned(reading.text(found[0]), found[0])
+    prompt = _prompt_string(reading.text(paths[0]), paths[0])
     return prompt, hashlib.sha256(prompt.encode()).hexdigest() == PROMPT_SHA256
 
 
-def _assigned(source: str, path: str) -> str:
+def _prompt_string(source: str, path: str) -> str:
     """The string that the file assigns to `prompt`."""
     try:
         tree = ast.parse(source)

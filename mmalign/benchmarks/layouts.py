@@ -14,8 +14,11 @@ from mmalign.io import files
 DEPTH = 2  # folders below the given one in which a file is still found: hf/data/x.parquet
 
 
-class Place:
-    """A folder or one file, local or behind an fsspec URL."""
+class DataLocation:
+    """A folder or one file, local or behind an fsspec URL; DataError where there is none.
+
+    root: the path or URL; folder: itself, or the one its file lies in.
+    """
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
@@ -63,57 +66,58 @@ class Layout:
 
     name: str  # LLaVA, official, parquet, TSV
     needs: Mapping[str, str]
-    may: Mapping[str, str]  # files that some questions can do without
+    optional: Mapping[str, str]  # files that some questions can do without
 
-    def look(self, place: Place) -> "Found | None":
-        found = {role: place.find(pattern) for role, pattern in self.needs.items()}
-        if not all(found.values()):
+    def find(self, location: DataLocation) -> "LayoutFiles | None":
+        """The files that lie there; None where a needed one is missing."""
+        needed = {role: location.find(pattern) for role, pattern in self.needs.items()}
+        if not all(needed.values()):
             return None
-        return Found(self.name, found | {role: place.find(pattern) for role, pattern in self.may.items()})
+        optional = {role: location.find(pattern) for role, pattern in self.optional.items()}
+        return LayoutFiles(self.name, needed | optional)
 
 
 @dataclass(frozen=True)
-class Found:
+class LayoutFiles:
     """The files of one layout that are there."""
 
     layout: str
-    files: Mapping[str, list[str]]
+    paths: Mapping[str, list[str]]  # by role
 
     def has(self, role: str) -> bool:
-        return bool(self.files.get(role))
+        return bool(self.paths.get(role))
 
     def one(self, role: str) -> str:
         """The file of a role; the first where a pattern matched several."""
-        return self.files[role][0]
+        return self.paths[role][0]
 
     def __str__(self) -> str:
-        there = [found for found in self.files.values() if found]
-        names = [os.path.basename(found[0]) + (" ..." if len(found) > 1 else "") for found in there]
+        names = [os.path.basename(paths[0]) + " ..." * (len(paths) > 1) for paths in self.paths.values() if paths]
         return f"{self.layout} layout: {', '.join(names)}"
 
 
 _SHARD = re.compile(r"-of-(\d+)\.parquet$")
 
 
-def _whole(found: Found) -> None:
+def _check_shards(layout_files: LayoutFiles) -> None:
     """DataError where a file that was cut into numbered parts lacks some of them."""
-    for paths in found.files.values():
-        parts: dict[str, list[str]] = {}
+    for paths in layout_files.paths.values():
+        shards_of: dict[str, list[str]] = {}
         for path in paths:
             if _SHARD.search(path):
-                parts.setdefault(re.sub(r"\d+(?=-of-)", "", path), []).append(path)
-        for several in parts.values():
-            total = int(_SHARD.findall(several[0])[0])
-            if len(several) < total:
-                what = f"{len(several)} of {total} parts are there of {os.path.basename(several[0])}"
-                raise DataError(what, at=os.path.dirname(several[0]), fix="fetch the others")
+                shards_of.setdefault(re.sub(r"\d+(?=-of-)", "", path), []).append(path)
+        for shards in shards_of.values():
+            total = int(_SHARD.findall(shards[0])[0])
+            if len(shards) < total:
+                what = f"{len(shards)} of {total} parts are there of {os.path.basename(shards[0])}"
+                raise DataError(what, at=os.path.dirname(shards[0]), fix="fetch the others")
 
 
-def look(place: Place, layouts: Sequence[Layout], benchmark: str) -> Found:
+def find_layout(location: DataLocation, layouts: Sequence[Layout], benchmark: str) -> LayoutFiles:
     """The first layout whose files are all there; DataError with what each of them would need."""
     for layout in layouts:
-        if found := layout.look(place):
-            _whole(found)
-            return found
-    wanted = "; ".join(dict.fromkeys(f"{' + '.join(one.needs.values())} ({one.name})" for one in layouts))
-    raise DataError(f"no files of {benchmark} in {place.spec}", at=place.root, fix=f"put there one of: {wanted}")
+        if layout_files := layout.find(location):
+            _check_shards(layout_files)
+            return layout_files
+    needs = "; ".join(dict.fromkeys(f"{' + '.join(one.needs.values())} ({one.name})" for one in layouts))
+    raise DataError(f"no files of {benchmark} in {location.spec}", at=location.root, fix=f"put there one of: {needs}")

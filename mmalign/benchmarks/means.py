@@ -9,13 +9,13 @@ Groups = Callable[[str], Iterable[str]]  # the groups of a question, by their fu
 
 def over(items: Mapping[str, float] | Iterable[tuple[str, float]], groups: Groups) -> dict[str, float]:
     """{group: mean of the items in it}, in order of appearance."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for name, value in items.items() if isinstance(items, Mapping) else items:
-        for group in groups(name):
-            found[group].append(value)
-    return {group: fmean(values) for group, values in found.items()}
+    values_of: dict[str, list[float]] = defaultdict(list)
+    for qid, value in items.items() if isinstance(items, Mapping) else items:
+        for group in groups(qid):
+            values_of[group].append(value)
+    return {group: fmean(values) for group, values in values_of.items()}
 
 
-def sizes(names: Iterable[str], groups: Groups) -> dict[str, int]:
+def sizes(qids: Iterable[str], groups: Groups) -> dict[str, int]:
     """{group: how many items are in it}."""
-    return dict(Counter(group for name in names for group in groups(name)))
+    return dict(Counter(group for qid in qids for group in groups(qid)))

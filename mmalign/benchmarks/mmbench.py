@@ -9,12 +9,11 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from mmalign.benchmarks import Question, Score, means, reading
-from mmalign.benchmarks.answers import Joined, Official
-from mmalign.benchmarks.answers import Row as Answer
+from mmalign.benchmarks.answers import AnswerRow, GapRule, JoinedAnswers
 from mmalign.benchmarks.filed import LETTER, FiledBenchmark, no_answers
+from mmalign.benchmarks.layouts import Layout
 from mmalign.benchmarks.options import VERSIONS, option
-from mmalign.benchmarks.pictures import tabled
-from mmalign.benchmarks.places import Layout
+from mmalign.benchmarks.pictures import vlmevalkit_rows
 from mmalign.benchmarks.reading import Row
 from mmalign.errors import DataError, suggest
 
@@ -48,10 +47,10 @@ class MMBench(FiledBenchmark):
     """
 
     max_new_tokens = 1024
-    protocols = same = ("official", "vlmevalkit")  # VLMEvalKit is the official tool
+    protocols = official_protocols = ("official", "vlmevalkit")  # VLMEvalKit is the official tool
     submits = "xlsx"
     rgb = False
-    official_gaps = Official(missing="skip", unknown="skip")
+    official_gaps = GapRule(missing="skip", unknown="skip")
 
     def __init__(
         self,
@@ -68,13 +67,13 @@ class MMBench(FiledBenchmark):
         super().__init__(data, images)
 
     @property
-    def homes(self) -> Sequence[str]:
+    def folder_names(self) -> Sequence[str]:
         return ["mmbench_cn" if self.language == "cn" else "mmbench"]
 
     def layouts(self) -> Sequence[Layout]:
         splits = [self.split] if self.split else ["dev", "test"]
-        found = [one for split in splits for one in _patterns(split, self.language)]
-        return [Layout(name, {"questions": pattern}, {}) for name, pattern in found]
+        patterns = [one for split in splits for one in _patterns(split, self.language)]
+        return [Layout(name, {"questions": pattern}, {}) for name, pattern in patterns]
 
     @cached_property
     def rows(self) -> dict[str, Row]:
@@ -82,74 +81,74 @@ class MMBench(FiledBenchmark):
         source = self.files.one("questions")
         with reading.shape(source):
             if self.files.layout == "parquet":
-                return {str(row["index"]): _from_parquet(row) for row in reading.parquet(self.files.files["questions"])}
-            return {str(int(row["index"])): row for row in tabled(source)}
+                return {str(row["index"]): _from_parquet(row) for row in reading.parquet(self.files.paths["questions"])}
+            return {str(int(row["index"])): row for row in vlmevalkit_rows(source)}
 
     @cached_property
     def truth(self) -> dict[str, Row]:
         if not any(row.get("answer") for row in self.rows.values()):
             raise no_answers("MMBench", self.files, "the MMBench site")
-        return self.shown
+        return self.rounds
 
     @cached_property
-    def shown(self) -> dict[str, Row]:
+    def rounds(self) -> dict[str, Row]:
         """{question id: the row as it is asked}; with `all_rounds` once for each rotation, under ids of their own."""
         if not self.all_rounds:
             return self.rows
         return {
-            f"{name}/{turn}" if turn else name: turned(row, turn)
-            for name, row in self.rows.items()
-            for turn in range(len(given(row)))
+            f"{index}/{turn}" if turn else index: rotated(row, turn)
+            for index, row in self.rows.items()
+            for turn in range(len(shown_options(row)))
         }
 
     @cached_property
-    def asked(self) -> list[Question]:
+    def question_list(self) -> list[Question]:
         with reading.shape(self.files.one("questions")):
             suffix = LETTER_CN if self.language == "cn" else LETTER
-            return [Question(name, f"{prompt(row)}\n{suffix}", row["image"]) for name, row in self.shown.items()]
+            return [Question(qid, f"{prompt(row)}\n{suffix}", row["image"]) for qid, row in self.rounds.items()]
 
-    def own_id(self, row: Answer) -> str:
+    def question_id(self, row: AnswerRow) -> str:
         """LLaVA gives the rotations of a row its own id, and each a `round_id`."""
         turn = row.raw.get("round_id") if self.all_rounds else 0
         return f"{row.id}/{turn}" if turn else row.id
 
-    def scored(self, joined: Joined, protocol: str) -> Score:
+    def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """CircularEval: a question counts when every pass of it is right; as fractions, with the first pass beside it.
 
         Letters are found by exact matching; what would need a judge counts as wrong and is told.
         """
-        told = joined.rows if joined.gaps == "official" else list(joined.texts.items())
-        letters = {row: self.letter(*row) for row in {*told, *joined.texts.items()}}
-        taken = {name: letters[name, text] for name, text in joined.texts.items()}
-        right = [(name, letters[name, text] == self.truth[name]["answer"]) for name, text in told]
-        items = {name: float(all(passes)) for name, passes in _by_question(right).items()}
-        counted = [name for name, _ in right if _first(name) == name]  # a first pass told twice counts twice
-        joined.counts["unparsable"] = sum(not letter for letter in taken.values())
+        answers = joined.rows if joined.gaps == "official" else list(joined.texts.items())
+        letter_of = {answer: self.letter(*answer) for answer in {*answers, *joined.texts.items()}}
+        letters = {qid: letter_of[qid, text] for qid, text in joined.texts.items()}
+        hits = [(qid, letter_of[qid, text] == self.truth[qid]["answer"]) for qid, text in answers]
+        items = {qid: float(all(passes)) for qid, passes in _by_question(hits).items()}
+        counted = [qid for qid, _ in hits if _first(qid) == qid]  # a first pass that is there twice counts twice
+        joined.counts["unparsable"] = sum(not letter for letter in letters.values())
         joined.notes.append(f"option extraction: exact matching, rule {self.extraction!r} of VLMEvalKit, no judge")
-        metrics = self._means(counted, items) | _passes(right)
-        return Score(metrics, "Overall", items, joined.counts, joined.notes, taken=taken)
+        metrics = self._means(counted, items) | _passes(hits)
+        return Score(metrics, "Overall", items, joined.counts, joined.notes, taken=letters)
 
-    def letter(self, name: str, text: str) -> str:
+    def letter(self, qid: str, text: str) -> str:
         """The option an answer means; empty: unresolved. Empty answers reach the tool as the text "nan"."""
-        said = option("nan" if text in EMPTY else text, options(self.truth[name]), self.extraction)
-        return said or ""
+        return option("nan" if text in EMPTY else text, options(self.truth[qid]), self.extraction) or ""
 
     def _means(self, counted: Sequence[str], items: Mapping[str, float]) -> dict[str, float]:
         """Overall, by the six abilities and by category: the mean over questions."""
         if not counted:
             raise DataError("no question has an answer to its first pass", fix="finish the run: every row is asked")
-        values = [(name, items[name]) for name in counted]
-        return {"Overall": fmean(items[name] for name in counted), **means.over(values, self._groups)}
+        values = [(qid, items[qid]) for qid in counted]
+        return {"Overall": fmean(items[qid] for qid in counted), **means.over(values, self._groups)}
 
-    def _groups(self, name: str) -> list[str]:
-        row = self.rows[name]
-        found = [row[column] for column in ("l2-category", "category") if row.get(column)]
-        return [ABBREVIATIONS.get(group, group) for group in found]
+    def _groups(self, qid: str) -> list[str]:
+        row = self.rows[qid]
+        groups = [row[column] for column in ("l2-category", "category") if row.get(column)]
+        return [ABBREVIATIONS.get(group, group) for group in groups]
 
     def submission(self, answers: Mapping[str, str], target: Path) -> None:
         """LLaVA's sheet for the MMBench site: the question, the options and the answer; empty where there is none."""
         columns = [name for name in SUBMITTED if name == "prediction" or name in next(iter(self.rows.values()))]
-        sheet(target, columns, (_told(name, row, columns, answers.get(name)) for name, row in self.rows.items()))
+        cells = (_cells(index, row, columns, answers.get(index)) for index, row in self.rows.items())
+        write_sheet(target, columns, cells)
 
 
 def _patterns(split: str, language: str) -> list[tuple[str, str]]:
@@ -166,25 +165,25 @@ def _patterns(split: str, language: str) -> list[tuple[str, str]]:
 
 def prompt(row: Row) -> str:
     """Hint, question and options."""
-    hint = [] if _none(row["hint"]) else [row["hint"]]
-    shown = [f"{one}. {text}" for one, text in zip(LETTERS, given(row), strict=False)]
-    return "\n".join([*hint, row["question"], *shown])
+    hint = [] if _is_missing(row["hint"]) else [row["hint"]]
+    choices = [f"{letter}. {text}" for letter, text in zip(LETTERS, shown_options(row), strict=False)]
+    return "\n".join([*hint, row["question"], *choices])
 
 
-def turned(row: Row, turn: int) -> Row:
+def rotated(row: Row, turn: int) -> Row:
     """The row with its options rotated left `turn` times, and the answer's letter with them."""
-    texts, right = given(row), row.get("answer", "")
+    texts, answer = shown_options(row), row.get("answer", "")
     letters = tuple(LETTERS[: len(texts)])
-    moved = dict(zip(letters, texts[turn:] + texts[:turn], strict=True))
-    return {**row, **moved, "answer": letters[letters.index(right) - turn] if right in letters else right}
+    choices = dict(zip(letters, texts[turn:] + texts[:turn], strict=True))
+    return {**row, **choices, "answer": letters[letters.index(answer) - turn] if answer in letters else answer}
 
 
-def given(row: Row) -> list[str]:
+def shown_options(row: Row) -> list[str]:
     """The options that are shown: they end before the first that is missing."""
-    return list(takewhile(lambda text: not _none(text), (row.get(letter, "") for letter in LETTERS)))
+    return list(takewhile(lambda text: not _is_missing(text), (row.get(letter, "") for letter in LETTERS)))
 
 
-def _none(cell: str) -> bool:
+def _is_missing(cell: str) -> bool:
     """Missing to LLaVA: empty to pandas, or nan or none in any case."""
     return cell in EMPTY or cell.lower() in ("nan", "none")
 
@@ -194,43 +193,44 @@ def options(row: Row) -> dict[str, str]:
     return {letter: row[letter] for letter in ascii_uppercase if row.get(letter, "") not in EMPTY}
 
 
-def _first(name: str) -> str:
-    return str(int(name.partition("/")[0]) % PASS)
+def _first(qid: str) -> str:
+    """The id of a question's first pass."""
+    return str(int(qid.partition("/")[0]) % PASS)
 
 
-def _by_question(right: Iterable[tuple[str, bool]]) -> dict[str, list[bool]]:
+def _by_question(hits: Iterable[tuple[str, bool]]) -> dict[str, list[bool]]:
     """{question: whether each of its passes is right}. The number of passes is not that of the options: some
     four-option questions have three. Without its first pass a question does not count."""
-    found: dict[str, list[bool]] = {}
-    for name, hit in sorted(right, key=lambda one: one[0] != _first(one[0])):  # first passes first
-        if name == _first(name):
-            found.setdefault(name, []).append(hit)
-        elif _first(name) in found:
-            found[_first(name)].append(hit)
-    return found
+    passes: dict[str, list[bool]] = {}
+    for qid, hit in sorted(hits, key=lambda pair: pair[0] != _first(pair[0])):  # first passes first
+        if qid == _first(qid):
+            passes.setdefault(qid, []).append(hit)
+        elif _first(qid) in passes:
+            passes[_first(qid)].append(hit)
+    return passes
 
 
-def _passes(right: Sequence[tuple[str, bool]]) -> dict[str, float]:
+def _passes(hits: Sequence[tuple[str, bool]]) -> dict[str, float]:
     """Accuracy over the first passes, and over all passes as if they were questions."""
-    first = [hit for name, hit in right if name == _first(name)]
-    return {"first_pass": fmean(first) if first else 0.0, "all_passes": fmean(hit for _, hit in right)}
+    first = [hit for qid, hit in hits if qid == _first(qid)]
+    return {"first_pass": fmean(first) if first else 0.0, "all_passes": fmean(hit for _, hit in hits)}
 
 
 def _from_parquet(row: Row) -> Row:
     """The parquet files spell one column otherwise and hold empty cells as null or the text nan."""
-    low = {key.replace("L2-", "l2-"): cell for key, cell in row.items() if key not in ("image", "image_name")}
-    return {key: "" if cell in (None, "nan") else str(cell) for key, cell in low.items()} | {"image": row["image"]}
+    cells = {key.replace("L2-", "l2-"): cell for key, cell in row.items() if key not in ("image", "image_name")}
+    return {key: "" if cell in (None, "nan") else str(cell) for key, cell in cells.items()} | {"image": row["image"]}
 
 
-def _told(name: str, row: Row, columns: Iterable[str], answer: str | None) -> list[Any]:
+def _cells(index: str, row: Row, columns: Iterable[str], answer: str | None) -> list[Any]:
     """A row of the sheet; nothing where pandas would have nothing."""
     cells = {key: None if cell in EMPTY else cell for key, cell in row.items()}
-    cells |= {"index": int(name), "prediction": answer or None}
+    cells |= {"index": int(index), "prediction": answer or None}
     return [cells[column] for column in columns]
 
 
-def sheet(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """One sheet with a header, no index column."""
+def write_sheet(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """One sheet with a header, no index column; DataError where openpyxl is not installed."""
     try:
         from openpyxl import Workbook
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE

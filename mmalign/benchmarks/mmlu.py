@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from mmalign.benchmarks import Question, Score, means, reading
-from mmalign.benchmarks.answers import Answers, Joined, few, rows
+from mmalign.benchmarks.answers import Answers, JoinedAnswers, answer_rows, few
 from mmalign.benchmarks.filed import FiledBenchmark
-from mmalign.benchmarks.places import Layout
+from mmalign.benchmarks.layouts import Layout
 from mmalign.errors import DataError
 
 LETTERS = "ABCD"
@@ -21,7 +21,9 @@ CELLS = 6  # of a row: question, four choices, answer
 ABSENT = -100.0  # hendrycks: the log-probability of a letter that is not among the candidates returned
 
 
-class Exam(NamedTuple):
+class ExamQuestion(NamedTuple):
+    """One row of an exam."""
+
     question: str
     choices: tuple[str, ...]
     answer: str  # a letter
@@ -55,85 +57,85 @@ class MMLU(FiledBenchmark):
         ]
 
     @cached_property
-    def exams(self) -> dict[str, list[Exam]]:
+    def exams(self) -> dict[str, list[ExamQuestion]]:
         return self._read("exams")
 
     @cached_property
-    def examples(self) -> dict[str, list[Exam]]:
+    def examples(self) -> dict[str, list[ExamQuestion]]:
         """Five worked questions of each subject; DataError where a subject has fewer than are to be shown."""
-        found = self._read("dev")
-        short = [subject for subject in self.exams if len(found.get(subject, [])) < self.shots]
+        examples = self._read("dev")
+        short = [subject for subject in self.exams if len(examples.get(subject, [])) < self.shots]
         if short:
             what = f"{len(short)} subjects have fewer than {self.shots} worked examples: {few(short)}"
-            raise DataError(what, at=self.place.root, fix="fetch the dev split again, or show fewer: shots=0")
-        return found
+            raise DataError(what, at=self.location.root, fix="fetch the dev split again, or show fewer: shots=0")
+        return examples
 
-    def _read(self, role: str) -> dict[str, list[Exam]]:
+    def _read(self, role: str) -> dict[str, list[ExamQuestion]]:
         """{subject: questions}, by the alphabet. Cells are raw text: pandas would turn NA into nan."""
-        found: dict[str, list[Exam]] = {}
-        for path in self.files.files[role]:
+        exams: dict[str, list[ExamQuestion]] = {}
+        for path in self.files.paths[role]:
             with reading.shape(path):
-                for subject, exam in _from_parquet(path) if self.files.layout == "parquet" else _from_csv(path):
-                    found.setdefault(subject, []).append(exam)
-        return dict(sorted(found.items()))
+                for subject, question in _from_parquet(path) if self.files.layout == "parquet" else _from_csv(path):
+                    exams.setdefault(subject, []).append(question)
+        return dict(sorted(exams.items()))
 
     @cached_property
-    def asked(self) -> list[Question]:
-        return [self._question(name, self.shots) for name in self.truth]
+    def question_list(self) -> list[Question]:
+        return [self._question(qid, self.shots) for qid in self.truth]
 
-    def _question(self, name: str, shots: int) -> Question:
-        return Question(name, self.prompt(name, shots), None, OPTIONS, plain=True, family=name.rsplit("/", 1)[0])
+    def _question(self, qid: str, shots: int) -> Question:
+        return Question(qid, self.prompt(qid, shots), None, OPTIONS, plain=True, family=_subject(qid))
 
     def shorter(self, question: Question) -> Question | None:
         """hendrycks' code leaves examples out one by one; the harness cuts the text's beginning off, as we do else."""
         if self.style != "hendrycks":
             return None
-        fewer = (self._question(question.id, shots) for shots in range(self.shots - 1, -1, -1))
-        return next((one for one in fewer if len(one.text) < len(question.text)), None)
+        shorter = (self._question(question.id, shots) for shots in range(self.shots - 1, -1, -1))
+        return next((one for one in shorter if len(one.text) < len(question.text)), None)
 
     @cached_property
-    def truth(self) -> dict[str, Exam]:
+    def truth(self) -> dict[str, ExamQuestion]:
         """{subject/row: question}."""
-        return {f"{subject}/{row}": exam for subject, exams in self.exams.items() for row, exam in enumerate(exams)}
+        return {f"{subject}/{row}": one for subject, exam in self.exams.items() for row, one in enumerate(exam)}
 
-    def prompt(self, name: str, shots: int | None = None) -> str:
+    def prompt(self, qid: str, shots: int | None = None) -> str:
         """The text before the answer; with fewer `shots` for a model whose context it does not fit."""
-        subject = name.rsplit("/", 1)[0]
+        subject = _subject(qid)
         examples = self.examples.get(subject, [])[: self.shots if shots is None else shots]
-        told = "".join(f"{self._told(one)} {one.answer}\n\n" for one in examples)
-        return f"{self._header(subject)}{told}{self._told(self.truth[name])}"
+        worked = "".join(f"{self._unanswered(one)} {one.answer}\n\n" for one in examples)
+        return f"{self._header(subject)}{worked}{self._unanswered(self.truth[qid])}"
 
     def _header(self, subject: str) -> str:
         blank = " " if self.style == "hendrycks" else ""
         about = blank + subject.replace("_", " ")
         return f"The following are multiple choice questions (with answers) about {about}.\n\n"
 
-    def _told(self, exam: Exam) -> str:
-        question = exam.question if self.style == "hendrycks" else exam.question.strip()
-        choices = [f"{one}. {text}" for one, text in zip(LETTERS, exam.choices, strict=False)]
+    def _unanswered(self, one: ExamQuestion) -> str:
+        question = one.question if self.style == "hendrycks" else one.question.strip()
+        choices = [f"{letter}. {text}" for letter, text in zip(LETTERS, one.choices, strict=False)]
         return "\n".join([question, *choices, "Answer:"])
 
     def read(self, source: str) -> Answers:
         """Rows with `logprobs` ({letter: log-probability}) as their likeliest letter; others as their text."""
-        lines = rows(source, texts=False)
+        lines = answer_rows(source, texts=False)
         return Answers((row.id, _letter(row.raw["logprobs"]) if "logprobs" in row.raw else row.text) for row in lines)
 
-    def scored(self, joined: Joined, protocol: str) -> Score:
+    def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """The share of right letters over all questions, and by subject, area and group; fractions."""
-        taken = {name: text.strip() for name, text in joined.texts.items()}
-        items = {name: float(said == self.truth[name].answer) for name, said in taken.items()}
-        joined.counts["unparsable"] = sum(said not in tuple(LETTERS) for said in taken.values())
+        letters = {qid: text.strip() for qid, text in joined.texts.items()}
+        items = {qid: float(letter == self.truth[qid].answer) for qid, letter in letters.items()}
+        joined.counts["unparsable"] = sum(letter not in tuple(LETTERS) for letter in letters.values())
         joined.notes.append(f"groups: hendrycks/ by hendrycks' table, harness/ by {HARNESS}, where anatomy is stem")
         metrics = {"average": fmean(items.values()), **means.over(items, groups)}
         metrics["macro_average"] = fmean(value for name, value in metrics.items() if name.startswith("subject/"))
         printed = {name: round(value, 3) for name, value in metrics.items()}
-        return Score(metrics, "average", items, joined.counts, joined.notes, printed, taken)
+        return Score(metrics, "average", items, joined.counts, joined.notes, printed, letters)
 
 
 def likeliest(logprobs: Mapping[str, float]) -> str:
     """The letter with the highest log-probability; the first of equals."""
-    given = {name.strip(): value for name, value in logprobs.items()}
-    return max(LETTERS, key=lambda letter: given.get(letter, ABSENT))
+    of_letter = {name.strip(): value for name, value in logprobs.items()}
+    return max(LETTERS, key=lambda letter: of_letter.get(letter, ABSENT))
 
 
 def _letter(logprobs: Any) -> str:
@@ -142,19 +144,21 @@ def _letter(logprobs: Any) -> str:
     return likeliest(logprobs)
 
 
-def _from_csv(path: str) -> Iterable[tuple[str, Exam]]:
+def _from_csv(path: str) -> Iterable[tuple[str, ExamQuestion]]:
     subject = os.path.basename(path).rsplit("_", 1)[0]
     rows = reading.csv_rows(path)
     for number, row in enumerate(rows, 1):
         if len(row) != CELLS:
             fix = "the file may be cut off: fetch it again"
             raise DataError(f"row {number} has {len(row)} of {CELLS} cells", at=path, fix=fix)
-    return [(subject, Exam(row[0], tuple(row[1:-1]), row[-1])) for row in rows]
+    return [(subject, ExamQuestion(row[0], tuple(row[1:-1]), row[-1])) for row in rows]
 
 
-def _from_parquet(path: str) -> Iterable[tuple[str, Exam]]:
+def _from_parquet(path: str) -> Iterable[tuple[str, ExamQuestion]]:
     rows = reading.parquet([path])
-    return [(row["subject"], Exam(row["question"], tuple(row["choices"]), LETTERS[row["answer"]])) for row in rows]
+    return [
+        (row["subject"], ExamQuestion(row["question"], tuple(row["choices"]), LETTERS[row["answer"]])) for row in rows
+    ]
 
 
 @cache
@@ -178,8 +182,12 @@ def _harness(subject: str) -> str | None:
     return str(table["moved"].get(subject, table["names"][group])) if group else None
 
 
-def groups(name: str) -> list[str]:
+def _subject(qid: str) -> str:
+    return qid.rsplit("/", 1)[0]
+
+
+def groups(qid: str) -> list[str]:
     """What a question is counted under: its subject, and the area and groups of a subject the tables know."""
-    subject = name.rsplit("/", 1)[0]
+    subject = _subject(qid)
     known = {"area": _area(subject), "hendrycks": _group(subject), "harness": _harness(subject)}
     return [f"subject/{subject}"] + [f"{kind}/{group}" for kind, group in known.items() if group]

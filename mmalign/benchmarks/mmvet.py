@@ -9,11 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from mmalign.benchmarks import Gaps, Question, Score, reading
-from mmalign.benchmarks.answers import Joined, Official, Row, few
+from mmalign.benchmarks.answers import AnswerRow, GapRule, JoinedAnswers, few
 from mmalign.benchmarks.filed import FiledBenchmark, no_answers
-from mmalign.benchmarks.judge import MODEL, Grade, Judge, Sheet, graded, prompt_in
-from mmalign.benchmarks.pictures import tabled
-from mmalign.benchmarks.places import Layout
+from mmalign.benchmarks.judge import MODEL, Grade, Judge, Sheet, ask_for_grade, prompt_in
+from mmalign.benchmarks.layouts import Layout
+from mmalign.benchmarks.pictures import vlmevalkit_rows
 from mmalign.errors import DataError
 from mmalign.io import files
 
@@ -31,8 +31,8 @@ class MMVet(FiledBenchmark):
     """
 
     max_new_tokens = 1024
-    folders = ("mm-vet/images", "images")
-    official_gaps = Official(unknown="skip")
+    picture_folders = ("mm-vet/images", "images")
+    official_gaps = GapRule(unknown="skip")
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class MMVet(FiledBenchmark):
         self.judge = Judge(judge, judge_model) if judge else None
         if judge and not grades:
             raise DataError("a judge is named, but no file to keep its grades in", fix="grades=FILE.json")
-        self.prompt, self.official_prompt = prompt_in(evaluator, self.place) if judge else ("", True)
+        self.prompt, self.official_prompt = prompt_in(evaluator, self.location) if judge else ("", True)
 
     @property
-    def homes(self) -> Sequence[str]:
+    def folder_names(self) -> Sequence[str]:
         return ["mm-vet", "mmvet"]
 
     def layouts(self) -> Sequence[Layout]:
@@ -72,25 +72,26 @@ class MMVet(FiledBenchmark):
         source = self.files.one("questions")
         with reading.shape(source):
             if self.files.layout == "TSV":
-                rows = tabled(source)
-                return {_own(row["index"]): _flat(row, row["category"], row["image"]) for row in rows}
+                rows = vlmevalkit_rows(source)
+                return {official_id(row["index"]): _flat(row, row["category"], row["image"]) for row in rows}
             if self.files.layout == "parquet":
-                rows = reading.parquet(self.files.files["questions"])
-                return {_own(row["question_id"]): _flat(row, row["capability"], row["image"]) for row in rows}
-            return {name: {**row, "picture": row["imagename"]} for name, row in reading.json_file(source).items()}
+                rows = reading.parquet(self.files.paths["questions"])
+                return {official_id(row["question_id"]): _flat(row, row["capability"], row["image"]) for row in rows}
+            return {qid: {**row, "picture": row["imagename"]} for qid, row in reading.json_file(source).items()}
 
     @cached_property
-    def asked(self) -> list[Question]:
+    def question_list(self) -> list[Question]:
         if self.files.layout != "LLaVA":
-            return [Question(name, row["question"], row["picture"]) for name, row in self.truth.items()]
+            return [Question(qid, row["question"], row["picture"]) for qid, row in self.truth.items()]
         source = self.files.one("llava")
         with reading.shape(source):
-            return [Question(_own(row["question_id"]), row["text"], row["image"]) for row in reading.json_lines(source)]
+            lines = reading.json_lines(source)
+            return [Question(official_id(row["question_id"]), row["text"], row["image"]) for row in lines]
 
-    def own_id(self, row: Row) -> str:
-        return _own(row.id)
+    def question_id(self, row: AnswerRow) -> str:
+        return official_id(row.id)
 
-    def scored(self, joined: Joined, protocol: str) -> Score:
+    def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """The mean grade, in percent, in total, by ability and by set of abilities."""
         sheet = self._sheet(joined)
         if sheet is None:
@@ -98,14 +99,15 @@ class MMVet(FiledBenchmark):
             return Score({}, "total", {}, joined.counts, joined.notes)
         joined.notes += self._ungraded(sheet, joined.gaps)
         runs = self._runs(sheet)
-        joined.notes.append(f"judge: {', '.join(sorted({name for one in sheet.values() for name in one['model']}))}")
+        models = sorted({model for grades in sheet.values() for model in grades["model"]})
+        joined.notes.append(f"judge: {', '.join(models)}")
         metrics = self._means(sheet, runs)
-        items = {name: 100 * fmean(sheet[name]["score"][:runs]) for name in self.truth if name in sheet}
-        taken = {name: ", ".join(map(str, sheet[name]["content"][:runs])) for name in items}
+        items = {qid: 100 * fmean(sheet[qid]["score"][:runs]) for qid in self.truth if qid in sheet}
+        replies = {qid: ", ".join(map(str, sheet[qid]["content"][:runs])) for qid in items}
         printed = {name: nearest_tenth(value) for name, value in metrics.items()}
-        return Score(metrics, "total", items, joined.counts, joined.notes, printed, taken)
+        return Score(metrics, "total", items, joined.counts, joined.notes, printed, replies)
 
-    def _sheet(self, joined: Joined) -> Sheet | None:
+    def _sheet(self, joined: JoinedAnswers) -> Sheet | None:
         """{id: its grades}: from the file, completed by the judge where one is named."""
         sheet = _read_sheet(self.grades) if self.grades and os.path.exists(self.grades) else None
         self._check_answers(sheet or {}, joined.texts)
@@ -114,84 +116,86 @@ class MMVet(FiledBenchmark):
                 raise DataError(f"no grades file {self.grades}", fix="name a judge's endpoint, or leave the file out")
             return sheet
         joined.notes.append(f"judge's prompt: {'the official one' if self.official_prompt else 'NOT the official one'}")
-        return self._graded(joined.texts, sheet or {}, self.judge)
+        return self._ask_judge(joined.texts, sheet or {}, self.judge)
 
     def _check_answers(self, sheet: Sheet, texts: Mapping[str, str]) -> None:
         """DataError where grades are known to be of another run's answers; the evaluator's own file does not tell."""
-        other = [name for name, text in texts.items() if {text} < {text, *sheet.get(name, {}).get("answer", ())}]
-        if other:
-            what = f"{len(other)} grades are of other answers than these: {few(other)}"
+        wrong = [qid for qid, text in texts.items() if {text} < {text, *sheet.get(qid, {}).get("answer", ())}]
+        if wrong:
+            what = f"{len(wrong)} grades are of other answers than these: {few(wrong)}"
             raise DataError(what, at=str(self.grades), fix="a grades file of its own for each run: grades=FILE.json")
 
-    def _graded(self, texts: Mapping[str, str], sheet: Sheet, judge: Judge) -> Sheet:
+    def _ask_judge(self, texts: Mapping[str, str], sheet: Sheet, judge: Judge) -> Sheet:
+        """The sheet with a grade for every run of every answer; written after each."""
         assert self.grades is not None
         for run in range(self.runs or 1):
-            for name, text in texts.items():
-                grades = sheet.setdefault(name, {"model": [], "content": [], "score": [], "answer": []})
+            for qid, text in texts.items():
+                grades = sheet.setdefault(qid, {"model": [], "content": [], "score": [], "answer": []})
                 if len(grades["score"]) <= run:
-                    _append(grades, graded(judge.ask, *self.prompts(name, text), judge.wait), text)
+                    _append(grades, ask_for_grade(judge.ask, *self.prompts(qid, text), judge.wait), text)
                     files.write_json(Path(self.grades), sheet)
         return sheet
 
-    def prompts(self, name: str, text: str) -> tuple[str, str]:
+    def prompts(self, qid: str, text: str) -> tuple[str, str]:
         """What the judge is asked about an answer, and what it is asked again; nothing is escaped."""
-        row = self.truth[name]
+        row = self.truth[qid]
         answer = row["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         first = self.prompt + "\n" + " | ".join([row["question"], answer, text, ""])
         return first, first + AGAIN
 
     def _ungraded(self, sheet: Sheet, gaps: Gaps) -> list[str]:
-        missing = [name for name in self.truth if name not in sheet]
+        missing = [qid for qid in self.truth if qid not in sheet]
         if missing and (gaps != "lenient" or len(missing) == len(self.truth)):
             raise DataError(f"{len(missing)} questions have no grade: {few(missing)}", fix="let the judge finish")
         return [f"{len(missing)} questions have no grade; counted as 0"] if missing else []
 
     def _runs(self, sheet: Sheet) -> int:
         """How many runs are averaged; each question needs as many grades."""
-        often = {name: len(sheet[name]["score"]) for name in self.truth if name in sheet}
-        runs = self.runs or max(often.values())
-        short = [name for name, number in often.items() if number < runs]
+        grades = {qid: len(sheet[qid]["score"]) for qid in self.truth if qid in sheet}
+        runs = self.runs or max(grades.values())
+        short = [qid for qid, number in grades.items() if number < runs]
         if short:
             what = f"{len(short)} questions have fewer than {runs} grades: {few(short)}"
-            raise DataError(what, fix=f"let the judge finish, or runs={min(often.values())}")
+            raise DataError(what, fix=f"let the judge finish, or runs={min(grades.values())}")
         return runs
 
     def _means(self, sheet: Sheet, runs: int) -> dict[str, float]:
         """Denominators come from the questions, not from the grades."""
-        found: dict[str, float] = {}
-        for group, names in self._groups().items():
-            found[group] = fmean(_share(sheet, names, run) for run in range(runs))
-        totals = [_share(sheet, self.truth, run) for run in range(runs)]
+        metrics: dict[str, float] = {}
+        for group, qids in self._groups().items():
+            metrics[group] = fmean(_mean_grade(sheet, qids, run) for run in range(runs))
+        totals = [_mean_grade(sheet, self.truth, run) for run in range(runs)]
         mean = fmean(totals)
-        found |= {"total": mean, "std": sqrt(fmean((total - mean) ** 2 for total in totals))}
-        return found | {f"run/{run + 1}": total for run, total in enumerate(totals)}
+        metrics |= {"total": mean, "std": sqrt(fmean((total - mean) ** 2 for total in totals))}
+        return metrics | {f"run/{run + 1}": total for run, total in enumerate(totals)}
 
     def _groups(self) -> dict[str, list[str]]:
         """Questions by ability, and by their exact set of abilities ("integration")."""
-        found: dict[str, list[str]] = {}
-        for name, row in self.truth.items():
+        groups: dict[str, list[str]] = {}
+        for qid, row in self.truth.items():
             abilities = sorted(set(row["capability"]))
             for group in [*abilities, f"set/{'_'.join(abilities)}"]:
-                found.setdefault(group, []).append(name)
-        return found
+                groups.setdefault(group, []).append(qid)
+        return groups
 
     def submission(self, answers: Mapping[str, str], target: Path) -> None:
         """The results file of the evaluator and of the online one."""
         files.write_json(target, dict(answers))
 
 
-def _own(name: Any) -> str:
+def official_id(qid: Any) -> str:
     """LLaVA and VLMEvalKit count 0, 1, ...; the official ids have a prefix."""
-    return str(name) if str(name).startswith("v1_") else f"v1_{name}"
+    return str(qid) if str(qid).startswith("v1_") else f"v1_{qid}"
 
 
 def _flat(row: Mapping[str, Any], abilities: str, picture: Any) -> dict[str, Any]:
-    found = [one.strip() for one in abilities.split(",")]
-    return {"question": row["question"], "answer": row["answer"], "capability": found, "picture": picture}
+    capability = [one.strip() for one in abilities.split(",")]
+    return {"question": row["question"], "answer": row["answer"], "capability": capability, "picture": picture}
 
 
-def _share(sheet: Sheet, names: Collection[str], run: int) -> float:
-    return sum(float(sheet[name]["score"][run]) for name in names if name in sheet) / len(names) * 100
+def _mean_grade(sheet: Sheet, qids: Collection[str], run: int) -> float:
+    """Percent; a question without a grade counts as 0."""
+    return sum(float(sheet[qid]["score"][run]) for qid in qids if qid in sheet) / len(qids) * 100
 
 
 def _append(grades: dict[str, list[Any]], grade: Grade, answer: str) -> None:
@@ -203,12 +207,11 @@ def _append(grades: dict[str, list[Any]], grade: Grade, answer: str) -> None:
 
 def _read_sheet(path: str) -> Sheet:
     with reading.shape(path):
-        found = reading.json_file(path)
-        return {str(name): _grades(one) for name, one in found.items()}
+        return {str(qid): _grades(row) for qid, row in reading.json_file(path).items()}
 
 
-def _grades(given: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {key: list(given[key]) for key in ("model", "content", "score")} | {"answer": list(given.get("answer", ()))}
+def _grades(row: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {key: list(row[key]) for key in ("model", "content", "score")} | {"answer": list(row.get("answer", ()))}
 
 
 def nearest_tenth(value: float) -> float:

@@ -51,5 +51,5 @@ def _by_text(answer: str, options: Mapping[str, str], limited: bool) -> str | No
     low = answer.lower()
     if limited and len(low) > 2 * sum(map(len, options.values())):
         return None
-    held = [letter for letter, text in options.items() if text.lower() in low]
-    return held[0] if len(held) == 1 else None
+    letters = [letter for letter, text in options.items() if text.lower() in low]
+    return letters[0] if len(letters) == 1 else None

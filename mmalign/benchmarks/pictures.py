@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmalign.benchmarks import reading
 from mmalign.benchmarks.answers import few
-from mmalign.benchmarks.places import Place
-from mmalign.benchmarks.reading import Stored, parquet_library
+from mmalign.benchmarks.layouts import DataLocation
+from mmalign.benchmarks.reading import ParquetImage, parquet_library
 from mmalign.errors import DataError
 from mmalign.io import files
 
@@ -24,33 +24,42 @@ REFERENCE = 64  # characters: a cell up to this long names, by its index, the ro
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Base64Image:
     """A picture written into a table's cell."""
 
     cell: str
 
 
-def tabled(path: str) -> list[dict[str, Any]]:
-    """The rows of a TSV of VLMEvalKit, `image` as Encoded; it writes a picture of several rows into one of them."""
+def vlmevalkit_rows(path: str) -> list[dict[str, Any]]:
+    """The rows of a TSV of VLMEvalKit, `image` as Base64Image; it writes a picture of several rows into one of them."""
     rows = reading.tsv(path)
     cells = {row["index"]: row["image"] for row in rows}
-    return [{**row, "image": Encoded(_meant(row["image"], cells))} for row in rows]
+    return [{**row, "image": Base64Image(_resolved(row["image"], cells))} for row in rows]
 
 
-def _meant(cell: str, cells: Mapping[str, str]) -> str:
+def _resolved(cell: str, cells: Mapping[str, str]) -> str:
     return cells.get(cell, cell) if len(cell) <= REFERENCE else cell
 
 
 class Pictures:
-    """folders: where named pictures may lie, below the benchmark's own folder; rgb: convert what is opened."""
+    """The pictures of a benchmark, by their references: file names, Base64Image or ParquetImage.
 
-    def __init__(self, place: Place, folders: Sequence[str], given: str | None = None, rgb: bool = True) -> None:
-        self.place, self.rgb = place, rgb
-        usual = [os.path.join(place.folder, folder) for folder in (*folders, "images", ".")]
-        self.folders = [given] if given else usual
+    folders: where named pictures may lie, below the benchmark's own folder; images: the one folder they lie in, if it
+    is known; rgb: convert what is opened.
+    """
+
+    def __init__(
+        self, location: DataLocation, folders: Sequence[str], images: str | None = None, rgb: bool = True
+    ) -> None:
+        self.location, self.rgb = location, rgb
+        usual = [os.path.join(location.folder, folder) for folder in (*folders, "images", ".")]
+        self.folders = [images] if images else usual
 
     def open(self, reference: Any) -> "Image":
-        """RGB, or unconverted where the official script does not convert (MMBench, ScienceQA)."""
+        """RGB, or unconverted where the official script does not convert (MMBench, ScienceQA).
+
+        DataError where it is missing or damaged.
+        """
         from PIL import Image  # only where a picture is opened
 
         data, name = self._data(reference)
@@ -72,16 +81,16 @@ class Pictures:
             raise DataError(what, at=", ".join(self.folders), fix=fix)
 
     def _data(self, reference: Any) -> tuple[bytes, str]:
-        if isinstance(reference, Encoded):
+        if isinstance(reference, Base64Image):
             return _decoded(reference.cell), f"base64 {reference.cell[:20]}..."
-        if isinstance(reference, Stored):
-            return _stored(reference), f"{reference.path} row {reference.row}"
+        if isinstance(reference, ParquetImage):
+            return _parquet_bytes(reference), f"{reference.path} row {reference.row}"
         return self._named(str(reference))
 
     def _named(self, name: str) -> tuple[bytes, str]:
         for folder in self.folders:
             path = os.path.join(folder, name)
-            if self.place.exists(path):
+            if self.location.exists(path):
                 with files.open_(path, "rb") as source:
                     return source.read(), path
         raise DataError(f"no picture {name!r}", at=", ".join(self.folders), fix="name their folder: images=FOLDER")
@@ -94,9 +103,9 @@ def _decoded(cell: str) -> bytes:
         raise DataError(f"not base64: {err}", at=f"{cell[:40]!r}", fix="the table may be damaged") from err
 
 
-def _stored(reference: Stored) -> bytes:
+def _parquet_bytes(reference: ParquetImage) -> bytes:
     """The bytes in one row, read with the row group it lies in."""
-    starts = _groups(reference.path)
+    starts = _group_starts(reference.path)
     group = max(number for number, start in enumerate(starts) if start <= reference.row)
     cell = _column(reference.path, group)[reference.row - starts[group]]
     data = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -106,7 +115,7 @@ def _stored(reference: Stored) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _groups(path: str) -> list[int]:
+def _group_starts(path: str) -> list[int]:
     """The first row of every row group."""
     with files.open_(path, "rb") as source:
         meta = parquet_library().ParquetFile(source).metadata

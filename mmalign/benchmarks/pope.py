@@ -7,10 +7,10 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from mmalign.benchmarks import Question, Score, reading, vqatext
-from mmalign.benchmarks.answers import Joined, few
+from mmalign.benchmarks.answers import JoinedAnswers, few
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark
-from mmalign.benchmarks.pictures import tabled
-from mmalign.benchmarks.places import Layout
+from mmalign.benchmarks.layouts import Layout
+from mmalign.benchmarks.pictures import vlmevalkit_rows
 from mmalign.benchmarks.reading import Row
 from mmalign.errors import DataError
 
@@ -19,7 +19,9 @@ OFFSETS = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
 LLAVA_RANDOM = 2910  # rows of the random file LLaVA's questions were made from; POPE's current one has 3,000
 
 
-class Item(NamedTuple):
+class LabeledQuestion(NamedTuple):
+    """A question with its official label."""
+
     question: str
     image: Any
     picture: str  # its file name, where the layout tells it
@@ -31,7 +33,7 @@ class POPE(FiledBenchmark):
     """Three categories of questions: about objects drawn at random, popular ones, and those that often come along."""
 
     protocols = ("official", "lmms-eval", "vlmevalkit")
-    folders = ("val2014", "images/val2014")
+    picture_folders = ("val2014", "images/val2014")
 
     def layouts(self) -> Sequence[Layout]:
         labels = {"labels": "coco_pope_*.json"}
@@ -45,16 +47,16 @@ class POPE(FiledBenchmark):
         ]
 
     @cached_property
-    def truth(self) -> dict[str, Item]:
+    def truth(self) -> dict[str, LabeledQuestion]:
         """{question id: question and label}."""
         if self.files.layout == "LLaVA":
             return _matched(self._llava, self._official)
         if self.files.layout == "official":
             return self._official
-        paths = [path for found in self.files.files.values() for path in found]
+        paths = [path for paths in self.files.paths.values() for path in paths]
         with reading.shape(paths[0]):
             if self.files.layout == "TSV":
-                return {row["index"]: _from_tsv(row) for row in tabled(paths[0])}
+                return {row["index"]: _from_tsv(row) for row in vlmevalkit_rows(paths[0])}
             return dict(map(_from_parquet, reading.parquet(paths)))
 
     @cached_property
@@ -62,61 +64,61 @@ class POPE(FiledBenchmark):
         return reading.json_lines(self.files.one("llava"))
 
     @cached_property
-    def _official(self) -> dict[str, Item]:
-        found = {PurePath(path).stem.removeprefix("coco_pope_"): path for path in self.files.files["labels"]}
+    def _official(self) -> dict[str, LabeledQuestion]:
+        path_of = {PurePath(path).stem.removeprefix("coco_pope_"): path for path in self.files.paths["labels"]}
         return {
-            name: item
-            for category in sorted(found, key=lambda one: list(OFFSETS).index(one) if one in OFFSETS else 9)
-            for name, item in _labels(found[category], category)
+            qid: question
+            for category in sorted(path_of, key=lambda one: list(OFFSETS).index(one) if one in OFFSETS else 9)
+            for qid, question in _labels(path_of[category], category)
         }
 
     @cached_property
-    def asked(self) -> list[Question]:
+    def question_list(self) -> list[Question]:
         if self.files.layout == "LLaVA":
             with reading.shape(self.files.one("llava")):
                 return [Question(str(row["question_id"]), row["text"], row["image"]) for row in self._llava]
-        return [Question(name, f"{item.question}\n{SHORT}", item.image) for name, item in self.truth.items()]
+        return [Question(qid, f"{labeled.question}\n{SHORT}", labeled.image) for qid, labeled in self.truth.items()]
 
-    def scored(self, joined: Joined, protocol: str) -> Score:
+    def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """F1 of yes in each category and their mean, as fractions; joined by id, never by position."""
         joined.notes += [*self._revision(), *self._absent()]
         if protocol == "official":
             return self._mean_of_three(joined)
         return self._peer(joined, *PEERS[protocol])
 
-    def _mean_of_three(self, joined: Joined) -> Score:
-        taken = {name: yes_or_no(text) for name, text in joined.texts.items()}
+    def _mean_of_three(self, joined: JoinedAnswers) -> Score:
+        predictions = {qid: yes_or_no(text) for qid, text in joined.texts.items()}
         joined.counts["unparsable"] = sum(unclear(text) for text in joined.texts.values())
         metrics: dict[str, float] = {}
-        for category, names in self._categories().items():
-            pairs = [(self.truth[name].yes, taken[name] == "yes") for name in names]
-            metrics |= {f"{category}/{name}": value for name, value in official(pairs).items()}
+        for category, qids in self._categories().items():
+            pairs = [(self.truth[qid].yes, predictions[qid] == "yes") for qid in qids]
+            metrics |= {f"{category}/{name}": value for name, value in confusion(pairs).items()}
             if (True, True) not in pairs:  # it divides by the number of these
                 joined.notes.append(f"{category}: no yes is right; the official script stops here, we give an F1 of 0")
         for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
             metrics[name] = fmean(metrics[f"{category}/{name}"] for category in self._categories())
-        items = {name: float(self.truth[name].yes == (said == "yes")) for name, said in taken.items()}
-        return Score(metrics, "f1", items, joined.counts, joined.notes, taken=taken)
+        items = {qid: float(self.truth[qid].yes == (word == "yes")) for qid, word in predictions.items()}
+        return Score(metrics, "f1", items, joined.counts, joined.notes, taken=predictions)
 
-    def _peer(self, joined: Joined, said: Callable[[str], str], metrics_of: "Metrics") -> Score:
+    def _peer(self, joined: JoinedAnswers, parse: Callable[[str], str], metrics_of: "Metrics") -> Score:
         """Both toolkits pool the questions for their headline, and give each category beside it."""
-        taken = {name: said(text) for name, text in joined.texts.items()}
+        predictions = {qid: parse(text) for qid, text in joined.texts.items()}
         groups = self._categories()
-        pooled = [name for names in groups.values() for name in names]
+        pooled = [qid for qids in groups.values() for qid in qids]
         metrics: dict[str, float] = {}
-        for group, names in {"all": pooled, **groups}.items():
-            pairs = [(self.truth[name].yes, taken[name]) for name in names]
+        for group, qids in {"all": pooled, **groups}.items():
+            pairs = [(self.truth[qid].yes, predictions[qid]) for qid in qids]
             metrics |= {f"{group}/{name}": value for name, value in metrics_of(pairs).items()}
-        items = {name: float(("yes" if self.truth[name].yes else "no") == one) for name, one in taken.items()}
-        return Score(metrics, "all/f1", items, joined.counts, joined.notes, taken=taken)
+        items = {qid: float(("yes" if self.truth[qid].yes else "no") == word) for qid, word in predictions.items()}
+        return Score(metrics, "all/f1", items, joined.counts, joined.notes, taken=predictions)
 
     def _categories(self) -> dict[str, list[str]]:
         """{category: its question ids}; a question of VLMEvalKit's TSV may be in several."""
-        found: dict[str, list[str]] = {}
-        for name, item in self.truth.items():
-            for category in item.categories:
-                found.setdefault(category, []).append(name)
-        return found
+        categories: dict[str, list[str]] = {}
+        for qid, question in self.truth.items():
+            for category in question.categories:
+                categories.setdefault(category, []).append(qid)
+        return categories
 
     def _revision(self) -> list[str]:
         rows = len(self._categories().get("random", ()))
@@ -132,63 +134,65 @@ class POPE(FiledBenchmark):
 Metrics = Callable[[Sequence[tuple[bool, str]]], dict[str, float]]
 
 
-def _labels(path: str, category: str) -> list[tuple[str, Item]]:
+def _labels(path: str, category: str) -> list[tuple[str, LabeledQuestion]]:
     with reading.shape(path):
         return [
             (
                 str(OFFSETS.get(category, 0) + int(row["question_id"])),
-                Item(row["text"], row["image"], row["image"], row["label"] != "no", (category,)),
+                LabeledQuestion(row["text"], row["image"], row["image"], row["label"] != "no", (category,)),
             )
             for row in reading.json_lines(path)
         ]
 
 
-def _matched(llava: Sequence[Row], labels: Mapping[str, Item]) -> dict[str, Item]:
+def _matched(llava: Sequence[Row], labels: Mapping[str, LabeledQuestion]) -> dict[str, LabeledQuestion]:
     """LLaVA's questions with their labels: by id where all of a category agree, else by picture and question.
 
     The trap: POPE's repository later replaced the random file. LLaVA's own scorer, which goes by position, then gives
     an F1 of 46 for 87 and says nothing.
     """
-    found: dict[str, Item | None] = {}
-    wanted = list(dict.fromkeys(str(row["category"]) for row in llava))
-    absent = [one for one in wanted if not any(one in item.categories for item in labels.values())]
+    labeled: dict[str, LabeledQuestion | None] = {}
+    categories = list(dict.fromkeys(str(row["category"]) for row in llava))
+    absent = [one for one in categories if not any(one in question.categories for question in labels.values())]
     if absent:
         what = f"no labels of {', '.join(absent)}"
         raise DataError(what, fix=f"fetch {', '.join(f'coco_pope_{one}.json' for one in absent)}")
-    for category in wanted:
+    for category in categories:
         rows = {str(row["question_id"]): row for row in llava if row["category"] == category}
-        own = {name: item for name, item in labels.items() if category in item.categories}
-        same = all(name in own and _same(row, own[name]) for name, row in rows.items())
-        found |= {name: own[name] for name in rows} if same else _by_content(rows, list(own.values()))
-    strangers = [name for name, item in found.items() if item is None]
-    if strangers:
+        by_id = {qid: question for qid, question in labels.items() if category in question.categories}
+        agree = all(qid in by_id and _same(row, by_id[qid]) for qid, row in rows.items())
+        labeled |= {qid: by_id[qid] for qid in rows} if agree else _by_content(rows, list(by_id.values()))
+    unlabeled = [qid for qid, question in labeled.items() if question is None]
+    if unlabeled:
         raise DataError(
-            f"the label files are of another revision than LLaVA's questions; of its {len(found)} questions,"
-            f" {len(strangers)} have no label: {few(strangers)}",
+            f"the label files are of another revision than LLaVA's questions; of its {len(labeled)} questions,"
+            f" {len(unlabeled)} have no label: {few(unlabeled)}",
             fix="take coco_pope_*.json of RUCAIBox/POPE at commit e3e3926 (2,910 random rows)",
         )
-    return {name: item for name, item in found.items() if item}
+    return {qid: question for qid, question in labeled.items() if question}
 
 
-def _by_content(rows: Mapping[str, Row], items: Sequence[Item]) -> dict[str, Item | None]:
+def _by_content(rows: Mapping[str, Row], labels: Sequence[LabeledQuestion]) -> dict[str, LabeledQuestion | None]:
     """The label of the same picture and question; None where there is none, or two that differ."""
-    known: dict[tuple[str, str], Item | None] = {}
-    for item in items:
-        key = item.picture, _spelt(item.question)
-        other = known.get(key, item)
-        known[key] = item if other and other.yes == item.yes else None
-    return {name: known.get((row["image"], _spelt(_bare(row["text"])))) for name, row in rows.items()}
+    labeled: dict[tuple[str, str], LabeledQuestion | None] = {}
+    for label in labels:
+        key = label.picture, _mended(label.question)
+        earlier = labeled.get(key, label)
+        labeled[key] = label if earlier and earlier.yes == label.yes else None
+    return {qid: labeled.get((row["image"], _mended(_question(row)))) for qid, row in rows.items()}
 
 
-def _same(row: Row, item: Item) -> bool:
-    return bool(row["image"] == item.picture and _spelt(_bare(row["text"])) == _spelt(item.question))
+def _same(row: Row, label: LabeledQuestion) -> bool:
+    return bool(row["image"] == label.picture and _mended(_question(row)) == _mended(label.question))
 
 
-def _bare(text: str) -> str:
+def _question(row: Row) -> str:
+    """The question in a row of LLaVA's, without its suffix."""
+    text: str = row["text"]
     return text.removesuffix(f"\n{SHORT}")
 
 
-def _spelt(question: str) -> str:
+def _mended(question: str) -> str:
     """Later revisions mend a spelling."""
     return question.replace("imange", "image")
 
@@ -204,7 +208,7 @@ def unclear(text: str) -> bool:
     return yes_or_no(text) == "yes" and "yes" not in vqatext.without_marks(text.lower()).split()
 
 
-def official(pairs: Sequence[tuple[bool, bool]]) -> dict[str, float]:
+def confusion(pairs: Sequence[tuple[bool, bool]]) -> dict[str, float]:
     """Counts and rates of (label, answer) pairs, both True for yes; a rate over nothing is 0."""
     hits, false = pairs.count((True, True)), pairs.count((False, True))
     missed, rejected = pairs.count((True, False)), pairs.count((False, False))
@@ -228,10 +232,13 @@ def _share(part: float, whole: float) -> float:
 
 def _lmms_metrics(pairs: Sequence[tuple[bool, str]]) -> dict[str, float]:
     """Answers that are neither are wrong for accuracy, nothing for the others; yes_ratio is that of the labels."""
-    clear = official([(yes, said == "yes") for yes, said in pairs if said in ("yes", "no")] or [(False, False)])
-    right = fmean(said == ("yes" if yes else "no") for yes, said in pairs)
+    clear = confusion([(yes, word == "yes") for yes, word in pairs if word in ("yes", "no")] or [(False, False)])
     rates = {name: clear[name] for name in ("precision", "recall", "f1")}
-    return {"accuracy": right, **rates, "yes_ratio": fmean(yes for yes, _ in pairs)}
+    return {"accuracy": _accuracy(pairs), **rates, "yes_ratio": fmean(yes for yes, _ in pairs)}
+
+
+def _accuracy(pairs: Sequence[tuple[bool, str]]) -> float:
+    return fmean(word == ("yes" if yes else "no") for yes, word in pairs)
 
 
 def _word(text: str) -> str:
@@ -242,29 +249,28 @@ def _word(text: str) -> str:
 
 def _vlmevalkit_metrics(pairs: Sequence[tuple[bool, str]]) -> dict[str, float]:
     """Unknown answers count as no for precision, recall and F1, and as wrong for accuracy."""
-    rates = official([(yes, said == "yes") for yes, said in pairs])
-    rates["accuracy"] = fmean(said == ("yes" if yes else "no") for yes, said in pairs)
+    rates = confusion([(yes, word == "yes") for yes, word in pairs]) | {"accuracy": _accuracy(pairs)}
     return {name: 100 * rates[name] for name in ("f1", "accuracy", "precision", "recall")}
 
 
-def _bare_word(text: str) -> str:
+def _lower_case(text: str) -> str:
     return text.lower().strip()
 
 
 # protocol: its reading of an answer, its metrics
 PEERS: dict[str, tuple[Callable[[str], str], Metrics]] = {
-    "lmms-eval": (_bare_word, _lmms_metrics),
+    "lmms-eval": (_lower_case, _lmms_metrics),
     "vlmevalkit": (_word, _vlmevalkit_metrics),
 }
 
 
-def _from_parquet(row: Mapping[str, Any]) -> tuple[str, Item]:
+def _from_parquet(row: Mapping[str, Any]) -> tuple[str, LabeledQuestion]:
     category = str(row["category"])
     name = f"{row['image_source']}.jpg"
-    item = Item(row["question"], row["image"], name, str(row["answer"]).lower() != "no", (category,))
-    return str(OFFSETS.get(category, 0) + int(row["question_id"])), item
+    labeled = LabeledQuestion(row["question"], row["image"], name, str(row["answer"]).lower() != "no", (category,))
+    return str(OFFSETS.get(category, 0) + int(row["question_id"])), labeled
 
 
-def _from_tsv(row: Mapping[str, Any]) -> Item:
+def _from_tsv(row: Mapping[str, Any]) -> LabeledQuestion:
     yes, categories = row["answer"].lower() != "no", tuple(row["category"].split(","))
-    return Item(row["question"], row["image"], row.get("image_path", ""), yes, categories)
+    return LabeledQuestion(row["question"], row["image"], row.get("image_path", ""), yes, categories)

@@ -17,6 +17,7 @@ Row = dict[str, Any]
 
 
 def text(path: str) -> str:
+    """The whole of a UTF-8 file, without a byte-order mark."""
     with _readable(path), files.open_(path, "rb") as source:
         return str(source.read().decode("utf-8-sig"))
 
@@ -32,6 +33,7 @@ def _readable(path: str) -> Iterator[None]:
 
 
 def json_file(path: str) -> Any:
+    """The value in a JSON file."""
     try:
         return json.loads(text(path))
     except ValueError as err:
@@ -40,11 +42,7 @@ def json_file(path: str) -> Any:
 
 def json_lines(path: str) -> list[Row]:
     """The objects of a JSON-lines file; empty lines do not count."""
-    found: list[Row] = []
-    for number, line in enumerate(text(path).split("\n"), 1):
-        if line.strip():
-            found.append(_object(line, path, number))
-    return found
+    return [_object(line, path, number) for number, line in enumerate(text(path).split("\n"), 1) if line.strip()]
 
 
 def _object(line: str, path: str, number: int) -> Row:
@@ -74,13 +72,13 @@ def tsv(path: str) -> list[dict[str, str]]:
     if not rows:
         raise DataError("the file is empty", at=path)
     header = rows[0]
-    if len(rows[-1]) < len(header) and not _ended(path):
+    if len(rows[-1]) < len(header) and not _ends_with_break(path):
         fix = "the file may be cut off: fetch it again"
         raise DataError(f"the last row has {len(rows[-1])} of {len(header)} cells", at=path, fix=fix)
     return [dict(zip(header, [*row, *[""] * (len(header) - len(row))], strict=False)) for row in rows[1:] if row]
 
 
-def _ended(path: str) -> bool:
+def _ends_with_break(path: str) -> bool:
     """Whether a file ends with a line break."""
     with _readable(path), files.open_(path, "rb") as source:
         source.seek(-1, io.SEEK_END)
@@ -95,30 +93,30 @@ def csv_rows(path: str) -> list[list[str]]:
 def _cells(path: str, delimiter: str) -> list[list[str]]:
     """The rows of a table. A line without quotes is cut apart at its delimiters, three times as fast as csv can;
     one with quotes, which may go on in the next lines, is csv's."""
-    found: list[list[str]] = []
+    rows: list[list[str]] = []
     with _long_cells(), _readable(path), files.open_(path, "rb") as source:
         lines = iter(io.TextIOWrapper(source, "utf-8-sig", newline=""))
         for line in lines:
             if '"' in line:
-                found.append(next(csv.reader(chain([line], lines), delimiter=delimiter)))
+                rows.append(next(csv.reader(chain([line], lines), delimiter=delimiter)))
             else:
                 bare = line.rstrip("\r\n")
-                found.append(bare.split(delimiter) if bare else [])
-    return found
+                rows.append(bare.split(delimiter) if bare else [])
+    return rows
 
 
 @contextlib.contextmanager
 def _long_cells() -> Iterator[None]:
     """Cells that hold a picture are longer than the csv module's default allows; its limit is global, so put back."""
-    before = csv.field_size_limit(sys.maxsize)
+    limit = csv.field_size_limit(sys.maxsize)
     try:
         yield
     finally:
-        csv.field_size_limit(before)
+        csv.field_size_limit(limit)
 
 
 @dataclass(frozen=True)
-class Stored:
+class ParquetImage:
     """Stands for the picture in a row of a parquet file, which is read when it is asked for."""
 
     path: str
@@ -126,7 +124,10 @@ class Stored:
 
 
 def parquet(paths: Sequence[str]) -> list[Row]:
-    """The rows of parquet files. Pictures stay in the file: `image` is a Stored or None, `image_name` its file name."""
+    """The rows of parquet files.
+
+    Pictures stay in the file: `image` is a ParquetImage or None, `image_name` its file name.
+    """
     pq = parquet_library()
     rows: list[Row] = []
     for path in paths:
@@ -149,11 +150,12 @@ def _with_pictures(rows: list[Row], path: str) -> list[Row]:
         if "image" in row:
             cell = row["image"]
             row["image_name"] = cell.get("path") if isinstance(cell, dict) else None
-            row["image"] = None if cell is None else Stored(path, number)
+            row["image"] = None if cell is None else ParquetImage(path, number)
     return rows
 
 
 def parquet_library() -> Any:
+    """pyarrow.parquet; DataError where pyarrow is not installed."""
     try:
         import pyarrow.parquet as pq  # 0.2 s: only where a parquet file is read
     except ImportError as err:

@@ -10,10 +10,10 @@ from statistics import fmean
 from typing import Any
 
 from mmalign.benchmarks import Question, Score, reading, vqatext
-from mmalign.benchmarks.answers import Answers, Joined, Official, Row, rows
+from mmalign.benchmarks.answers import AnswerRow, Answers, GapRule, JoinedAnswers, answer_rows
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
-from mmalign.benchmarks.pictures import tabled
-from mmalign.benchmarks.places import Layout
+from mmalign.benchmarks.layouts import Layout
+from mmalign.benchmarks.pictures import vlmevalkit_rows
 from mmalign.errors import DataError
 from mmalign.io import files
 
@@ -29,9 +29,9 @@ class TextVQA(FiledBenchmark):
     """
 
     protocols = ("official", "lmms-eval", "vlmevalkit")
-    same = ("official", "lmms-eval")
-    folders = ("train_images", "test_images")
-    official_gaps = Official(missing="skip")
+    official_protocols = ("official", "lmms-eval")
+    picture_folders = ("train_images", "test_images")
+    official_gaps = GapRule(missing="skip")
 
     def __init__(self, data: str, split: str = "val", ocr: bool = True, images: str | None = None) -> None:
         self.split, self.ocr = split, ocr
@@ -54,17 +54,17 @@ class TextVQA(FiledBenchmark):
         source = self.files.one("questions")
         with reading.shape(source):
             if self.files.layout == "parquet":
-                return reading.parquet(self.files.files["questions"])
+                return reading.parquet(self.files.paths["questions"])
             if self.files.layout == "TSV":
-                return [_from_tsv(row) for row in tabled(source)]
+                return [_from_tsv(row) for row in vlmevalkit_rows(source)]
             return list(reading.json_file(source)["data"])
 
     @cached_property
-    def asked(self) -> list[Question]:
+    def question_list(self) -> list[Question]:
         if self.ocr and self.files.layout in ("official", "TSV"):
             raise DataError(
                 f"the {self.files} has no OCR tokens, which LLaVA-1.5's prompts contain",
-                at=self.place.root,
+                at=self.location.root,
                 fix="add LLaVA's llava_textvqa_val_v051_ocr.jsonl, or ask without them: ocr=false (scores drop)",
             )
         with reading.shape(self.files.one("questions")):
@@ -75,8 +75,8 @@ class TextVQA(FiledBenchmark):
     def _llava(self) -> list[Question]:
         """LLaVA's rows; their `question_id` is the image's, so each is given its annotation's own."""
         rows = reading.json_lines(self.files.one("llava"))
-        names = self._own_ids([Row(str(row["question_id"]), "", {"prompt": row["text"]}) for row in rows])
-        return [Question(name, row["text"], row["image"]) for name, row in zip(names, rows, strict=True)]
+        qids = self._question_ids([AnswerRow(str(row["question_id"]), "", {"prompt": row["text"]}) for row in rows])
+        return [Question(qid, row["text"], row["image"]) for qid, row in zip(qids, rows, strict=True)]
 
     def _prompt(self, row: Mapping[str, Any]) -> str:
         """`capitalize` lower-cases all but the first letter: USB becomes usb, as in LLaVA's file."""
@@ -86,62 +86,62 @@ class TextVQA(FiledBenchmark):
     @cached_property
     def _ids(self) -> dict[Key, list[str]]:
         """The ids of the questions of a key: usually one."""
-        found: dict[Key, list[str]] = {}
+        ids: dict[Key, list[str]] = {}
         for row in self.annotations:
-            found.setdefault(_key(row), []).append(str(row["question_id"]))
-        return found
+            ids.setdefault(_key(row), []).append(str(row["question_id"]))
+        return ids
 
     @cached_property
     def truth(self) -> dict[str, list[str]]:
         """{question id: ten answers}. Of two annotations with one key, the official scorer keeps the later."""
-        later = {_key(row): row.get("answers") or () for row in self.annotations}
-        if not any(any(said) for said in later.values()):
+        answers_to = {_key(row): row.get("answers") or () for row in self.annotations}
+        if not any(any(answers) for answers in answers_to.values()):
             raise no_answers("TextVQA", self.files, "EvalAI")
-        found = {str(row["question_id"]): list(later[_key(row)]) for row in self.annotations}
-        for name, said in found.items():
-            if len(said) != PEOPLE:
-                what = f"question {name} has {len(said)} answers, not {PEOPLE}"
+        truth = {str(row["question_id"]): list(answers_to[_key(row)]) for row in self.annotations}
+        for qid, answers in truth.items():
+            if len(answers) != PEOPLE:
+                what = f"question {qid} has {len(answers)} answers, not {PEOPLE}"
                 raise DataError(what, at=self.files.one("questions"), fix="the file is damaged: fetch it again")
-        return found
+        return truth
 
     def read(self, source: str) -> Answers:
         """Our ids as they are; LLaVA's rows by (image, question), the question taken from the logged prompt."""
-        lines = rows(source)
-        return Answers(zip(self._own_ids(lines), (line.text for line in lines), strict=True))
+        lines = answer_rows(source)
+        return Answers(zip(self._question_ids(lines), (line.text for line in lines), strict=True))
 
-    def _own_ids(self, lines: Sequence[Row]) -> list[str]:
+    def _question_ids(self, lines: Sequence[AnswerRow]) -> list[str]:
         """Rows with one key go to the questions of that key in turn."""
-        own = {name for names in self._ids.values() for name in names}
-        seen: Counter[Key] = Counter()
-        found = []
+        known = {qid for qids in self._ids.values() for qid in qids}
+        rows_of: Counter[Key] = Counter()  # met so far
+        ids = []
         for line in lines:
-            if line.id in own or "prompt" not in line.raw:
-                found.append(line.id)
+            if line.id in known or "prompt" not in line.raw:
+                ids.append(line.id)
                 continue
             key = (line.id, question_of(str(line.raw["prompt"])).lower())
-            names = self._ids.get(key, [f"{key[0]} {key[1]!r}"])
-            found.append(names[min(seen[key], len(names) - 1)])
-            seen[key] += 1
-        return found
+            qids = self._ids.get(key, [f"{key[0]} {key[1]!r}"])
+            ids.append(qids[min(rows_of[key], len(qids) - 1)])
+            rows_of[key] += 1
+        return ids
 
-    def scored(self, joined: Joined, protocol: str) -> Score:
+    def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """The M4C evaluator's accuracy, in percent; lmms-eval's is the same."""
-        normal = vqatext.vlmevalkit if protocol == "vlmevalkit" else vqatext.m4c
-        taken = {name: normal(text) for name, text in joined.texts.items()}
-        items = {name: 100 * self._value(name, text, normal) for name, text in joined.texts.items()}
+        normalise = vqatext.vlmevalkit if protocol == "vlmevalkit" else vqatext.m4c
+        predictions = {qid: normalise(text) for qid, text in joined.texts.items()}
+        items = {qid: 100 * self._value(qid, text, normalise) for qid, text in joined.texts.items()}
         values = list(items.values())
         if joined.gaps == "official":  # LLaVA's script averages over rows, repeated ones too
-            values = [100 * self._value(name, text, normal) for name, text in joined.rows]
+            values = [100 * self._value(qid, text, normalise) for qid, text in joined.rows]
         metrics = {"accuracy": fmean(values)}
         printed = {"accuracy": round(metrics["accuracy"], 2)}
-        return Score(metrics, "accuracy", items, joined.counts, joined.notes, printed, taken)
+        return Score(metrics, "accuracy", items, joined.counts, joined.notes, printed, predictions)
 
-    def _value(self, name: str, text: str, normal: vqatext.Normalise) -> float:
-        return vqatext.consensus(normal(text), [normal(one) for one in self.truth[name]])
+    def _value(self, qid: str, text: str, normalise: vqatext.Normalise) -> float:
+        return vqatext.consensus(normalise(text), [normalise(answer) for answer in self.truth[qid]])
 
     def submission(self, answers: Mapping[str, str], target: Path) -> None:
         """The list EvalAI takes."""
-        rows = [{"question_id": int(one.id), "answer": answers.get(one.id, "")} for one in self.asked]
+        rows = [{"question_id": int(one.id), "answer": answers.get(one.id, "")} for one in self.question_list]
         files.write_json(target, rows)
 
 
@@ -172,5 +172,4 @@ def _from_tsv(row: Mapping[str, Any]) -> dict[str, Any]:
         answers = ast.literal_eval(row["answer"])
     except (ValueError, SyntaxError):
         answers = [row["answer"]]
-    own = {"question_id": row["index"], "image_id": row["index"]}
-    return {**row, **own, "answers": answers}
+    return {**row, "question_id": row["index"], "image_id": row["index"], "answers": answers}

@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from mmalign.benchmarks import Question, Score, means, reading, vqatext
-from mmalign.benchmarks.answers import Joined, Official, Row
+from mmalign.benchmarks.answers import AnswerRow, GapRule, JoinedAnswers
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
-from mmalign.benchmarks.pictures import tabled
-from mmalign.benchmarks.places import Layout
+from mmalign.benchmarks.layouts import Layout
+from mmalign.benchmarks.pictures import vlmevalkit_rows
 from mmalign.errors import DataError, suggest
 from mmalign.io import files
 
@@ -23,8 +23,8 @@ class VizWiz(FiledBenchmark):
     """split: val, test or train; None: the first of them that is there. A question's id is the name of its picture."""
 
     protocols = ("official", "lmms-eval", "vlmevalkit")
-    folders = SPLITS
-    official_gaps = Official(unknown="skip")
+    picture_folders = SPLITS
+    official_gaps = GapRule(unknown="skip")
 
     def __init__(self, data: str, split: str | None = None, images: str | None = None) -> None:
         if split is not None and split not in SPLITS:
@@ -43,9 +43,9 @@ class VizWiz(FiledBenchmark):
         source = self.files.one("questions")
         with reading.shape(source):
             if self.files.layout == "TSV":
-                return [_from_tsv(row) for row in tabled(source)]
+                return [_from_tsv(row) for row in vlmevalkit_rows(source)]
             if self.files.layout == "parquet":
-                return [_from_parquet(row) for row in reading.parquet(self.files.files["questions"])]
+                return [_from_parquet(row) for row in reading.parquet(self.files.paths["questions"])]
             return [{**row, "name": row["image"]} for row in reading.json_file(source)]
 
     @cached_property
@@ -53,7 +53,7 @@ class VizWiz(FiledBenchmark):
         return reading.json_lines(self.files.one("llava")) if self.files.has("llava") else []
 
     @cached_property
-    def asked(self) -> list[Question]:
+    def question_list(self) -> list[Question]:
         with reading.shape(self.files.one("llava" if self._llava else "questions")):
             if self._llava:
                 return [Question(row["image"], row["text"], row["image"]) for row in self._llava]
@@ -62,10 +62,10 @@ class VizWiz(FiledBenchmark):
     @cached_property
     def truth(self) -> dict[str, list[str]]:
         """{question id: the answers of ten people, as they wrote them}."""
-        found = {row["name"]: [_said(one) for one in row["answers"]] for row in self.annotations if row.get("answers")}
-        if not found:
+        answered = [row for row in self.annotations if row.get("answers")]
+        if not answered:
             raise no_answers("VizWiz", self.files, "EvalAI (challenge 2185)")
-        return found
+        return {row["name"]: [_answer_text(answer) for answer in row["answers"]] for row in answered}
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, Any]]:
@@ -78,54 +78,55 @@ class VizWiz(FiledBenchmark):
             return {str(row["question_id"]): row["image"] for row in self._llava}
         return {str(number): row["name"] for number, row in enumerate(self.annotations)}
 
-    def own_id(self, row: Row) -> str:
+    def question_id(self, row: AnswerRow) -> str:
         return row.id if row.id in self._rows else self._names.get(row.id, row.id)
 
-    def scored(self, joined: Joined, protocol: str) -> Score:
+    def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """Consensus with ten people, in percent: the answer normalised, theirs raw.
 
         Most published val numbers follow lmms-eval instead, so its value stands next to the official one.
         """
-        said, theirs = RULES[protocol]
-        taken = {name: said(text) for name, text in joined.texts.items()}
-        items = {name: 100 * self._value(name, text, theirs) for name, text in taken.items()}
+        normalise, normalise_people = RULES[protocol]
+        predictions = {qid: normalise(text) for qid, text in joined.texts.items()}
+        items = {qid: 100 * self._value(qid, text, normalise_people) for qid, text in predictions.items()}
         if protocol == "lmms-eval":  # it gives one fraction
             fraction = {"exact_match": fmean(items.values()) / 100}
-            return Score(fraction, "exact_match", items, joined.counts, joined.notes, taken=taken)
+            return Score(fraction, "exact_match", items, joined.counts, joined.notes, taken=predictions)
         metrics = {"overall": fmean(items.values()), **means.over(items, self._type)}
         if protocol == "official":
-            metrics |= {**self._answerability(taken), "lmms-eval": self._lmms_eval(joined.texts)}
+            metrics |= {**self._answerability(predictions), "lmms-eval": self._lmms_eval(joined.texts)}
         printed = {name: round(value, 2) for name, value in metrics.items()}
-        return Score(metrics, "overall", items, joined.counts, joined.notes, printed, taken)
+        return Score(metrics, "overall", items, joined.counts, joined.notes, printed, predictions)
 
     def _lmms_eval(self, texts: Mapping[str, str]) -> float:
-        return fmean(100 * self._value(name, vqatext.m4c(text), vqatext.m4c) for name, text in texts.items())
+        return fmean(100 * self._value(qid, vqatext.m4c(text), vqatext.m4c) for qid, text in texts.items())
 
-    def _value(self, name: str, text: str, theirs: vqatext.Normalise) -> float:
-        return vqatext.consensus(text, [theirs(one) for one in self.truth[name]])
+    def _value(self, qid: str, text: str, normalise_people: vqatext.Normalise) -> float:
+        return vqatext.consensus(text, [normalise_people(answer) for answer in self.truth[qid]])
 
-    def _type(self, name: str) -> list[str]:
+    def _type(self, qid: str) -> list[str]:
         """The type of answer, where the layout tells it (the official files)."""
-        kind = self._rows[name].get("answer_type")
+        kind = self._rows[qid].get("answer_type")
         return [f"answer_type/{kind}"] if kind else []
 
-    def _answerability(self, taken: Mapping[str, str]) -> dict[str, float]:
+    def _answerability(self, predictions: Mapping[str, str]) -> dict[str, float]:
         """How well the answer `unanswerable` finds the unanswerable questions; percent.
 
         The official tool takes a number of its own for this; we take the answer at its word.
         """
-        if not all("answerable" in self._rows[name] for name in taken):
+        if not all("answerable" in self._rows[qid] for qid in predictions):
             return {}
-        pairs = [(not self._rows[name]["answerable"], text == "unanswerable") for name, text in taken.items()]
-        found = {"average_precision": average_precision(pairs), "f1": f1(pairs)}
-        return {f"answerability/{name}": 100 * value for name, value in found.items()}
+        pairs = [(not self._rows[qid]["answerable"], text == "unanswerable") for qid, text in predictions.items()]
+        metrics = {"average_precision": average_precision(pairs), "f1": f1(pairs)}
+        return {f"answerability/{name}": 100 * value for name, value in metrics.items()}
 
     def submission(self, answers: Mapping[str, str], target: Path) -> None:
         """The upload for EvalAI, as LLaVA makes it: every picture, the M4C form of the answer."""
-        missing = [one.id for one in self.asked if one.id not in answers]
+        qids = [question.id for question in self.question_list]
+        missing = [qid for qid in qids if qid not in answers]
         if missing:
             raise DataError(f"the server wants every picture; {len(missing)} have no answer", fix="finish the run")
-        files.write_json(target, [{"image": one.id, "answer": vqatext.m4c(answers[one.id])} for one in self.asked])
+        files.write_json(target, [{"image": qid, "answer": vqatext.m4c(answers[qid])} for qid in qids])
 
 
 def _layouts(split: str) -> list[Layout]:
@@ -143,7 +144,7 @@ def _prompt(question: str) -> str:
     return f"{question.capitalize()}\n{UNSURE}\n{SHORT}"
 
 
-def _said(answer: Mapping[str, Any] | str) -> str:
+def _answer_text(answer: Mapping[str, Any] | str) -> str:
     return answer if isinstance(answer, str) else str(answer["answer"])
 
 
@@ -158,14 +159,15 @@ def _from_tsv(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def average_precision(pairs: Sequence[tuple[bool, bool]]) -> float:
     """The area under precision and recall of a yes/no prediction; pairs of (true, predicted)."""
-    hits, said, true = _tally(pairs)
-    recall, precision = hits / true if true else 0.0, hits / said if said else 0.0
+    hits, predicted, true = _tally(pairs)
+    recall, precision = hits / true if true else 0.0, hits / predicted if predicted else 0.0
     return recall * precision + (1 - recall) * true / len(pairs)
 
 
 def f1(pairs: Sequence[tuple[bool, bool]]) -> float:
-    hits, said, true = _tally(pairs)
-    return 2 * hits / (said + true) if said + true else 0.0
+    """Of a yes/no prediction, as a fraction; pairs of (true, predicted)."""
+    hits, predicted, true = _tally(pairs)
+    return 2 * hits / (predicted + true) if predicted + true else 0.0
 
 
 def _tally(pairs: Sequence[tuple[bool, bool]]) -> tuple[int, int, int]:
@@ -173,13 +175,13 @@ def _tally(pairs: Sequence[tuple[bool, bool]]) -> tuple[int, int, int]:
     return sum(a and b for a, b in pairs), sum(b for _, b in pairs), sum(a for a, _ in pairs)
 
 
-def _raw(text: str) -> str:
+def _unchanged(text: str) -> str:
     return text
 
 
 # protocol: what is done to the answer, and to people's answers
 RULES: dict[str, tuple[vqatext.Normalise, vqatext.Normalise]] = {
-    "official": (vqatext.vizwiz, _raw),
+    "official": (vqatext.vizwiz, _unchanged),
     "lmms-eval": (vqatext.m4c, vqatext.m4c),
     "vlmevalkit": (vqatext.vlmevalkit, vqatext.vlmevalkit),
 }

@@ -73,10 +73,10 @@ def _marks(text: str, digit_comma: re.Pattern[str]) -> str:
     if not _MARKS.search(text):
         return text
     everywhere = digit_comma.search(text) is not None
-    made = text
+    out = text
     for mark in set(_MARKS.findall(text)):
-        made = made.replace(mark, "" if everywhere or f"{mark} " in text or f" {mark}" in text else " ")
-    return made
+        out = out.replace(mark, "" if everywhere or f"{mark} " in text or f" {mark}" in text else " ")
+    return out
 
 
 def _periods(text: str, period: re.Pattern[str]) -> str:
@@ -85,12 +85,12 @@ def _periods(text: str, period: re.Pattern[str]) -> str:
 
 def _words(text: str, table: str) -> str:
     """Lower case, number words as digits, no articles, contractions as the table has them."""
-    becomes = _becomes(table)
-    return " ".join([said for word in text.lower().split() if (said := becomes.get(word, word))])
+    replacements = _replacements(table)
+    return " ".join([new for word in text.lower().split() if (new := replacements.get(word, word))])
 
 
 @cache
-def _becomes(table: str) -> dict[str, str]:
+def _replacements(table: str) -> dict[str, str]:
     """{word: what it becomes}, "" for nothing. No word is of two kinds, nor becomes one of another: one look is enough
     for the official three."""
     return {**contractions(table), **NUMBERS, **dict.fromkeys(ARTICLES, "")}
@@ -111,5 +111,5 @@ def consensus(text: str, answers: Sequence[str], keys: Sequence[Hashable] | None
     matches = answers.count(text)
     if not matches:
         return 0.0
-    own = [keys.count(key) for key in keys] if keys else [1] * len(answers)
-    return sum(min(1.0, (matches - own[n] * (answers[n] == text)) / 3) for n in range(len(answers))) / len(answers)
+    same = [keys.count(key) for key in keys] if keys else [1] * len(answers)  # answers that count as the n-th
+    return sum(min(1.0, (matches - same[n] * (answers[n] == text)) / 3) for n in range(len(answers))) / len(answers)

@@ -7,9 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from mmalign.benchmarks import Question, Score, means, reading, vqatext
-from mmalign.benchmarks.answers import Joined
+from mmalign.benchmarks.answers import JoinedAnswers
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
-from mmalign.benchmarks.places import Layout
+from mmalign.benchmarks.layouts import Layout
 from mmalign.benchmarks.reading import Row
 from mmalign.errors import DataError, suggest
 from mmalign.io import files
@@ -27,7 +27,7 @@ class VQAv2(FiledBenchmark):
     """split: val, test-dev, test or train; None: the first of them whose files are there."""
 
     protocols = ("official", "lmms-eval")
-    folders = ("val2014", "test2015", "train2014", "images/val2014", "images/test2015")
+    picture_folders = ("val2014", "test2015", "train2014", "images/val2014", "images/test2015")
 
     def __init__(self, data: str, split: str | None = None, images: str | None = None) -> None:
         if split is not None and split not in SPLITS:
@@ -36,10 +36,10 @@ class VQAv2(FiledBenchmark):
         super().__init__(data, images)
 
     def layouts(self) -> Sequence[Layout]:
-        return [one for split in ([self.split] if self.split else SPLITS) for one in _layouts(*SPLITS[split])]
+        return [layout for split in ([self.split] if self.split else SPLITS) for layout in _layouts(*SPLITS[split])]
 
     @cached_property
-    def asked(self) -> list[Question]:
+    def question_list(self) -> list[Question]:
         with reading.shape(self.files.one("questions")):
             if self.files.layout == "LLaVA":
                 return [Question(str(row["question_id"]), row["text"], row["image"]) for row in self._rows]
@@ -50,7 +50,7 @@ class VQAv2(FiledBenchmark):
     def _rows(self) -> list[Row]:
         source = self.files.one("questions")
         if self.files.layout == "parquet":
-            return reading.parquet(self.files.files["questions"])
+            return reading.parquet(self.files.paths["questions"])
         if self.files.layout == "LLaVA":
             return reading.json_lines(source)
         with reading.shape(source):
@@ -72,36 +72,36 @@ class VQAv2(FiledBenchmark):
         with reading.shape(source):
             return list(reading.json_file(source)["annotations"])
 
-    def scored(self, joined: Joined, protocol: str) -> Score:
+    def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """Consensus with ten people, overall, by type of answer and by type of question; percent."""
         rule = official if protocol == "official" else lmms_eval
         items: dict[str, float] = {}
-        taken: dict[str, str] = {}
-        for name, text in joined.texts.items():
-            value, taken[name] = rule(_people(self.truth[name]), text)
-            items[name] = 100 * value
+        predictions: dict[str, str] = {}
+        for qid, text in joined.texts.items():
+            value, predictions[qid] = rule(_people(self.truth[qid]), text)
+            items[qid] = 100 * value
         if protocol == "lmms-eval":  # it gives one fraction
             fraction = {"exact_match": fmean(items.values()) / 100}
-            return Score(fraction, "exact_match", items, joined.counts, joined.notes, taken=taken)
+            return Score(fraction, "exact_match", items, joined.counts, joined.notes, taken=predictions)
         metrics = {"overall": fmean(items.values()), **means.over(items, self._types)}
         printed = {name: round(value, 2) for name, value in metrics.items()}
-        return Score(metrics, "overall", items, joined.counts, joined.notes, printed, taken)
+        return Score(metrics, "overall", items, joined.counts, joined.notes, printed, predictions)
 
-    def _types(self, name: str) -> list[str]:
-        return [f"{kind}/{self.truth[name][kind]}" for kind in ("answer_type", "question_type")]
+    def _types(self, qid: str) -> list[str]:
+        return [f"{kind}/{self.truth[qid][kind]}" for kind in ("answer_type", "question_type")]
 
     def submission(self, answers: Mapping[str, str], target: Path) -> None:
         """The upload for EvalAI, as LLaVA makes it: every test2015 id, the M4C form of the answer, or "" (1.4, 1.5)."""
-        rows = [{"question_id": int(name), "answer": vqatext.m4c(answers.get(name, ""))} for name in self._upload_ids()]
+        rows = [{"question_id": int(qid), "answer": vqatext.m4c(answers.get(qid, ""))} for qid in self._upload_ids()]
         files.write_json(target, rows)
 
     def _upload_ids(self) -> list[str]:
         """Every id of test2015 where test-dev is asked: the server refuses less."""
         test_dev = "test-dev2015" in self.files.one("questions")
-        whole = self.place.find("llava_vqav2_mscoco_test2015.jsonl") if test_dev else []
-        if not whole:
-            return [question.id for question in self.asked]
-        return [str(row["question_id"]) for row in reading.json_lines(whole[0])]
+        test2015 = self.location.find("llava_vqav2_mscoco_test2015.jsonl") if test_dev else []
+        if not test2015:
+            return [question.id for question in self.question_list]
+        return [str(row["question_id"]) for row in reading.json_lines(test2015[0])]
 
 
 def _layouts(official: str, parquet: str) -> list[Layout]:
@@ -130,21 +130,21 @@ def _people(annotation: Row) -> list[Row]:
 
 def official(people: Sequence[Row], text: str) -> tuple[float, str]:
     """(value of an answer, what it was compared as). Nothing is normalised where all ten say the same."""
-    said, text = [vqatext.plain(one["answer"]) for one in people], vqatext.plain(text)
-    if len(set(said)) > 1:
-        said, text = [vqatext.vqa(one) for one in said], vqatext.vqa(text)
-    return vqatext.consensus(text, said, _keys(people, said)), text
+    answers, text = [vqatext.plain(one["answer"]) for one in people], vqatext.plain(text)
+    if len(set(answers)) > 1:
+        answers, text = [vqatext.vqa(answer) for answer in answers], vqatext.vqa(text)
+    return vqatext.consensus(text, answers, _keys(people, answers)), text
 
 
 def lmms_eval(people: Sequence[Row], text: str) -> tuple[float, str]:
     """The same, but always normalised."""
-    said, text = [vqatext.vqa3(vqatext.plain(one["answer"])) for one in people], vqatext.vqa3(vqatext.plain(text))
-    return vqatext.consensus(text, said, _keys(people, said)), text
+    answers, text = [vqatext.vqa3(vqatext.plain(one["answer"])) for one in people], vqatext.vqa3(vqatext.plain(text))
+    return vqatext.consensus(text, answers, _keys(people, answers)), text
 
 
-def _keys(people: Sequence[Row], said: Sequence[str]) -> list[tuple[str, ...]] | None:
+def _keys(people: Sequence[Row], answers: Sequence[str]) -> list[tuple[str, ...]] | None:
     """Answers are the same where all their fields are; None: their ids tell all of them apart."""
     if len({one.get("answer_id") for one in people}) == len(people):
         return None
     rest = [sorted((key, repr(value)) for key, value in one.items() if key != "answer") for one in people]
-    return [(text, *map(str, fields)) for text, fields in zip(said, rest, strict=True)]
+    return [(text, *map(str, fields)) for text, fields in zip(answers, rest, strict=True)]

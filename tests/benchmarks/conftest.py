@@ -12,10 +12,10 @@ Says = Callable[[dict[str, Any]], Any]  # the request's body -> a reply's text, 
 
 
 class StubJudge:
-    """Answers with `says`; keeps what it was asked."""
+    """Answers with `says`; keeps the requests."""
 
     def __init__(self, says: Says) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.server = HTTPServer(("127.0.0.1", 0), self._handler(says))
         self.address = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
@@ -27,12 +27,12 @@ class StubJudge:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stub.asked.append({"path": self.path, **body})
+                stub.requests.append({"path": self.path, **body})
                 stub.headers.append(dict(self.headers))
-                said = says(body)
-                self.send_response(said if isinstance(said, int) else 200)
+                reply = says(body)
+                self.send_response(reply if isinstance(reply, int) else 200)
                 self.end_headers()
-                self.wfile.write(json.dumps(said if isinstance(said, dict) else _reply(said)).encode())
+                self.wfile.write(json.dumps(reply if isinstance(reply, dict) else _reply(reply)).encode())
 
             def log_message(self, *_: Any) -> None: ...
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from mmalign.benchmarks import Benchmark
-from mmalign.benchmarks.answers import Answers, Official, few, join, rows
+from mmalign.benchmarks.answers import Answers, GapRule, answer_rows, few, join
 from mmalign.errors import DataError
 
-ASKED = ["1", "2", "3"]
+QIDS = ["1", "2", "3"]
 
 
 def test_the_last_row_of_an_id_counts_and_the_others_are_counted(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_the_last_row_of_an_id_counts_and_the_others_are_counted(tmp_path: Path)
     )
     answers = Benchmark().read(str(file))
     assert answers == {"1": "c", "2": "b"}
-    joined = join(["2", "1"], answers, "strict", Official())
+    joined = join(["2", "1"], answers, "strict", GapRule())
     assert list(joined.texts.items()) == [("2", "b"), ("1", "c")]
     assert joined.counts == {"asked": 2, "answered": 2, "missing": 0, "duplicate": 1, "unknown": 0}
     assert joined.rows == [("1", "a"), ("2", "b"), ("1", "c")]
@@ -27,14 +27,14 @@ def test_the_last_row_of_an_id_counts_and_the_others_are_counted(tmp_path: Path)
 
 def test_strict_refuses_gaps_and_names_a_few() -> None:
     with pytest.raises(DataError, match="2 of 3 questions have no answer: 2, 3"):
-        join(ASKED, {"1": "a"}, "strict", Official())
+        join(QIDS, {"1": "a"}, "strict", GapRule())
     with pytest.raises(DataError, match="1 answers belong to no question: 9"):
-        join(ASKED, dict.fromkeys("1239", "a"), "strict", Official())
+        join(QIDS, dict.fromkeys("1239", "a"), "strict", GapRule())
     assert few([str(n) for n in range(8)]) == "0, 1, 2, 3, 4 and 3 more"
 
 
 def test_lenient_takes_a_missing_answer_for_an_empty_one_and_says_so() -> None:
-    joined = join(ASKED, {"1": "a", "9": "b"}, "lenient", Official())
+    joined = join(QIDS, {"1": "a", "9": "b"}, "lenient", GapRule())
     assert joined.texts == {"1": "a", "2": "", "3": ""}
     assert joined.notes == [
         "2 of 3 questions have no answer; counted as empty answers",
@@ -44,21 +44,21 @@ def test_lenient_takes_a_missing_answer_for_an_empty_one_and_says_so() -> None:
 
 
 def test_official_does_as_the_tool_does() -> None:
-    joined = join(ASKED, {"1": "a"}, "official", Official(missing="skip"))
+    joined = join(QIDS, {"1": "a"}, "official", GapRule(missing="skip"))
     assert joined.texts == {"1": "a"}
     assert joined.notes == ["2 of 3 questions have no answer; left out of the mean"]
     with pytest.raises(DataError, match="have no answer"):
-        join(ASKED, {"1": "a"}, "official", Official(unknown="skip"))
+        join(QIDS, {"1": "a"}, "official", GapRule(unknown="skip"))
 
 
 def test_nothing_to_score() -> None:
     with pytest.raises(DataError, match="there are no answers to score"):
-        join(ASKED, {}, "official", Official("skip", "skip"))
+        join(QIDS, {}, "official", GapRule("skip", "skip"))
 
 
 def test_gaps_are_treated_in_three_ways() -> None:
     with pytest.raises(DataError, match="no such way to treat gaps: 'lax'"):
-        join(ASKED, {}, "lax", Official())  # type: ignore[arg-type]
+        join(QIDS, {}, "lax", GapRule())  # type: ignore[arg-type]
 
 
 BAD = {
@@ -72,7 +72,7 @@ BAD = {
 def test_lines_that_are_no_answers(line: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(line)
     with pytest.raises(DataError, match=BAD[line]):
-        rows(str(tmp_path / "a.jsonl"))
+        answer_rows(str(tmp_path / "a.jsonl"))
 
 
 def test_a_plain_mapping_is_an_answer_to_each_id() -> None:

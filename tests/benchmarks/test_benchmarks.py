@@ -9,7 +9,7 @@ import pytest
 from mmalign.benchmarks.gqa import GQA, distribution
 from mmalign.benchmarks.mmbench import MMBench
 from mmalign.benchmarks.mmlu import MMLU, likeliest
-from mmalign.benchmarks.pictures import Encoded
+from mmalign.benchmarks.pictures import Base64Image
 from mmalign.benchmarks.pope import POPE, unclear, yes_or_no
 from mmalign.benchmarks.scienceqa import ScienceQA, letter
 from mmalign.benchmarks.textvqa import TextVQA, question_of
@@ -30,7 +30,7 @@ def put(folder: Path, name: str, content: Any) -> Path:
     return path
 
 
-def said(*texts: str) -> list[dict[str, Any]]:
+def people(*texts: str) -> list[dict[str, Any]]:
     return [{"answer": text, "answer_confidence": "yes", "answer_id": n} for n, text in enumerate(texts)]
 
 
@@ -38,9 +38,9 @@ def said(*texts: str) -> list[dict[str, Any]]:
 
 
 def vqa(folder: Path, split: str = "val2014", answers: bool = True) -> str:
-    asked = [{"question_id": 77000, "image_id": 77, "question": "Is the kettle red?"}]
-    put(folder, f"v2_OpenEnded_mscoco_{split}_questions.json", {"data_subtype": split, "questions": asked})
-    row = {"question_id": 77000, "answer_type": "yes/no", "question_type": "is the", "answers": said(*["yes"] * 10)}
+    questions = [{"question_id": 77000, "image_id": 77, "question": "Is the kettle red?"}]
+    put(folder, f"v2_OpenEnded_mscoco_{split}_questions.json", {"data_subtype": split, "questions": questions})
+    row = {"question_id": 77000, "answer_type": "yes/no", "question_type": "is the", "answers": people(*["yes"] * 10)}
     if answers:
         put(folder, f"annotations/v2_mscoco_{split}_annotations.json", {"annotations": [row]})
     return str(folder)
@@ -56,10 +56,10 @@ def test_vqav2_asks_about_the_picture_of_the_split(tmp_path: Path) -> None:
 
 def test_vqav2_prefers_the_split_with_answers(tmp_path: Path) -> None:
     vqa(tmp_path, "test-dev2015", answers=False)
-    assert "test-dev2015" in VQAv2(str(tmp_path)).found
+    assert "test-dev2015" in VQAv2(str(tmp_path)).data_files
     vqa(tmp_path)
-    assert "val2014" in VQAv2(str(tmp_path)).found
-    assert "test-dev2015" in VQAv2(str(tmp_path), split="test-dev").found
+    assert "val2014" in VQAv2(str(tmp_path)).data_files
+    assert "test-dev2015" in VQAv2(str(tmp_path), split="test-dev").data_files
 
 
 def test_vqav2_has_no_local_score_for_a_test_split(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_protocols_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="VQAv2 has no protocol 'lmms'") as error:
         VQAv2(vqa(tmp_path)).score({"77000": "yes"}, protocol="lmms")
     assert error.value.fix == "did you mean 'lmms-eval'?"
-    told = VQAv2(str(tmp_path)).score({"77000": "yes"}, protocol="lmms-eval")
-    assert "scored by the rule of lmms-eval, not the official one" in told.notes
+    result = VQAv2(str(tmp_path)).score({"77000": "yes"}, protocol="lmms-eval")
+    assert "scored by the rule of lmms-eval, not the official one" in result.notes
     same = TextVQA(textvqa(tmp_path / "textvqa"))
     assert not same.score(dict.fromkeys(same.truth, "x"), protocol="lmms-eval").notes
 
@@ -120,8 +120,8 @@ def test_gqa_converts_as_llava_does(tmp_path: Path) -> None:
     put(tmp_path, "testdev_balanced_questions.json", {"01": gqa_row(), "02": gqa_row("blue")})
     bench = GQA(str(tmp_path))
     assert [question.image for question in bench.questions()] == ["n1.jpg", "n1.jpg"]
-    found = bench.score({"01": "Red..", "02": "blue ."})
-    assert found.items == {"01": 100, "02": 0}  # a blank before the period stays
+    result = bench.score({"01": "Red..", "02": "blue ."})
+    assert result.items == {"01": 100, "02": 0}  # a blank before the period stays
     bench.submission({"01": "Red.."}, tmp_path / "up.json")
     assert json.loads((tmp_path / "up.json").read_text()) == [{"questionId": "01", "prediction": "red"}]
 
@@ -138,7 +138,7 @@ def test_gqa_wants_to_know_the_tier(tmp_path: Path) -> None:
         put(tmp_path, f"{tier}_questions.json", {"1": gqa_row()})
     with pytest.raises(DataError, match="2 tiers of GQA"):
         GQA(str(tmp_path))
-    assert "val_all_questions.json" in GQA(str(tmp_path), tier="val_all").found
+    assert "val_all_questions.json" in GQA(str(tmp_path), tier="val_all").data_files
 
 
 def test_gqa_consistency_needs_what_is_entailed(tmp_path: Path) -> None:
@@ -179,12 +179,12 @@ def test_textvqa_gives_each_row_of_llava_an_id_of_its_own(tmp_path: Path) -> Non
     """Two annotations may share image and question; the official scorer judges both by the later."""
     bench = TextVQA(textvqa(tmp_path))
     assert [question.id for question in bench.questions()] == ["34602", "34603", "34604"]
-    asked = bench.questions()
-    rows = [{"question_id": one.image[:4], "prompt": one.text, "text": "plug"} for one in asked]
-    found = bench.score(bench.read(str(put(tmp_path, "answers.jsonl", rows))))
-    assert found.items == {"34602": 100, "34603": 100, "34604": 0}
-    ours = [{"id": one.id, "text": "plug"} for one in asked]
-    assert bench.score(bench.read(str(put(tmp_path, "ours.jsonl", ours)))).items == found.items
+    questions = bench.questions()
+    rows = [{"question_id": one.image[:4], "prompt": one.text, "text": "plug"} for one in questions]
+    result = bench.score(bench.read(str(put(tmp_path, "answers.jsonl", rows))))
+    assert result.items == {"34602": 100, "34603": 100, "34604": 0}
+    ours = [{"id": one.id, "text": "plug"} for one in questions]
+    assert bench.score(bench.read(str(put(tmp_path, "ours.jsonl", ours)))).items == result.items
 
 
 def test_textvqa_asks_a_split_without_answers(tmp_path: Path) -> None:
@@ -213,8 +213,13 @@ def test_textvqa_knows_four_forms_of_prompts(prompt: str) -> None:
 
 def vizwiz(folder: Path) -> str:
     rows = [
-        {"image": "a.jpg", "question": "What BRAND?", "answers": said(*["Dont"] * 10), "answer_type": "other"},
-        {"image": "b.jpg", "question": "why?", "answers": said(*["unanswerable"] * 10), "answer_type": "unanswerable"},
+        {"image": "a.jpg", "question": "What BRAND?", "answers": people(*["Dont"] * 10), "answer_type": "other"},
+        {
+            "image": "b.jpg",
+            "question": "why?",
+            "answers": people(*["unanswerable"] * 10),
+            "answer_type": "unanswerable",
+        },
     ]
     put(folder, "val.json", rows)
     return str(folder)
@@ -223,9 +228,9 @@ def vizwiz(folder: Path) -> str:
 def test_vizwiz_normalises_the_answer_only(tmp_path: Path) -> None:
     bench = VizWiz(vizwiz(tmp_path))
     assert bench.questions()[0].text.startswith("What brand?\nWhen the provided information is insufficient,")
-    found = bench.score({"a.jpg": "Dont", "b.jpg": "Unanswerable."})
-    assert found.items == {"a.jpg": 0, "b.jpg": 100}
-    assert found.metrics["lmms-eval"] == 100
+    result = bench.score({"a.jpg": "Dont", "b.jpg": "Unanswerable."})
+    assert result.items == {"a.jpg": 0, "b.jpg": 100}
+    assert result.metrics["lmms-eval"] == 100
 
 
 def test_vizwiz_takes_llavas_running_numbers(tmp_path: Path) -> None:
@@ -293,9 +298,10 @@ def test_scienceqa_counts_pictures_by_the_problem(tmp_path: Path) -> None:
     first, second = bench.questions()
     assert first.text.split("\n")[:3] == ["Context: A  here.", "Which?", "A. urn"]  # the mark is taken out
     assert (first.image, second.image) == (None, "8/image.png")
-    found = bench.score({"7": "B", "8": "A"})
-    assert (found.metrics["acc"], found.metrics["img_acc"]) == (50, 0)
-    assert (found.metrics["by/grade_7_12"], found.metrics["by/grade_1_6"], found.metrics["topic/verbs"]) == (100, 0, 50)
+    result = bench.score({"7": "B", "8": "A"})
+    assert (result.metrics["acc"], result.metrics["img_acc"]) == (50, 0)
+    grades = result.metrics["by/grade_7_12"], result.metrics["by/grade_1_6"]
+    assert (grades, result.metrics["topic/verbs"]) == ((100, 0), 50)
     assert bench.score({"7": "B", "8": "what"}).counts["unparsable"] == 1
 
 
@@ -324,10 +330,10 @@ def test_mmbench_counts_a_question_when_every_pass_is_right(tmp_path: Path) -> N
     texts = [question.text.split("\n")[:-1] for question in bench.questions()]
     assert texts[0] == ["Which one is red?", "A. kettle", "B. urn"]
     assert texts[2] == ["Look.", "How many?", "A. 1"]  # options end at `none`
-    assert bench.questions()[1].image == Encoded("iVBORw0")  # a rotated row names the row with the picture
-    found = bench.score({"12": "A", "1000012": "A", "13": "A"})
-    assert found.items == {"12": 0, "13": 1}
-    assert (found.metrics["Overall"], found.metrics["first_pass"], found.metrics["LR"]) == (0.5, 1, 0)
+    assert bench.questions()[1].image == Base64Image("iVBORw0")  # a rotated row names the row with the picture
+    result = bench.score({"12": "A", "1000012": "A", "13": "A"})
+    assert result.items == {"12": 0, "13": 1}
+    assert (result.metrics["Overall"], result.metrics["first_pass"], result.metrics["LR"]) == (0.5, 1, 0)
     assert bench.score({"12": "A", "1000012": "B", "13": "?"}).counts["unparsable"] == 1
 
 
@@ -341,10 +347,10 @@ def test_mmbench_makes_the_rounds_of_a_file_that_is_not_circular(tmp_path: Path)
     assert first["12/1"] == ["A. urn", "B. vase", "C. oar"]
     right = {"12": "B", "12/1": "A", "12/2": "C", "13": "A", "13/1": "B"}
     assert bench.score(right).items == {"12": 1, "13": 1}
-    found = bench.score(right | {"12/2": "B"})
-    assert (found.items, found.metrics["Overall"], found.metrics["first_pass"]) == ({"12": 0, "13": 1}, 0.5, 1)
+    result = bench.score(right | {"12/2": "B"})
+    assert (result.items, result.metrics["Overall"], result.metrics["first_pass"]) == ({"12": 0, "13": 1}, 0.5, 1)
     lines = [
-        {"question_id": int(name[:2]), "round_id": int(name[3:] or 0), "text": said} for name, said in right.items()
+        {"question_id": int(name[:2]), "round_id": int(name[3:] or 0), "text": text} for name, text in right.items()
     ]
     assert bench.read(str(put(tmp_path, "llava.jsonl", lines))) == right
     with pytest.raises(DataError, match="3 of 5 questions have no answer: 12/1, 12/2, 13/1"):
@@ -360,8 +366,8 @@ def test_mmbench_without_a_column_of_answers(tmp_path: Path) -> None:
 
 
 def test_mmbench_names_its_rule(tmp_path: Path) -> None:
-    found = MMBench(mmbench(tmp_path), extraction="before-2025-08").score(dict.fromkeys(["12", "1000012", "13"], "A"))
-    assert "option extraction: exact matching, rule 'before-2025-08' of VLMEvalKit, no judge" in found.notes
+    result = MMBench(mmbench(tmp_path), extraction="before-2025-08").score(dict.fromkeys(["12", "1000012", "13"], "A"))
+    assert "option extraction: exact matching, rule 'before-2025-08' of VLMEvalKit, no judge" in result.notes
     with pytest.raises(DataError, match="no extraction rule 'before-2025'"):
         MMBench(str(tmp_path), extraction="before-2025")
 
@@ -416,14 +422,14 @@ def test_pope_counts_what_is_a_yes_only_by_default() -> None:
 def pope(folder: Path, label: dict[str, Any]) -> str:
     base = {"question_id": 1, "image": "a.jpg", "text": "Is there a kettle in the imange?", "label": "yes"}
     put(folder, "coco/coco_pope_random.json", [base | label])
-    asked = {"question_id": 10000001, "image": "a.jpg", "category": "random"}
-    put(folder, "llava_pope_test.jsonl", [asked | {"text": f"Is there a kettle in the image?\n{SHORT}"}])
+    question = {"question_id": 10000001, "image": "a.jpg", "category": "random"}
+    put(folder, "llava_pope_test.jsonl", [question | {"text": f"Is there a kettle in the image?\n{SHORT}"}])
     return str(folder)
 
 
 def test_pope_takes_a_mended_spelling_for_the_same_question(tmp_path: Path) -> None:
-    found = POPE(pope(tmp_path, {})).score({"10000001": "Yes"})
-    assert (found.metrics["f1"], found.metrics["random/TP"]) == (1, 1)
+    result = POPE(pope(tmp_path, {})).score({"10000001": "Yes"})
+    assert (result.metrics["f1"], result.metrics["random/TP"]) == (1, 1)
 
 
 def test_pope_finds_a_label_elsewhere_by_its_content(tmp_path: Path) -> None:
@@ -440,9 +446,9 @@ def test_pope_says_which_revision_has_3000_random_questions(tmp_path: Path) -> N
     rows = [{"question_id": n, "image": "a.jpg", "text": "?", "label": "no"} for n in range(1, 3001)]
     put(tmp_path, "coco_pope_random.json", rows)
     bench = POPE(str(tmp_path))
-    found = bench.score({question.id: "no" for question in bench.questions()})
-    assert any("3000 random questions: POPE's current revision" in note for note in found.notes)
-    assert any("the official script stops here" in note for note in found.notes)
+    result = bench.score({question.id: "no" for question in bench.questions()})
+    assert any("3000 random questions: POPE's current revision" in note for note in result.notes)
+    assert any("the official script stops here" in note for note in result.notes)
 
 
 def test_pope_counts_a_question_in_each_of_its_categories(tmp_path: Path) -> None:
@@ -450,9 +456,9 @@ def test_pope_counts_a_question_in_each_of_its_categories(tmp_path: Path) -> Non
         "index\timage\tquestion\tanswer\tcategory\n0\tx\tIs it?\tYes\trandom,popular\n1\tx\tIs it not?\tNo\trandom\n"
     )
     put(tmp_path, "POPE.tsv", table)
-    found = POPE(str(tmp_path)).score({"0": "yes", "1": "yes"}, protocol="vlmevalkit")
-    assert (found.metrics["random/accuracy"], found.metrics["popular/accuracy"]) == (50, 100)
-    assert found.metrics["all/accuracy"] == pytest.approx(200 / 3)
+    result = POPE(str(tmp_path)).score({"0": "yes", "1": "yes"}, protocol="vlmevalkit")
+    assert (result.metrics["random/accuracy"], result.metrics["popular/accuracy"]) == (50, 100)
+    assert result.metrics["all/accuracy"] == pytest.approx(200 / 3)
 
 
 # --------------------------------------------------------------------------------------------------------------- MMLU
@@ -467,8 +473,11 @@ def mmlu(folder: Path) -> str:
 def test_mmlu_prompts_of_both_harnesses(tmp_path: Path) -> None:
     ours = MMLU(mmlu(tmp_path), shots=1).prompt("high_school_physics/0")
     about = "The following are multiple choice questions (with answers) about"
-    shot, asked = "2+2?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer: B", "Which is NA?\nA. NA\nB. urn, red\nC. 007\nD. nan\nAnswer:"
-    assert ours == f"{about} high school physics.\n\n{shot}\n\n{asked}"
+    example, question = (
+        "2+2?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer: B",
+        "Which is NA?\nA. NA\nB. urn, red\nC. 007\nD. nan\nAnswer:",
+    )
+    assert ours == f"{about} high school physics.\n\n{example}\n\n{question}"
     theirs = MMLU(str(tmp_path), style="hendrycks", shots=2).prompt("high_school_physics/0", shots=0)
     assert theirs.startswith(f"{about}  high school physics.\n\n  Which")
 
@@ -488,8 +497,8 @@ def test_mmlu_takes_the_likeliest_letter(tmp_path: Path) -> None:
     assert likeliest({"B": -101.0}) == "A"  # an absent letter has -100
     bench = MMLU(mmlu(tmp_path))
     lines = [{"id": "high_school_physics/0", "logprobs": {"A": -9.0, "B": -0.1, "C": -5.0, "D": -7.0}}]
-    found = bench.score(bench.read(str(put(tmp_path, "a.jsonl", lines))))
-    assert (found.metrics["average"], found.metrics["harness/stem"], found.metrics["area/physics"]) == (1, 1, 1)
+    result = bench.score(bench.read(str(put(tmp_path, "a.jsonl", lines))))
+    assert (result.metrics["average"], result.metrics["harness/stem"], result.metrics["area/physics"]) == (1, 1, 1)
     assert bench.score({"high_school_physics/0": "Beta"}).counts["unparsable"] == 1
 
 

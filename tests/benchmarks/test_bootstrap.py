@@ -20,9 +20,9 @@ def slow_interval(values: list[float], draws: int) -> tuple[float, float]:
 
 
 def test_an_interval_is_that_of_resampled_items() -> None:
-    found, (low, high) = interval(ITEMS), slow_interval([*ITEMS.values()], 4000)
-    assert found.mean == pytest.approx(sum(ITEMS.values()) / len(ITEMS))
-    assert (found.low, found.high) == (pytest.approx(low, abs=0.6), pytest.approx(high, abs=0.6))
+    result, (low, high) = interval(ITEMS), slow_interval([*ITEMS.values()], 4000)
+    assert result.mean == pytest.approx(sum(ITEMS.values()) / len(ITEMS))
+    assert (result.low, result.high) == (pytest.approx(low, abs=0.6), pytest.approx(high, abs=0.6))
 
 
 def test_the_seed_decides() -> None:
@@ -32,10 +32,10 @@ def test_the_seed_decides() -> None:
 
 def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
     better = {name: min(100.0, value + 10 * (int(name) % 3 == 0)) for name, value in ITEMS.items()}
-    found = difference(ITEMS, better)
-    assert found.low > 0
-    assert found.p < 0.01
-    assert found.high - found.low < interval(ITEMS).high - interval(ITEMS).low
+    result = difference(ITEMS, better)
+    assert result.low > 0
+    assert result.p < 0.01
+    assert result.high - result.low < interval(ITEMS).high - interval(ITEMS).low
     assert difference(ITEMS, ITEMS) == (0, 0, 0, 1)
 
 
@@ -65,5 +65,5 @@ import sys
 from mmalign.benchmarks import bootstrap, gqa, mmbench, mmlu, mmvet, pope, scienceqa, textvqa, vizwiz, vqav2
 print([name for name in ("numpy", "torch", "pyarrow", "openpyxl", "PIL") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert process.stdout.strip() == "[]"

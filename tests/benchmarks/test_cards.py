@@ -72,7 +72,7 @@ def test_the_facts_of_a_card_are_those_of_its_class(name: str, tmp_path: Path) -
     if name != "mmvet":  # it is not graded
         best = score.metrics[score.headline]
         assert best == {"percent": 100, "fraction": 1}[card.facts["unit"]] or name == "vqav2"
-    assert bench.found
+    assert bench.data_files
 
 
 def test_a_card_takes_the_arguments_of_its_class(tmp_path: Path) -> None:

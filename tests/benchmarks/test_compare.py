@@ -30,8 +30,8 @@ ITEMS = {item.question.id: item.answer for item in BENCH.items}
 
 def run(name: str, wrong: set[int] = frozenset(), protocol: str = "official") -> Run:
     """Right answers to all questions but some."""
-    other = {"yes": "no", "no": "yes"}
-    answers = {key: other[said] if n in wrong else said for n, (key, said) in enumerate(ITEMS.items())}
+    opposite = {"yes": "no", "no": "yes"}
+    answers = {key: opposite[word] if n in wrong else word for n, (key, word) in enumerate(ITEMS.items())}
     return Run(name, {"toy-pope": BENCH.score(answers)}, {"toy-pope": answers}, protocol)
 
 
@@ -85,9 +85,9 @@ def test_the_page_shows_what_flipped_with_its_picture():
     assert not re.search(r"(src|href)=.?(http|//)", text)  # all of it is in the page
     pictures = re.findall(r"data:image/png;base64,([^\"]+)", text)
     assert len(pictures) == 1 + 12 + 2  # of 18 that are worse, 12 are shown
-    shown = Image.open(io.BytesIO(base64.b64decode(pictures[0])))
-    assert max(shown.size) <= 336
-    assert list(shown.getdata()) == list(BENCH.image(BENCH.items[0].question.image).convert("RGB").getdata())
+    image = Image.open(io.BytesIO(base64.b64decode(pictures[0])))
+    assert max(image.size) <= 336
+    assert list(image.getdata()) == list(BENCH.image(BENCH.items[0].question.image).convert("RGB").getdata())
     assert "toy-pope: two is worse than &lt;one&gt; on 18" in text
     assert BENCH.items[0].question.text in text
     without = page([one, two], compare([one, two]), {})
@@ -103,14 +103,14 @@ def finished(here: Path) -> Callable[..., Path]:
     """finished(name, wrong): the folder of an evaluation that is done."""
 
     def make(name: str, wrong: set[int] = frozenset(), reads: list[tuple[str, Node]] | None = None) -> Path:
-        found = run(name, wrong)
+        evaluation = run(name, wrong)
         stage = Evaluate(kind="evaluate", bench=[Part("toy-pope", {"images": 3})])
         card = Registry().card("benchmarks", "toy-pope")
         card.args["images"] = 3
         folder = here / "runs" / f"evaluate-{name}"
         task.save(Node("score", stage, Recipe(name="r"), {"bench.toy-pope": card}, {}, folder, reads or []))
-        score = found.scores["toy-pope"]
-        lines = (json.dumps({"id": key, "text": text}) + "\n" for key, text in found.answers["toy-pope"].items())
+        score = evaluation.scores["toy-pope"]
+        lines = (json.dumps({"id": key, "text": text}) + "\n" for key, text in evaluation.answers["toy-pope"].items())
         (folder / "toy-pope.jsonl").write_text("".join(lines))
         (folder / "toy-pope.json").write_text(json.dumps(asdict(score)))
         about = {"metrics": {"toy-pope": score.metrics}, "headlines": {"toy-pope": score.headline}}
@@ -123,18 +123,18 @@ def finished(here: Path) -> Callable[..., Path]:
 
 def test_the_command(finished: Callable[..., Path], mmalign: Callable[..., Said], here: Path) -> None:
     first, second = finished("a", {0, 1, 2}), finished("bb", {2, 5})
-    said = mmalign("compare", first, second, "--json")
-    assert said.code == 0, said.err
-    told = json.loads(said.out)
-    (row,) = told["rows"]
+    result = mmalign("compare", first, second, "--json")
+    assert result.code == 0, result.err
+    comparison = json.loads(result.out)
+    (row,) = comparison["rows"]
     assert row["values"] == [run("a", {0, 1, 2}).scores["toy-pope"].metrics["accuracy"], row["values"][1]]
     assert row["against"][0]["better"] == list(ITEMS)[:2]
     assert set(row["against"][0]["difference"]) == {"mean", "low", "high", "p"}
     assert (here / "compare.html").read_text().count("<img") == 3
-    said = mmalign("compare", "runs", first, "--out", "other.html")  # of a folder of runs, the newest
-    assert "runs" in said.out.splitlines()[0]
-    assert f"{first} over runs" in said.out
-    assert "page: other.html" in said.out
+    result = mmalign("compare", "runs", first, "--out", "other.html")  # of a folder of runs, the newest
+    assert "runs" in result.out.splitlines()[0]
+    assert f"{first} over runs" in result.out
+    assert "page: other.html" in result.out
     assert loads("compare", str(first), str(second)) == {"code": 0, "heavy": []}
 
 
@@ -151,12 +151,12 @@ def test_a_trained_model_stands_for_its_newest_evaluation(
         [],
     )
     task.save(model)
-    said = mmalign("compare", "runs/train-1", "runs/train-1")
-    assert (said.code, "there is no finished evaluation of runs/train-1" in said.err) == (2, True), said.err
+    result = mmalign("compare", "runs/train-1", "runs/train-1")
+    assert (result.code, "there is no finished evaluation of runs/train-1" in result.err) == (2, True), result.err
     old, new = finished("a", {0}, reads=[("weights", model)]), finished("bb", {1}, reads=[("weights", model)])
     stranger = finished("ccc", {2})
-    told = json.loads(mmalign("compare", "runs/train-1", stranger, old, "--json").out)
-    assert [Path(one["folder"]).name for one in told["runs"]] == [new.name, stranger.name, old.name]
+    comparison = json.loads(mmalign("compare", "runs/train-1", stranger, old, "--json").out)
+    assert [Path(one["folder"]).name for one in comparison["runs"]] == [new.name, stranger.name, old.name]
 
 
 def test_what_cannot_be_compared(finished: Callable[..., Path], mmalign: Callable[..., Said], here: Path) -> None:
@@ -170,16 +170,16 @@ def test_what_cannot_be_compared(finished: Callable[..., Path], mmalign: Callabl
         ([folder, "empty"], "there is no finished evaluation of empty", "mmalign eval empty --bench NAME"),
         ([folder, unfinished], "is not finished", "the same command that began it goes on"),
     ]:
-        said = mmalign("compare", *words)
-        assert (said.code, said.out) == (2, "")
-        assert what in said.err.splitlines()[0]
-        assert fix in said.err.splitlines()[-1]
+        result = mmalign("compare", *words)
+        assert (result.code, result.out) == (2, "")
+        assert what in result.err.splitlines()[0]
+        assert fix in result.err.splitlines()[-1]
 
 
 def test_data_that_is_gone_is_told(finished: Callable[..., Path], mmalign: Callable[..., Said], here: Path) -> None:
     first, second = finished("a", {0}), finished("bb")
     place = first / "stage.yaml"
     place.write_text(place.read_text().replace("mmalign.toyworld.benchmarks.Pope", "mmalign.toyworld.benchmarks.Gone"))
-    said = mmalign("compare", first, second)
-    assert (said.code, "toy-pope: its questions cannot be shown: cannot import" in said.err) == (0, True)
+    result = mmalign("compare", first, second)
+    assert (result.code, "toy-pope: its questions cannot be shown: cannot import" in result.err) == (0, True)
     assert "<img" not in (here / "compare.html").read_text()

@@ -14,16 +14,16 @@ from PIL import Image
 
 from mmalign.benchmarks import reading
 from mmalign.benchmarks.gqa import GQA
-from mmalign.benchmarks.pictures import Encoded, Pictures, tabled
-from mmalign.benchmarks.places import Layout, Place, look
-from mmalign.benchmarks.reading import Stored
+from mmalign.benchmarks.layouts import DataLocation, Layout, find_layout
+from mmalign.benchmarks.pictures import Base64Image, Pictures, vlmevalkit_rows
+from mmalign.benchmarks.reading import ParquetImage
 from mmalign.errors import DataError
 
 
 def png(color: Any = (250, 10, 10), mode: str = "RGB") -> bytes:
-    held = io.BytesIO()
-    Image.new(mode, (3, 2), color).save(held, "PNG")
-    return held.getvalue()
+    buffer = io.BytesIO()
+    Image.new(mode, (3, 2), color).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def parquet(path: Path, rows: list[dict[str, Any]], group: int = 2) -> Path:
@@ -37,13 +37,13 @@ def test_files_are_found_in_the_nearest_level(tmp_path: Path) -> None:
     for name in ("deep/er/x.json", "hf/x.json", "hf/y-1.json", "hf/y-0.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
-    place = Place(str(tmp_path))
-    assert place.find("x.json") == [str(tmp_path / "hf/x.json")]
-    assert place.find("y-*.json") == [str(tmp_path / "hf/y-0.json"), str(tmp_path / "hf/y-1.json")]
-    assert place.find("z.json") == []
-    one = Place(str(tmp_path / "hf/x.json"))
-    assert (one.find("deep/x.json"), one.find("y*")) == ([str(tmp_path / "hf/x.json")], [])
-    assert one.folder == str(tmp_path / "hf")
+    folder = DataLocation(str(tmp_path))
+    assert folder.find("x.json") == [str(tmp_path / "hf/x.json")]
+    assert folder.find("y-*.json") == [str(tmp_path / "hf/y-0.json"), str(tmp_path / "hf/y-1.json")]
+    assert folder.find("z.json") == []
+    file = DataLocation(str(tmp_path / "hf/x.json"))
+    assert (file.find("deep/x.json"), file.find("y*")) == ([str(tmp_path / "hf/x.json")], [])
+    assert file.folder == str(tmp_path / "hf")
 
 
 def test_files_behind_a_url() -> None:
@@ -51,13 +51,13 @@ def test_files_behind_a_url() -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe("/bench/sub/rows.jsonl", b'{"a": 1}\n')
     fs.pipe("/bench/images/red.png", png())
-    place = Place("memory://bench")
-    [found] = place.find("rows.jsonl")
-    assert reading.json_lines(found) == [{"a": 1}]
-    assert Pictures(place, ()).open("red.png").size == (3, 2)
+    location = DataLocation("memory://bench")
+    [path] = location.find("rows.jsonl")
+    assert reading.json_lines(path) == [{"a": 1}]
+    assert Pictures(location, ()).open("red.png").size == (3, 2)
     fs.pipe("/llava-v1.5/rows.jsonl", b"{}\n")
-    assert Place("memory://llava-v1.5").find("rows.jsonl")  # a folder, for all its dot
-    assert Place("memory://llava-v1.5/rows.jsonl").is_file
+    assert DataLocation("memory://llava-v1.5").find("rows.jsonl")  # a folder, for all its dot
+    assert DataLocation("memory://llava-v1.5/rows.jsonl").is_file
 
 
 def test_a_layout_is_taken_when_all_of_it_is_there(tmp_path: Path) -> None:
@@ -66,27 +66,27 @@ def test_a_layout_is_taken_when_all_of_it_is_there(tmp_path: Path) -> None:
         Layout("official", {"a": "a.json"}, {"c": "c.json"}),
     ]
     with pytest.raises(DataError, match="no files of Quiz in") as error:
-        look(Place(str(tmp_path)), layouts, "Quiz")
+        find_layout(DataLocation(str(tmp_path)), layouts, "Quiz")
     assert "q.jsonl + a.json (LLaVA); a.json (official)" in error.value.fix
     (tmp_path / "a.json").write_text("{}")
-    found = look(Place(str(tmp_path)), layouts, "Quiz")
-    assert str(found) == "official layout: a.json"
-    assert not found.has("c")
+    files = find_layout(DataLocation(str(tmp_path)), layouts, "Quiz")
+    assert str(files) == "official layout: a.json"
+    assert not files.has("c")
 
 
 def test_no_such_folder() -> None:
     with pytest.raises(DataError, match="no such file or folder: /nowhere/at/all"):
-        Place("/nowhere/at/all")
+        DataLocation("/nowhere/at/all")
 
 
 def test_lines_without_quotes_are_read_as_csv_reads_them(tmp_path: Path) -> None:
-    rng, place = random.Random(0), tmp_path / "a.tsv"
+    rng, path = random.Random(0), tmp_path / "a.tsv"
     pieces = ["a", "1", " ", "\t", "\t", "\n", "\r\n", '"', '""', '\t"a\n"', ",", "é", "日本", "\u2028", "\x0c", "'"]
     for _ in range(500):
         text = "".join(rng.choices(pieces, k=rng.randint(1, 20)))
-        place.write_bytes(text.encode())
-        want = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))
-        assert reading._cells(str(place), "\t") == want, repr(text)
+        path.write_bytes(text.encode())
+        expected = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))
+        assert reading._cells(str(path), "\t") == expected, repr(text)
 
 
 def test_tables_keep_their_cells_as_they_are(tmp_path: Path) -> None:
@@ -105,31 +105,32 @@ def test_parquet_leaves_the_pictures_in_the_file(tmp_path: Path) -> None:
     rows = [{"name": n, "image": cell} for n, cell in enumerate(cells)]
     rows[3]["image"] = None
     path = str(parquet(tmp_path / "p.parquet", rows))
-    found = reading.parquet([path])
-    assert [row["image"] for row in found] == [Stored(path, 0), Stored(path, 1), Stored(path, 2), None, Stored(path, 4)]
-    assert found[4]["image_name"] == "4.png"
-    pictures = Pictures(Place(str(tmp_path)), ())
-    assert [pictures.open(Stored(path, n)).getpixel((0, 0)) for n in (4, 0, 2)] == [(4, 0, 0), (0, 0, 0), (2, 0, 0)]
+    rows = reading.parquet([path])
+    assert [row["image"] for row in rows] == [None if n == 3 else ParquetImage(path, n) for n in range(5)]
+    assert rows[4]["image_name"] == "4.png"
+    pictures = Pictures(DataLocation(str(tmp_path)), ())
+    opened = [pictures.open(ParquetImage(path, n)).getpixel((0, 0)) for n in (4, 0, 2)]
+    assert opened == [(4, 0, 0), (0, 0, 0), (2, 0, 0)]
     with pytest.raises(DataError, match="the row has no picture"):
-        pictures.open(Stored(path, 3))
+        pictures.open(ParquetImage(path, 3))
 
 
 @pytest.mark.parametrize("cell", [png(), {"bytes": png()}])
 def test_parquet_pictures_without_a_name(cell: Any, tmp_path: Path) -> None:
     path = str(parquet(tmp_path / "p.parquet", [{"image": cell}, {"image": None}]))
-    assert [row["image"] for row in reading.parquet([path])] == [Stored(path, 0), None]
-    assert Pictures(Place(str(tmp_path)), ()).open(Stored(path, 0)).size == (3, 2)
+    assert [row["image"] for row in reading.parquet([path])] == [ParquetImage(path, 0), None]
+    assert Pictures(DataLocation(str(tmp_path)), ()).open(ParquetImage(path, 0)).size == (3, 2)
 
 
 def test_pictures_are_converted_unless_the_official_script_does_not(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(png(7, "P"))
-    place = Place(str(tmp_path))
-    assert Pictures(place, ()).open("a.png").mode == "RGB"
-    assert Pictures(place, (), rgb=False).open("a.png").mode == "P"
-    assert Pictures(place, (), given=str(tmp_path / "images")).open("a.png").mode == "RGB"
+    location = DataLocation(str(tmp_path))
+    assert Pictures(location, ()).open("a.png").mode == "RGB"
+    assert Pictures(location, (), rgb=False).open("a.png").mode == "P"
+    assert Pictures(location, (), images=str(tmp_path / "images")).open("a.png").mode == "RGB"
     cell = base64.b64encode(png(7, "P")).decode()
-    assert Pictures(place, (), rgb=False).open(Encoded(cell)).mode == "P"
+    assert Pictures(location, (), rgb=False).open(Base64Image(cell)).mode == "P"
 
 
 def test_a_table_writes_the_picture_of_several_rows_once(tmp_path: Path) -> None:
@@ -140,13 +141,14 @@ def test_a_table_writes_the_picture_of_several_rows_once(tmp_path: Path) -> None
     )
     (tmp_path / "t.tsv").write_text("index\timage\n7\t9\n")
     bench = GQA(str(tmp_path))
-    assert [one.image for one in bench.questions()] == [Encoded(cell)] * 2
-    assert bench.image(bench.questions()[1].image).size == Pictures(bench.place, ()).open(Encoded(cell)).size
-    assert tabled(str(tmp_path / "t.tsv")) == [{"index": "7", "image": Encoded("9")}]  # told when it is opened
+    assert [question.image for question in bench.questions()] == [Base64Image(cell)] * 2
+    assert bench.image(bench.questions()[1].image).size == Pictures(bench.location, ()).open(Base64Image(cell)).size
+    [row] = vlmevalkit_rows(str(tmp_path / "t.tsv"))
+    assert row == {"index": "7", "image": Base64Image("9")}  # told when it is opened
 
 
 def test_pictures_that_cannot_be_opened(tmp_path: Path) -> None:
-    pictures = Pictures(Place(str(tmp_path)), ("val2014",))
+    pictures = Pictures(DataLocation(str(tmp_path)), ("val2014",))
     with pytest.raises(DataError, match=r"no picture 'gone.jpg'") as error:
         pictures.open("gone.jpg")
     assert str(tmp_path / "val2014") in error.value.at
@@ -155,7 +157,7 @@ def test_pictures_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read the picture"):
         pictures.open("half.png")
     with pytest.raises(DataError, match="not base64"):
-        pictures.open(Encoded("abc"))
+        pictures.open(Base64Image("abc"))
     size = Image.MAX_IMAGE_PIXELS
     (tmp_path / "huge.bmp").write_bytes(
         b"BM" + bytes(8) + struct.pack("<IIiiHHIIiiII", 54, 40, size, 3, 1, 24, *[0] * 6)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mmalign.benchmarks.judge import BusyError, Judge, graded, parsed, prompt_in
+from mmalign.benchmarks.judge import BusyError, Judge, ask_for_grade, parse_score, prompt_in
+from mmalign.benchmarks.layouts import DataLocation
 from mmalign.benchmarks.mmvet import MMVet, nearest_tenth
-from mmalign.benchmarks.places import Place
 from mmalign.errors import DataError
 from mmalign.plan.cards import Registry
 
@@ -46,8 +46,8 @@ def test_its_folder_is_found_beside_others(name: str, data: str, tmp_path: Path)
     place.mkdir(parents=True)
     (Path(data) / "mm-vet.json").rename(place / "mm-vet.json")
     (tmp_path / "eval" / "pope").mkdir()
-    found = MMVet(str(tmp_path / "eval"))
-    assert (found.place.root, len(found.questions())) == (str(place), 2)
+    bench = MMVet(str(tmp_path / "eval"))
+    assert (bench.location.root, len(bench.questions())) == (str(place), 2)
 
 
 def test_its_card_names_the_folder_that_llava_and_its_authors_do() -> None:
@@ -55,14 +55,14 @@ def test_its_card_names_the_folder_that_llava_and_its_authors_do() -> None:
 
 
 def test_without_grades_and_judge_it_says_so(data: str) -> None:
-    found = MMVet(data).score(ANSWERS)
-    assert (found.metrics, found.items) == ({}, {})
-    assert found.notes == ["not graded: MM-Vet needs a judge; name a grades file, or a judge's endpoint"]
+    result = MMVet(data).score(ANSWERS)
+    assert (result.metrics, result.items) == ({}, {})
+    assert result.notes == ["not graded: MM-Vet needs a judge; name a grades file, or a judge's endpoint"]
 
 
 def test_grades_are_averaged_over_what_is_asked(data: str) -> None:
-    found = MMVet(data, grades=sheet(data, v1_0=[1.0, 0.5], v1_1=[0.2, 0.2])).score(ANSWERS)
-    assert found.metrics == pytest.approx(
+    result = MMVet(data, grades=sheet(data, v1_0=[1.0, 0.5], v1_1=[0.2, 0.2])).score(ANSWERS)
+    assert result.metrics == pytest.approx(
         {
             "math": 75,
             "ocr": 47.5,
@@ -74,25 +74,25 @@ def test_grades_are_averaged_over_what_is_asked(data: str) -> None:
             "run/2": 35,
         }
     )
-    assert found.notes == ["judge: gpt-x"]
-    assert found.items == pytest.approx({"v1_0": 75, "v1_1": 20})
+    assert result.notes == ["judge: gpt-x"]
+    assert result.items == pytest.approx({"v1_0": 75, "v1_1": 20})
     once = MMVet(data, grades=str(Path(data) / "grades.json"), runs=1).score(ANSWERS)
     assert once.metrics["total"] == 60
 
 
 def test_a_grade_that_is_nan_poisons_the_mean_as_it_does_officially(data: str) -> None:
-    found = MMVet(data, grades=sheet(data, v1_0=[float("nan")], v1_1=[1.0])).score(ANSWERS)
-    assert found.metrics["total"] != found.metrics["total"]
-    assert found.metrics["std"] != found.metrics["std"]
-    assert found.metrics["set/ocr"] == 100
+    result = MMVet(data, grades=sheet(data, v1_0=[float("nan")], v1_1=[1.0])).score(ANSWERS)
+    assert result.metrics["total"] != result.metrics["total"]
+    assert result.metrics["std"] != result.metrics["std"]
+    assert result.metrics["set/ocr"] == 100
 
 
 def test_missing_grades(data: str) -> None:
     with pytest.raises(DataError, match="1 questions have no grade: v1_1"):
         MMVet(data, grades=sheet(data, v1_0=[1.0])).score(ANSWERS)
-    found = MMVet(data, grades=sheet(data, v1_0=[1.0])).score(ANSWERS, gaps="lenient")
-    assert found.metrics["total"] == 50
-    assert "1 questions have no grade; counted as 0" in found.notes
+    result = MMVet(data, grades=sheet(data, v1_0=[1.0])).score(ANSWERS, gaps="lenient")
+    assert result.metrics["total"] == 50
+    assert "1 questions have no grade; counted as 0" in result.notes
     with pytest.raises(DataError, match="1 questions have fewer than 2 grades: v1_1") as error:
         MMVet(data, grades=sheet(data, v1_0=[1.0, 1.0], v1_1=[1.0])).score(ANSWERS)
     assert error.value.fix == "let the judge finish, or runs=1"
@@ -133,38 +133,38 @@ def test_questions_without_their_answers(tmp_path: Path) -> None:
     ],
 )
 def test_a_reply_is_the_number_before_the_first_blank(reply: str | None, score: float | None) -> None:
-    assert parsed(reply) == score
+    assert parse_score(reply) == score
 
 
 def scripted(*replies: Any) -> tuple[Any, list[tuple[str, float]]]:
-    asked: list[tuple[str, float]] = []
+    requests: list[tuple[str, float]] = []
 
     def ask(prompt: str, temperature: float) -> tuple[str | None, str]:
-        asked.append((prompt, temperature))
-        if isinstance(replies[len(asked) - 1], Exception):
-            raise replies[len(asked) - 1]
-        return replies[len(asked) - 1], "judge"
+        requests.append((prompt, temperature))
+        if isinstance(replies[len(requests) - 1], Exception):
+            raise replies[len(requests) - 1]
+        return replies[len(requests) - 1], "judge"
 
-    return ask, asked
+    return ask, requests
 
 
 def test_a_failed_reply_is_asked_again_at_rising_temperatures() -> None:
-    ask, asked = scripted("half", "no", "2", "0.7 x")
-    assert graded(ask, "first", "again", wait=lambda: None) == (0.7, "0.7", "judge")
-    assert asked == [("first", 0.0), ("again", 0.0), ("again", 0.5), ("again", 1.0)]
+    ask, requests = scripted("half", "no", "2", "0.7 x")
+    assert ask_for_grade(ask, "first", "again", wait=lambda: None) == (0.7, "0.7", "judge")
+    assert requests == [("first", 0.0), ("again", 0.0), ("again", 0.5), ("again", 1.0)]
 
 
 def test_after_five_unreadable_replies_a_sixth_is_asked_and_ignored() -> None:
-    ask, asked = scripted("a", "b", "c", "d", "e", "1.0")
-    assert graded(ask, "first", "again", wait=lambda: None) == (0.0, "1.0", "judge")
-    assert [temperature for _, temperature in asked] == [0.0, 0.0, 0.5, 1.0, 1.5, 2.0]
+    ask, requests = scripted("a", "b", "c", "d", "e", "1.0")
+    assert ask_for_grade(ask, "first", "again", wait=lambda: None) == (0.0, "1.0", "judge")
+    assert [temperature for _, temperature in requests] == [0.0, 0.0, 0.5, 1.0, 1.5, 2.0]
 
 
 def test_a_busy_judge_is_waited_for() -> None:
     waited: list[int] = []
-    ask, asked = scripted("x", BusyError(), "0.3")
-    assert graded(ask, "first", "again", wait=lambda: waited.append(1)).score == 0.3
-    assert asked == [("first", 0.0), ("again", 0.0), ("again", 0.0)]
+    ask, requests = scripted("x", BusyError(), "0.3")
+    assert ask_for_grade(ask, "first", "again", wait=lambda: waited.append(1)).score == 0.3
+    assert requests == [("first", 0.0), ("again", 0.0), ("again", 0.0)]
     assert waited == [1]
 
 
@@ -178,17 +178,17 @@ def test_a_judge_is_asked_only_for_what_is_missing(
     stub = stub_judge(lambda body: "0.5")
     monkeypatch.setenv("OPENAI_API_KEY", "k-1")
     evaluator(data)
-    found = MMVet(data, grades=sheet(data, v1_0=[1.0]), judge=stub.address).score(ANSWERS)
-    [request] = stub.asked
+    result = MMVet(data, grades=sheet(data, v1_0=[1.0]), judge=stub.address).score(ANSWERS)
+    [request] = stub.requests
     assert request["path"] == "/v1/chat/completions"
     assert request["messages"] == [{"role": "user", "content": "Grade\n\ny? | a|b | b | "}]
     assert (request["model"], request["max_tokens"], request["temperature"]) == ("gpt-4-0613", 3, 0.0)
     assert stub.headers[0]["Authorization"] == "Bearer k-1"
-    assert found.metrics["total"] == 75
-    assert "judge: gpt-x, stub-judge" in found.notes
-    assert "judge's prompt: NOT the official one" in found.notes
-    kept = json.loads((Path(data) / "grades.json").read_text())
-    assert kept["v1_1"] == {"model": ["stub-judge"], "content": ["0.5"], "score": [0.5], "answer": ["b"]}
+    assert result.metrics["total"] == 75
+    assert "judge: gpt-x, stub-judge" in result.notes
+    assert "judge's prompt: NOT the official one" in result.notes
+    grades = json.loads((Path(data) / "grades.json").read_text())
+    assert grades["v1_1"] == {"model": ["stub-judge"], "content": ["0.5"], "score": [0.5], "answer": ["b"]}
 
 
 def test_grades_of_other_answers_are_refused(data: str, stub_judge: Stub) -> None:
@@ -202,7 +202,7 @@ def test_grades_of_other_answers_are_refused(data: str, stub_judge: Stub) -> Non
         with pytest.raises(DataError, match="1 grades are of other answers than these: v1_1") as error:
             other.score(ANSWERS | {"v1_1": "c"})
         assert (error.value.at, error.value.fix[:31]) == (data + "/new.json", "a grades file of its own for ea")
-    assert len(stub.asked) == 2
+    assert len(stub.requests) == 2
 
 
 def test_a_judge_has_an_http_address(data: str) -> None:
@@ -215,7 +215,7 @@ def test_and_and_or_get_blanks_around_them(data: str, stub_judge: Stub) -> None:
     stub = stub_judge(lambda body: "1")
     evaluator(data)
     MMVet(data, grades=data + "/new.json", judge=stub.address, judge_model="other").score(ANSWERS)
-    assert stub.asked[0]["messages"][0]["content"] == "Grade\n\nx? | -2 <AND> 3 | 3 | "
+    assert stub.requests[0]["messages"][0]["content"] == "Grade\n\nx? | -2 <AND> 3 | 3 | "
     assert "Authorization" not in stub.headers[0]
 
 
@@ -235,7 +235,7 @@ def test_a_judge_needs_a_file_for_its_grades_and_a_prompt(data: str) -> None:
 def test_an_evaluator_without_a_prompt(text: str, what: str, data: str) -> None:
     evaluator(data, text)
     with pytest.raises(DataError, match=what):
-        prompt_in(None, Place(data))
+        prompt_in(None, DataLocation(data))
 
 
 TROUBLES = {401: "the judge says 401", 500: "the judge says 500", 429: "the judge says 429"}
@@ -245,7 +245,7 @@ TROUBLES = {401: "the judge says 401", 500: "the judge says 500", 429: "the judg
 def test_a_judge_that_refuses(status: int, stub_judge: Stub) -> None:
     judge = Judge(stub_judge(lambda _: status).address, pause=0, patience=2)
     with pytest.raises(DataError, match=TROUBLES[status]) as error:
-        graded(judge.ask, "a", "b", judge.wait)
+        ask_for_grade(judge.ask, "a", "b", judge.wait)
     assert error.value.fix == (
         "set OPENAI_API_KEY" if status == 401 else "grades so far are kept; the same command goes on"
     )

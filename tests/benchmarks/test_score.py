@@ -28,7 +28,7 @@ def answers(folder: Path, rows: dict[str, str], name: str = "answers.jsonl") -> 
 
 
 @pytest.fixture
-def given(tmp_path: Path) -> Callable[[str], list[str | Path]]:
+def score_words(tmp_path: Path) -> Callable[[str], list[str | Path]]:
     """The words that score the smallest files of a benchmark, with a right answer."""
 
     def words(name: str) -> list[str | Path]:
@@ -40,81 +40,81 @@ def given(tmp_path: Path) -> Callable[[str], list[str | Path]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_benchmark_is_scored_by_its_card(name: str, given: Any, mmalign: Run) -> None:
-    said = mmalign(*given(name), "--json")
-    assert said.code == 0, said.err
-    found, facts = json.loads(said.out), Registry().card("benchmarks", name).facts
-    assert found["headline"] == facts["headline"]
-    assert found["counts"]["asked"] == found["counts"]["answered"] == 1
-    assert any(f"1 questions, the published set has {facts['questions']}" in note for note in found["notes"])
+def test_every_benchmark_is_scored_by_its_card(name: str, score_words: Any, mmalign: Run) -> None:
+    result = mmalign(*score_words(name), "--json")
+    assert result.code == 0, result.err
+    scores, facts = json.loads(result.out), Registry().card("benchmarks", name).facts
+    assert scores["headline"] == facts["headline"]
+    assert scores["counts"]["asked"] == scores["counts"]["answered"] == 1
+    assert any(f"1 questions, the published set has {facts['questions']}" in note for note in scores["notes"])
     if name == "mmvet":
-        assert found["metrics"] == {}
-        assert found["interval"] is None
-        assert any(note.startswith("not graded: MM-Vet needs a judge") for note in found["notes"])
+        assert scores["metrics"] == {}
+        assert scores["interval"] is None
+        assert any(note.startswith("not graded: MM-Vet needs a judge") for note in scores["notes"])
     else:
-        best = {"percent": 100, "fraction": 1}[found["unit"]]
-        assert found["metrics"][found["headline"]] == best or name == "vqav2"  # its four people are one
-        assert found["items"]
-        assert found["interval"]["low"] == found["interval"]["high"] == found["interval"]["mean"]
+        best = {"percent": 100, "fraction": 1}[scores["unit"]]
+        assert scores["metrics"][scores["headline"]] == best or name == "vqav2"  # its four people are one
+        assert scores["items"]
+        assert scores["interval"]["low"] == scores["interval"]["high"] == scores["interval"]["mean"]
 
 
-def test_the_table_says_what_was_read_and_how(given: Any, mmalign: Run) -> None:
-    said = mmalign(*given("pope"))
-    assert said.out.splitlines()[0] == "pope: official layout: coco_pope_random.json; protocol official, gaps strict"
-    assert said.out.splitlines()[2].split() == ["f1", "1.0000"]  # the headline first
-    assert "mean over questions 1.0000, 95 % interval 1.0000 to 1.0000" in said.out
-    assert "1 asked, 1 answered, 0 missing" in said.out
-    assert "note: without adversarial, popular, whose files are not there: no mean of three" in said.err
-    assert "not graded" in mmalign(*given("mmvet")).err
+def test_the_table_says_what_was_read_and_how(score_words: Any, mmalign: Run) -> None:
+    result = mmalign(*score_words("pope"))
+    assert result.out.splitlines()[0] == "pope: official layout: coco_pope_random.json; protocol official, gaps strict"
+    assert result.out.splitlines()[2].split() == ["f1", "1.0000"]  # the headline first
+    assert "mean over questions 1.0000, 95 % interval 1.0000 to 1.0000" in result.out
+    assert "1 asked, 1 answered, 0 missing" in result.out
+    assert "note: without adversarial, popular, whose files are not there: no mean of three" in result.err
+    assert "not graded" in mmalign(*score_words("mmvet")).err
 
 
-def test_nothing_heavy_is_loaded(given: Any) -> None:
+def test_nothing_heavy_is_loaded(score_words: Any) -> None:
     for name in ("pope", "mmbench"):
-        assert loads(*map(str, given(name))) == {"code": 0, "heavy": []}
+        assert loads(*map(str, score_words(name))) == {"code": 0, "heavy": []}
 
 
-def test_protocols_and_gaps_are_passed_on(given: Any, mmalign: Run, tmp_path: Path) -> None:
-    words = given("pope")
-    told = json.loads(mmalign(*words, "--protocol", "lmms-eval", "--json").out)
-    assert (told["headline"], told["protocol"]) == ("all/f1", "lmms-eval")
+def test_protocols_and_gaps_are_passed_on(score_words: Any, mmalign: Run, tmp_path: Path) -> None:
+    words = score_words("pope")
+    scores = json.loads(mmalign(*words, "--protocol", "lmms-eval", "--json").out)
+    assert (scores["headline"], scores["protocol"]) == ("all/f1", "lmms-eval")
     rows = answers(tmp_path, {"10000001": "Yes", "7": "no"})
-    said = mmalign(*words[:-1], rows)
-    assert (said.code, "1 answers belong to no question: 7" in said.err) == (2, True)
+    result = mmalign(*words[:-1], rows)
+    assert (result.code, "1 answers belong to no question: 7" in result.err) == (2, True)
     assert json.loads(mmalign(*words[:-1], rows, "--gaps", "lenient", "--json").out)["counts"]["unknown"] == 1
 
 
-def test_settings_of_the_benchmark(given: Any, mmalign: Run) -> None:
-    words = given("mmbench")
-    told = json.loads(mmalign(*words, "extraction=before-2025-08", "--json").out)
-    assert any("rule 'before-2025-08'" in note for note in told["notes"])
+def test_settings_of_the_benchmark(score_words: Any, mmalign: Run) -> None:
+    words = score_words("mmbench")
+    scores = json.loads(mmalign(*words, "extraction=before-2025-08", "--json").out)
+    assert any("rule 'before-2025-08'" in note for note in scores["notes"])
     assert mmalign(*words, "all_rounds=false").code == 0
 
 
-def test_one_folder_of_all_benchmarks(given: Any, mmalign: Run, tmp_path: Path) -> None:
+def test_one_folder_of_all_benchmarks(score_words: Any, mmalign: Run, tmp_path: Path) -> None:
     """As LLaVA has it: playground/data/eval/pope, .../mmbench, ..."""
-    given("mmbench"), given("mmbench_cn")
-    words = given("pope")
-    told = json.loads(mmalign(*words[:4], tmp_path, *words[5:], "--json").out)
-    assert told["data"] == "official layout: coco_pope_random.json"
-    assert POPE(str(tmp_path)).place.folder == str(tmp_path / "pope")
-    assert POPE(str(tmp_path / "pope")).place.folder == str(tmp_path / "pope")
+    score_words("mmbench"), score_words("mmbench_cn")
+    words = score_words("pope")
+    scores = json.loads(mmalign(*words[:4], tmp_path, *words[5:], "--json").out)
+    assert scores["data"] == "official layout: coco_pope_random.json"
+    assert POPE(str(tmp_path)).location.folder == str(tmp_path / "pope")
+    assert POPE(str(tmp_path / "pope")).location.folder == str(tmp_path / "pope")
 
 
 def test_a_split_without_answers_becomes_a_submission(mmalign: Run, tmp_path: Path) -> None:
     (tmp_path / "llava_test.jsonl").write_text('{"question_id": 0, "image": "t.jpg", "text": "?"}\n')
     words = ["score", "--bench", "vizwiz", "--data", tmp_path, "--answers", answers(tmp_path, {"t.jpg": "Two."})]
     assert_refused(mmalign(*words), "VizWiz: these files hold no answers", "mmalign score --submission FILE")
-    said = mmalign(*words, "--submission", tmp_path / "up.json")
-    assert (said.code, said.out, said.err.strip()) == (0, "", f"written: {tmp_path / 'up.json'}")
+    result = mmalign(*words, "--submission", tmp_path / "up.json")
+    assert (result.code, result.out, result.err.strip()) == (0, "", f"written: {tmp_path / 'up.json'}")
     assert json.loads((tmp_path / "up.json").read_text()) == [{"image": "t.jpg", "answer": "2"}]
 
 
-def test_a_submission_beside_a_score(given: Any, mmalign: Run, tmp_path: Path) -> None:
-    said = mmalign(*given("gqa"), "--submission", tmp_path / "up.json", "--json")
-    assert json.loads(said.out)["metrics"]["accuracy"] == 100
+def test_a_submission_beside_a_score(score_words: Any, mmalign: Run, tmp_path: Path) -> None:
+    result = mmalign(*score_words("gqa"), "--submission", tmp_path / "up.json", "--json")
+    assert json.loads(result.out)["metrics"]["accuracy"] == 100
     assert json.loads((tmp_path / "up.json").read_text()) == [{"questionId": "1", "prediction": "urn"}]
-    said = mmalign(*given("pope"), "--submission", tmp_path / "up.json")
-    assert_refused(said, "POPE has no server to submit to", "score the answers: mmalign score")
+    result = mmalign(*score_words("pope"), "--submission", tmp_path / "up.json")
+    assert_refused(result, "POPE has no server to submit to", "score the answers: mmalign score")
 
 
 def test_benchmarks_without_files(mmalign: Run, tmp_path: Path) -> None:
@@ -122,21 +122,21 @@ def test_benchmarks_without_files(mmalign: Run, tmp_path: Path) -> None:
 
     bench = Pope(images=2)
     place = answers(tmp_path, {item.question.id: item.answer for item in bench.items})
-    told = json.loads(mmalign("score", "--bench", "toy-pope", "images=2", "--answers", place, "--json").out)
-    assert told["metrics"]["accuracy"] == 100
+    scores = json.loads(mmalign("score", "--bench", "toy-pope", "images=2", "--answers", place, "--json").out)
+    assert scores["metrics"]["accuracy"] == 100
     some = {bench.items[0].question.id: "yes"}
-    said = mmalign("score", "--bench", "toy-pope", "images=2", "--answers", answers(tmp_path, some))
-    assert_refused(said, f"{len(bench.items) - 1} of {len(bench.items)} questions have no answer", "score leniently")
+    result = mmalign("score", "--bench", "toy-pope", "images=2", "--answers", answers(tmp_path, some))
+    assert_refused(result, f"{len(bench.items) - 1} of {len(bench.items)} questions have no answer", "score leniently")
     lenient = score(bench, some, gaps="lenient")
     assert (lenient.counts["missing"], lenient.counts["answered"]) == (len(bench.items) - 1, 1)
-    said = mmalign("score", "--bench", "toy-pope", "--answers", place, "--protocol", "lmms-eval")
-    assert_refused(said, "Pope has no protocol 'lmms-eval'", "one of official")
+    result = mmalign("score", "--bench", "toy-pope", "--answers", place, "--protocol", "lmms-eval")
+    assert_refused(result, "Pope has no protocol 'lmms-eval'", "one of official")
 
 
-def assert_refused(said: Said, what: str, fix: str) -> None:
+def assert_refused(result: Said, what: str, fix: str) -> None:
     """Exit code 2 and three lines, the first and the last as told."""
-    assert (said.code, said.out) == (2, "")
-    lines = said.err.splitlines()
+    assert (result.code, result.out) == (2, "")
+    lines = result.err.splitlines()
     assert lines[0].startswith("error: ")
     assert what in lines[0]
     assert lines[-1].startswith("  try  ")
@@ -144,8 +144,8 @@ def assert_refused(said: Said, what: str, fix: str) -> None:
     assert len(lines) <= 3
 
 
-def test_what_is_not_named(given: Any, mmalign: Run) -> None:
-    words = given("pope")
+def test_what_is_not_named(score_words: Any, mmalign: Run) -> None:
+    words = score_words("pope")
     assert_refused(mmalign("score"), "no benchmark is named", "--bench pope")
     assert_refused(mmalign(*words[:-2]), "no answers are named", "--answers FILE")
     assert_refused(mmalign("score", "--bench", "popes", *words[3:]), "no benchmarks card named 'popes'", "'pope'?")
@@ -153,24 +153,24 @@ def test_what_is_not_named(given: Any, mmalign: Run) -> None:
     assert_refused(mmalign(*words, "split=test"), "unexpected keyword argument 'split'", "it takes (data: str")
     assert_refused(mmalign(*words, "--protocol", "lmms"), "POPE has no protocol 'lmms'", "'lmms-eval'?")
     assert_refused(mmalign(*words, "--gaps", "strickt"), "no such way to treat gaps: 'strickt'", "'strict'?")
-    said = mmalign("score", "--bench", "toy-alignment", "--answers", words[-1])
-    assert_refused(said, "toy-alignment measures the model itself", "mmalign eval --bench toy-alignment")
+    result = mmalign("score", "--bench", "toy-alignment", "--answers", words[-1])
+    assert_refused(result, "toy-alignment measures the model itself", "mmalign eval --bench toy-alignment")
 
 
-def test_the_wrong_folder(given: Any, mmalign: Run, tmp_path: Path) -> None:
-    words = given("gqa")
+def test_the_wrong_folder(score_words: Any, mmalign: Run, tmp_path: Path) -> None:
+    words = score_words("gqa")
     (tmp_path / "empty").mkdir()
-    said = mmalign(*words[:4], tmp_path / "empty", *words[5:])
-    assert_refused(said, "no files of GQA in", "testdev_balanced_questions.json (official)")
-    assert "  at   " in said.err
-    said = mmalign(*words[:4], tmp_path / "nowhere", *words[5:])
-    assert_refused(said, "no such file or folder", "name the folder with the benchmark's files")
-    said = mmalign(*words[:-1], tmp_path / "nowhere.jsonl")
-    assert (said.code, "cannot read" in said.err, "nowhere.jsonl" in said.err) == (2, True, True)
+    result = mmalign(*words[:4], tmp_path / "empty", *words[5:])
+    assert_refused(result, "no files of GQA in", "testdev_balanced_questions.json (official)")
+    assert "  at   " in result.err
+    result = mmalign(*words[:4], tmp_path / "nowhere", *words[5:])
+    assert_refused(result, "no such file or folder", "name the folder with the benchmark's files")
+    result = mmalign(*words[:-1], tmp_path / "nowhere.jsonl")
+    assert (result.code, "cannot read" in result.err, "nowhere.jsonl" in result.err) == (2, True, True)
 
 
-def test_data_that_is_left_out_is_the_cards(given: Any, mmalign: Run, here: Path, monkeypatch: Any) -> None:
-    words = given("pope")
+def test_data_that_is_left_out_is_the_cards(score_words: Any, mmalign: Run, here: Path, monkeypatch: Any) -> None:
+    words = score_words("pope")
     assert_refused(mmalign(*words[:3], *words[5:]), "no such file or folder: data:eval/pope", "name the folder")
     (here / "all").mkdir()
     os.rename(here / "pope", here / "all" / "pope")
@@ -179,11 +179,13 @@ def test_data_that_is_left_out_is_the_cards(given: Any, mmalign: Run, here: Path
     assert mmalign(*words[:3], *words[5:]).code == 0
 
 
-def test_answers_of_another_benchmark(given: Any, mmalign: Run, tmp_path: Path) -> None:
-    words, other = given("pope"), answers(tmp_path, {"201": "no", "202": "yes"}, "other.jsonl")
+def test_answers_of_another_benchmark(score_words: Any, mmalign: Run, tmp_path: Path) -> None:
+    words, other = score_words("pope"), answers(tmp_path, {"201": "no", "202": "yes"}, "other.jsonl")
     for gaps in ("strict", "lenient", "official"):
-        said = mmalign(*words[:-1], other, "--gaps", gaps)
-        assert_refused(said, "none of the 2 answers is to a question asked here: 201, 202", "questions here: 10000001")
+        result = mmalign(*words[:-1], other, "--gaps", gaps)
+        assert_refused(
+            result, "none of the 2 answers is to a question asked here: 201, 202", "questions here: 10000001"
+        )
 
 
 @pytest.mark.parametrize(
@@ -195,35 +197,37 @@ def test_answers_of_another_benchmark(given: Any, mmalign: Run, tmp_path: Path) 
         ("mmlu", "test/anatomy_test.csv", 8, "row 1 has 3 of 6 cells"),
     ],
 )
-def test_half_a_file(name: str, file: str, keep: int, what: str, given: Any, mmalign: Run, tmp_path: Path) -> None:
-    words, place = given(name), tmp_path / name / file
+def test_half_a_file(
+    name: str, file: str, keep: int, what: str, score_words: Any, mmalign: Run, tmp_path: Path
+) -> None:
+    words, place = score_words(name), tmp_path / name / file
     place.write_bytes(place.read_bytes()[:keep])
-    said = mmalign(*words)
-    assert (said.code, what in said.err) == (2, True), said.err
-    assert file.rpartition("/")[2] in said.err
-    assert "Traceback" not in said.err
+    result = mmalign(*words)
+    assert (result.code, what in result.err) == (2, True), result.err
+    assert file.rpartition("/")[2] in result.err
+    assert "Traceback" not in result.err
 
 
-def test_some_of_the_parts_of_a_parquet_file(given: Any, mmalign: Run, tmp_path: Path) -> None:
-    words = given("pope")
+def test_some_of_the_parts_of_a_parquet_file(score_words: Any, mmalign: Run, tmp_path: Path) -> None:
+    words = score_words("pope")
     (tmp_path / "parts").mkdir()
     for number in (0, 2):
         (tmp_path / "parts" / f"test-0000{number}-of-00003.parquet").write_bytes(b"PAR1")
-    said = mmalign(*words[:4], tmp_path / "parts", *words[5:])
-    assert_refused(said, "2 of 3 parts are there of test-00000-of-00003.parquet", "fetch the others")
+    result = mmalign(*words[:4], tmp_path / "parts", *words[5:])
+    assert_refused(result, "2 of 3 parts are there of test-00000-of-00003.parquet", "fetch the others")
 
 
-def test_labels_that_were_not_fetched(given: Any, mmalign: Run, tmp_path: Path) -> None:
-    words = given("pope")
+def test_labels_that_were_not_fetched(score_words: Any, mmalign: Run, tmp_path: Path) -> None:
+    words = score_words("pope")
     row = {"question_id": 1, "image": "a.jpg", "text": "?", "category": "adversarial"}
     (tmp_path / "pope" / "llava_pope_test.jsonl").write_text(json.dumps(row))
     assert_refused(mmalign(*words), "no labels of adversarial", "fetch coco_pope_adversarial.json")
 
 
-def test_missing_pictures_are_counted_before_a_model_is_asked(given: Any, tmp_path: Path) -> None:
+def test_missing_pictures_are_counted_before_a_model_is_asked(score_words: Any, tmp_path: Path) -> None:
     from mmalign.errors import DataError
 
-    given("pope")
+    score_words("pope")
     bench = POPE(str(tmp_path / "pope"))
     with pytest.raises(DataError, match="1 of 1 pictures are missing: a.jpg") as error:
         bench.ready()

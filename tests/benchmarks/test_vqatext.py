@@ -34,25 +34,25 @@ def slow_marks(text: str) -> str:
     becomes a blank."""
     triples = zip(text, text[1:], text[2:], strict=False)
     thousands = any(comma == "," and one in DIGITS and other in DIGITS for one, comma, other in triples)
-    made = ""
+    out = ""
     for character in text:
         if character in MARKS:
             beside = character + " " in text or " " + character in text
-            made += "" if beside or thousands else " "
+            out += "" if beside or thousands else " "
         else:
-            made += character
-    return made
+            out += character
+    return out
 
 
 def slow_periods(text: str) -> str:
     """Rule b: the first 32 periods that no digit follows go."""
-    made, gone = "", 0
+    out, removed = "", 0
     for at, character in enumerate(text):
-        if character == "." and text[at + 1 : at + 2] not in tuple(DIGITS) and gone < 32:
-            gone += 1
+        if character == "." and text[at + 1 : at + 2] not in tuple(DIGITS) and removed < 32:
+            removed += 1
         else:
-            made += character
-    return made
+            out += character
+    return out
 
 
 def slow_words(text: str) -> str:

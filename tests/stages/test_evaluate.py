@@ -184,7 +184,7 @@ def test_a_split_without_answers_leaves_what_its_server_takes(model, tmp_path):
     found = evaluate.measure(model, bench, tmp_path / "vizwiz.jsonl", batch=7)
     assert (found.metrics, found.counts) == ({}, {"answered": 1})
     upload = tmp_path / "vizwiz-submission.json"
-    assert found.notes == [f"VizWiz: these files hold no answers ({bench.found})", f"for its server: {upload}"]
+    assert found.notes == [f"VizWiz: these files hold no answers ({bench.data_files})", f"for its server: {upload}"]
     assert [row["image"] for row in json.loads(upload.read_text())] == ["t.png"]
 
 
