@@ -337,9 +337,9 @@ def _usage(err: Exception) -> int | None:
         print(what)
         return 0
     fix = f"{getattr(context, 'command_path', None) or 'mmalign'} --help"
-    if found := re.match(r"No such command '(.*?)'", what):
-        what = f"no command {found[1]!r}"
-        fix = suggest(found[1], context.command.commands) if context else fix
+    if unknown := re.match(r"No such command '(.*?)'", what):
+        what = f"no command {unknown[1]!r}"
+        fix = suggest(unknown[1], context.command.commands) if context else fix
     print(f"error: {what.rstrip('.')}\n  try  {fix}", file=sys.stderr)
     return int(getattr(err, "exit_code", 2))
 

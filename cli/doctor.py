@@ -19,6 +19,7 @@ OPTIONAL = {"timm": "timm encoders", "open-clip-torch": "open_clip encoders", "p
 
 
 def examine(as_json: bool) -> None:
+    """Print versions, memory, disk and GPUs, and what training lacks."""
     from . import dump
     from .listing import table
 
@@ -52,7 +53,7 @@ def _gpus() -> str:
     if not shutil.which("nvidia-smi"):
         return "none"
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False)
-    if done.returncode:
+    process = subprocess.run(query, capture_output=True, text=True, check=False)
+    if process.returncode:
         return "none: nvidia-smi fails"
-    return done.stdout.strip().replace("\n", "; ") or "none"
+    return process.stdout.strip().replace("\n", "; ") or "none"

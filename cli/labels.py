@@ -26,41 +26,42 @@ def store(place: str) -> Store:
 
 
 def stats(place: str, target: Path | None, as_json: bool) -> None:
-    found = count(store(place))
+    """A store in numbers; `target` gets SEA's figure 6, as .png and .json."""
+    totals = count(store(place))
     if target:
-        files.write(target.with_suffix(".png"), figure_6(found))
-        files.write_json(target.with_suffix(".json"), plain(found))
+        files.write(target.with_suffix(".png"), figure_6(totals))
+        files.write_json(target.with_suffix(".json"), plain(totals))
     if as_json:
-        dump(plain(found))
+        dump(plain(totals))
         return
-    out.print(f"images      {found.images:,}, and {found.bad:,} that could not be read")
-    out.print(f"labelled    {found.labelled:.1%} of {found.patches:,} patches, {found.kept:.2f} words each")
-    out.print(f"words used  {found.used:.1%} of {found.words:,}")
-    out.print(f"mean score  {found.score:.4f}")
-    out.print("most used   " + ", ".join(f"{word} {patches:,}" for word, patches, _ in found.top[:10]))
+    out.print(f"images      {totals.images:,}, and {totals.bad:,} that could not be read")
+    out.print(f"labelled    {totals.labelled:.1%} of {totals.patches:,} patches, {totals.kept:.2f} words each")
+    out.print(f"words used  {totals.used:.1%} of {totals.words:,}")
+    out.print(f"mean score  {totals.score:.4f}")
+    out.print("most used   " + ", ".join(f"{word} {patches:,}" for word, patches, _ in totals.top[:10]))
     if target:
         out.print(f"figure      {target.with_suffix('.png')}")
 
 
 def show(place: str, keys: Sequence[str], target: Path) -> None:
     """The labels of some images, drawn onto them; the images come from the data the stage labelled."""
-    read = store(place)
+    labels = store(place)
     if not (Path(place) / "stage.yaml").exists():
         fix = "the folder of a finished stage of kind label, runs/label-..."
         raise RunError(f"{place} does not say which data it labels", at=place, fix=fix)
-    if missing := ", ".join(key for key in keys if key not in read):
+    if missing := ", ".join(key for key in keys if key not in labels):
         raise RunError(f"no labels for {missing}", at=place, fix="keys are the ids of the data's records")
-    data, wanted = build(task.load(Path(place)).cards["data"]), set(keys)
+    data, left = build(task.load(Path(place)).cards["data"]), set(keys)
     for key, reference in _images(data):
-        if key in wanted if keys else key in read:
-            wanted.discard(key)
-            picture = overlay(data.image(reference), *read[key], read.header.grid, read.words)
+        if key in left if keys else key in labels:
+            left.discard(key)
+            picture = overlay(data.image(reference), *labels[key], labels.header.grid, labels.words)
             name = target if len(keys) < 2 else target.with_stem(f"{target.stem}-{key.replace('/', '_')}")
             files.write(name, picture)
             out.print(f"{key}   {name}")
-            if not wanted:
+            if not left:
                 return
-    missing = ", ".join(sorted(wanted)) or "with labels"
+    missing = ", ".join(sorted(left)) or "with labels"
     raise RunError(f"no image {missing} in the data", at=place, fix="the data as it was when it was labelled")
 
 

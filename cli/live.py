@@ -14,6 +14,7 @@ EVERY = 5.0  # seconds between two plain lines
 
 @contextmanager
 def display() -> Iterator[Show]:
+    """Bars on a terminal, lines elsewhere."""
     if not sys.stderr.isatty():
         yield Lines()
         return
@@ -23,6 +24,7 @@ def display() -> Iterator[Show]:
 
 
 def name(node: Node) -> str:
+    """A stage's name, with its arm where it is of one."""
     return f"{node.name} ({node.arms[0]})" if any(node.arms) and len(node.arms) == 1 else node.name
 
 
@@ -82,4 +84,5 @@ class Bars:
 
 
 def numbers(event: dict[str, Any]) -> str:
+    """The numbers beside a bar."""
     return "  ".join(f"{key} {value:g}" for key, value in event.get("numbers", {}).items())

@@ -31,18 +31,21 @@ def planned(recipe: str, overrides: Sequence[str], runs: Path, ahead: bool = Fal
 
 
 def table(*columns: str) -> Table:
-    made = Table(box=None, pad_edge=False, header_style="dim")
+    """A table without lines whose cells fold."""
+    grid = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
+        grid.add_column(column, overflow="fold")
+    return grid
 
 
 def tell(notes: Sequence[str]) -> None:
+    """Notes, on stderr."""
     for note in notes:
         err.print(f"note: {note}", style="yellow")
 
 
 def plan(nodes: Sequence[Node], notes: Sequence[str], devices: int, as_json: bool) -> None:
+    """The stages of a recipe as a table, with what they will take on so many devices."""
     rows = [_row(node, devices) for node in nodes]
     if as_json:
         from . import dump
@@ -52,11 +55,11 @@ def plan(nodes: Sequence[Node], notes: Sequence[str], devices: int, as_json: boo
     recipe = nodes[0].recipe
     parts = [p.card for p in (recipe.model.vision, recipe.model.adapter, recipe.model.llm) if p]
     out.print(f"{recipe.name}   {' + '.join(parts)}\n", style="bold")
-    shown = table("", "stage", "kind", "what", "reads", "folder")
+    stages = table("", "stage", "kind", "what", "reads", "folder")
     for row in rows:
         state = Text(row["state"], style="green" if row["state"] == "done" else "")
-        shown.add_row(state, _armed(row), row["kind"], row["what"], ", ".join(row["reads"]) or "-", row["folder"])
-    out.print(shown)
+        stages.add_row(state, _with_arm(row), row["kind"], row["what"], ", ".join(row["reads"]) or "-", row["folder"])
+    out.print(stages)
     _estimates(nodes, devices)
     for note in notes:
         out.print(f"note: {note}")
@@ -64,15 +67,15 @@ def plan(nodes: Sequence[Node], notes: Sequence[str], devices: int, as_json: boo
 
 def _estimates(nodes: Sequence[Node], devices: int) -> None:
     """What the stages will take; once for arms that take the same."""
-    told: dict[tuple[str, ...], list[str]] = {}
+    names_of: dict[tuple[str, ...], list[str]] = {}
     for node in nodes:
-        if (found := estimate.of(node, devices)) and (lines := estimate.lines(found)):
-            told.setdefault(tuple(lines), []).append(node.name)
-    for text, names in told.items():
+        if (costs := estimate.of(node, devices)) and (lines := estimate.lines(costs)):
+            names_of.setdefault(tuple(lines), []).append(node.name)
+    for text, names in names_of.items():
         out.print(f"\n{', '.join(dict.fromkeys(names))}", style="bold")
         for line in text:
             out.print(f"  {line}")
-    if told:
+    if names_of:
         out.print()
 
 
@@ -89,7 +92,7 @@ def _row(node: Node, devices: int) -> dict[str, Any]:
     }
 
 
-def _armed(row: Mapping[str, Any]) -> str:
+def _with_arm(row: Mapping[str, Any]) -> str:
     """A stage of a study with the arm it is of, or how many share it."""
     arms = row["arms"]
     return f"{row['stage']} ({arms[0] if len(arms) == 1 else f'{len(arms)} arms'})" if arms else row["stage"]
@@ -122,37 +125,40 @@ def results(nodes: Sequence[Node]) -> None:
     out.print(f"done: {len(nodes)} stages in {nodes[0].folder.parent}")
 
 
-def scores(found: dict[str, dict[str, float]], as_json: bool) -> None:
+def scores(metrics_of: dict[str, dict[str, float]], as_json: bool) -> None:
+    """{benchmark: its metrics} as a table."""
     if as_json:
         from . import dump
 
-        dump(found)
+        dump(metrics_of)
         return
-    shown = table("benchmark", "metric", "value")
-    for bench, metrics in found.items():
+    metrics_table = table("benchmark", "metric", "value")
+    for bench, metrics in metrics_of.items():
         for metric, value in metrics.items():
-            shown.add_row(bench, metric, f"{value:.2f}")
-    out.print(shown)
+            metrics_table.add_row(bench, metric, f"{value:.2f}")
+    out.print(metrics_table)
 
 
 def report(place: Path | None, runs: Path, as_json: bool) -> None:
-    found = place or _newest(runs)
-    given = files.read_json(found / "report.json", fix="the folder of a finished report stage, runs/report-...")
+    """The table of a report stage's folder, by default the newest in a folder of runs, and where its page is."""
+    folder = place or _newest(runs)
+    content = files.read_json(folder / "report.json", fix="the folder of a finished report stage, runs/report-...")
     if as_json:
         from . import dump
 
-        dump(given)
+        dump(content)
         return
-    study = any(len(cell["values"]) > 1 or cell["arm"] != given["cells"][0]["arm"] for cell in given["cells"])
-    shown = table("benchmark", "metric", *(["arm", "mean ± sd", "difference"] if study else ["value"]))
-    for cell in given["cells"]:
-        values = _studied(cell) if study else [f"{cell['mean']:.2f}"]
-        shown.add_row(cell["bench"], cell["metric"], *values, style="bold" if cell["headline"] else None)
-    out.print(shown)
-    out.print(f"page: {found / 'report.html'}")
+    cells = content["cells"]
+    study = any(len(cell["values"]) > 1 or cell["arm"] != cells[0]["arm"] for cell in cells)
+    metrics_table = table("benchmark", "metric", *(["arm", "mean ± sd", "difference"] if study else ["value"]))
+    for cell in cells:
+        values = _study_values(cell) if study else [f"{cell['mean']:.2f}"]
+        metrics_table.add_row(cell["bench"], cell["metric"], *values, style="bold" if cell["headline"] else None)
+    out.print(metrics_table)
+    out.print(f"page: {folder / 'report.html'}")
 
 
-def _studied(cell: Mapping[str, Any]) -> list[str]:
+def _study_values(cell: Mapping[str, Any]) -> list[str]:
     """The arm, its mean and spread over seeds, its paired difference to the first arm with a 95 % interval."""
     spread = "" if cell["spread"] is None else f" ± {cell['spread']:.2f}"
     gap = "" if cell["difference"] is None else f"{cell['difference']:+.2f}"
@@ -161,8 +167,8 @@ def _studied(cell: Mapping[str, Any]) -> list[str]:
 
 
 def _newest(runs: Path) -> Path:
-    places = (place for place in runs.glob("report-*/stage.json") if "." not in place.parent.name)
-    found = max(places, key=lambda p: p.stat().st_mtime, default=None)
-    if found is None:
+    finished = (path for path in runs.glob("report-*/stage.json") if "." not in path.parent.name)
+    newest = max(finished, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
         raise RunError(f"no report under {runs}", fix="mmalign run a recipe with a stage of kind report")
-    return found.parent
+    return newest.parent
