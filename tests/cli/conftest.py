@@ -18,18 +18,18 @@ def finished(runs: Path, recipe: Path, name: str = "align", *words: str) -> Path
     """A stage of a recipe that looks trained: its adapter, drawn from the seed, lies where the stage would put it."""
     node = next(node for node in graph.plan(compose.load(recipe, words), runs) if node.name == name)
     task.save(node)
-    given = task.load(node.folder)
-    given.reads.clear()
-    made = build.vlm(given).adapter
-    for parameter in made.parameters():
+    stage_task = task.load(node.folder)
+    stage_task.reads.clear()
+    adapter = build.vlm(stage_task).adapter
+    for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
     from safetensors.torch import save_file
 
     place = node.folder / "weights" / "adapter.safetensors"
     place.parent.mkdir()
-    save_file(made.state_dict(), place)
-    given = task.load(node.folder)
-    task.finish(given, {"metrics": {}, "parts": {"adapter": str(place.relative_to(runs))}}, 0, 1)
+    save_file(adapter.state_dict(), place)
+    stage_task = task.load(node.folder)
+    task.finish(stage_task, {"metrics": {}, "parts": {"adapter": str(place.relative_to(runs))}}, 0, 1)
     return node.folder
 
 

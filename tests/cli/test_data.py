@@ -7,33 +7,33 @@ from tests.plan.test_mistakes import assert_mistake
 
 
 def test_a_data_set_without_faults(mmalign):
-    said = mmalign("data", "check", "toy-chat", "size=5", "--jobs", "1")
-    assert said.code == 0
-    assert "every record can be used" in said.out
+    result = mmalign("data", "check", "toy-chat", "size=5", "--jobs", "1")
+    assert result.code == 0
+    assert "every record can be used" in result.out
 
 
 def test_faults_are_code_1_until_a_quarantine_leaves_them_out(here, mmalign):
     images(here, 1)
     talk = ("<image>\nis there a cross in the image?", "no")
     place = jsonl(here / "x.jsonl", [row("a", "0.jpg", *talk), row("gone", "none.jpg", *talk)])
-    said = mmalign("data", "check", place, "--jobs", "1", "--json")
-    assert said.code == 1
-    assert json.loads(said.out)["bad"] == 1
-    said = mmalign("data", "check", place, "--jobs", "1", "--quarantine", "q.jsonl")
-    assert said.code == 0
+    result = mmalign("data", "check", place, "--jobs", "1", "--json")
+    assert result.code == 1
+    assert json.loads(result.out)["bad"] == 1
+    result = mmalign("data", "check", place, "--jobs", "1", "--quarantine", "q.jsonl")
+    assert result.code == 0
     assert "gone" in (here / "q.jsonl").read_text()
 
 
 def test_show(mmalign):
-    said = mmalign("data", "show", "toy-chat", "size=5", "--vision", "toy-clip", "--rows", "2", "--json")
-    (one,) = json.loads(said.out)
+    result = mmalign("data", "show", "toy-chat", "size=5", "--vision", "toy-clip", "--rows", "2", "--json")
+    (one,) = json.loads(result.out)
     assert one["images"][0]["grid"] == [6, 6]
 
 
 def test_mistakes(here, mmalign):
     assert_mistake(mmalign("data", "show", "toy-chat", "size=5", "--rows", "9"), "has 5 records", "", "--rows 0:5")
     place = jsonl(here / "x.jsonl", [row("a")])
-    said = mmalign("data", "check", place, "--quarantine", here / "x.jsonl" / "q")
-    assert_mistake(said, f"cannot write to {here / 'x.jsonl'}", "x.jsonl", "another folder")
+    result = mmalign("data", "check", place, "--quarantine", here / "x.jsonl" / "q")
+    assert_mistake(result, f"cannot write to {here / 'x.jsonl'}", "x.jsonl", "another folder")
     assert_mistake(mmalign("data", "check", place, "--quarantine", here), "is a folder", "", "--quarantine FILE")
     assert_mistake(mmalign("data", "check", "toy-chats"), "no data card named 'toy-chats'", "", "'toy-chat'")

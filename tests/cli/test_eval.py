@@ -26,9 +26,9 @@ def eval_folder(here):
     (place / "coco").mkdir(parents=True)
     (place / "val2014").mkdir()
     Image.new("RGB", (48, 48), "red").save(place / "val2014" / "a.jpg")
-    asked = [(n, one, n % 2) for n, one in enumerate(("star", "ring", "circle", "square"), 1)]
-    rows = [{"question_id": n, "image": "a.jpg", "text": f"is there a {one}?"} for n, one, _ in asked]
-    labels = [row | {"label": "yes" if yes else "no"} for row, (_, _, yes) in zip(rows, asked, strict=True)]
+    questions = [(n, shape, n % 2) for n, shape in enumerate(("star", "ring", "circle", "square"), 1)]
+    rows = [{"question_id": n, "image": "a.jpg", "text": f"is there a {shape}?"} for n, shape, _ in questions]
+    labels = [row | {"label": "yes" if yes else "no"} for row, (_, _, yes) in zip(rows, questions, strict=True)]
     llava = [row | {"text": f"{row['text']}\n{SHORT}", "category": "adversarial"} for row in rows]
     (place / "coco" / "coco_pope_adversarial.json").write_text("\n".join(map(json.dumps, labels)))
     (place / "llava_pope_test.jsonl").write_text("\n".join(map(json.dumps, llava)))
@@ -36,16 +36,16 @@ def eval_folder(here):
 
 
 def test_the_stored_answers_score_the_same(model, eval_folder, here, mmalign):
-    said = mmalign("eval", model, "--bench", "pope", "--data", eval_folder, "--protocol", "lmms-eval", "--json")
-    assert said.code == 0, said.err
-    (found,) = here.glob("runs/evaluate-*")
-    stored = [json.loads(line) for line in (found / "pope.jsonl").read_text().splitlines()]
+    result = mmalign("eval", model, "--bench", "pope", "--data", eval_folder, "--protocol", "lmms-eval", "--json")
+    assert result.code == 0, result.err
+    (evaluation,) = here.glob("runs/evaluate-*")
+    stored = [json.loads(line) for line in (evaluation / "pope.jsonl").read_text().splitlines()]
     assert sorted(row["id"] for row in stored) == ["1", "2", "3", "4"]
-    again = mmalign("score", "--bench", "pope", "--data", eval_folder, "--answers", found / "pope.jsonl",
+    again = mmalign("score", "--bench", "pope", "--data", eval_folder, "--answers", evaluation / "pope.jsonl",
                     "--protocol", "lmms-eval", "--json")  # fmt: skip
-    assert json.loads(said.out) == {"pope": json.loads(again.out)["metrics"]}
-    assert "pope: scored by the rule of lmms-eval, not the official one" in said.err
-    assert json.loads((found / "pope.json").read_text())["counts"]["answered"] == 4
+    assert json.loads(result.out) == {"pope": json.loads(again.out)["metrics"]}
+    assert "pope: scored by the rule of lmms-eval, not the official one" in result.err
+    assert json.loads((evaluation / "pope.json").read_text())["counts"]["answered"] == 4
 
 
 # Killed
@@ -117,9 +117,9 @@ def test_killed_at_ten_moments_it_ends_as_if_it_had_not_been(model, many, here):
     assert answered(broken) < PICTURES * EACH
     assert finished(run_eval(broken / place.name, many, broken)) == expected
     stored = [json.loads(line) for line in next(broken.glob("evaluate-*/pope.jsonl")).read_text().splitlines()]
-    want = [json.loads(line) for line in next(whole.glob("evaluate-*/pope.jsonl")).read_text().splitlines()]
-    assert sorted(stored, key=str) == sorted(want, key=str)
-    assert len({row["text"] for row in want}) > 1
+    uninterrupted = [json.loads(line) for line in next(whole.glob("evaluate-*/pope.jsonl")).read_text().splitlines()]
+    assert sorted(stored, key=str) == sorted(uninterrupted, key=str)
+    assert len({row["text"] for row in uninterrupted}) > 1
     scores_of = [json.loads(next(runs.glob("evaluate-*/pope.json")).read_text()) for runs in (whole, broken)]
     assert scores_of[0] == scores_of[1]
 
@@ -150,29 +150,29 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_told_before_a_model_is_loaded(name, model, eval_folder, here, mmalign):
     (bench,), more, what, fix = MISTAKES[name]
-    said = mmalign("eval", model, "--bench", bench, "--data", eval_folder, *more)
-    assert_refused(said, what, fix, here)
+    result = mmalign("eval", model, "--bench", bench, "--data", eval_folder, *more)
+    assert_refused(result, what, fix, here)
 
 
 def test_a_folder_for_what_reads_none(model, eval_folder, here, mmalign):
-    said = mmalign("eval", model, "--bench", "toy-pope,toy-lookup", "--data", eval_folder)
-    assert_refused(said, "toy-pope, toy-lookup read no folder, and --data names one", "leave --data out", here)
+    result = mmalign("eval", model, "--bench", "toy-pope,toy-lookup", "--data", eval_folder)
+    assert_refused(result, "toy-pope, toy-lookup read no folder, and --data names one", "leave --data out", here)
 
 
 def test_a_folder_that_one_of_two_reads(model, eval_folder, mmalign, monkeypatch):
-    asked = []
-    monkeypatch.setattr(models, "_run", asked.append)
+    nodes = []
+    monkeypatch.setattr(models, "_run", nodes.append)
     monkeypatch.setattr(models.show, "scores", lambda *_: None)
-    monkeypatch.setattr(models.trained, "scores", lambda _: {})
-    said = mmalign("eval", model, "--bench", "pope,toy-pope", "--data", eval_folder)
-    assert "note: toy-pope reads no folder: --data is not for it" in said.err
-    assert asked[0].cards["bench.pope"].args["data"] == str(eval_folder)
+    monkeypatch.setattr(models.existing, "scores", lambda _: {})
+    result = mmalign("eval", model, "--bench", "pope,toy-pope", "--data", eval_folder)
+    assert "note: toy-pope reads no folder: --data is not for it" in result.err
+    assert nodes[0].cards["bench.pope"].args["data"] == str(eval_folder)
 
 
 def test_missing_pictures(model, eval_folder, here, mmalign):
     (eval_folder / "pope" / "val2014" / "a.jpg").unlink()
-    said = mmalign("eval", model, "--bench", "pope", "--data", eval_folder)
-    assert_refused(said, "1 of 1 pictures are missing: a.jpg", "images=FOLDER", here)
+    result = mmalign("eval", model, "--bench", "pope", "--data", eval_folder)
+    assert_refused(result, "1 of 1 pictures are missing: a.jpg", "images=FOLDER", here)
 
 
 def test_half_of_the_data(model, eval_folder, here, mmalign):
@@ -181,10 +181,10 @@ def test_half_of_the_data(model, eval_folder, here, mmalign):
     assert_refused(mmalign("eval", model, "--bench", "pope", "--data", eval_folder), "not valid JSON", "cut off", here)
 
 
-def assert_refused(said, what, fix, here):
+def assert_refused(result, what, fix, here):
     """Exit code 2, three lines, and no stage was begun."""
-    assert (said.code, said.out) == (2, "")
-    lines = said.err.splitlines()
+    assert (result.code, result.out) == (2, "")
+    lines = result.err.splitlines()
     assert what in lines[0]
     assert lines[-1].startswith("  try  ")
     assert fix in lines[-1]

@@ -9,9 +9,9 @@ from tests.plan.test_mistakes import assert_mistake
 
 
 def test_table_json_and_page(model, mmalign):
-    said = mmalign("inspect", model, "a.png", "--layers", "0,4", "--keep", "2", "--json", "--out", "x.html")
-    assert said.code == 0, said.err
-    first, last = json.loads(said.out)
+    result = mmalign("inspect", model, "a.png", "--layers", "0,4", "--keep", "2", "--json", "--out", "x.html")
+    assert result.code == 0, result.err
+    first, last = json.loads(result.out)
     assert (first["image"], first["layer"], first["grid"], len(first["words"])) == ("a.png", 0, [6, 6], 36)
     assert last["layer"] == 4
     assert all(len(words) == 2 for words in last["words"])
@@ -35,26 +35,26 @@ def test_a_conversation(model, mmalign, monkeypatch):
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", typed)
-    asked = []
+    heard_turns = []
 
     from mmalign.vlm.model import VLM
 
     generate = VLM.generate
 
     def heard(self, conversations, images, most):
-        asked.append(([turn.text for turn in conversations[0]], len(images[0]), most))
+        heard_turns.append(([turn.text for turn in conversations[0]], len(images[0]), most))
         return generate(self, conversations, images, most)
 
     monkeypatch.setattr(VLM, "generate", heard)
-    said = mmalign("chat", model, "a.png", "a.png", "--max-new-tokens", "4")
-    assert said.code == 0, said.err
-    first, second, third = asked
+    result = mmalign("chat", model, "a.png", "a.png", "--max-new-tokens", "4")
+    assert result.code == 0, result.err
+    first, second, third = heard_turns
     assert first == (["<image>\n<image>\nwhat is this ?"], 2, 4)
     texts, images, _ = second
     assert (texts[0], texts[2], images) == (first[0][0], "<image>\nand this ?", 3)
-    assert texts[1] in said.out
+    assert texts[1] in result.out
     assert third == (["hello"], 0, 4)
-    assert "cannot open the image none.png: No such file" in said.out
+    assert "cannot open the image none.png: No such file" in result.out
 
 
 @pytest.mark.parametrize("verb", ["inspect", "chat"])
@@ -67,9 +67,9 @@ def test_an_image_that_cannot_be_read(model, mmalign, verb, name, what):
 
 
 def test_mistakes(model, mmalign):
-    said = mmalign("inspect", model, "a.png", "--layers", "one")
-    assert_mistake(said, "--layers 'one' is no list of numbers", "", "--layers 0,8,16")
-    said = mmalign("inspect", model, "a.png", "--layers", "5")
-    assert_mistake(said, "no layer 5: the language model has 4", "--layers", "0 (what the adapter makes) to 4")
+    result = mmalign("inspect", model, "a.png", "--layers", "one")
+    assert_mistake(result, "--layers 'one' is no list of numbers", "", "--layers 0,8,16")
+    result = mmalign("inspect", model, "a.png", "--layers", "5")
+    assert_mistake(result, "no layer 5: the language model has 4", "layers", "0 (what the adapter makes) to 4")
     assert_mistake(mmalign("inspect", model, "a.png", "--out", "no/x.html"), "no folder no", "x.html", "--out")
     assert_mistake(mmalign("inspect", model), "Missing argument 'IMAGE...'", "", "mmalign inspect --help")

@@ -29,29 +29,29 @@ def labels(here, monkeypatch) -> Path:
     words += [f"stages.{name}=~" for name in ("align", "tune", "score", "report")]
     (node,) = graph.plan(compose.load("tiny.yaml", words))
     task.save(node)
-    given = task.load(node.folder)
-    task.finish(given, label.run(given), 0, 1)
+    stage_task = task.load(node.folder)
+    task.finish(stage_task, label.run(stage_task), 0, 1)
     return node.folder
 
 
 def test_show_and_stats(labels, mmalign):
-    said = mmalign("labels", "show", labels)
-    assert said.code == 0, said.err
-    assert said.out.split() == ["a@2", "labels.png"]  # the first that has labels
-    said = mmalign("labels", "show", labels, "b@3", "a@2", "--out", "of.png")
-    assert sorted(said.out.split()) == ["a@2", "b@3", "of-a@2.png", "of-b@3.png"]
+    result = mmalign("labels", "show", labels)
+    assert result.code == 0, result.err
+    assert result.out.split() == ["a@2", "labels.png"]  # the first that has labels
+    result = mmalign("labels", "show", labels, "b@3", "a@2", "--out", "of.png")
+    assert sorted(result.out.split()) == ["a@2", "b@3", "of-a@2.png", "of-b@3.png"]
     assert all(Image.open(name).format == "PNG" for name in ("labels.png", "of-a@2.png", "of-b@3.png"))
-    said = mmalign("labels", "stats", labels, "--out", "figure", "--json")
-    found = json.loads(said.out)
-    assert (found["images"], found["bad"], found["patches"]) == (2, 1, 2 * 36)
-    assert json.loads(Path("figure.json").read_text()) == found
+    result = mmalign("labels", "stats", labels, "--out", "figure", "--json")
+    totals = json.loads(result.out)
+    assert (totals["images"], totals["bad"], totals["patches"]) == (2, 1, 2 * 36)
+    assert json.loads(Path("figure.json").read_text()) == totals
     assert "images      2, and 1 that could not be read" in mmalign("labels", "stats", labels / "labels").out
 
 
 def test_mistakes(labels, mmalign):
     assert_mistake(mmalign("labels", "show", labels, "a@2", "c"), "no labels for c", str(labels), "ids of the data's")
-    said = mmalign("labels", "show", labels / "labels")
-    assert_mistake(said, "does not say which data it labels", "labels", "runs/label-")
+    result = mmalign("labels", "show", labels / "labels")
+    assert_mistake(result, "does not say which data it labels", "labels", "runs/label-")
     assert mmalign("labels", "stats", "nowhere").code == 2
     lines = Path("x.jsonl").read_text().splitlines(keepends=True)
     Path("x.jsonl").write_text("".join(lines[:2]))

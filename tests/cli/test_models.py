@@ -29,9 +29,9 @@ def plain(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
     (folder / "tiny.yaml").write_text(TINY)
     finished(folder / "runs", folder / "tiny.yaml", "align", "model.vision.args.norm=false")
-    said = command("export", "runs", "out", cwd=folder)
-    assert said.code == 0, said.err
-    assert "out: loads in plain transformers; the largest difference of a logit is " in said.out
+    result = command("export", "runs", "out", cwd=folder)
+    assert result.code == 0, result.err
+    assert "out: loads in plain transformers; the largest difference of a logit is " in result.out
     return folder
 
 
@@ -52,32 +52,32 @@ def test_an_exported_folder_is_asked_inside_vllm(exported, mmalign, monkeypatch,
     rows = [{"question_id": n, "image": "a.png", "text": f"Is there a {one}?", "label": "yes"} for n, one in SHAPES]
     (tmp_path / "pope" / "coco_pope_random.json").write_text("\n".join(map(json.dumps, rows)))
     words = ["--bench", "pope", "--data", tmp_path / "pope", "--json"]
-    said = mmalign("eval", exported, *words, "--vllm")
-    assert said.code == 0, said.err
-    assert json.loads(said.out)["pope"]["random/accuracy"] in (0, 1 / 3, 2 / 3, 1)
+    result = mmalign("eval", exported, *words, "--vllm")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["pope"]["random/accuracy"] in (0, 1 / 3, 2 / 3, 1)
     (answers,) = Path("runs").glob("evaluate-*/pope.jsonl")
     assert [json.loads(line)["id"] for line in answers.read_text().splitlines()] == ["10000001", "10000002", "10000003"]
-    said = mmalign("eval", "runs", *words, "--vllm")
-    assert_mistake(said, "is no model that vLLM loads", "runs", "mmalign export")
+    result = mmalign("eval", "runs", *words, "--vllm")
+    assert_mistake(result, "is no model that vLLM loads", "runs", "mmalign export")
 
 
 def test_the_same_numbers_from_wherever_it_lies(model, mmalign, monkeypatch):
     """A folder of runs, a training stage, an export, the stage that made it, a repository of the hub."""
-    said = mmalign("eval", *BENCH)
-    assert said.code == 0, said.err
-    assert f"evaluating {model}" in said.err
+    result = mmalign("eval", *BENCH)
+    assert result.code == 0, result.err
+    assert f"evaluating {model}" in result.err
     again = mmalign("eval", "runs", *BENCH)
-    assert again.out == said.out
+    assert again.out == result.out
     assert "begins" not in again.err  # it is done
     twice = mmalign("eval", "runs", "--bench", "toy-alignment,toy-perplexity,toy-alignment", "--json")
-    assert (twice.out, "begins" in twice.err) == (said.out, False)
-    expected = json.loads(said.out)
+    assert (twice.out, "begins" in twice.err) == (result.out, False)
+    expected = json.loads(result.out)
     assert list(expected["toy-perplexity"]) == ["perplexity", "before", "change"]
     del expected["toy-perplexity"]["before"], expected["toy-perplexity"]["change"]  # nobody knows any more
-    said = mmalign("export", model, "out")
-    assert "out: loads in plain transformers; the largest difference of a logit is " in said.out
-    assert "(weights in fp32)" in said.out
-    assert "note: its encoder's final norm is a layer of large numbers" in said.err
+    result = mmalign("export", model, "out")
+    assert "out: loads in plain transformers; the largest difference of a logit is " in result.out
+    assert "(weights in fp32)" in result.out
+    assert "note: its encoder's final norm is a layer of large numbers" in result.err
     (stage,) = Path("runs").glob("export-*")
     whole, cards = checkpoints.load(str(model)), task.load(model).cards
     hub.save(Path("mine"), whole.vision, whole.adapter, whole.llm, cards)
@@ -88,8 +88,8 @@ def test_the_same_numbers_from_wherever_it_lies(model, mmalign, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(repository.parent))
     assert json.loads(mmalign("eval", "org/toy", *BENCH).out) == expected
     for name in ("out", str(stage)):  # the encoder's final norm is a layer there
-        found = json.loads(mmalign("eval", name, *BENCH).out)
-        assert found == {bench: pytest.approx(scores, rel=1e-3) for bench, scores in expected.items()}, name
+        printed = json.loads(mmalign("eval", name, *BENCH).out)
+        assert printed == {bench: pytest.approx(scores, rel=1e-3) for bench, scores in expected.items()}, name
 
 
 def test_an_imported_model_answers_as_before(exported, mmalign):
@@ -120,16 +120,16 @@ def test_a_projector_becomes_a_card(here, mmalign, folder):
     }
     (here / "from").mkdir()
     torch.save(source, here / "from" / "mm_projector.bin")
-    said = mmalign("import", "from" if folder else "from/mm_projector.bin", "mine")
-    assert "the projector of " in said.out
-    assert "96 to 128" in said.out
-    assert "registry: [./mine]   model: {adapter: mine}" in said.out
+    result = mmalign("import", "from" if folder else "from/mm_projector.bin", "mine")
+    assert "the projector of " in result.out
+    assert "96 to 128" in result.out
+    assert "registry: [./mine]   model: {adapter: mine}" in result.out
     (here / "tiny.yaml").write_text(TINY.replace("adapter: linear", "adapter: mine") + "registry: [./mine]\n")
     assert mmalign("plan", "tiny.yaml").code == 0
     place = finished(here / "runs", here / "tiny.yaml")
     assert isinstance(checkpoints.load(str(place)).adapter, MLP)
-    said = mmalign("import", here / "from", here / "other")
-    assert f"registry: [{here / 'other'}]   model: {{adapter: other}}" in said.out
+    result = mmalign("import", here / "from", here / "other")
+    assert f"registry: [{here / 'other'}]   model: {{adapter: other}}" in result.out
 
 
 # Mistakes
@@ -262,8 +262,8 @@ def test_a_llava_folder_that_is_damaged(exported, mmalign, lost):
 def test_a_template_that_is_no_text(exported, mmalign):
     Path("picture").write_bytes(b"\x89PNG")
     for name in ("picture", "nowhere"):
-        said = mmalign("import", "out", "mine", "--template", name)
-        assert_mistake(said, f"cannot read the template {name}: ", name, "{% generation %}")
+        result = mmalign("import", "out", "mine", "--template", name)
+        assert_mistake(result, f"cannot read the template {name}: ", name, "{% generation %}")
 
 
 def test_a_chat_template_of_no_known_format(exported, mmalign):
@@ -271,9 +271,9 @@ def test_a_chat_template_of_no_known_format(exported, mmalign):
     for place in exported.glob("*.jinja"):
         place.write_text(text)
     for name in ("tokenizer_config.json", "processor_config.json"):
-        given = json.loads((exported / name).read_text())
-        given.pop("chat_template", None)
-        (exported / name).write_text(json.dumps(given))
+        config = json.loads((exported / name).read_text())
+        config.pop("chat_template", None)
+        (exported / name).write_text(json.dumps(config))
     assert_mistake(mmalign("import", "out", "mine"), "is of no known format", "out", "--template FILE")
 
 
@@ -281,6 +281,6 @@ def test_an_adapter_for_other_widths(here, mmalign):
     card = "summary: x\ntarget: mmalign.adapters.mlp.MLP\nfacts: {keeps_grid: true, patch_dim: 1024, llm_dim: 4096}\n"
     shelf(here, "adapters", "wide", card)
     (here / "tiny.yaml").write_text(TINY.replace("adapter: linear", "adapter: wide") + "registry: [./shelf]\n")
-    said = mmalign("check", "tiny.yaml")
+    result = mmalign("check", "tiny.yaml")
     what = "adapter 'wide' was trained for 1024 to 4096, but toy-clip is 96 wide and toy-llama 128"
-    assert_mistake(said, what, "tiny.yaml:3", "the parts it was trained with")
+    assert_mistake(result, what, "tiny.yaml:3", "the parts it was trained with")

@@ -31,37 +31,37 @@ def plans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plans")
     line = [sys.executable, "-c", EVERY.replace("HEAVY", repr(HEAVY)), *sorted(shipped())]
     env = {key: value for key, value in os.environ.items() if key != "MMALIGN_DATA"}
-    done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     assert not list(folder.iterdir())  # it only looks
-    return {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+    return {row["name"]: row for row in map(json.loads, process.stdout.splitlines())}
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_recipe(plans, name):
     assert plans[name]["code"] == 0
     for stage in plans[name]["plan"]["stages"]:
-        found = stage["estimate"]
-        assert (found is not None) == (stage["kind"] in ("train", "label"))
+        estimate = stage["estimate"]
+        assert (estimate is not None) == (stage["kind"] in ("train", "label"))
         if stage["kind"] == "train":
-            assert None not in found["parameters"].values()
-            assert 0 < found["trained"] <= sum(found["parameters"].values())
-            assert found["visual"] < found["tokens"]
-            totals = [found["memory"][f"ZeRO {n}"]["total"] for n in range(4)]
+            assert None not in estimate["parameters"].values()
+            assert 0 < estimate["trained"] <= sum(estimate["parameters"].values())
+            assert estimate["visual"] < estimate["tokens"]
+            totals = [estimate["memory"][f"ZeRO {n}"]["total"] for n in range(4)]
             assert totals == sorted(totals, reverse=True)
-            assert found["checkpoint"] > 0
+            assert estimate["checkpoint"] > 0
 
 
 def test_what_is_printed(here, mmalign):
-    said = mmalign("plan", "llava_vicuna7b", "--devices", "8")
-    assert said.code == 0
-    assert "parameters: vision 304 M, adapter 21 M, llm 6.74 B; trained 21 M" in said.out
-    assert "tokens a sample: about 640, 576 of them visual; steps: 2,181" in said.out
-    assert "note: data 'llava-pretrain-558k': path data:LLaVA-Pretrain/" in said.out
+    result = mmalign("plan", "llava_vicuna7b", "--devices", "8")
+    assert result.code == 0
+    assert "parameters: vision 304 M, adapter 21 M, llm 6.74 B; trained 21 M" in result.out
+    assert "tokens a sample: about 640, 576 of them visual; steps: 2,181" in result.out
+    assert "note: data 'llava-pretrain-558k': path data:LLaVA-Pretrain/" in result.out
     assert "label store: 1.6 MiB" in mmalign("plan", "quickstart").out
 
 
 def test_data_that_is_not_there_stops_a_run(here, mmalign):
-    said = mmalign("run", "llava_vicuna7b")
-    assert_mistake(said, "llava-pretrain-558k", "args.path", "MMALIGN_DATA")
+    result = mmalign("run", "llava_vicuna7b")
+    assert_mistake(result, "llava-pretrain-558k", "args.path", "MMALIGN_DATA")
     assert_mistake(mmalign("check", "llava_vicuna7b"), "does not exist", "args.path", "MMALIGN_DATA")
