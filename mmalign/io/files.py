@@ -2,7 +2,7 @@
 
 A spec is one of
     /abs/path, ~/path                 a local path
-    ./path, ../path                   relative to the file that names it (a card, a recipe)
+    ./path, ../path, name.jinja       relative to the file that names it (a card, a recipe)
     pkg:mmalign.toyworld/clip         a folder or file shipped inside a package
     data:words/2of12.txt              a folder or file of the user's data folder, $MMALIGN_DATA or ./data
     s3://bucket/key, hf://..., ...    any fsspec URL
@@ -29,7 +29,7 @@ def is_url(spec: str) -> bool:
 
 
 def anchored(item: Any, folder: Path) -> Any:
-    """`./` and `~` paths in a nest of values made absolute against the folder of the file that names them."""
+    """`./`, `~` and `*.jinja` paths in a nest of values made absolute against the folder of the file that has them."""
     if isinstance(item, str):
         return _absolute(item, folder)
     if isinstance(item, dict):
@@ -40,7 +40,13 @@ def anchored(item: Any, folder: Path) -> Any:
 def _absolute(spec: str, folder: Path) -> str:
     if spec.startswith("~"):
         return os.path.expanduser(spec)
-    return os.path.normpath(folder.absolute() / spec) if spec.startswith(("./", "../")) or spec in (".", "..") else spec
+    relative = spec.startswith(("./", "../")) or spec in (".", "..") or _is_template(spec)
+    return os.path.normpath(folder.absolute() / spec) if relative else spec
+
+
+def _is_template(spec: str) -> bool:
+    """Whether a word is the name of a chat template's file, which may leave its `./` out: never one's text."""
+    return spec.endswith(".jinja") and not set("{:\n") & set(spec)
 
 
 def local(spec: str) -> Path | None:

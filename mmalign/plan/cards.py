@@ -2,9 +2,10 @@
 
     registry/vision/siglip-so400m-384.yaml   is the part 'siglip-so400m-384' of the family 'vision'
 
-The doors: the cards shipped here, a shelf of the user's own ($MMALIGN_REGISTRY or `registry:` in a recipe), and the
-entry points of installed packages (group `mmalign.<family>`). Reading cards imports no part; building one imports
-only the class it names.
+The doors: the cards shipped here, a shelf of the user's own ($MMALIGN_REGISTRY or `registry:` in a recipe), and
+installed packages: an entry point of the group `mmalign.<family>` names one class, one of the group `mmalign.cards` a
+folder of cards in the package. Reading cards imports no part and no package; building one imports only the class it
+names.
 """
 
 import importlib
@@ -154,9 +155,21 @@ class Registry:
         return self._owners[family]
 
     def _on_shelves(self, family: str) -> Iterator[tuple[str, str, Any]]:
-        for owner, shelf in self.shelves:
+        for owner, shelf in [*self.shelves, *_package_shelves()]:
             for place in sorted((shelf / family).glob("*.yaml")):
                 yield place.stem, owner, place
+
+
+def _package_shelves() -> Iterator[tuple[str, Path]]:
+    """(owner, folder) of the cards that packages bring: an entry point in `mmalign.cards` names the folder."""
+    for owner, points in _installed().items():
+        for point in points:
+            if point.group == "mmalign.cards":
+                folder = signatures.folder_of(point.value.replace(":", ".").replace("/", "."))
+                if folder is None:
+                    at, fix = f"entry point {point.name!r} of {owner}", "a folder with vision/, adapters/, ... in it"
+                    raise CardError(f"{owner} has no folder {point.value} of cards", at=at, fix=fix)
+                yield owner, folder
 
 
 def _entry_points(family: str) -> Iterator[tuple[str, str, Any]]:

@@ -6,7 +6,7 @@ from itertools import combinations
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import bounds, files
 from mmalign.io.wordlist import read_words
-from mmalign.plan import signatures
+from mmalign.plan import facts, signatures
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.graph import cards_of, named, order
 from mmalign.plan.recipe import Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
@@ -52,10 +52,12 @@ def problems(recipe: Recipe, registry: Registry) -> Iterator[MMAlignError]:
         yield from _needed(recipe, name, stage)
         yield from targets(recipe, name, cards)
         yield from paths(cards)
+        yield from (problem for card in cards.values() for problem in facts.contradicted(card))
         yield from protocols(recipe, name, stage, cards)
         yield from _images(recipe, name, stage, cards)
         yield from _labels(recipe, name, stage, cards)
         yield from _bounded(recipe, name, cards)
+        yield from _read_back(recipe, name, stage, cards)
         if isinstance(stage, Train):
             yield from _train(recipe, name, stage, cards)
         if isinstance(stage, (Train, Evaluate)):
@@ -70,7 +72,7 @@ def _images(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> 
         return
     if not cards["data"].facts.get("images", True):
         yield _problem(recipe, name, "data", f"{cards['data'].name} has no images", "data with images")
-    if "labels" in cards and cards["labels"].facts.get("truth"):
+    if "labels" in cards and facts.of(cards["labels"]).get("truth"):
         what = f"{cards['labels'].name} takes the data's own words, which need no store"
         fix = f"labels: {cards['labels'].name} in the training stage, without this one"
         yield _problem(recipe, name, "source", what, fix)
@@ -94,11 +96,11 @@ def _needed(recipe: Recipe, name: str, stage: Stage) -> Iterator[MMAlignError]:
 
 
 def protocols(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
-    """Does every benchmark know the rules it is to be scored by? A card that does not tell knows the official ones."""
+    """Does every benchmark know the rules it is to be scored by? One that does not tell knows the official ones."""
     if not isinstance(stage, Evaluate):
         return
     for part in stage.bench:
-        known = cards[f"bench.{part.card}"].facts.get("protocols", ["official"])
+        known = facts.of(cards[f"bench.{part.card}"]).get("protocols", ["official"])
         if stage.protocol not in known:
             what = f"{part.card} has no protocol {stage.protocol!r}"
             yield _problem(recipe, name, "protocol", what, suggest(stage.protocol, known))
@@ -111,13 +113,36 @@ def _labels(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> 
         what = f"{cards['labels'].name} compares patches with words, and {encoder.name} has no text tower"
         fix = "an encoder with one, such as clip-vit-l-336; the model may keep its own"
         yield _problem(recipe, name, key, what, fix)
-    if "labels" in cards and cards["labels"].target.startswith("mmalign.labels."):
-        yield from _word_list(cards["labels"].args.get("words"))
+    if source := cards.get("labels"):
+        yield from (_problem(recipe, name, key, what, fix) for what, fix in _blind(source, "labels.encoder" in cards))
+        if "words" in (_takes(source) or ()):
+            yield from _word_list(source.args.get("words"))
     if isinstance(stage, Train) and stage.labels and stage.labels.store:
         place = files.local(stage.labels.store)
         if place and not files.exists(place / "header.json"):
             what = f"there is no label store in {stage.labels.store}"
             yield _problem(recipe, name, "labels.store", what, "the folder `labels` of a finished stage of kind label")
+
+
+def _blind(source: Card, encoder: bool) -> Iterator[tuple[str, str]]:
+    """(what is wrong, what to try) with a source of dense labels that has no encoder to make features."""
+    if encoder or facts.of(source).get("truth") is not False:
+        return
+    takes = _takes(source)
+    if takes is not None and "encoder" not in takes:
+        what = f"{source.name} labels by an encoder's features, and its class takes no argument `encoder`"
+        yield what, 'an argument `encoder` in its class; or needs = "truth", for words the data itself gives'
+    else:
+        what = f"{source.name} labels by an encoder's features, and names no encoder"
+        yield what, f"{{card: {source.name}, args: {{encoder: NAME}}}}   (mmalign list vision)"
+
+
+def _takes(card: Card) -> signatures.Arguments | None:
+    """What a card's class takes; None where that cannot be told. `targets` says it where there is no such class."""
+    try:
+        return signatures.takes(card.target)
+    except signatures.Absent:
+        return None
 
 
 def _word_list(spec: object) -> Iterator[MMAlignError]:
@@ -151,6 +176,22 @@ def _model(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
         yield CheckError(what, at=at, fix="the parts it was trained with")
 
 
+def _read_back(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Weights that a stage trains are read again through the argument `checkpoint` of what has them."""
+    trained, key = (stage.trains, "trains") if isinstance(stage, Train) else (stage.gives, "kind")
+    for part in set(trained) & {"vision", "llm"} & cards.keys():
+        role = max((role for role in cards if role == part or role.startswith(f"{part}.")), key=len)  # the innermost
+        wanted = ("random", "checkpoint") if isinstance(stage, Language) else ("checkpoint",)
+        takes = _takes(cards[role])
+        for arg in wanted if takes is not None else ():
+            if arg not in (takes or ()):
+                what = f"{cards[role].name} is trained here, and its class takes no argument `{arg}`"
+                yield _problem(recipe, name, key, what, f"an argument `{arg}`: {READ_BACK[arg]}")
+
+
+READ_BACK = {"checkpoint": "the folder that its `save` wrote", "random": "only the configuration, not the weights"}
+
+
 def _bounded(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAlignError]:
     """Are the numbers among a part's arguments within the bounds that its class declares?"""
     keys = {role: key for role, _, _, key in named(recipe, name)}
@@ -164,6 +205,7 @@ def _bounded(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAl
 def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
     if not stage.trains:
         yield _problem(recipe, name, "trains", "nothing is trained", "trains: [adapter]")
+    yield from _template(recipe, name, stage.template)
     if not stage.objectives:
         yield _problem(recipe, name, "objectives", "no objective", "objectives: {lm: 1.0}")
     bits = cards["llm"].args.get("bits")
@@ -182,19 +224,30 @@ def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> I
         yield _problem(recipe, name, "data", what, "data with images")
     for objective in stage.objectives:
         yield from _objective(recipe, name, stage, cards, objective)
-    if "labels" in cards and cards["labels"].facts.get("truth") and not cards["data"].facts.get("truth", True):
+    if "labels" in cards and facts.of(cards["labels"]).get("truth") and not cards["data"].facts.get("truth", True):
         what = f"{cards['labels'].name} takes the data's own words, and {cards['data'].name} has none"
         yield _problem(recipe, name, "labels", what, "data with per-patch truth, or another label source")
+
+
+def _template(recipe: Recipe, name: str, template: str | None) -> Iterator[MMAlignError]:
+    """A stage's chat template is a file or jinja text; a name would be taken for the text."""
+    place = files.local(template) if template else None
+    if place and not files.exists(place):
+        yield _problem(recipe, name, "template", f"template {template} does not exist", "check the path")
+    elif template and not place and "{" not in template:
+        fix = "./mine.jinja beside the recipe, or pkg:mmalign.llms/templates/qwen2.jinja"
+        yield _problem(recipe, name, "template", f"template {template!r} is neither a file nor jinja", fix)
 
 
 def _objective(
     recipe: Recipe, name: str, stage: Train, cards: dict[str, Card], objective: str
 ) -> Iterator[MMAlignError]:
-    facts, adapter = cards[f"objectives.{objective}"].facts, cards["adapter"]
-    labels, keeps = bool(stage.labels or stage.reads.labels), adapter.facts.get("keeps_grid", True)
-    for what, fix in unmet(objective, facts.get("needs", []), facts.get("per_patch"), labels, keeps, adapter.name):
+    known, adapter = facts.of(cards[f"objectives.{objective}"]), cards["adapter"]
+    needs, keeps = known.get("needs", []), facts.of(adapter).get("keeps_grid", True)
+    labels = bool(stage.labels or stage.reads.labels)
+    for what, fix in unmet(objective, needs, known.get("per_patch"), labels, keeps, adapter.name):
         yield _problem(recipe, name, f"objectives.{objective}", what, fix)
-    if "layers" in facts.get("needs", []):
+    if "layers" in needs:
         args, llm = cards[f"objectives.{objective}"].args, cards["llm"]
         for what, fix in filter(None, [bounds.layers(args.get("layers"), llm.facts.get("layers"), llm.name)]):
             yield _problem(recipe, name, f"objectives.{objective}.args.layers", f"{objective}: {what}", fix)

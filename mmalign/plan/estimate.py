@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mmalign.plan import facts
 from mmalign.plan.cards import Card
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Label, Train
@@ -21,7 +22,6 @@ BYTES = {
 }
 SPREAD = {"weights": 3, "gradients": 2, "optimizer": 1}  # the ZeRO stage from which devices share it
 OFFLOADED = {"weights": 3, "optimizer": 1}  # and from which `offload` keeps it in CPU memory
-MLPS = ("mmalign.adapters.mlp.MLP", "mmalign.integrations.llava.projector")  # what takes `depth` layers
 KEPT = 34  # bytes of 16-bit activations a patch, width and layer (arXiv 2205.05198, eq. 1, attention's own left out)
 
 
@@ -84,7 +84,7 @@ def visual_tokens(adapter: Card | None, grid: Any) -> int | None:
     """Q from the adapter's facts: the grid's patches, fewer by a factor, or a number of its own."""
     if adapter is None or grid is None:
         return None
-    if adapter.facts.get("keeps_grid"):
+    if facts.of(adapter).get("keeps_grid"):
         return int(grid[0] * grid[1])
     if (factor := adapter.args.get(adapter.facts.get("divides", ""))) is not None:
         return int((grid[0] // factor) * (grid[1] // factor))
@@ -93,14 +93,13 @@ def visual_tokens(adapter: Card | None, grid: Any) -> int | None:
 
 
 def adapter_parameters(adapter: Card | None, patch: int | None, dim: int | None) -> int | None:
-    """Of an MLP of `depth` layers, or of a card whose facts count them: `{of: its args, CD: 2, D: 1, '1': 3}` is
-    2 CD + D + 3."""
+    """As the card's facts count them. `linears: depth` is an MLP of as many linear layers as its argument depth says;
+    `parameters: {of: its args, CD: 2, D: 1, '1': 3}` are 2 CD + D + 3."""
     if adapter is None or patch is None or dim is None:
         return None
     if adapter.facts.get("same_width"):
         return 0
-    if adapter.target in MLPS:
-        depth = adapter.args.get("depth", 2)
+    if (depth := adapter.args.get(adapter.facts.get("linears", ""))) is not None:
         return int(patch * dim + dim + (depth - 1) * (dim * dim + dim))
     counted = dict(adapter.facts.get("parameters", {}))
     if counted.pop("of", None) != adapter.args:  # others than the card's own

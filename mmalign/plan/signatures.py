@@ -46,6 +46,11 @@ def attribute(target: str, name: str) -> Any:
     return UNKNOWN if definition is None else _attribute(definition, name, DEEP)
 
 
+def untold(value: Any) -> bool:
+    """Whether an attribute is not told by the text, or is not there."""
+    return value is UNKNOWN or value is ABSENT
+
+
 def _attribute(definition: Definition, name: str, deep: int) -> Any:
     """In the order of base classes, each with its own before the next: what Python does but for diamonds."""
     node = definition.node
@@ -133,6 +138,17 @@ def file_of(module: str) -> Path | None:
         if number == len(rest):
             return files[0] if files else None
     return None
+
+
+def folder_of(package: str) -> Path | None:
+    """The folder of a package, or one inside it that need not be a package; None where there is none."""
+    top, *rest = package.split(".")
+    try:
+        spec = find_spec(top) if top else None
+    except (ImportError, ValueError):
+        spec = None
+    places = [Path(place).joinpath(*rest) for place in (spec and spec.submodule_search_locations) or []]
+    return next((place for place in places if place.is_dir()), None)
 
 
 def _modules(folder: Path, word: str) -> Iterator[Path]:

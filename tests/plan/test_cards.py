@@ -334,3 +334,53 @@ def test_a_plugin_trains(plugin, tiny):
     weights = load_file(folder / "weights" / "adapter.safetensors")
     assert set(weights) == {"scale", "linear.weight", "linear.bias"}
     assert weights["scale"].item() != 2.0
+
+
+# Folders of cards in packages
+
+
+@pytest.fixture
+def bring(here, monkeypatch):
+    """bring(entry point's value): an installed package of that folder of cards; importing it fails."""
+
+    def bring(value: str, name: str = "card-bringer") -> None:
+        package, about = here / "site" / "card_bringer", here / "site" / f"{name.replace('-', '_')}-2.1.dist-info"
+        shelf(package / "cards", adapters="brought")
+        (package / "__init__.py").write_text("raise RuntimeError('imported')")
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.1\n")
+        (about / "entry_points.txt").write_text(f"[mmalign.cards]\n{name} = {value}\n")
+        monkeypatch.syspath_prepend(here / "site")
+        cards._installed.cache_clear()
+
+    yield bring
+    cards._installed.cache_clear()
+
+
+@pytest.mark.parametrize("value", ["card_bringer.cards", "card_bringer:cards"])
+def test_a_package_brings_a_folder_of_cards(bring, here, mmalign, value):
+    bring(value)
+    card = Registry().card("adapters", "brought")
+    assert (card.origin, card.args, card.facts) == ("card-bringer 2.1", {"depth": 1}, {"keeps_grid": True})
+    assert card.path == f"{here}/site/card_bringer/cards/adapters/brought.yaml"
+    rows = {row["name"]: row for row in json.loads(mmalign("list", "adapters", "--json").out)}
+    assert rows["brought"] == {"name": "brought", "origin": "card-bringer 2.1", "summary": "a card of mine"}
+    assert "card_bringer" not in sys.modules
+
+
+def test_its_names_are_nobody_else_s(bring, here):
+    bring("card_bringer.cards")
+    with pytest.raises(CardError) as caught:
+        Registry([str(shelf(here / "shelf", adapters="brought"))]).names("adapters")
+    assert "two adapters parts are named 'brought'" in caught.value.what
+    assert "card-bringer 2.1" in caught.value.what
+
+
+@pytest.mark.parametrize("value", ["card_bringer.crads", "nowhere", "nowhere.cards", "card_bringer.__init__"])
+def test_a_package_that_lacks_its_folder(bring, value):
+    bring(value)
+    with pytest.raises(CardError) as caught:
+        Registry().names("adapters")
+    assert caught.value.what == f"card-bringer 2.1 has no folder {value} of cards"
+    assert caught.value.at == "entry point 'card-bringer' of card-bringer 2.1"
+    assert "a folder with vision/, adapters/" in caught.value.fix

@@ -262,7 +262,7 @@ SIMPLE = [
 
 @pytest.mark.parametrize("mistake", SIMPLE, ids=lambda m: m.name)
 def test_mistakes_in_a_recipe(here, mmalign, mistake):
-    shelf(here, "adapters", "pooled", CARD.replace("true", "false"))
+    shelf(here, "adapters", "pooled", CARD.replace("mlp.MLP", "squares.AveragePool").replace("true", "false"))
     shelf(here, "adapters", "keyless", "summary: mine\n")
     shelf(here, "adapters", "misspelt", CARD.replace("target:", "targt:"))
     shelf(here, "adapters", "moduleless", CARD.replace("adapters.mlp", "adapters.mpl"))

@@ -64,9 +64,9 @@ class Shallow(Objective):
 
 
 class Wanting(Objective):
-    """Says only in code, not in a card, that it needs labels."""
+    """Says that it needs labels neither in a card nor so that its text tells."""
 
-    needs = frozenset({"labels"})
+    needs = frozenset(word for word in ("labels",))
 
     def forward(self, step):
         return step.visual_BPD.float().mean()
@@ -158,7 +158,7 @@ def test_a_part_that_no_objective_reaches(run):
     assert_failed(said, what, "trains", "take 'llm' out of `trains`")
 
 
-def test_an_objective_that_needs_labels_though_no_card_says_so(run):
+def test_an_objective_that_needs_labels_though_no_check_can_know(run):
     said = run(*TUNE, "stages.tune.objectives={lm: ~, wanting: 1.0}")
     assert_failed(said, "wanting needs labels", "objectives.wanting", "labels: {source: NAME, keep: 10}")
 
