@@ -55,8 +55,8 @@ def _written(folder: Path) -> Path:
     return folder.parent / "rows.jsonl"
 
 
-def _sound(found: check.Found) -> None:
-    assert (found.files, found.bad) == (IMAGES, [])
+def _sound(result: check.CheckResult) -> None:
+    assert (result.files, result.bad) == (IMAGES, [])
 
 
 def _bare(folder: Path) -> None:
