@@ -133,6 +133,27 @@ def test_the_first_recipe_runs_with_the_part(followed):
     assert printed[-1].startswith("done: 8 stages in runs"), "\n".join(printed)
 
 
+def test_its_scripts_run(tmp_path):
+    """Each at most 15 lines of code, on a quickstart of a few steps."""
+    scripts = [block for block in blocks() if block.file in ("words.py", "supervised.py")]
+    assert len(scripts) == 2
+    terminal = Terminal(tmp_path)
+    small = SMALL.format(bench="toy-perplexity").split()
+    terminal.run(" ".join(["mmalign run quickstart model.vision.args.norm=false", *small]))
+    terminal.run("mmalign export runs llava")
+    printed = {}
+    for script in scripts:
+        code = [line for line in script.text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        assert len(code) <= 15, script.file
+        (tmp_path / script.file).write_text(script.text)
+        printed[script.file] = "\n".join(terminal.python(script.file))
+    assert re.search(r"^SEA \d+\.\d+ gradient [1-9.]", printed["words.py"], re.M), printed["words.py"]
+    assert "<html" in (tmp_path / "words.html").read_text()
+    logged = re.findall(r"\{'loss'.*?\}", printed["supervised.py"])
+    assert len(logged) == 5, printed["supervised.py"]
+    assert all("'lm'" in line and "'sea'" in line and "'basic-direction'" in line for line in logged)
+
+
 def test_the_quickstart_prints_the_table_of_the_readme(tmp_path):
     """The same rows and columns; the numbers are those of another machine and of more steps."""
     (shown,) = [block.text for block in blocks() if block.kind == "text"]

@@ -139,7 +139,7 @@ def note(vlm: VLM) -> str:
             "so greedy answers are the same; sampled ones are drawn from other probabilities"
         )
     if cast(HFVision, vlm.vision).norm:
-        notes.append("its encoder's final norm is a layer of large numbers: for fp32 and bf16, not fp16")
+        notes.append("its encoder's final norm is a layer of large numbers: for fp32 and bf16, not fp16, and not to be trained further")
     return "; ".join(notes)
 
 
