@@ -274,6 +274,16 @@ def inside(role: str, cards: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(f"{role}."): card for key, card in cards.items() if key.startswith(f"{role}.")}
 
 
+def members(card: Card, inside: str = "") -> Iterator[tuple[str, Card]]:
+    """(number, card) of the data sets in a mixture, and in those within it: `1`, `1/0`. No target: it has a kind."""
+    for number, one in enumerate(given if isinstance(given := card.args.get("data"), list) else []):
+        args = one.get("args") if isinstance(one, dict) and "target" in one else one
+        if isinstance(args, dict):
+            own = replace(card, target=str(one.get("target", "")), args=args)
+            yield f"{inside}{number}", own
+            yield from members(own, f"{inside}{number}/")
+
+
 def build(
     card: Card, /, *, inner: Mapping[str, Any] | None = None, registry: Registry | None = None, **given: Any
 ) -> Any:

@@ -16,11 +16,13 @@ from typing import Any
 
 from mmalign.errors import CardError, GraphError, RunError, suggest
 from mmalign.io import files
-from mmalign.plan.cards import SHIPPED, Card, Registry, below
+from mmalign.plan import sources
+from mmalign.plan.cards import SHIPPED, Card, Registry, below, members
 from mmalign.plan.recipe import KINDS, Evaluate, Label, Part, Recipe, Report, Stage
 
 FORMAT = 1  # of stage.yaml, stage.json and the folders they stand in
 FINISHED = ("name", "kind", "seed", "what", "reads", "metrics")  # what others read of a stage.json
+CODE = "code of "  # begins what `why` says of a part whose code changed
 DIGITS = 12  # hex digits of a fingerprint in a folder's name
 
 
@@ -190,12 +192,17 @@ def result_settings(stage: Stage) -> dict[str, Any]:
 
 
 def identity(card: Card, hashes: files.Hashes) -> dict[str, Any]:
-    """What of a card can change a result: what it builds, and the content of the local files it points at."""
+    """What of a card can change a result: what it builds, the code of that where it is none of mmalign's, and the
+    content of the local files it points at."""
     content = _content(card.args, hashes)
     if card.family == "benchmarks":
         content |= {spec: found for spec in files.strings(card.args) if (found := hashes.tables(spec))}
     plugin = {} if card.origin == SHIPPED or card.origin.startswith("shelf") else {"origin": card.origin}
-    return {"target": card.target, "args": card.args, **({"content": content} if content else {}), **plugin}
+    code = sources.code([card.target, *(one.target for _, one in members(card) if one.target)], hashes)
+    return {
+        "target": card.target, "args": card.args, **({"content": content} if content else {}), **plugin,
+        **({"code": code} if code else {}),
+    }  # fmt: skip
 
 
 def _content(given: Any, hashes: files.Hashes) -> dict[str, str]:
@@ -209,7 +216,10 @@ def why(node: Node) -> str:
         return "interrupted; goes on"
     waiting = [other.name for _, other in node.reads if not other.done]
     before = _latest(node)
-    changes = [c for c in _changes(before, node.what) if not (waiting and c.startswith("reads"))] if before else []
+    told = _changes(before, node.what, node.cards) if before else []
+    changes = [change for change in told if not (waiting and change.startswith("reads"))]
+    if changes and all(change.startswith(CODE) for change in changes):
+        return f"{', '.join(changes)} changed"
     if changes:
         return "changed: " + ", ".join(changes[:3]) + (" ..." if len(changes) > 3 else "")
     return f"after {', '.join(dict.fromkeys(waiting))}" if waiting else "not run yet"
@@ -229,10 +239,12 @@ def _latest(node: Node) -> dict[str, Any] | None:
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], cards: Mapping[str, Card]) -> list[str]:
+    """What differs, in a reader's words. The code of a part is not told where its class is another one anyway."""
     old, new = dict(_flat(before)), dict(_flat(now))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    told = [_change(key, old.get(key), new.get(key)) for key in keys]
+    code = {f"cards.{role}.code": card.name for role, card in cards.items() if f"cards.{role}.target" not in keys}
+    told = [f"{CODE}{code[key]}" if key in code else _change(key, old.get(key), new.get(key)) for key in keys]
     return list(dict.fromkeys(filter(None, told)))
 
 
@@ -241,6 +253,8 @@ def _change(key: str, old: Any, new: Any) -> str:
     _, content, spec = f".{key}".partition(".content.")
     if content:
         return f"what {spec} holds" if old and new else ""
+    if key.startswith("cards.") and key.endswith(".code"):
+        return ""
     return f"{key.removeprefix('settings.').removeprefix('cards.')} {old} -> {new}"
 
 

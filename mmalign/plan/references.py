@@ -1,14 +1,13 @@
 """Does what cards refer to exist: classes, their arguments, files? Read from source and disk; nothing is imported."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import files
 from mmalign.plan import signatures
-from mmalign.plan.cards import Card
+from mmalign.plan.cards import Card, members
 from mmalign.plan.graph import named
 from mmalign.plan.recipe import Part, Recipe
 
@@ -74,16 +73,6 @@ def paths(cards: dict[str, Card]) -> Iterator[MMAlignError]:
                     yield NotThereError(what, at=at, fix="put it there, or set MMALIGN_DATA")
                 else:
                     yield CheckError(what, at=at, fix="check the path")
-
-
-def members(card: Card, inside: str = "") -> Iterator[tuple[str, Card]]:
-    """(number, card) of the data sets in a mixture, and in those within it: `1`, `1/0`. No target: it has a kind."""
-    for number, one in enumerate(given if isinstance(given := card.args.get("data"), list) else []):
-        args = one.get("args") if isinstance(one, dict) and "target" in one else one
-        if isinstance(args, dict):
-            own = replace(card, target=str(one.get("target", "")), args=args)
-            yield f"{inside}{number}", own
-            yield from members(own, f"{inside}{number}/")
 
 
 def _sure(place: Path) -> Path:

@@ -103,15 +103,15 @@ def find(target: str, deep: int = DEEP) -> Definition | None:
     place = file_of(module)
     if place is None or place.suffix != ".py" or not deep:
         return None
-    tree = _tree(place)
-    for node in _statements(tree.body):
+    text = tree(place)
+    for node in _statements(text.body):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
             return Definition(node, module)
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return find(f"{_imported(node, module, place)}.{alias.name}", deep - 1)
-    if not _may_have(tree, name):
+                    return find(f"{imported(node, module, place)}.{alias.name}", deep - 1)
+    if not _may_have(text, name):
         raise Absent(f"{module} has no {name}")
     return None
 
@@ -156,8 +156,14 @@ def _modules(folder: Path, word: str) -> Iterator[Path]:
     yield from (place for place in folder.glob(f"{word}.*.so"))
 
 
+def tree(place: Path) -> ast.Module:
+    """A module's text, parsed once while it stays as it is; Absent where it is not valid Python."""
+    stat = place.stat()
+    return _parsed(place, stat.st_size, stat.st_mtime_ns)
+
+
 @cache
-def _tree(place: Path) -> ast.Module:
+def _parsed(place: Path, size: int, time: int) -> ast.Module:
     try:
         return ast.parse(place.read_bytes())
     except (SyntaxError, ValueError) as err:
@@ -172,7 +178,7 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield from _statements([*node.body, *node.orelse])
 
 
-def _imported(node: ast.ImportFrom, module: str, place: Path) -> str:
+def imported(node: ast.ImportFrom, module: str, place: Path) -> str:
     """The absolute name of the module of `from x import y`."""
     if not node.level:
         return node.module or ""
@@ -250,9 +256,9 @@ def _module_called(name: str, module: str) -> str:
     """The module or package that a name means in the text of another; empty where it is none."""
     if (place := file_of(module)) is None:
         return ""
-    for node in _statements(_tree(place).body):
+    for node in _statements(tree(place).body):
         for alias in node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
             if alias.asname == name or (alias.asname is None and alias.name.split(".")[0] == name):
                 whole = alias.name if alias.asname else name
-                return f"{_imported(node, module, place)}.{whole}" if isinstance(node, ast.ImportFrom) else whole
+                return f"{imported(node, module, place)}.{whole}" if isinstance(node, ast.ImportFrom) else whole
     return ""

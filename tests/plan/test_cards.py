@@ -195,7 +195,6 @@ def test_arguments_are_read_from_the_text(here, monkeypatch, text, takes):
     (package / "base.py").write_text("raise RuntimeError('imported')\nclass B:\n  def __init__(self, z): ...\n")
     (package / "part.py").write_text(text)
     monkeypatch.syspath_prepend(here)
-    signatures._tree.cache_clear()
     assert signatures.takes("read_me.part.A") == takes
     for target, what in [("read_me.part.Z", "has no Z"), ("read_me.prt.A", "read_me.prt does not exist")]:
         if takes is not None:

@@ -92,7 +92,6 @@ def parts(here: Path, monkeypatch: pytest.MonkeyPatch):
     """parts(family="Class", ...): a shelf with a card `mine` of each, and its module on the path."""
     (here / "no_import.py").write_text(PARTS)
     monkeypatch.syspath_prepend(here)
-    signatures._tree.cache_clear()
 
     def write(args: str = "{}", facts: str = "{}", **families: str) -> None:
         for family, cls in families.items():
@@ -327,7 +326,6 @@ def test_attributes_are_read_from_the_text(parts, target, name, value):
 def test_what_an_attribute_is(here, monkeypatch, text, value):
     (here / "told.py").write_text(text)
     monkeypatch.syspath_prepend(here)
-    signatures._tree.cache_clear()
     assert signatures.attribute("told.A", "x") == value
 
 
