@@ -185,7 +185,7 @@ def test_an_edited_class_runs_again_and_the_plan_says_so(plan, write):
         "align": "code of gated changed", "tune": "code of gated changed", "score": "code of gated changed",
         "report": "after score",
     }  # fmt: skip
-    assert why(plan("model.adapter=gated", "seed=4"))["align"] == "changed: seed 3 -> 4, code of gated"
+    assert why(plan("model.adapter=gated", "seed=4"))["align"] == "changed: code of gated, seed 3 -> 4"
     write({"gating/maths.py": ""})
     assert not why(plan())
 
