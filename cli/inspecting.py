@@ -37,10 +37,10 @@ def inspect(spec: str, images: Sequence[Path], layers: str, keep: int, target: P
 def numbers(layers: str) -> list[int]:
     """`0,8,16` as numbers, each once."""
     try:
-        found = list(dict.fromkeys(int(one) for one in layers.split(",")))
+        depths = list(dict.fromkeys(int(one) for one in layers.split(",")))
     except ValueError as err:
         raise RunError(f"--layers {layers!r} is no list of numbers", at="command line", fix="--layers 0,8,16") from err
-    return found
+    return depths
 
 
 def _table(words: "WordMap") -> Any:

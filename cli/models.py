@@ -51,15 +51,15 @@ def export(checkpoint: str, target: Path) -> None:
     vacant(target)
     node = existing.export(existing.find(checkpoint), Registry())
     _run(node)
-    found = task.done(node.folder)
+    exported = task.done(node.folder)
     with files.made(target) as beside:
-        shutil.copytree(node.folder / found["exported"], beside, dirs_exist_ok=True)
-    if found["why_not"]:
-        show.out.print(f"{target}: loads where mmalign is installed; plain transformers cannot: {found['why_not']}")
+        shutil.copytree(node.folder / exported["exported"], beside, dirs_exist_ok=True)
+    if exported["why_not"]:
+        show.out.print(f"{target}: loads where mmalign is installed; plain transformers cannot: {exported['why_not']}")
     else:
-        difference = f"the largest difference of a logit is {found['metrics']['difference']:.2e}"
-        show.out.print(f"{target}: loads in plain transformers; {difference} (weights in {found['precision']})")
-        show.tell([found["note"]] if found["note"] else [])
+        difference = f"the largest difference of a logit is {exported['metrics']['difference']:.2e}"
+        show.out.print(f"{target}: loads in plain transformers; {difference} (weights in {exported['precision']})")
+        show.tell([exported["note"]] if exported["note"] else [])
 
 
 def import_(source: str, target: Path, template: Path | None) -> None:

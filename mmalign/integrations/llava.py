@@ -38,17 +38,17 @@ def adapter_weights(spec: str) -> dict[str, Tensor]:
         raise DataError(f"cannot read the adapter {place}: {err}", at=str(place), fix=fix) from err
     if ours:
         return _layers(raw, place)
-    found = {name.rpartition("mm_projector.")[2]: value for name, value in raw.items() if "mm_projector." in name}
-    single = all(name in ("weight", "bias") for name in found)  # LLaVA's `linear` has no list of layers
-    return _layers({f"layers.{'0.' if single else ''}{name}": value.float() for name, value in found.items()}, place)
+    weights = {name.rpartition("mm_projector.")[2]: value for name, value in raw.items() if "mm_projector." in name}
+    single = all(name in ("weight", "bias") for name in weights)  # LLaVA's `linear` has no list of layers
+    return _layers({f"layers.{'0.' if single else ''}{name}": value.float() for name, value in weights.items()}, place)
 
 
-def _layers(found: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
+def _layers(weights: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
     """The weights, which are those of linear layers alone."""
-    if not found or not all(re.fullmatch(r"layers\.\d+\.(weight|bias)", name) for name in found):
+    if not weights or not all(re.fullmatch(r"layers\.\d+\.(weight|bias)", name) for name in weights):
         fix = "LLaVA's mm_projector.bin, or the adapter.safetensors of a linear adapter or an MLP"
         raise DataError(f"{place} holds no mm_projector", at=str(place), fix=fix)
-    return found
+    return weights
 
 
 def load_adapter(adapter: Adapter, spec: str) -> None:
@@ -88,10 +88,10 @@ def projector(
     patch_dim: int, llm_dim: int, grid: tuple[int, int], depth: int = 2, checkpoint: str | None = None
 ) -> MLP:
     """An MLP adapter that begins with the weights of a file, as for `adapter_weights`."""
-    made = MLP(patch_dim, llm_dim, grid, depth)
+    mlp = MLP(patch_dim, llm_dim, grid, depth)
     if checkpoint:
-        load_adapter(made, checkpoint)
-    return made
+        load_adapter(mlp, checkpoint)
+    return mlp
 
 
 def llava(source: str, target: Path, template: str | None = None) -> None:
@@ -119,9 +119,11 @@ def llava(source: str, target: Path, template: str | None = None) -> None:
         lm.base_model.load_state_dict(inner.language_model.state_dict())
         lm.get_output_embeddings().load_state_dict(whole.lm_head.state_dict())
         lm.save_pretrained(beside / "llm")
-        eye = HFVision(str(beside / "vision"), layer=config.vision_feature_layer)
-        made = _mlp(inner.multi_modal_projector, config.projector_hidden_act, eye.dim, lm.config.hidden_size, eye.grid)
-        folder.write(beside, made, _cards(source, config.vision_feature_layer, made))
+        vision = HFVision(str(beside / "vision"), layer=config.vision_feature_layer)
+        adapter_ = _mlp(
+            inner.multi_modal_projector, config.projector_hidden_act, vision.dim, lm.config.hidden_size, vision.grid
+        )
+        folder.write(beside, mlp, _cards(source, config.vision_feature_layer, mlp))
 
 
 def _read(kind: Any, source: str, **options: Any) -> Any:
@@ -174,15 +176,15 @@ def _mlp(theirs: Any, between: str, patch_dim: int, llm_dim: int, grid: tuple[in
     """LLaVA's projector; with nothing between its two layers they are one."""
     first, second = theirs.linear_1, theirs.linear_2
     if between == "gelu":
-        made = MLP(patch_dim, llm_dim, grid, depth=2)
-        made.layers[0].load_state_dict(first.state_dict())
-        made.layers[2].load_state_dict(second.state_dict())
-        return made
-    made = MLP(patch_dim, llm_dim, grid, depth=1)
+        mlp = MLP(patch_dim, llm_dim, grid, depth=2)
+        mlp.layers[0].load_state_dict(first.state_dict())
+        mlp.layers[2].load_state_dict(second.state_dict())
+        return mlp
+    mlp = MLP(patch_dim, llm_dim, grid, depth=1)
     weight, bias = second.weight.float(), second.bias.float()
     one = {"weight": weight @ first.weight.float(), "bias": weight @ first.bias.float() + bias}
-    made.layers[0].load_state_dict(one)
-    return made
+    mlp.layers[0].load_state_dict(one)
+    return mlp
 
 
 def _cards(source: str, layer: int, adapter: MLP) -> dict[str, Card]:

@@ -109,12 +109,12 @@ class MMAlign(lmms):  # type: ignore[misc]
         return [Turn("user", text)], images
 
 
-def _size(given: int | str) -> int:
+def _size(size: int | str) -> int:
     """Requests a pass; a RunError for what is no such number, "auto" too."""
-    if not str(given).isdecimal() or int(given) < 1:
+    if not str(size).isdecimal() or int(size) < 1:
         fix = "--batch_size 16; nothing here searches for the largest"
-        raise RunError(f"batch_size must be a number of requests, got {given!r}", fix=fix)
-    return int(given)
+        raise RunError(f"batch_size must be a number of requests, got {size!r}", fix=fix)
+    return int(size)
 
 
 def _environ(name: str) -> int:

@@ -40,8 +40,8 @@ class VLLM:
         greedy = self.sampling(temperature=0.0, max_tokens=bench.max_new_tokens)
         for start in range(0, len(questions), batch):
             part = questions[start : start + batch]
-            made = self.llm.generate([self._prompt(bench, one) for one in part], greedy, use_tqdm=False)
-            yield from ((one, said.outputs[0].text.strip()) for one, said in zip(part, made, strict=True))
+            outputs = self.llm.generate([self._prompt(bench, one) for one in part], greedy, use_tqdm=False)
+            yield from ((one, output.outputs[0].text.strip()) for one, output in zip(part, outputs, strict=True))
 
     def _prompt(self, bench: Benchmark, question: Question) -> dict[str, Any]:
         """Token ids, as the exported template spells them, with one mark for the image: vLLM puts its tokens there."""

@@ -63,10 +63,10 @@ class CausalLM(LLM):
     @classmethod
     def of(cls, lm: Any, chat: Chat) -> "CausalLM":
         """Around a causal LM of transformers that is there already; its modules are shared, not copied."""
-        made = cls.__new__(cls)
-        nn.Module.__init__(made)
-        made._hold(lm, chat)
-        return made
+        llm = cls.__new__(cls)
+        nn.Module.__init__(llm)
+        llm._hold(lm, chat)
+        return llm
 
     def _hold(self, lm: Any, chat: Chat, bits: int | None = None, lora: Lora | None = None) -> None:
         self.lm, self.chat, self.checkpoint = lm, chat, chat.checkpoint

@@ -109,8 +109,8 @@ class Chat:
     def pieces(self, words: Sequence[str]) -> list[list[int]]:
         """The token ids each word has inside a sentence; empty where the tokenizer makes nothing of it."""
         stem = self._plain([ANCHOR])[0]
-        found = self._plain([f"{ANCHOR} {word}" for word in words])
-        return [ids[len(stem) :] if ids[: len(stem)] == stem else ids for ids in found]
+        spelled = self._plain([f"{ANCHOR} {word}" for word in words])
+        return [ids[len(stem) :] if ids[: len(stem)] == stem else ids for ids in spelled]
 
     def _plain(self, texts: list[str]) -> list[list[int]]:
         return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
@@ -130,8 +130,8 @@ class Chat:
         return texts[0], list(spans[0])
 
     def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(found["input_ids"]), list(found["offset_mapping"])
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
     def _widened(self, ids: list[int], trained: list[bool], tokens: Sequence[int]) -> Encoded:
         """Every mark repeated as often as its image has tokens."""

@@ -25,11 +25,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def places(task: Task) -> dict[str, str]:
     """{part: weights, relative to the runs folder} of the stages a task reads; a part nobody trained is not in it."""
-    found: dict[str, str] = {}
+    weights: dict[str, str] = {}
     for slot in ("vision", "llm", "weights"):
         if (parent := task.parent(slot)) is not None:
-            found |= done(parent).get("parts", {})
-    return found
+            weights |= done(parent).get("parts", {})
+    return weights
 
 
 def vlm(task: Task) -> VLM:
@@ -51,8 +51,8 @@ def vlm(task: Task) -> VLM:
 def _weights(place: Path) -> dict[str, Tensor]:
     """The tensors of a file another stage wrote."""
     try:
-        found: dict[str, Tensor] = load_file(place)
-        return found
+        tensors: dict[str, Tensor] = load_file(place)
+        return tensors
     except (OSError, SafetensorError) as err:
         fix = f"run that stage again: --force its name, which stands in {place.parent.parent}/stage.json"
         raise RunError(f"cannot read the weights {place.name}: {err}", at=str(place), fix=fix) from err

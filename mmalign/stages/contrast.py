@@ -95,15 +95,17 @@ def run(task: Task) -> dict[str, Any]:
     connect()
     rank, ranks = world()
     card = task.cards["vision"]
-    eye = build.vision(task, "vision", {}, task.folder.parent)
-    if not isinstance(eye, HFVision):
+    encoder = build.vision(task, "vision", {}, task.folder.parent)
+    if not isinstance(encoder, HFVision):
         raise CardError(f"stage contrast trains CLIP models of transformers, not {card.target}", at=card.path)
     torch.manual_seed(task.seed)
-    clip = hf.load(eye.checkpoint, random=True)
+    clip = hf.load(encoder.checkpoint, random=True)
     if not hasattr(clip, "visual_projection"):
-        raise CardError(f"{eye.checkpoint} is no CLIP model", at=card.path, fix="kind: contrast needs a CLIP config")
+        raise CardError(
+            f"{encoder.checkpoint} is no CLIP model", at=card.path, fix="kind: contrast needs a CLIP config"
+        )
     data = build.data(task.cards["data"])
-    reader = Reader(data, eye, AutoTokenizer.from_pretrained(files.path(eye.checkpoint)))
+    reader = Reader(data, encoder, AutoTokenizer.from_pretrained(files.path(encoder.checkpoint)))
     module = Contrastive(clip, stage.pool).to(build.DTYPES[stage.precision])
     groups = optim.groups(module.named_parameters(), stage.optim)
     # every image of a step is contrasted with every other, so a step is one pass of one device
@@ -114,7 +116,7 @@ def run(task: Task) -> dict[str, Any]:
         engine, _passes(batches, stage.steps), stage.steps, stage.optim, {"contrast": Term()}, task.folder,
         Events(task.folder, rank), stage.engine.save_every, stage.log_every,
     ).run()  # fmt: skip
-    _write(task, engine, clip, eye, stage)
+    _write(task, engine, clip, encoder, stage)
     return {"metrics": last, "parts": {"vision": f"{task.folder.name}/weights/vision"}}
 
 
@@ -125,9 +127,9 @@ def _passes(batches: Batches, steps: int) -> Any:
     return run
 
 
-def _write(task: Task, engine: Engine, clip: Any, eye: HFVision, stage: Contrast) -> None:
+def _write(task: Task, engine: Engine, clip: Any, encoder: HFVision, stage: Contrast) -> None:
     """The checkpoint, in bf16 or fp32 as trained, with the processor and tokenizer of its configuration."""
     state = {name: value.to(build.DTYPES[stage.precision]) for name, value in engine.weights("clip").items()}
     clip.logit_scale = nn.Parameter(state["logit_scale"].reshape(()))
     clip.load_state_dict({**state, "logit_scale": state["logit_scale"].reshape(())})
-    hf.write_checkpoint(clip, eye.checkpoint, task.folder / "weights" / "vision")
+    hf.write_checkpoint(clip, encoder.checkpoint, task.folder / "weights" / "vision")

@@ -92,16 +92,16 @@ def measure(model: VLM | VLLM, bench: Benchmark | Probe, place: Path, batch: int
         _gather(place)  # what the ranks of a run that was killed had
     if ranks > 1:
         dist.barrier()
-    given = stored(place)
-    missing = [question for question in bench.questions() if question.id not in given]
+    texts = stored(place)
+    missing = [question for question in bench.questions() if question.id not in texts]
     own = [question for question in missing if _rank_of(question, ranks) == rank]
     with open(place if ranks == 1 else _of_rank(place, rank), "a", encoding="utf-8") as out:
         for question, text in model.answers(bench, own, batch):
-            given[question.id] = text
+            texts[question.id] = text
             out.write(_line(question.id, text))
             out.flush()
     if ranks == 1:
-        return _scored(bench, given, place, protocol)
+        return _scored(bench, texts, place, protocol)
     dist.barrier()
     if rank:
         return Score({}, "")
@@ -109,14 +109,14 @@ def measure(model: VLM | VLLM, bench: Benchmark | Probe, place: Path, batch: int
     return _scored(bench, stored(place), place, protocol)
 
 
-def _scored(bench: Benchmark, given: dict[str, str], answers: Path, protocol: str) -> Score:
+def _scored(bench: Benchmark, texts: dict[str, str], answers: Path, protocol: str) -> Score:
     """The score; for a split whose answers only a server has, the file it takes, and no metric."""
     try:
-        return score(bench, given, protocol)
+        return score(bench, texts, protocol)
     except NoAnswersError as err:
         upload = answers.with_name(f"{answers.stem}-submission.{bench.submits}")
-        bench.submission(given, upload)
-        return Score({}, "", counts={"answered": len(given)}, notes=[err.what, f"for its server: {upload}"])
+        bench.submission(texts, upload)
+        return Score({}, "", counts={"answered": len(texts)}, notes=[err.what, f"for its server: {upload}"])
 
 
 def _rank_of(question: Question, ranks: int) -> int:
@@ -131,9 +131,9 @@ def _gather(answers: Path) -> None:
     """Put the answers of all ranks into the one file; a kill on the way loses none and doubles none."""
     parts = sorted(answers.parent.glob(f"{answers.stem}.rank*.jsonl"))
     known = stored(answers)
-    found = {key: text for place in parts for key, text in stored(place).items() if key not in known}
-    if found:
-        lines = "".join(_line(key, text) for key, text in found.items())
+    fresh = {key: text for place in parts for key, text in stored(place).items() if key not in known}
+    if fresh:
+        lines = "".join(_line(key, text) for key, text in fresh.items())
         files.write(answers, (answers.read_text(encoding="utf-8") if known else "") + lines)
     for place in parts:
         place.unlink()

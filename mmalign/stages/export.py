@@ -62,18 +62,20 @@ def run(task: Task) -> dict[str, Any]:
     vlm = build.vlm(task)
     target = task.folder / "exported"
     shutil.rmtree(target, ignore_errors=True)
-    given = precision(task)
-    made = export(vlm, task, target, given)
+    weights_in = precision(task)
+    exported = export(vlm, task, target, weights_in)
     events = Events(task.folder)
-    if made.difference is None:
-        events.say(f"plain transformers cannot hold it: {made.why_not}; it loads where mmalign is installed")
+    if exported.difference is None:
+        events.say(f"plain transformers cannot hold it: {exported.why_not}; it loads where mmalign is installed")
     else:
-        events.say(f"weights in {given}; the largest difference of a logit, computed in fp32, is {made.difference:.2e}")
-        if made.difference > stage.tolerance:
-            what = f"the exported model's logits differ by {made.difference:.2e}, more than {stage.tolerance:g}"
+        events.say(
+            f"weights in {weights_in}; the largest difference of a logit, computed in fp32, is {exported.difference:.2e}"
+        )
+        if exported.difference > stage.tolerance:
+            what = f"the exported model's logits differ by {exported.difference:.2e}, more than {stage.tolerance:g}"
             raise StageError(what, at=str(target), fix="report it; a larger `tolerance` keeps the folder")
-    said = {"why_not": made.why_not, "note": made.note, "precision": given}
-    return {"metrics": {"difference": made.difference}, **said, "exported": str(target.name)}
+    about = {"why_not": exported.why_not, "note": exported.note, "precision": weights_in}
+    return {"metrics": {"difference": exported.difference}, **about, "exported": str(target.name)}
 
 
 def precision(task: Task) -> str:
@@ -90,15 +92,15 @@ def trained(task: Task) -> Task:
     return replace(task, cards={**task.cards, "llm": replace(card, args=args)})
 
 
-def export(vlm: VLM, task: Task, target: Path, given: str = "fp32") -> Exported:
+def export(vlm: VLM, task: Task, target: Path, weights_in: str = "fp32") -> Exported:
     """Write the folder, weights in the precision given; what was written is loaded again and compared."""
     if reason := why_not(vlm):
-        build.cast_all(given, vlm)
+        build.cast_all(weights_in, vlm)
         folder.save(target, vlm, task.cards)
         return Exported(target, None, reason)
     build.cast_all("fp32", vlm)
-    round_all(DTYPES[given], vlm)
-    llava(vlm).to(DTYPES[given]).save_pretrained(target)
+    round_all(DTYPES[weights_in], vlm)
+    llava(vlm).to(DTYPES[weights_in]).save_pretrained(target)
     processor(vlm).save_pretrained(target)
     loaded = LlavaForConditionalGeneration.from_pretrained(target, dtype=torch.float32).eval()
     return Exported(target, difference(vlm, loaded), note=note(vlm))
@@ -139,7 +141,8 @@ def note(vlm: VLM) -> str:
             "so greedy answers are the same; sampled ones are drawn from other probabilities"
         )
     if cast(HFVision, vlm.vision).norm:
-        notes.append("its encoder's final norm is a layer of large numbers: for fp32 and bf16, not fp16, and not to be trained further")
+        large = "its encoder's final norm is a layer of large numbers"
+        notes.append(f"{large}: for fp32 and bf16, not fp16, and not to be trained further")
     return "; ".join(notes)
 
 

@@ -63,7 +63,7 @@ def _captions(data: Data) -> Iterator[str]:
 def _sample(encoder: Vision | None, data: Data, images: int) -> list[tuple[Tensor, str]]:
     """(dense_PJ, caption) of images spread evenly over the data."""
     assert encoder is not None
-    found: list[tuple[Tensor, str]] = []
+    samples: list[tuple[Tensor, str]] = []
     stride = max(1, len(data) // max(1, images))
     for number in range(0, stride * min(images, len(data)), stride):
         try:
@@ -71,8 +71,8 @@ def _sample(encoder: Vision | None, data: Data, images: int) -> list[tuple[Tenso
             pixels = [encoder.pixels(data.image(reference)) for reference in record.images]
         except DataError:
             continue
-        found += [(dense_PJ, record.caption) for dense_PJ in (_dense(encoder, torch.stack(pixels)) if pixels else [])]
-    return found
+        samples += [(dense_PJ, record.caption) for dense_PJ in (_dense(encoder, torch.stack(pixels)) if pixels else [])]
+    return samples
 
 
 @torch.no_grad()
@@ -88,27 +88,27 @@ def run(task: Task) -> dict[str, Any]:
     data = build.data(task.cards["data"])
     if not len(data):
         raise StageError("the data set is empty", at=task.cards["data"].path, fix="check its path and split")
-    made, encoder = source(task, stage.keep, data, events)
+    labels, encoder = source(task, stage.keep, data, events)
     grid = encoder.grid if encoder else (1, 1)
     header = Header(
-        encoder=made.identity(),
-        words=store.words_hash(made.words),
+        encoder=labels.identity(),
+        words=store.words_hash(labels.words),
         grid=grid,
-        keep=min(stage.keep, len(made.words)),
+        keep=min(stage.keep, len(labels.words)),
         settings=task.cards["labels"].args,
         data=f"{task.cards['data'].name} {_hash(task.what['cards']['data'])}",
-        size=len(made.words),
+        size=len(labels.words),
     )
     shards = -(-len(data) // stage.shard)
     seen: dict[Path, Any] = {}
     for number in range(rank, shards, ranks):
-        _shard(task, stage, made, encoder, data, header, number, events)
+        _shard(task, stage, labels, encoder, data, header, number, events)
         seen |= _counts(task.folder / "labels", number)
         _tolerated(stage, seen, len(data))
         events.progress(min((number + ranks) * stage.shard, len(data)), len(data))
     if ranks > 1:
         dist.barrier()
-    return _finish(task, stage, made, header, shards, rank)
+    return _finish(task, stage, labels, header, shards, rank)
 
 
 def _hash(what: object) -> str:
@@ -116,7 +116,7 @@ def _hash(what: object) -> str:
 
 
 def _shard(
-    task: Task, stage: Label, made: LabelSource, encoder: Vision | None, data: Data, header: Header, number: int,
+    task: Task, stage: Label, labels: LabelSource, encoder: Vision | None, data: Data, header: Header, number: int,
     events: Events,
 ) -> None:  # fmt: skip
     folder = task.folder / "labels"
@@ -131,7 +131,7 @@ def _shard(
         if images:
             pixels = torch.stack([pixels for _, pixels in images])
             assert encoder is not None
-            words_NK, scores_NK = made.label(_dense(encoder, pixels).flatten(0, 1))
+            words_NK, scores_NK = labels.label(_dense(encoder, pixels).flatten(0, 1))
             each = (t.cpu().view(len(images), -1, header.keep).numpy() for t in (words_NK, scores_NK))
             rows += [store.pack(header, *pair) for pair in zip(*each, strict=True)]
             keys += [key for key, _ in images]
@@ -179,13 +179,13 @@ def _tolerated(stage: Label, shards: dict[Path, Any], records: int = 0) -> None:
     raise StageError(what, at=str(min(shards).parent), fix="mend them and run the same command, or raise max_bad")
 
 
-def _finish(task: Task, stage: Label, made: LabelSource, header: Header, shards: int, rank: int) -> dict[str, Any]:
+def _finish(task: Task, stage: Label, labels: LabelSource, header: Header, shards: int, rank: int) -> dict[str, Any]:
     if rank:
         return {}
     folder = task.folder / "labels"
     seen = [_counts(folder, number) for number in range(shards)]
     _tolerated(stage, {place: about for one in seen for place, about in one.items()})
-    done = store.finish(folder, header, made.words, shards)
+    done = store.finish(folder, header, labels.words, shards)
     bad = [pair for shard in done.shards for pair in shard["bad"]]
     images = sum(shard["rows"] for shard in done.shards)
     about = {k: v for k, v in asdict(done).items() if k != "shards"}

@@ -68,8 +68,8 @@ class Gate:
         bench = evaluate.bench_of(task, "gate")
         if not isinstance(bench, Benchmark):
             raise CardError(f"{card.name!r} asks no questions, so it cannot be a gate", at=card.path)
-        self.bench, self.found = bench, task.folder / "gate.json"
-        self.value: float = files.read_json(self.found)["value"] if self.found.exists() else 0.0  # of an earlier look
+        self.bench, self.place = bench, task.folder / "gate.json"
+        self.value: float = files.read_json(self.place)["value"] if self.place.exists() else 0.0  # of an earlier look
 
     def __call__(self, done: int) -> bool:
         if done % self.settings.every:
@@ -82,7 +82,7 @@ class Gate:
             what = f"the gate's benchmark has no metric {self.settings.metric!r}"
             raise CardError(what, at="gate.metric", fix="one of " + ", ".join(score.metrics))
         self.value = score.metrics[self.settings.metric]
-        files.write_json(self.found, {"step": done, "value": self.value, "metrics": score.metrics})
+        files.write_json(self.place, {"step": done, "value": self.value, "metrics": score.metrics})
         return self.value >= self.settings.at_least
 
     def report(self, events: Events) -> dict[str, float]:

@@ -51,35 +51,35 @@ class Chart:
     lines: dict[str, dict[str, Line]] = field(default_factory=dict)  # arm: {folder: line}
 
 
-def run(given: Task) -> dict[str, Any]:
-    scores = [folder for slot, folder in given.reads if slot == "scores"]
-    arms = given.arms if len(given.arms) == len(scores) and any(given.arms) else [""] * len(scores)
-    found = cells(scores, arms)
-    page = html(given, scores, arms, found)
-    files.write(given.folder / "report.html", page)
-    summary = {"recipe": given.recipe, "cells": [{**asdict(c), "mean": c.mean, "spread": c.spread} for c in found]}
-    files.write_json(given.folder / "report.json", summary)
-    return {"metrics": {}, "html": f"{given.folder.name}/report.html"}
+def run(stage_task: Task) -> dict[str, Any]:
+    scores = [folder for slot, folder in stage_task.reads if slot == "scores"]
+    arms = stage_task.arms if len(stage_task.arms) == len(scores) and any(stage_task.arms) else [""] * len(scores)
+    rows = cells(scores, arms)
+    page = html(stage_task, scores, arms, rows)
+    files.write(stage_task.folder / "report.html", page)
+    summary = {"recipe": stage_task.recipe, "cells": [{**asdict(c), "mean": c.mean, "spread": c.spread} for c in rows]}
+    files.write_json(stage_task.folder / "report.json", summary)
+    return {"metrics": {}, "html": f"{stage_task.folder.name}/report.html"}
 
 
 def cells(scores: Sequence[Path], arms: Sequence[str]) -> list[Cell]:
     """Every score and every final loss, metric by metric, the first arm first; differences to that one."""
-    found: dict[tuple[str, str], dict[str, Cell]] = {}
+    table: dict[tuple[str, str], dict[str, Cell]] = {}
     several = len(set(arms)) < len(arms)  # evaluations of an arm: their scores stand apart, by the stage's name
     for folder, arm_seed in zip(scores, arms, strict=True):
         arm, _, seed = arm_seed.rpartition(" ")
         stage = f"{task.done(folder)['name']}: " if several else ""
         scored = ((stage + bench, metric, value, headline) for bench, metric, value, headline in _scored(folder))
         for bench, metric, value, headline in [*scored, *_losses(folder)]:
-            of_arms = found.setdefault((bench, metric), {})
+            of_arms = table.setdefault((bench, metric), {})
             cell = of_arms.setdefault(arm, Cell(arm, bench, metric, {}, headline))
             cell.values[seed or str(task.done(folder)["seed"])] = value
     first = arms[0].rpartition(" ")[0] if arms else ""
-    for of_arms in found.values():
+    for of_arms in table.values():
         for arm, cell in of_arms.items():
             if arm != first and first in of_arms:
                 cell.difference, cell.interval = paired(of_arms[first].values, cell.values)
-    return [cell for of_arms in found.values() for cell in of_arms.values()]
+    return [cell for of_arms in table.values() for cell in of_arms.values()]
 
 
 def _scored(folder: Path) -> Iterator[tuple[str, str, float, bool]]:
@@ -142,13 +142,13 @@ SHOWN = ("tokens", "images", "lr", "steps_per_second", "norm", "step")  # in the
 
 
 def _lines(place: Path) -> dict[str, Line]:
-    found: dict[str, Line] = defaultdict(list)
+    lines: dict[str, Line] = defaultdict(list)
     for text in place.read_text(encoding="utf-8").splitlines():
         row = json.loads(text)
         for name, value in row.items():
             if name not in SHOWN and not (name == "loss" and len(row) - len(SHOWN) <= 2):
-                found[name].append((row["step"], value))
-    return found
+                lines[name].append((row["step"], value))
+    return lines
 
 
 NEAREST = {"words": "nearest to a word", "right": "nearest to a true word"}  # of visual tokens: the premise's shares
@@ -221,16 +221,16 @@ def _mean(seeds: Iterable[Line]) -> Line:
     return [(step, statistics.fmean(line[step] for line in values)) for step in shared]
 
 
-def html(given: Task, scores: Sequence[Path], arms: Sequence[str], found: Sequence[Cell]) -> str:
+def html(stage_task: Task, scores: Sequence[Path], arms: Sequence[str], rows: Sequence[Cell]) -> str:
     """The page: nothing in it is loaded from elsewhere."""
     text = resources("mmalign.stages").joinpath("report.html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
     stages = [(place.name, about) for place, about in _unique(ancestors(folder) for folder in scores)]
     return page.render(
-        recipe=given.recipe,
-        cells=found,
-        arms=list(dict.fromkeys(cell.arm for cell in found)),
-        study=len({cell.arm for cell in found}) > 1,
+        recipe=stage_task.recipe,
+        cells=rows,
+        arms=list(dict.fromkeys(cell.arm for cell in rows)),
+        study=len({cell.arm for cell in rows}) > 1,
         charts=[svg(chart) for chart in curves(scores, arms)],
         premise=[svg(chart) for chart in premise(scores, arms)],
         warnings=warnings(scores, arms),
@@ -245,19 +245,19 @@ def _unique(walks: Iterable[Iterator[tuple[Path, dict[str, Any]]]]) -> list[tupl
 
 def _pictures(scores: Sequence[Path], arms: Sequence[str]) -> list[dict[str, Any]]:
     """The explained images of each arm's first seed, with the model's answer to each question."""
-    found = []
+    pictures = []
     done: set[str] = set()
     for folder, arm_seed in zip(scores, arms, strict=True):
         arm = arm_seed.rpartition(" ")[0]
         if arm in done or not (folder / "pictures.json").exists():
             continue
         done.add(arm)
-        said = _answers(folder)
+        answers = _answers(folder)
         for picture in files.read_json(folder / "pictures.json"):
-            rows, columns = picture["grid"]
+            rows, columns = picture["grid"] or (1, len(picture["words"]))  # tokens that are no patches: one row
             words = [picture["words"][r * columns : (r + 1) * columns] for r in range(rows)]
-            found.append({**picture, "rows": words, "arm": arm, "answer": said.get(picture["id"], "")})
-    return found
+            pictures.append({**picture, "rows": words, "arm": arm, "answer": answers.get(picture["id"], "")})
+    return pictures
 
 
 def _answers(folder: Path) -> dict[str, str]:

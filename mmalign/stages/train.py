@@ -117,7 +117,7 @@ def _premise(task: Task, stage: Train, model: Supervised, collate: Collate, step
 
 def _truths(vlm: VLM, collate: Collate, numbers: list[int]) -> list[list[set[int]]]:
     """The token ids that would be right for each patch of an object, of each image."""
-    found = []
+    rights = []
     for number in numbers:
         for reference in collate.data[number].images:
             truth = collate.data.truth(reference, collate.grid)
@@ -125,8 +125,8 @@ def _truths(vlm: VLM, collate: Collate, numbers: list[int]) -> list[list[set[int
             pieces = dict(zip(known, vlm.pieces(known), strict=True))
             objects = truth.object or [True] * len(truth.words)
             each = zip(truth.words, objects, strict=True)
-            found.append([{p for w in words for p in pieces[w]} if thing else set() for words, thing in each])
-    return found
+            rights.append([{p for w in words for p in pieces[w]} if thing else set() for words, thing in each])
+    return rights
 
 
 def _fits(objectives: dict[str, Objective], vlm: VLM, labels: Supply) -> None:
@@ -190,7 +190,7 @@ def _fit(
         lambda start: batches.run(start, steps),
         steps,
         stage.optim,
-        {name: Term(given.weight, units[name], given.warmup) for name, given in stage.objectives.items()},
+        {name: Term(setting.weight, units[name], setting.warmup) for name, setting in stage.objectives.items()},
         task.folder,
         events,
         stage.engine.save_every,

@@ -280,8 +280,8 @@ class VLM(nn.Module):
         from mmalign.vlm.answering import Asking  # it knows this module
 
         asking = Asking(texts, pictures, max_new_tokens)
-        found = {question.id: text for question, text in self.answers(asking, asking.questions(), batch=32)}
-        replies = [found[str(n)] for n in range(len(texts))]
+        by_id = {question.id: text for question, text in self.answers(asking, asking.questions(), batch=32)}
+        replies = [by_id[str(n)] for n in range(len(texts))]
         return replies[0] if isinstance(questions, str) else replies
 
     @torch.no_grad()

@@ -70,13 +70,13 @@ class Pass:
         return ids.to(self.device), Line(question.to(self.device), position.to(self.device))
 
     def _ends(self) -> list[tuple[int, int]]:
-        found = []
+        last = []
         for row, group in enumerate(self.groups):
             at = len(group.prefix)
             for rest in group.rests:
                 at += len(rest)
-                found.append((row, at - 1))
-        return found
+                last.append((row, at - 1))
+        return last
 
     def read(self) -> Tensor:
         """hidden_BSD of all prompts; the decoder holds them afterwards."""
