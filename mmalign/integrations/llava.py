@@ -74,7 +74,12 @@ def adapter(source: str, target: Path, name: str) -> dict[str, Any]:
         "summary": f"the projector of {Path(source).name}, {linears[0].shape[1]} to {linears[-1].shape[0]}",
         "target": "mmalign.integrations.llava.projector",
         "args": {"depth": len(linears), "checkpoint": f"./{name}.safetensors"},
-        "facts": {"keeps_grid": True, "patch_dim": linears[0].shape[1], "llm_dim": linears[-1].shape[0]},
+        "facts": {
+            "keeps_grid": True,
+            "linears": "depth",
+            "patch_dim": linears[0].shape[1],
+            "llm_dim": linears[-1].shape[0],
+        },
     }
     with files.made(target) as beside:
         cards = beside / "adapters"
@@ -120,9 +125,8 @@ def llava(source: str, target: Path, template: str | None = None) -> None:
         lm.get_output_embeddings().load_state_dict(whole.lm_head.state_dict())
         lm.save_pretrained(beside / "llm")
         vision = HFVision(str(beside / "vision"), layer=config.vision_feature_layer)
-        adapter_ = _mlp(
-            inner.multi_modal_projector, config.projector_hidden_act, vision.dim, lm.config.hidden_size, vision.grid
-        )
+        width, between = lm.config.hidden_size, config.projector_hidden_act
+        mlp = _mlp(inner.multi_modal_projector, between, vision.dim, width, vision.grid)
         folder.write(beside, mlp, _cards(source, config.vision_feature_layer, mlp))
 
 

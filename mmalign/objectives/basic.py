@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.errors import CheckError, one_of
+from mmalign.io import bounds
 from mmalign.llms import Look
 from mmalign.llms.rows import wide
 from mmalign.objectives import Context, Objective, Step
@@ -137,17 +138,14 @@ class Basic(Objective):
         subtract_mean: bool = False,
     ) -> None:
         super().__init__()
-        if layers is not None and layers < 1:
-            raise CheckError(f"layers must be at least 1, got {layers}", at="args.layers")
+        _check_layers(layers)
         one_of("weights", weights, KINDS)
         one_of("attention", attention, ("auto", "equal"))
         self.layers, self.weights, self.attention, self.subtract_mean = layers, weights, attention, subtract_mean
 
     def prepare(self, context: Context) -> None:
+        _check_layers(self.layers, context.layers)
         layers = self.layers or context.layers // 2
-        if layers > context.layers:
-            what = f"layers is {layers}, and the language model has {context.layers}"
-            raise CheckError(what, at="args.layers", fix=f"1 to {context.layers}; the paper takes half")
         self.look = Look(layer_weights(layers, self.weights), attention=self.attention == "auto")
 
     def refined(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -200,6 +198,11 @@ class Distribution(Basic):
             return basic_distribution_loss(
                 step.visual_BPD, refined_BPD, share_BP, embed_VD, logits=self.logits, temperature=self.temperature
             )
+
+
+def _check_layers(layers: int | None, depth: int | None = None) -> None:
+    if problem := bounds.layers(layers, depth):
+        raise CheckError(problem[0], at="args.layers", fix=problem[1])
 
 
 def layer_weights(layers: int, kind: str) -> tuple[float, ...]:

@@ -32,10 +32,10 @@ def models(runs: Path) -> Iterator[tuple[float, Path]]:
 
 def newest(runs: Path) -> Path:
     """The model trained last; a RunError when there is none."""
-    found = max(models(runs), default=None)
-    if found is None:
+    last = max(models(runs), default=None)
+    if last is None:
         raise RunError(f"no trained model under {runs}", fix="mmalign run quickstart, or name a checkpoint")
-    return found[1]
+    return last[1]
 
 
 def find(spec: str) -> Path | str:
@@ -83,11 +83,11 @@ def _of_stage(place: Path) -> Path:
     if not (place / "stage.json").exists():
         fix = "a folder runs/train-... with a stage.json in it"
         raise RunError(f"{place} is no finished training stage", at=str(place), fix=fix)
-    given = task.load(place)
-    if isinstance(given.stage, Export):
+    stored = task.load(place)
+    if isinstance(stored.stage, Export):
         return place / str(task.done(place)["exported"])
-    if not isinstance(given.stage, Train):
-        what = f"{place} is a stage of kind {given.stage.kind}, not a model"
+    if not isinstance(stored.stage, Train):
+        what = f"{place} is a stage of kind {stored.stage.kind}, not a model"
         raise RunError(what, at=str(place), fix="a folder runs/train-... with a stage.json in it")
     return place
 
@@ -149,15 +149,15 @@ def again(place: Path, stage: Stage, registry: Registry, runs: Path = Path("runs
     return new
 
 
-def _of_parent(given: Task, stage: Stage, registry: Registry) -> Node:
-    stage.reads = Reads(weights=given.name)
-    hashes = files.Hashes(given.folder.parent / ".hashes.json")
-    asked, recipe = _asked(given.recipe, given.seed, stage, registry)
-    own = {role: card for role, card in given.cards.items() if role.split(".")[0] in ("vision", "adapter", "llm")}
-    parent = Node(given.name, given.stage, recipe, given.cards, given.what, given.folder, [])
-    runs = given.folder.parent
+def _of_parent(stored: Task, stage: Stage, registry: Registry) -> Node:
+    stage.reads = Reads(weights=stored.name)
+    hashes = files.Hashes(stored.folder.parent / ".hashes.json")
+    asked, recipe = _asked(stored.recipe, stored.seed, stage, registry)
+    own = {role: card for role, card in stored.cards.items() if role.split(".")[0] in ("vision", "adapter", "llm")}
+    parent = Node(stored.name, stored.stage, recipe, stored.cards, stored.what, stored.folder, [])
+    runs = stored.folder.parent
     new = graph.node(recipe, VERBS[stage.kind], own | asked, [("weights", parent)], runs, hashes)
-    new.reads += [(slot, _folder(path)) for slot, path in given.reads if slot in ("vision", "llm")]  # as `parent` says
+    new.reads += [(slot, _folder(path)) for slot, path in stored.reads if slot in ("vision", "llm")]  # as `parent` says
     hashes.save()
     return new
 
@@ -176,8 +176,8 @@ VERBS = {"evaluate": "eval", "export": "export"}  # stages made here are called 
 
 
 def _folder(place: Path) -> Node:
-    given = task.load(place)
-    return Node(given.name, given.stage, Recipe(name=given.recipe), given.cards, given.what, place, [])
+    stored = task.load(place)
+    return Node(stored.name, stored.stage, Recipe(name=stored.recipe), stored.cards, stored.what, place, [])
 
 
 def _content(place: Path, hashes: files.Hashes) -> dict[str, str | None]:
@@ -190,31 +190,31 @@ def _precision(place: Path) -> Any:
     if (place / "stage.json").exists():
         return getattr(task.load(place).stage, "precision", None)
     own = next((p for p in (place / "config.json", place / "llm" / "config.json") if p.exists()), None)
-    given = _config(own) if own else {}
-    stored = given.get("dtype") or given.get("torch_dtype")  # as transformers called it before 5
+    config = _config(own) if own else {}
+    stored = config.get("dtype") or config.get("torch_dtype")  # as transformers called it before 5
     return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(str(stored))
 
 
 def _config(place: Path) -> dict[str, Any]:
     """A checkpoint's config.json; empty where that is something else."""
-    given = files.read_json(place)
-    return given if isinstance(given, dict) else {}
+    config = files.read_json(place)
+    return config if isinstance(config, dict) else {}
 
 
 def benches(names: Sequence[str], data: Path | None, registry: Registry) -> list[Part]:
     """Benchmarks by name; `data`, where it is given, goes to those that read a folder; a RunError where none does."""
-    found = []
+    parts = []
     for name in names:
         card = registry.card("benchmarks", name)
         reads = "data" in (signatures.takes(card.target) or ()) and "/" in str(card.args.get("data", "/"))
-        found.append(Part(name, {"data": str(data.absolute())} if data and reads else {}))
-    if data and not any(part.args for part in found):
+        parts.append(Part(name, {"data": str(data.absolute())} if data and reads else {}))
+    if data and not any(part.args for part in parts):
         what = f"{', '.join(names)} {'read' if len(names) > 1 else 'reads'} no folder, and --data names one"
         raise RunError(what, at=str(data), fix="leave --data out, or name a benchmark that has files: pope")
-    return found
+    return parts
 
 
 def scores(folder: Path) -> dict[str, dict[str, float]]:
     """{benchmark: {metric: value}} of a finished evaluation."""
-    found: dict[str, dict[str, float]] = files.read_json(folder / "stage.json")["metrics"]
-    return found
+    metrics: dict[str, dict[str, float]] = files.read_json(folder / "stage.json")["metrics"]
+    return metrics

@@ -178,8 +178,8 @@ def _failure(node: Node, code: int | None) -> Failed:
     log = node.folder / "log.txt"
     tail = log.read_text(errors="replace").splitlines()[-TAIL:]
     if (node.folder / "error.json").exists():
-        given = files.read_json(node.folder / "error.json")
-        return Failed(f"stage {node.name!r}: {given['what']}", given["at"] or str(log), given["fix"], tail)
+        error = files.read_json(node.folder / "error.json")
+        return Failed(f"stage {node.name!r}: {error['what']}", error["at"] or str(log), error["fix"], tail)
     if code == task.FULL:
         what, fix = "found no space left", "free some, or another --runs; the same command goes on"
     elif code and code < 0:
@@ -223,11 +223,11 @@ def _take(handle: int, folder: Path) -> None:
 
 def _gone(owner: str) -> bool:
     """Whether `process N on HOST` was a process of this machine and is none now."""
-    found = re.fullmatch(r"process (\d+) on (.*)", owner)
-    if not found or found[2] != socket.gethostname():
+    process = re.fullmatch(r"process (\d+) on (.*)", owner)
+    if not process or process[2] != socket.gethostname():
         return False
     try:
-        os.kill(int(found[1]), 0)
+        os.kill(int(process[1]), 0)
     except ProcessLookupError:
         return True
     except OSError:

@@ -39,7 +39,7 @@ class Task:
 
 def save(node: Node) -> None:
     """Write stage.yaml: all the worker needs; it never sees the recipe."""
-    given = {
+    about = {
         "format": FORMAT,
         "mmalign": __version__,
         "recipe": node.recipe.name,
@@ -51,28 +51,28 @@ def save(node: Node) -> None:
         "arms": node.arms,
         "what": node.what,
     }
-    files.write(node.folder / "stage.yaml", yaml.dump(given))
+    files.write(node.folder / "stage.yaml", yaml.dump(about))
 
 
 def load(folder: Path) -> Task:
     """The task in a stage folder; a RunError when another format of mmalign wrote it."""
-    given = yaml.read(folder / "stage.yaml", RunError).raw
-    if given.get("format") != FORMAT:
-        what = f"{folder.name} was begun in format {given.get('format')!r}; this mmalign reads format {FORMAT}"
+    about = yaml.read(folder / "stage.yaml", RunError).raw
+    if about.get("format") != FORMAT:
+        what = f"{folder.name} was begun in format {about.get('format')!r}; this mmalign reads format {FORMAT}"
         raise RunError(what, at=str(folder), fix="--force the stage, or another --runs folder")
     try:
-        return _task(folder, given)
+        return _task(folder, about)
     except (KeyError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as err:
         what, fix = f"stage.yaml is damaged: {type(err).__name__}: {err}", "--force the stage, or another --runs folder"
         raise RunError(what, at=str(folder / "stage.yaml"), fix=fix) from err
 
 
-def _task(folder: Path, given: dict[str, Any]) -> Task:
-    kind = KINDS[given["stage"]["kind"]]
-    stage = cast(Stage, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given["stage"])))
-    cards = {role: Card(**card) for role, card in given["cards"].items()}
-    reads = [(slot, folder.parent / other) for slot, other in given["reads"]]
-    basics = {key: given[key] for key in ("name", "recipe", "seed", "what", "arms")}
+def _task(folder: Path, about: dict[str, Any]) -> Task:
+    kind = KINDS[about["stage"]["kind"]]
+    stage = cast(Stage, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), about["stage"])))
+    cards = {role: Card(**card) for role, card in about["cards"].items()}
+    reads = [(slot, folder.parent / other) for slot, other in about["reads"]]
+    basics = {key: about[key] for key in ("name", "recipe", "seed", "what", "arms")}
     return Task(folder=folder, stage=stage, cards=cards, reads=reads, **basics)
 
 
@@ -82,7 +82,7 @@ def finish(task: Task, results: Mapping[str, Any], began: float, devices: int) -
     results: what the stage's `run` returned: `metrics`, `parts`, and whatever else readers of the folder need.
     began: time.time() at the stage's start. devices: number of processes.
     """
-    given = {
+    about = {
         "format": FORMAT,
         "mmalign": __version__,
         "recipe": task.recipe,
@@ -98,7 +98,7 @@ def finish(task: Task, results: Mapping[str, Any], began: float, devices: int) -
         "what": task.what,
         **results,
     }
-    files.write_json(task.folder / "stage.json", given)
+    files.write_json(task.folder / "stage.json", about)
 
 
 def done(folder: Path) -> dict[str, Any]:

@@ -126,32 +126,32 @@ class Registry:
             return card
         return replace(card, args={**card.args, "data": [self._member(one) for one in members]})
 
-    def _member(self, given: Any) -> Any:
-        given = {"card": given} if isinstance(given, str) else given
-        if not isinstance(given, dict) or "card" not in given:
-            return given
-        for key in given:
+    def _member(self, member: Any) -> Any:
+        member = {"card": member} if isinstance(member, str) else member
+        if not isinstance(member, dict) or "card" not in member:
+            return member
+        for key in member:
             if key not in ("card", "args"):
-                fix = f"{{card: {given['card']}, args: {{{key}: ...}}}}"
+                fix = f"{{card: {member['card']}, args: {{{key}: ...}}}}"
                 raise CardError(f"a member of a mixture has `card` and `args`, and no {key!r}", fix=fix)
-        own = self.card("data", str(given["card"]))
-        own = self.filled(replace(own, args={**own.args, **(given.get("args") or {})}))
+        own = self.card("data", str(member["card"]))
+        own = self.filled(replace(own, args={**own.args, **(member.get("args") or {})}))
         return {"target": own.target, "args": own.args}
 
     def _family(self, family: str) -> dict[str, tuple[str, Any]]:
         if family not in FAMILIES:
             raise CardError(f"no family {family!r}", fix=suggest(family, FAMILIES))
         if family not in self._owners:
-            found: dict[str, tuple[str, Any]] = {}
+            owners: dict[str, tuple[str, Any]] = {}
             for name, owner, place in [*self._on_shelves(family), *_entry_points(family)]:
-                if name in found:
+                if name in owners:
                     raise CardError(
-                        f"two {family} parts are named {name!r}: one from {found[name][0]}, one from {owner}",
+                        f"two {family} parts are named {name!r}: one from {owners[name][0]}, one from {owner}",
                         at=str(getattr(place, "value", place)),
                         fix="rename one of them or uninstall its package",
                     )
-                found[name] = (owner, place)
-            self._owners[family] = found
+                owners[name] = (owner, place)
+            self._owners[family] = owners
         return self._owners[family]
 
     def _on_shelves(self, family: str) -> Iterator[tuple[str, str, Any]]:
@@ -186,14 +186,14 @@ def _installed() -> dict[str, list[Any]]:
     importlib.metadata is asked only about packages whose entry_points.txt names one of our groups: to ask it about
     all of them takes as long as the rest of a command.
     """
-    found: dict[str, list[Any]] = {}
+    points_of: dict[str, list[Any]] = {}
     for place in _with_parts():
         from importlib.metadata import PathDistribution
 
         dist = PathDistribution(place)
         points = [point for point in dist.entry_points if point.group.startswith("mmalign.")]
-        found.setdefault(f"{dist.metadata['Name']} {dist.version}", points)
-    return found
+        points_of.setdefault(f"{dist.metadata['Name']} {dist.version}", points)
+    return points_of
 
 
 def _with_parts() -> Iterator[Path]:
@@ -229,18 +229,18 @@ def _from_entry_point(point: Any, family: str, owner: str) -> Card:
 
 def read(place: Path, family: str = "", owner: str = SHIPPED) -> Card:
     """One card file, its keys and types checked."""
-    found = yaml.read(place, CardError)
-    for key, item in found.raw.items():
+    document = yaml.read(place, CardError)
+    for key, item in document.raw.items():
         if key not in _TYPES:
-            raise CardError(f"a card has no key {key!r}", at=found.where(str(key)), fix=suggest(str(key), _TYPES))
+            raise CardError(f"a card has no key {key!r}", at=document.where(str(key)), fix=suggest(str(key), _TYPES))
         if not isinstance(item, _TYPES[key]):
             what = f"{key!r} must be {_WORDS[_TYPES[key]]}, got {item!r}"
-            raise CardError(what, at=found.where(key), fix=_FIXES[_TYPES[key]])
+            raise CardError(what, at=document.where(key), fix=_FIXES[_TYPES[key]])
     required = [f.name for f in fields(Card) if f.default is MISSING and f.default_factory is MISSING]
     for key in required:
-        if not found.raw.get(key):
+        if not document.raw.get(key):
             raise CardError(f"the card {place.stem!r} lacks {key!r}", at=str(place), fix=f"add `{key}: ...`")
-    raw = {**found.raw, "args": files.anchored(found.raw.get("args", {}), place.parent)}
+    raw = {**document.raw, "args": files.anchored(document.raw.get("args", {}), place.parent)}
     return Card(**raw, name=place.stem, family=family or place.parent.name, origin=owner, path=str(place))
 
 

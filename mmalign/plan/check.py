@@ -19,14 +19,14 @@ def check(variants: Sequence[Recipe], registry: Registry | None = None, ahead: b
     ahead: what the data folder lacks are notes, so that a recipe can be planned before its data is fetched.
     """
     registry = registry or Registry(variants[0].registry)
-    found = []
+    told = []
     for recipe in variants:
         for problem in problems(recipe, registry):
             if not (ahead and isinstance(problem, NotThereError)):
                 raise problem
-            found.append(problem.what)
-    found += [note for recipe in variants for note in notes(recipe, registry)]
-    return list(dict.fromkeys([*found, *_equal_arms(variants)]))
+            told.append(problem.what)
+    told += [note for recipe in variants for note in notes(recipe, registry)]
+    return list(dict.fromkeys([*told, *_equal_arms(variants)]))
 
 
 def _equal_arms(variants: Sequence[Recipe]) -> Iterator[str]:

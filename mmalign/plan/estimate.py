@@ -53,27 +53,27 @@ def _label(stage: Label, cards: Mapping[str, Card]) -> Estimate:
 
 
 def _train(stage: Train, cards: Mapping[str, Card], devices: int) -> Estimate:
-    found = Estimate()
+    estimate = Estimate()
     grid, patch, dim = _fact(cards, "vision", "grid"), _fact(cards, "vision", "dim"), _fact(cards, "llm", "dim")
-    found.visual = visual_tokens(cards.get("adapter"), grid)
-    found.parameters = {
+    estimate.visual = visual_tokens(cards.get("adapter"), grid)
+    estimate.parameters = {
         "vision": _fact(cards, "vision", "parameters"),
         "adapter": adapter_parameters(cards.get("adapter"), patch, dim),
         "llm": _fact(cards, "llm", "parameters"),
     }
     lora = cards["llm"].args.get("lora") if "llm" in cards else None
-    learned = found.parameters if lora is None else found.parameters | {"llm": lora_parameters(cards["llm"])}
+    learned = estimate.parameters if lora is None else estimate.parameters | {"llm": lora_parameters(cards["llm"])}
     sizes = [learned[part] for part in stage.trains]
-    found.trained = None if None in sizes else sum(size for size in sizes if size)
+    estimate.trained = None if None in sizes else sum(size for size in sizes if size)
     text = cards["data"].facts.get("tokens", TEXT)
-    found.tokens = None if found.visual is None else min(stage.max_length, found.visual + text)
+    estimate.tokens = None if estimate.visual is None else min(stage.max_length, estimate.visual + text)
     rows = cards["data"].facts.get("rows")
-    found.steps = stage.steps or (math.ceil(stage.epochs * rows / stage.batch) if rows else None)
-    if None not in found.parameters.values() and found.tokens and found.trained is not None:
-        found.memory = _memory(stage, cards, found, devices)
-    if found.trained is not None:
-        found.checkpoint = found.trained * 12 / GIB  # fp32 weight and two moments
-    return found
+    estimate.steps = stage.steps or (math.ceil(stage.epochs * rows / stage.batch) if rows else None)
+    if None not in estimate.parameters.values() and estimate.tokens and estimate.trained is not None:
+        estimate.memory = _memory(stage, cards, estimate, devices)
+    if estimate.trained is not None:
+        estimate.checkpoint = estimate.trained * 12 / GIB  # fp32 weight and two moments
+    return estimate
 
 
 def _fact(cards: Mapping[str, Card], role: str, key: str) -> Any:
@@ -88,8 +88,8 @@ def visual_tokens(adapter: Card | None, grid: Any) -> int | None:
         return int(grid[0] * grid[1])
     if (factor := adapter.args.get(adapter.facts.get("divides", ""))) is not None:
         return int((grid[0] // factor) * (grid[1] // factor))
-    found = adapter.args.get(adapter.facts.get("tokens", ""))
-    return None if found is None else int(found)
+    tokens = adapter.args.get(adapter.facts.get("tokens", ""))
+    return None if tokens is None else int(tokens)
 
 
 def adapter_parameters(adapter: Card | None, patch: int | None, dim: int | None) -> int | None:
@@ -125,13 +125,13 @@ def lora_parameters(llm: Card) -> int | None:
     return int(llm.args["lora"] * facts["layers"] * sum(ends[name] for name in chosen))
 
 
-def _memory(stage: Train, cards: Mapping[str, Card], found: Estimate, devices: int) -> dict[str, dict[str, float]]:
-    every = sum(size for size in found.parameters.values() if size)
+def _memory(stage: Train, cards: Mapping[str, Card], estimate: Estimate, devices: int) -> dict[str, dict[str, float]]:
+    every = sum(size for size in estimate.parameters.values() if size)
     if bits := cards["llm"].args.get("bits"):  # as many parameters as would take the same memory
-        every -= (found.parameters["llm"] or 0) * (1 - bits / 8 / BYTES[stage.precision]["weights"])
-    count = {"weights": every, "gradients": found.trained or 0, "optimizer": found.trained or 0}
+        every -= (estimate.parameters["llm"] or 0) * (1 - bits / 8 / BYTES[stage.precision]["weights"])
+    count = {"weights": every, "gradients": estimate.trained or 0, "optimizer": estimate.trained or 0}
     active = (
-        activations(stage, cards["llm"], found.tokens or 0, found.visual or 0) + seeing(stage, cards["vision"])
+        activations(stage, cards["llm"], estimate.tokens or 0, estimate.visual or 0) + seeing(stage, cards["vision"])
     ) / GIB
     table = {}
     for zero in range(4):
@@ -164,21 +164,21 @@ def activations(stage: Train, llm: Card, tokens: int, visual: int) -> float:
     return float(stage.micro_batch * tokens * kept + text * facts.get("vocab", 0) * (size + 8))
 
 
-def as_json(found: Estimate | None) -> dict[str, Any] | None:
-    return None if found is None else asdict(found)
+def as_json(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else asdict(estimate)
 
 
-def lines(found: Estimate) -> list[str]:
+def lines(estimate: Estimate) -> list[str]:
     """For the reader of a plan; `?` where the cards' facts do not say."""
-    if not found.parameters:
-        return [f"label store: {_size(found.store)}"]
-    parts = ", ".join(f"{part} {_count(size)}" for part, size in found.parameters.items())
-    totals = ", ".join(f"{name} {_size(part['total'])}" for name, part in found.memory.items()) or "?"
+    if not estimate.parameters:
+        return [f"label store: {_size(estimate.store)}"]
+    parts = ", ".join(f"{part} {_count(size)}" for part, size in estimate.parameters.items())
+    totals = ", ".join(f"{name} {_size(part['total'])}" for name, part in estimate.memory.items()) or "?"
     return [
-        f"parameters: {parts}; trained {_count(found.trained)}",
-        f"tokens a sample: about {_count(found.tokens)}, {_count(found.visual)} of them visual; "
-        f"steps: {'?' if found.steps is None else f'{found.steps:,}'}",
-        f"memory a device: about {totals}; checkpoint: {_size(found.checkpoint)}",
+        f"parameters: {parts}; trained {_count(estimate.trained)}",
+        f"tokens a sample: about {_count(estimate.tokens)}, {_count(estimate.visual)} of them visual; "
+        f"steps: {'?' if estimate.steps is None else f'{estimate.steps:,}'}",
+        f"memory a device: about {totals}; checkpoint: {_size(estimate.checkpoint)}",
     ]
 
 

@@ -42,17 +42,17 @@ class Node:
     @cached_property
     def done(self) -> bool:
         """Whether its stage.json exists; a RunError when another format of mmalign wrote it."""
-        found = self.folder / "stage.json"
-        if not found.exists():
+        place = self.folder / "stage.json"
+        if not place.exists():
             return False
         fix = f"another --runs folder, or --force {self.name} (keeps the old folder aside)"
-        given = files.read_json(found, fix=fix)
-        if not isinstance(given, dict) or given.get("format") != FORMAT:
-            theirs = given.get("format") if isinstance(given, dict) else None
+        results = files.read_json(place, fix=fix)
+        if not isinstance(results, dict) or results.get("format") != FORMAT:
+            theirs = results.get("format") if isinstance(results, dict) else None
             what = f"{self.folder.name} was written in format {theirs!r}; this mmalign reads format {FORMAT}"
-            raise RunError(what, at=str(found), fix=fix)
-        if missing := [key for key in FINISHED if key not in given]:
-            raise RunError(f"{self.folder.name}: stage.json lacks {missing[0]!r}", at=str(found), fix=fix)
+            raise RunError(what, at=str(place), fix=fix)
+        if missing := [key for key in FINISHED if key not in results]:
+            raise RunError(f"{self.folder.name}: stage.json lacks {missing[0]!r}", at=str(place), fix=fix)
         return True
 
     @property
@@ -196,7 +196,7 @@ def identity(card: Card, hashes: files.Hashes) -> dict[str, Any]:
     content of the local files it points at."""
     content = _content(card.args, hashes)
     if card.family == "benchmarks":
-        content |= {spec: found for spec in files.strings(card.args) if (found := hashes.tables(spec))}
+        content |= {spec: digest for spec in files.strings(card.args) if (digest := hashes.tables(spec))}
     plugin = {} if card.origin == SHIPPED or card.origin.startswith("shelf") else {"origin": card.origin}
     code = sources.code([card.target, *(one.target for _, one in members(card) if one.target)], hashes)
     return {
@@ -205,9 +205,9 @@ def identity(card: Card, hashes: files.Hashes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _content(given: Any, hashes: files.Hashes) -> dict[str, str]:
+def _content(value: Any, hashes: files.Hashes) -> dict[str, str]:
     """{spec: hash} of the local files among given strings."""
-    return {spec: found for spec in files.strings(given) if (found := hashes.of(spec))}
+    return {spec: digest for spec in files.strings(value) if (digest := hashes.of(spec))}
 
 
 def why(node: Node) -> str:
@@ -227,16 +227,16 @@ def why(node: Node) -> str:
 
 def _latest(node: Node) -> dict[str, Any] | None:
     """What the newest finished stage of the same recipe, name and arm was made from."""
-    found = []
+    finished = []
     for place in node.folder.parent.glob(f"{node.stage.kind}-*/stage.json"):
         try:
-            given = json.loads(place.read_text())
-            same = given["recipe"] == node.recipe.name and given["name"] == node.name
-            if same and set(node.arms) & set(given.get("arms", node.arms)):
-                found.append((place.stat().st_mtime, given["what"]))
+            results = json.loads(place.read_text())
+            same = results["recipe"] == node.recipe.name and results["name"] == node.name
+            if same and set(node.arms) & set(results.get("arms", node.arms)):
+                finished.append((place.stat().st_mtime, results["what"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # another format; it only explains, so it may be skipped
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+    return max(finished, key=lambda pair: pair[0])[1] if finished else None
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], cards: Mapping[str, Card]) -> list[str]:

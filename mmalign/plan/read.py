@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mmalign.errors import MMAlignError, RecipeError, suggest
 from mmalign.io import files, yaml
 from mmalign.io.yaml import Document
-from mmalign.plan.recipe import KINDS, Labels, Objective, Part, Recipe, RecipeFile, Stage
+from mmalign.plan.recipe import KINDS, LabelSettings, ObjectiveSettings, Part, Recipe, RecipeFile, Stage
 from mmalign.plan.validate import first_line, is_union, key_of, plain, typed
 
 T = TypeVar("T")
@@ -72,19 +72,19 @@ def _extended(place: Path, above: tuple[Path, ...]) -> list[Document]:
     """The file and those it extends, the most basic first."""
     if place.resolve() in above:
         raise RecipeError(f"{place} extends itself", at=str(place), fix="break the circle of `extends`")
-    found = yaml.read(place, RecipeError)
-    parent = found.raw.pop("extends", None)
-    found.raw = files.anchored(found.raw, place.parent)
+    document = yaml.read(place, RecipeError)
+    parent = document.raw.pop("extends", None)
+    document.raw = files.anchored(document.raw, place.parent)
     if parent is None:
-        return [found]
+        return [document]
     if not isinstance(parent, str):
-        raise RecipeError("`extends` must name one recipe", at=found.where("extends"))
+        raise RecipeError("`extends` must name one recipe", at=document.where("extends"))
     beside = place.parent / parent
     try:
         target = beside if files.exists(beside) and beside.is_file() else find(parent)
     except RecipeError as err:
-        raise RecipeError(f"no recipe {parent!r} to extend", at=found.where("extends"), fix=err.fix) from err
-    return [*_extended(target, (*above, place.resolve())), found]
+        raise RecipeError(f"no recipe {parent!r} to extend", at=document.where("extends"), fix=err.fix) from err
+    return [*_extended(target, (*above, place.resolve())), document]
 
 
 def _override(word: str) -> Document:
@@ -110,9 +110,9 @@ def setting(
 
 def _dotted(changes: dict[str, Any], spot: Callable[[str], str]) -> Document:
     """A layer from {dotted key: value}; `spot` says where a key stands."""
-    found = Document({}, {}, spot(""))
+    layer = Document({}, {}, spot(""))
     for key, item in changes.items():
-        inner = found.raw
+        inner = layer.raw
         *path, last = key.split(".")
         for word in path:
             inner = inner.setdefault(word, {})
@@ -121,8 +121,8 @@ def _dotted(changes: dict[str, Any], spot: Callable[[str], str]) -> Document:
         if last in inner:
             raise RecipeError(f"{key!r} is set twice here", at=spot(key), fix="one key that holds all of it")
         inner[last] = item
-        found.at |= {inside: spot(inside) for inside in _inside(key, item)}
-    return found
+        layer.at |= {inside: spot(inside) for inside in _inside(key, item)}
+    return layer
 
 
 def _inside(key: str, item: Any) -> Iterator[str]:
@@ -149,13 +149,13 @@ def _read(layers: Sequence[Document]) -> Recipe:
 
 def _kinds(layers: Sequence[Document], number: int) -> dict[str, Any]:
     """{stage: its kind in a layer}: given there or below it, else by the first layer above."""
-    found: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
     for place, layer in enumerate(layers):
         stages = layer.raw.get("stages")
         for name, stage in (stages if isinstance(stages, dict) else {}).items():
-            if isinstance(stage, dict) and "kind" in stage and (place <= number or name not in found):
-                found[name] = stage["kind"]
-    return found
+            if isinstance(stage, dict) and "kind" in stage and (place <= number or name not in kinds):
+                kinds[name] = stage["kind"]
+    return kinds
 
 
 def merged(base: Any, over: Any, path: tuple[str, ...] = ()) -> Any:
@@ -248,32 +248,32 @@ def _long(cls: type, item: Any) -> Any:
     """The long form of `vision: NAME`, `labels: NAME` and `lm: 1.0`."""
     if cls is Part and isinstance(item, str):
         return {"card": item}
-    if cls is Labels and isinstance(item, str):
+    if cls is LabelSettings and isinstance(item, str):
         return {"source": item}
-    if cls is Objective and isinstance(item, (int, float)) and not isinstance(item, bool):
+    if cls is ObjectiveSettings and isinstance(item, (int, float)) and not isinstance(item, bool):
         return {"weight": item}
     return item
 
 
-def _recipe(found: Document) -> Recipe:
+def _recipe(document: Document) -> Recipe:
     try:
-        raw = OmegaConf.to_container(OmegaConf.create(found.raw), resolve=True)
-        found.raw = cast(dict[str, Any], raw)
-        found.raw = _Sugar(found, _kinds([found], 0)).recipe()  # again, for what stood behind ${...}
+        raw = OmegaConf.to_container(OmegaConf.create(document.raw), resolve=True)
+        document.raw = cast(dict[str, Any], raw)
+        document.raw = _Sugar(document, _kinds([document], 0)).recipe()  # again, for what stood behind ${...}
     except OmegaConfBaseException as err:
-        raise RecipeError(first_line(err), at=found.where(key_of(err)), fix="check the ${...} in it") from err
+        raise RecipeError(first_line(err), at=document.where(key_of(err)), fix="check the ${...} in it") from err
     except (RecursionError, ValueError) as err:
-        raise RecipeError(f"not a recipe: {err}", at=found.root) from err
-    stages = {name: _stage(found, name, raw) for name, raw in found.raw.pop("stages", {}).items()}
-    recipe = Recipe(**vars(typed(RecipeFile, found, found.raw, "")), where=found.where)
+        raise RecipeError(f"not a recipe: {err}", at=document.root) from err
+    stages = {name: _stage(document, name, raw) for name, raw in document.raw.pop("stages", {}).items()}
+    recipe = Recipe(**vars(typed(RecipeFile, document, document.raw, "")), where=document.where)
     recipe.stages = stages
     if not stages:
-        raise RecipeError("a recipe needs stages", at=found.root, fix="stages: {align: {kind: train, ...}}")
+        raise RecipeError("a recipe needs stages", at=document.root, fix="stages: {align: {kind: train, ...}}")
     for number, folder in enumerate(recipe.registry):
         if not files.exists(Path(folder)) or not Path(folder).is_dir():
-            raise RecipeError(f"no registry folder {folder}", at=found.where(f"registry.{number}"), fix=CARDS)
+            raise RecipeError(f"no registry folder {folder}", at=document.where(f"registry.{number}"), fix=CARDS)
     return recipe
 
 
-def _stage(found: Document, name: str, raw: Any) -> Stage:
-    return typed(KINDS[raw["kind"]], found, raw, f"stages.{name}")
+def _stage(document: Document, name: str, raw: Any) -> Stage:
+    return typed(KINDS[raw["kind"]], document, raw, f"stages.{name}")

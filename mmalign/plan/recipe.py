@@ -29,14 +29,14 @@ class Part:
 
 
 @dataclass
-class Model:
+class ModelParts:
     vision: Part | None = None
     adapter: Part | None = None
     llm: Part | None = None
 
 
 @dataclass
-class Objective:
+class ObjectiveSettings:
     """One term of the loss. In YAML a bare number means the weight."""
 
     weight: float = field(default=1.0, metadata=_least(0))
@@ -45,7 +45,7 @@ class Objective:
 
 
 @dataclass
-class Labels:
+class LabelSettings:
     """Labels made in the training step, from the encoder pass it runs anyway. In YAML a bare name means the source."""
 
     source: Part = field(default_factory=Part)
@@ -69,7 +69,7 @@ class Optim:
 
 
 @dataclass
-class Engine:
+class EngineSettings:
     """How a stage is run; none of it changes the result (beyond the last bits of a sum)."""
 
     zero: Literal[0, 1, 2, 3] = 2  # DeepSpeed ZeRO stage
@@ -140,8 +140,8 @@ class Train(Stage):
 
     data: Part = field(default_factory=Part)
     trains: list[Literal["vision", "adapter", "llm"]] = field(default=MISSING, metadata={"once": "each part once"})
-    objectives: dict[str, Objective] = field(default_factory=dict)
-    labels: Labels | None = None  # None: no labels, or those of `reads.labels`
+    objectives: dict[str, ObjectiveSettings] = field(default_factory=dict)
+    labels: LabelSettings | None = None  # None: no labels, or those of `reads.labels`
     optim: Optim = field(default_factory=Optim)
     batch: int = field(default=MISSING, metadata=_above(0))  # samples per optimizer step, over all devices
     micro_batch: int = field(default=8, metadata=_above(0))  # samples per device and pass; SEA contrasts within one
@@ -153,7 +153,7 @@ class Train(Stage):
     max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1} | SILENT)  # share that may be unusable
     group_by_length: bool = False  # samples of like length share a step; reads all rows once, then keeps their lengths
     pack: bool = field(default=False, metadata=SILENT)  # samples of a pass share rows, each seeing itself alone
-    engine: Engine = field(default_factory=Engine, metadata=SILENT)
+    engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)
     log_every: int = field(default=10, metadata=_above(0) | SILENT)  # optimizer steps
     watch_every: int = field(default=100, metadata=_above(0) | SILENT)  # steps between looks at BASIC's premise
 
@@ -223,7 +223,7 @@ class Contrast(Stage):
     batch: int = field(default=MISSING, metadata=_above(0))  # images per step; all contrasted with each other
     steps: int = field(default=MISSING, metadata=_above(0))
     precision: Literal["bf16", "fp32"] = "bf16"
-    engine: Engine = field(default_factory=Engine, metadata=SILENT)
+    engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)
     log_every: int = field(default=10, metadata=_above(0) | SILENT)
 
     gives = ("vision",)
@@ -232,7 +232,7 @@ class Contrast(Stage):
 
 
 @dataclass
-class Gate:
+class GateSettings:
     """Go on training until a benchmark's metric is high enough, or the steps are spent (then it is reported)."""
 
     bench: Part = field(default_factory=Part)
@@ -248,12 +248,12 @@ class Language(Stage):
     data: Part = field(default_factory=Part)
     optim: Optim = field(default_factory=Optim)
     prompt_weight: float = field(default=0.0, metadata=_least(0))  # loss weight of tokens that are no answer
-    gate: Gate | None = None  # None: train all steps
+    gate: GateSettings | None = None  # None: train all steps
     batch: int = field(default=MISSING, metadata=_above(0))
     steps: int = field(default=MISSING, metadata=_above(0))
     max_length: int = field(default=2048, metadata=_above(0))
     precision: Literal["bf16", "fp32"] = "bf16"
-    engine: Engine = field(default_factory=Engine, metadata=SILENT)
+    engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)
     log_every: int = field(default=10, metadata=_above(0) | SILENT)
 
     gives = ("llm",)
@@ -299,7 +299,7 @@ class RecipeFile:
     name: str = MISSING
     paper: str = ""
     seed: int = field(default=42, metadata=SEED)
-    model: Model = field(default_factory=Model)
+    model: ModelParts = field(default_factory=ModelParts)
     stages: dict[str, Any] = field(default_factory=dict)
     matrix: Matrix | None = None
     registry: list[str] = field(default_factory=list)  # more folders of cards

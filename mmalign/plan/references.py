@@ -46,14 +46,14 @@ def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAli
 
 def _arguments(card: Card, takes: signatures.Arguments, places: dict[str, str]) -> Iterator[MMAlignError]:
     """Arguments a part does not take. places: where the recipe gives one; the others stand in the card."""
-    given = GIVEN.get(card.family, ())
+    by_stage = GIVEN.get(card.family, ())
     for arg in card.args:
         at = places.get(arg, f"{card.path}  args.{arg}")
-        if arg in given:
+        if arg in by_stage:
             yield CheckError(f"{card.family} {card.name!r}: {arg!r} is set by the stage", at=at, fix="take it out")
         elif arg not in takes:
             what = f"{card.family} {card.name!r} takes no argument {arg!r}"
-            yield CheckError(what, at=at, fix=suggest(arg, set(takes).difference(given)))
+            yield CheckError(what, at=at, fix=suggest(arg, set(takes).difference(by_stage)))
 
 
 def _lacking(card: Card, takes: signatures.Arguments, at: str) -> Iterator[MMAlignError]:

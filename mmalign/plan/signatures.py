@@ -64,9 +64,9 @@ def _attribute(definition: Definition, name: str, deep: int) -> Any:
             return UNKNOWN
     for base in _bases(node):
         above = _base(definition, base, deep)
-        found = UNKNOWN if above is None else _attribute(above, name, deep - 1)
-        if found is not ABSENT:
-            return found
+        value = UNKNOWN if above is None else _attribute(above, name, deep - 1)
+        if value is not ABSENT:
+            return value
     return ABSENT
 
 
@@ -191,8 +191,8 @@ def _may_have(tree: ast.Module, name: str) -> bool:
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     names |= {alias.asname or alias.name.split(".")[0] for node in ast.walk(tree)
               if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}  # fmt: skip
-    made = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    return name in names or "*" in names or "__getattr__" in made
+    functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return name in names or "*" in names or "__getattr__" in functions
 
 
 def _arguments(definition: Definition, deep: int) -> Arguments | None:
@@ -215,9 +215,9 @@ def _parameters(args: ast.arguments, skip: int) -> Arguments | None:
         return None
     plain = [*args.posonlyargs, *args.args]
     needed = len(plain) - len(args.defaults)
-    found = {arg.arg: number < needed for number, arg in enumerate(plain)}
-    found |= {arg.arg: default is None for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)}
-    return dict(list(found.items())[skip:])
+    needed_by = {arg.arg: number < needed for number, arg in enumerate(plain)}
+    needed_by |= {arg.arg: default is None for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)}
+    return dict(list(needed_by.items())[skip:])
 
 
 def _fields(node: ast.ClassDef) -> Arguments:

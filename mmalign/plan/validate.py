@@ -17,23 +17,23 @@ from mmalign.io.yaml import Document
 T = TypeVar("T")
 
 
-def typed(cls: type[T], found: Document, raw: Any, under: str) -> T:
+def typed(cls: type[T], document: Document, raw: Any, under: str) -> T:
     """`raw` as a `cls`: wrong types, missing values and numbers out of range become a RecipeError."""
     try:
-        made = cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), raw)))
+        settings = cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), raw)))
     except MissingMandatoryValue as err:
         key, name = _lacking(raw, key_of(err))
-        at = found.where(f"{under}.{key}".strip("."))
+        at = document.where(f"{under}.{key}".strip("."))
         raise RecipeError(f"{under or 'the recipe'} lacks {name!r}", at=at, fix=f"{name}: ...") from err
     except OmegaConfBaseException as err:
         key = key_of(err)
-        what, at = _mismatch(cls, raw, key, err), found.where(f"{under}.{key}".strip("."))
+        what, at = _mismatch(cls, raw, key, err), document.where(f"{under}.{key}".strip("."))
         raise RecipeError(what, at=at, fix=_example(cls, raw, key)) from err
     except (RecursionError, ValueError, TypeError, OverflowError) as err:
-        raise RecipeError(f"not a recipe: {err}", at=found.where(under)) from err
-    for key, problem, fix in _refused(made):
-        raise RecipeError(problem, at=found.where(f"{under}.{key}".strip(".")), fix=fix or _example(cls, raw, key))
-    return made
+        raise RecipeError(f"not a recipe: {err}", at=document.where(under)) from err
+    for key, problem, fix in _refused(settings):
+        raise RecipeError(problem, at=document.where(f"{under}.{key}".strip(".")), fix=fix or _example(cls, raw, key))
+    return settings
 
 
 def _lacking(raw: Any, key: str) -> tuple[str, str]:

@@ -68,11 +68,10 @@ def run(task: Task) -> dict[str, Any]:
     if exported.difference is None:
         events.say(f"plain transformers cannot hold it: {exported.why_not}; it loads where mmalign is installed")
     else:
-        events.say(
-            f"weights in {weights_in}; the largest difference of a logit, computed in fp32, is {exported.difference:.2e}"
-        )
+        gap = f"{exported.difference:.2e}"
+        events.say(f"weights in {weights_in}; the largest difference of a logit, computed in fp32, is {gap}")
         if exported.difference > stage.tolerance:
-            what = f"the exported model's logits differ by {exported.difference:.2e}, more than {stage.tolerance:g}"
+            what = f"the exported model's logits differ by {gap}, more than {stage.tolerance:g}"
             raise StageError(what, at=str(target), fix="report it; a larger `tolerance` keeps the folder")
     about = {"why_not": exported.why_not, "note": exported.note, "precision": weights_in}
     return {"metrics": {"difference": exported.difference}, **about, "exported": str(target.name)}

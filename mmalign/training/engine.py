@@ -61,7 +61,9 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-def config(settings: recipe.Engine, precision: str, micro_batch: int, passes: int, clip: float) -> dict[str, Any]:
+def config(
+    settings: recipe.EngineSettings, precision: str, micro_batch: int, passes: int, clip: float
+) -> dict[str, Any]:
     """DeepSpeed's configuration for a stage. passes: micro-batches a step on this rank; clip: norm of the gradient."""
     zero: dict[str, Any] = {"stage": settings.zero}
     if settings.zero == 3:
@@ -97,7 +99,7 @@ class Engine:
         module: nn.Module,
         groups: Sequence[ParamGroup],
         optim: recipe.Optim,
-        settings: recipe.Engine,
+        settings: recipe.EngineSettings,
         precision: str,
         micro_batch: int,
         passes: int,

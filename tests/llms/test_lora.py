@@ -10,7 +10,7 @@ from transformers import LlavaForConditionalGeneration
 from mmalign.errors import CardError
 from mmalign.llms import lora
 from mmalign.llms.causal import CausalLM
-from mmalign.plan.recipe import Engine as Settings
+from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training.engine import Engine
 from mmalign.training.optim import groups

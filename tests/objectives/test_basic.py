@@ -220,7 +220,7 @@ def test_the_repairs():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Direction(layers=0), "layers must be at least 1, got 0"),
+        (lambda: Direction(layers=0), "layers must be a whole number of at least 1, got 0"),
         (lambda: Direction(weights="up"), "weights must be one of increasing, constant, decreasing, got 'up'"),
         (lambda: Direction(attention="some"), "attention must be one of auto, equal"),
         (lambda: Distribution(logits="soft"), "logits must be one of plain, cosine"),

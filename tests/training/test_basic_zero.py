@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 from mmalign.objectives.basic import Direction, Distribution
 from mmalign.objectives.lm import NextToken
-from mmalign.plan.recipe import Engine as Settings
+from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training import engine
 from mmalign.training.batches import BadSamples, Batches, Collate

@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from mmalign.plan.recipe import Engine as Settings
+from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training.engine import Engine, connect, world
 from mmalign.training.optim import factor, groups

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmalign.errors import StageError
-from mmalign.plan.recipe import Engine as Settings
+from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training.engine import Engine
 from mmalign.training.events import Events

@@ -20,7 +20,7 @@ from mmalign.llms.causal import CausalLM
 from mmalign.objectives import Words
 from mmalign.objectives.lm import NextToken
 from mmalign.objectives.sea import SEA
-from mmalign.plan.recipe import Engine as Settings
+from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training import engine
 from mmalign.training.batches import BadSamples, Batches, Collate

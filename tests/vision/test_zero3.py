@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmalign.plan.recipe import Engine as Settings
+from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training import engine as engines
 from mmalign.training import optim
