@@ -70,16 +70,12 @@ def adapter(source: str, target: Path, name: str) -> dict[str, Any]:
     """
     weights = adapter_weights(source)
     linears = [value for value in weights.values() if value.dim() == 2]
+    widths = {"patch_dim": linears[0].shape[1], "llm_dim": linears[-1].shape[0]}
     card = {
         "summary": f"the projector of {Path(source).name}, {linears[0].shape[1]} to {linears[-1].shape[0]}",
         "target": "mmalign.integrations.llava.projector",
         "args": {"depth": len(linears), "checkpoint": f"./{name}.safetensors"},
-        "facts": {
-            "keeps_grid": True,
-            "linears": "depth",
-            "patch_dim": linears[0].shape[1],
-            "llm_dim": linears[-1].shape[0],
-        },
+        "facts": {"keeps_grid": True, "linears": "depth", **widths},
     }
     with files.made(target) as beside:
         cards = beside / "adapters"

@@ -10,7 +10,7 @@ from tests.objectives.test_basic import batch_of, build, folders  # noqa: F401
 KEY = "stages.align.objectives.basic-direction"
 ALONE = ["stages.align.objectives.sea=~", "stages.align.reads=~", "stages.label=~"]
 AT_LEAST = "basic-direction: layers must be a whole number of at least 1"
-POOLED = "summary: halves the grid\ntarget: mmalign.adapters.mlp.MLP\nfacts: {keeps_grid: false}\n"
+POOLED = "summary: halves the grid\ntarget: mmalign.adapters.squares.AveragePool\n"
 
 
 @pytest.mark.parametrize(
