@@ -21,12 +21,12 @@ from mmalign.objectives import Objective
 from mmalign.plan import cards
 from mmalign.plan.cards import Registry
 from mmalign.plan.check import unmet
-from mmalign.vlm.batch import Batch
+from mmalign.vlm.batch import IGNORED, Batch
 from mmalign.vlm.labelling import Labeller
 from mmalign.vlm.model import VLM, pictures
 from mmalign.vlm.supervised import Labels, Supervised
 
-IGNORED = -100  # the label of a position that is not trained, as transformers has it
+LABELLED = 'supervise(..., labels="siglip-words")'
 
 
 @dataclass
@@ -55,7 +55,7 @@ class SupervisedModel(Supervised):
     """Supervised, called as transformers calls its models.
 
     weights: of each objective; the loss is the weighted sum of their means over the pass. labeller: makes the labels of
-    a pass from its own pictures; None: no objective needs labels, or the batch brings `label_pixels`.
+    a pass from its own pictures; None: no objective needs labels.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class SupervisedModel(Supervised):
         batch = self.batch(input_ids, attention_mask, pixel_values, labels)
         terms, _ = super().forward(batch)
         units = batch.units
-        self.means.add(terms, {name: units[self._unit(name)] for name in terms})
+        if self.training:  # a line of the log is about training alone
+            self.means.add(terms, {name: units[self._unit(name)] for name in terms})
         loss = sum((self.weights[name] * term for name, term in terms.items()), torch.zeros((), device=self.vlm.device))
         return {"loss": loss, **terms}
 
@@ -145,7 +146,8 @@ def supervise(
     """A model whose visual tokens are supervised: forward(**batch) gives the loss, and every term by name.
 
     model: a VLM (mmalign.load), or a LlavaForConditionalGeneration with its processor; its modules are shared, so what
-    trains here trains there, and which of its parameters learn is left as it is. objectives: {card: weight}, or {card:
+    trains here trains there; which of its parameters learn, and its modes, are left as they are. For BASIC its
+    language model gets sdpa attention whose weights can be seen. objectives: {card: weight}, or {card:
     {weight: ..., other arguments}} (`mmalign list objectives`); `lm`, the language-model loss, is among them with
     weight 1 unless it is named. labels: a label source (`mmalign list labels`), or a Labeller, for
     objectives that need one; labels are made in the pass, of the pictures as the model is shown them. top_k: words
@@ -160,7 +162,8 @@ def supervise(
         weights[name] = float(args.pop("weight", 1.0))
         parts[name] = cards.build(registry.card("objectives", name), **args)
         adapter, grid = type(vlm.adapter).__name__, vlm.grid is not None
-        for what, _ in unmet(name, parts[name].needs, parts[name].per_patch, labels is not None, grid, adapter):
-            raise CheckError(what, at=f"objectives.{name}", fix='supervise(..., labels="siglip-words")')
+        unlabelled = "labels" in parts[name].needs and labels is None
+        for what, fix in unmet(name, parts[name].needs, parts[name].per_patch, labels is not None, grid, adapter):
+            raise CheckError(what, at=f"objectives.{name}", fix=LABELLED if unlabelled else fix)
     labeller = Labeller(labels, top_k) if isinstance(labels, str) else labels
     return SupervisedModel(vlm, parts, weights, labeller)

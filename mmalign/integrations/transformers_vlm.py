@@ -75,7 +75,9 @@ def wrap(model: Any, processor: Any) -> VLM:
         raise CheckError(f"a {kind} model cannot be supervised yet", at="model", fix=fix)
     vision = TowerVision(model, processor)
     vlm = VLM(vision, ProjectorAdapter(model, vision.grid), CausalLM.of(_causal(model), _chat(model, processor)))
-    return vlm.train(model.training)
+    for shell in (vlm, vlm.vision, vlm.adapter, vlm.llm):  # the modules inside keep modes of their own
+        shell.training = model.training
+    return vlm
 
 
 def _causal(model: Any) -> Any:

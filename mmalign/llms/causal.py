@@ -29,7 +29,7 @@ class CausalLM(LLM):
     the rank. lora_dropout, lora_targets: see mmalign/llms/lora.py.
     """
 
-    lm: Any
+    lm: Any  # the model of transformers itself, with its head
     # literal, so that `check` reads it without importing torch
     bounds: ClassVar[limits.Bounds] = {
         "bits": {"among": (4, 8), "words": "4 or 8", "example": 4},

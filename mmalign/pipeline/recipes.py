@@ -32,7 +32,7 @@ class Preview:
 
     def _repr_html_(self) -> str:
         rows = [
-            {"stage": n.name, "kind": n.stage.kind, "state": _state(n), "folder": str(n.folder)} for n in self.stages
+            {"stage": _name(n), "kind": n.stage.kind, "state": _state(n), "folder": str(n.folder)} for n in self.stages
         ]
         return _table(rows) + "".join(f"<p>note: {_escaped(note)}</p>" for note in self.notes)
 

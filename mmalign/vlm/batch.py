@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mmalign.llms.chat import Chat
 
+IGNORED = -100  # the label of a position that is not trained, as transformers has it
+
 
 @dataclass
 class Batch:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmalign.errors import CheckError
+from mmalign.errors import CheckError, DataError
 from mmalign.labels import LabelSource, PatchLabels
 from mmalign.plan import cards
 from mmalign.plan.cards import Registry
@@ -22,12 +22,14 @@ class Labeller:
 
     source: the name of a card (`mmalign list labels`), as `SEA` takes it. top_k: words kept a patch. images: PIL images
     like those to come; a source that is centred on data is centred on them. args: arguments of the card to change.
-    Raises CardError for a name that is no card, CheckError for a source that needs more than pictures.
+    Raises CardError for a name that is no card, CheckError for a source that needs more than these pictures.
     """
 
     def __init__(
         self, source: str, top_k: int = 10, images: "Image | Sequence[Image]" = (), args: dict[str, Any] | None = None
     ) -> None:
+        if top_k < 1:
+            raise CheckError(f"top_k must be at least 1, got {top_k}", at="top_k")
         registry = Registry()
         card = registry.card("labels", source)
         card.args |= args or {}
@@ -40,11 +42,15 @@ class Labeller:
             cards.build(inner["encoder"], inner=cards.inside("encoder", inner)).float().to(device).eval()
         )
         self.source: LabelSource = cards.build(card, keep=top_k, encoder=self.encoder)
-        pictures = listed(images)
-        self.decided = self.source.prepare(
-            lambda: (), lambda count: [(self.dense(one)[0], "") for one in pictures[:count]]
-        )
+        self.decided = self._prepared(listed(images))
         self.source = self.source.to(self.device)
+
+    def _prepared(self, images: "Sequence[Image]") -> dict[str, object]:
+        """What the source decided by pictures without captions."""
+        try:
+            return self.source.prepare(lambda: (), lambda count: [(self.dense(one)[0], "") for one in images[:count]])
+        except DataError as err:
+            raise CheckError(err.what, at=err.at, fix=f"images=[...] like those to come, or {err.fix}") from err
 
     @property
     def device(self) -> torch.device:

@@ -19,6 +19,7 @@ from mmalign.errors import CheckError, StageError
 from mmalign.llms import LLM, Look, Places
 from mmalign.objectives import Words
 from mmalign.vision import Vision
+from mmalign.vlm.batch import IGNORED, Sample, collate
 from mmalign.vlm.prefix import Group, Pass
 from mmalign.vlm.vocabulary import NearestTokens, spelled
 from mmalign.vlm.wordmap import WordMap
@@ -89,6 +90,28 @@ class VLM(nn.Module):
         """pixels_B3SS of PIL images, prepared as the encoder was trained, on the model's device."""
         vision, _ = self._seeing()
         return torch.stack([vision.pixels(image) for image in listed(images)]).to(self.device)
+
+    def inputs(
+        self, conversations: Sequence[Sequence[Turn]], images: "Sequence[Sequence[Image]] | None" = None
+    ) -> dict[str, Tensor]:
+        """A batch to train on, named as transformers names it, on the model's device.
+
+        images: of each conversation, a PIL image for every image mark in its turns, in their order. input_ids,
+        attention_mask, labels: (R, S), padded on the right; the mark's id once for every visual token, labels -100 but
+        where an answer is. pixel_values: pixels_B3SS in the order of the marks; not there without images. Raises
+        DataError where marks and images differ in number, CardError for a chat template that marks no answers.
+        """
+        each = images if images is not None else [()] * len(conversations)
+        rows = [[self._sample(turns, own)] for turns, own in zip(conversations, each, strict=True)]
+        batch = collate(rows, self.llm.chat).to(self.device)
+        labels_RS = batch.ids_RS.masked_fill(batch.weight_RS == 0, IGNORED)
+        inputs = {"input_ids": batch.ids_RS, "attention_mask": batch.mask_RS, "labels": labels_RS}
+        return inputs if batch.pixels_B3SS is None else {**inputs, "pixel_values": batch.pixels_B3SS}
+
+    def _sample(self, turns: Sequence[Turn], images: "Sequence[Image]") -> Sample:
+        encoded = self.llm.chat.encode(turns, [self.tokens] * len(images))
+        pixels = [self._seeing()[0].pixels(image) for image in images]
+        return Sample("", encoded.ids, [float(trained) for trained in encoded.trained], pixels)
 
     def visual_tokens(self, images: "Tensor | Image | Sequence[Image]") -> Tensor:
         """tokens_BQD of PIL images or of pixels_B3SS, as the adapter makes them, in its precision.
@@ -213,8 +236,10 @@ class VLM(nn.Module):
     ) -> dict[int, tuple[Tensor, Tensor]]:
         """{layer: (cosine_BQK, token_BQK)}: the vocabulary tokens nearest to each visual token at each layer.
 
-        Rows of the embedding matrix that no token has are left out; see NearestTokens.
+        Rows of the embedding matrix that no token has are left out; see NearestTokens. Raises CheckError for no top_k.
         """
+        if top_k < 1:
+            raise CheckError(f"top_k must be at least 1, got {top_k}", at="top_k")
         states = self.hidden_states(images, layers)
         with self.vocabulary() as embed_VD:
             nearest = NearestTokens.of(self.llm, embed_VD)
