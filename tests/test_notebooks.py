@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_it_runs_from_top_to_bottom(place, desk):
     (desk / "outputs.json").unlink(missing_ok=True)
     code, said, outputs = play(place, desk)
     assert code == 0, said
-    assert any("<div class=\"seen\"" in (shown or "") for shown in outputs.values())
+    assert any('<div class="seen"' in (shown or "") for shown in outputs.values())
     if place.stem == "words_of_visual_tokens":
         assert (desk / "words.html").read_text("utf-8").startswith("<!doctype html>")
 
@@ -118,7 +119,7 @@ def test_it_is_committed_as_a_reader_gets_it(place):
 def test_every_cell_of_code_is_introduced(place):
     kinds = [cell["cell_type"] for cell in json.loads(place.read_text("utf-8"))["cells"]]
     assert kinds[0] == "markdown"
-    assert all(before == "markdown" for before, kind in zip(kinds, kinds[1:], strict=False) if kind == "code")
+    assert all(before == "markdown" for before, kind in pairwise(kinds) if kind == "code")
 
 
 def imported(source: str) -> Iterator[str]:

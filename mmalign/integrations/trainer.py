@@ -23,7 +23,8 @@ from mmalign.plan.cards import Registry
 from mmalign.plan.check import unmet
 from mmalign.vlm.batch import IGNORED, Batch
 from mmalign.vlm.labelling import Labeller
-from mmalign.vlm.model import VLM, pictures
+from mmalign.vlm.model import VLM
+from mmalign.vlm.pictures import pictures
 from mmalign.vlm.supervised import Labels, Supervised
 
 LABELLED = 'supervise(..., labels="siglip-words")'

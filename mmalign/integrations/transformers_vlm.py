@@ -8,7 +8,7 @@ Letters: B images, P patches, C width of a patch, D width of the language model,
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from mmalign.adapters import Adapter
@@ -74,8 +74,10 @@ def wrap(model: Any, processor: Any) -> VLM:
         fix = "a VLM of mmalign.load, or a LlavaForConditionalGeneration"
         raise CheckError(f"a {kind} model cannot be supervised yet", at="model", fix=fix)
     vision = TowerVision(model, processor)
-    vlm = VLM(vision, ProjectorAdapter(model, vision.grid), CausalLM.of(_causal(model), _chat(model, processor)))
-    for shell in (vlm, vlm.vision, vlm.adapter, vlm.llm):  # the modules inside keep modes of their own
+    adapter, llm = ProjectorAdapter(model, vision.grid), CausalLM.of(_causal(model), _chat(model, processor))
+    vlm = VLM(vision, adapter, llm)
+    shells: list[nn.Module] = [vlm, vision, adapter, llm]
+    for shell in shells:  # the modules inside keep modes of their own
         shell.training = model.training
     return vlm
 

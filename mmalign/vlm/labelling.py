@@ -11,7 +11,7 @@ from mmalign.labels import LabelSource, PatchLabels
 from mmalign.plan import cards
 from mmalign.plan.cards import Registry
 from mmalign.vision import Vision
-from mmalign.vlm.model import listed
+from mmalign.vlm.pictures import listed
 
 if TYPE_CHECKING:
     from PIL.Image import Image

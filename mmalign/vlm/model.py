@@ -20,6 +20,7 @@ from mmalign.llms import LLM, Look, Places
 from mmalign.objectives import Words
 from mmalign.vision import Vision
 from mmalign.vlm.batch import IGNORED, Sample, collate
+from mmalign.vlm.pictures import listed, shown
 from mmalign.vlm.prefix import Group, Pass
 from mmalign.vlm.vocabulary import NearestTokens, spelled
 from mmalign.vlm.wordmap import WordMap
@@ -83,6 +84,17 @@ class VLM(nn.Module):
             if (part := getattr(self, name)) is not None and name not in self.trained:
                 part.eval()
         return self
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode for as long as the `with` lasts; afterwards every module is in the mode it was in."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     # From images and token ids to hidden states
 
@@ -238,12 +250,14 @@ class VLM(nn.Module):
 
         Rows of the embedding matrix that no token has are left out; see NearestTokens. Raises CheckError for no top_k.
         """
+        nearest = self._nearest(top_k)
+        return {layer: nearest(hidden_BQD, top_k) for layer, hidden_BQD in self.hidden_states(images, layers).items()}
+
+    def _nearest(self, top_k: int) -> NearestTokens:
         if top_k < 1:
             raise CheckError(f"top_k must be at least 1, got {top_k}", at="top_k")
-        states = self.hidden_states(images, layers)
         with self.vocabulary() as embed_VD:
-            nearest = NearestTokens.of(self.llm, embed_VD)
-            return {layer: nearest(hidden_BQD, top_k) for layer, hidden_BQD in states.items()}
+            return NearestTokens.of(self.llm, embed_VD)
 
     def nearest_words(
         self, images: "Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 5,
@@ -255,12 +269,13 @@ class VLM(nn.Module):
         itself in a notebook, is saved as a page, and turns into a DataFrame.
         """
         vision, _ = self._seeing()
-        pictures = listed(images)
+        pictures, tokenizer = listed(images), self.llm.chat.tokenizer
         words: dict[int, list[list[list[tuple[str, float]]]]] = {layer: [] for layer in layers}
-        for picture in pictures:
-            for layer, (cosine_BQK, token_BQK) in self.nearest_tokens(picture, layers, top_k).items():
-                tokenizer = self.llm.chat.tokenizer
-                rows = zip(token_BQK[0].tolist(), cosine_BQK[0].tolist(), strict=True)
+        nearest = self._nearest(top_k)
+        for picture in pictures:  # one at a time: all layers of many pictures would be held together
+            for layer, hidden_BQD in self.hidden_states(picture, layers).items():
+                cosine_QK, token_QK = nearest(hidden_BQD[0], top_k)
+                rows = zip(token_QK.tolist(), cosine_QK.tolist(), strict=True)
                 words[layer].append([[(spelled(tokenizer, i), c) for i, c in zip(*row, strict=True)] for row in rows])
         names = [str(number) for number in range(len(pictures))] if names is None else list(names)
         return WordMap(names, [shown(vision, picture) for picture in pictures], self.grid, words)
@@ -305,7 +320,8 @@ class VLM(nn.Module):
         from mmalign.vlm.answering import Asking  # it knows this module
 
         asking = Asking(texts, pictures, max_new_tokens)
-        by_id = {question.id: text for question, text in self.answers(asking, asking.questions(), batch=32)}
+        with self.evaluating():
+            by_id = {question.id: text for question, text in self.answers(asking, asking.questions(), batch=32)}
         replies = [by_id[str(n)] for n in range(len(texts))]
         return replies[0] if isinstance(questions, str) else replies
 
@@ -321,8 +337,11 @@ class VLM(nn.Module):
         images: of each conversation, a PIL image or visual_QD for every image mark in its turns, in their order.
         """
         each = images if images is not None else [()] * len(conversations)
-        groups = [group for turns, own in zip(conversations, each, strict=True) for group in self.groups(turns, own)]
-        return [self.llm.chat.text(ids) for ids in Pass(self.llm, groups).write(max_new_tokens)]
+        with self.evaluating():
+            groups = [
+                group for turns, own in zip(conversations, each, strict=True) for group in self.groups(turns, own)
+            ]
+            return [self.llm.chat.text(ids) for ids in Pass(self.llm, groups).write(max_new_tokens)]
 
     def groups(
         self, turns: Sequence[Turn], images: "Sequence[Image | Tensor]" = (), more: Sequence[int] = ()
@@ -340,28 +359,3 @@ def nearest_words(
 ) -> WordMap:  # fmt: skip
     """`model.nearest_words(...)`: what the visual tokens of images say, at any layer."""
     return model.nearest_words(images, layers, top_k, names)
-
-
-def listed(images: Any) -> list[Any]:
-    """Images as a list, be it one or several."""
-    return list(images) if isinstance(images, Sequence) else [images]
-
-
-def shown(vision: Vision, image: "Image") -> "Image":
-    """The picture as the encoder is given it: cropped, padded and resized, its colours put back."""
-    return pictures(vision, vision.pixels(image)[None])[0]
-
-
-def pictures(vision: Vision, pixels_B3SS: Tensor) -> "list[Image]":
-    """Pictures from an encoder's pixels, their colours put back, to within half a step of 255.
-
-    An encoder's colours are (colour - mean) / deviation; black and white tell both.
-    """
-    import numpy as np
-    from PIL import Image as Pillow
-
-    side = (vision.image_size,) * 2
-    low_3, high_3 = (vision.pixels(Pillow.new("RGB", side, (v, v, v))).mean((1, 2)) for v in (0, 255))
-    pixels_B3SS = (pixels_B3SS.detach().float().cpu() - low_3[:, None, None]) / (high_3 - low_3)[:, None, None]
-    shown_BSS3 = (pixels_B3SS.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return [Pillow.fromarray(np.ascontiguousarray(shown_SS3)) for shown_SS3 in shown_BSS3]

@@ -13,7 +13,8 @@ from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError
 from mmalign.llms.causal import CausalLM
 from mmalign.vision.hf import HFVision
-from mmalign.vlm.model import VLM, shown
+from mmalign.vlm.model import VLM
+from mmalign.vlm.pictures import shown
 from mmalign.vlm.vocabulary import spelled
 from tests import parts
 
