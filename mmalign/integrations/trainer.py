@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from mmalign.errors import CheckError
@@ -67,6 +67,8 @@ class SupervisedModel(Supervised):
             labels = Labels(vlm.word_embeddings(labeller.source.words), labeller.source, labeller.encoder)
         super().__init__(vlm, objectives, labels)
         self.weights, self.means = dict(weights), Means()
+        self.register_state_dict_post_hook(_without_tied)
+        self.register_load_state_dict_pre_hook(_with_tied)
         self.prepare(distributed=dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
     def forward(  # type: ignore[override]
@@ -123,6 +125,25 @@ class SupervisedModel(Supervised):
         return LogTerms(self.means)
 
 
+def _tied(model: nn.Module) -> dict[str, str]:
+    """{another name of a parameter: its first one}, such as of a head that is the embeddings."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
+
+
+def _without_tied(model: nn.Module, state: dict[str, Any], prefix: str, *more: Any) -> None:
+    """A tied parameter stands once in what is saved: the Trainer writes safetensors, which refuse it twice."""
+    for name in _tied(model):
+        state.pop(prefix + name, None)
+
+
+def _with_tied(model: nn.Module, state: dict[str, Any], prefix: str, *more: Any) -> None:
+    for name, first in _tied(model).items():
+        if prefix + first in state:
+            state.setdefault(prefix + name, state[prefix + first])
+
+
 class LogTerms(TrainerCallback):  # type: ignore[misc]
     """Adds the terms' means since the last line to what a Trainer logs."""
 
@@ -153,6 +174,8 @@ def supervise(
     weight 1 unless it is named. labels: a label source (`mmalign list labels`), or a Labeller, for
     objectives that need one; labels are made in the pass, of the pictures as the model is shown them. top_k: words
     kept a patch, where `labels` is a name.
+
+    What a Trainer saves and resumes from is the whole of it; for a checkpoint of your model save that itself.
 
     Raises CardError for a name that is no card, CheckError for an objective that the model or the labels do not fit.
     """

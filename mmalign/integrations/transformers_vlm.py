@@ -67,12 +67,15 @@ class ProjectorAdapter(Adapter):
 def wrap(model: Any, processor: Any) -> VLM:
     """A LlavaForConditionalGeneration and its processor as a VLM; nothing of either is copied or changed.
 
-    Raises CheckError for a model of another kind.
+    Raises CheckError for a model of another kind, and without a processor.
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind != "llava":
         fix = "a VLM of mmalign.load, or a LlavaForConditionalGeneration"
         raise CheckError(f"a {kind} model cannot be supervised yet", at="model", fix=fix)
+    if processor is None:
+        fix = "AutoProcessor.from_pretrained of the same checkpoint"
+        raise CheckError("a transformers model comes with its processor", at="processor", fix=fix)
     vision = TowerVision(model, processor)
     adapter, llm = ProjectorAdapter(model, vision.grid), CausalLM.of(_causal(model), _chat(model, processor))
     vlm = VLM(vision, adapter, llm)
