@@ -67,8 +67,9 @@ class SupervisedModel(Supervised):
             labels = Labels(vlm.word_embeddings(labeller.source.words), labeller.source, labeller.encoder)
         super().__init__(vlm, objectives, labels)
         self.weights, self.means = dict(weights), Means()
-        self.register_state_dict_post_hook(_without_tied)
-        self.register_load_state_dict_pre_hook(_with_tied)
+        hooks: Any = self
+        hooks.register_state_dict_post_hook(_without_tied)
+        hooks.register_load_state_dict_pre_hook(_with_tied)
         self.prepare(distributed=dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
     def forward(  # type: ignore[override]
