@@ -41,7 +41,7 @@ class Chat:
         if not self.template:
             raise CardError(f"{checkpoint} has no chat template", at="args.template", fix="name one in the card")
         if MARK not in self.tokenizer.get_vocab():
-            self.tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})  # never embedded: see model.py
+            self.tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})  # never embedded: see vlm/model.py
         self.mark: int = self.tokenizer.convert_tokens_to_ids(MARK)
         self.pad: int = next(
             i for i in (self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, self.tokenizer.eos_token_id, 0)
