@@ -25,7 +25,7 @@ from mmalign.vlm.batch import IGNORED, Batch
 from mmalign.vlm.labelling import Labeller
 from mmalign.vlm.model import VLM
 from mmalign.vlm.pictures import pictures
-from mmalign.vlm.supervised import Labels, Supervised
+from mmalign.vlm.supervised import PassLabels, Supervised
 
 LABELLED = 'supervise(..., labels="siglip-words")'
 
@@ -64,7 +64,7 @@ class SupervisedModel(Supervised):
     ) -> None:
         labels = None
         if labeller is not None:
-            labels = Labels(vlm.word_embeddings(labeller.source.words), labeller.source, labeller.encoder)
+            labels = PassLabels(vlm.word_embeddings(labeller.source.words), labeller.source, labeller.encoder)
         super().__init__(vlm, objectives, labels)
         self.weights, self.means = dict(weights), Means()
         hooks: Any = self

@@ -13,7 +13,7 @@ from mmalign.plan.recipe import Train
 from mmalign.stages import label
 from mmalign.training.events import Events
 from mmalign.vlm.model import VLM
-from mmalign.vlm.supervised import Labels
+from mmalign.vlm.supervised import PassLabels
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Supply:
     """store: labels made before, which batches bring. in_pass: what the pass itself has to know; None: no labels."""
 
     store: Store | None = None
-    in_pass: Labels | None = None
+    in_pass: PassLabels | None = None
 
 
 def supply(task: Task, stage: Train, vlm: VLM, data: Data, events: Events) -> Supply:
@@ -32,16 +32,16 @@ def supply(task: Task, stage: Train, vlm: VLM, data: Data, events: Events) -> Su
     """
     if (folder := task.parent("labels")) is not None:
         store = Store(folder / "labels")
-        return Supply(store, Labels(spelled(store.words, vlm, events)))
+        return Supply(store, PassLabels(spelled(store.words, vlm, events)))
     if stage.labels is None:
         return Supply()
     build.cast_all(stage.precision, vlm.vision)  # labels are made by what it is while it trains
     source, encoder = label.source(task, stage.labels.keep, data, events, own=vlm.vision)
     if stage.labels.store:
         store = _expected(Store(stage.labels.store), source, stage.labels.keep)
-        return Supply(store, Labels(spelled(store.words, vlm, events)))
+        return Supply(store, PassLabels(spelled(store.words, vlm, events)))
     shared = encoder is None or encoder is vlm.vision
-    return Supply(in_pass=Labels(spelled(source.words, vlm, events), source, None if shared else encoder))
+    return Supply(in_pass=PassLabels(spelled(source.words, vlm, events), source, None if shared else encoder))
 
 
 def _expected(store: Store, source: LabelSource, keep: int) -> Store:

@@ -22,7 +22,7 @@ from mmalign.vlm.model import PARTS, VLM
 
 
 @dataclass
-class Labels:
+class PassLabels:
     """Where a pass's labels come from. words: the list they are numbers into, as the language model spells it.
 
     source: makes them in the pass, where no batch brings any; None: every batch does. encoder: the source's own; None:
@@ -41,7 +41,7 @@ class Supervised(nn.Module):
     first pass.
     """
 
-    def __init__(self, vlm: VLM, objectives: Mapping[str, Objective], labels: Labels | None = None) -> None:
+    def __init__(self, vlm: VLM, objectives: Mapping[str, Objective], labels: PassLabels | None = None) -> None:
         super().__init__()
         self.vlm = vlm
         self.objectives = nn.ModuleDict(objectives)

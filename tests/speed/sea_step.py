@@ -15,7 +15,7 @@ from mmalign.labels.rank import Bank
 from mmalign.objectives import Objective, Words
 from mmalign.objectives.lm import NextToken
 from mmalign.objectives.sea import SEA
-from mmalign.vlm.supervised import Labels
+from mmalign.vlm.supervised import PassLabels
 
 from . import Pairs, in_turn
 from ._work import clock
@@ -52,7 +52,7 @@ def _step(objectives: dict[str, Objective], labels: str = "") -> Callable[[], No
     if labels:
         pieces_WT = torch.randint(3, 300, (WORDS, 3), device=device)
         source = Nearest(device) if labels == "online" else None
-        model._labels = (Labels(Words([""] * WORDS, pieces_WT, model.vlm.llm.embed), source),)
+        model._labels = (PassLabels(Words([""] * WORDS, pieces_WT, model.vlm.llm.embed), source),)
     if labels == "store":
         shape = (batch.images, GRID[0] * GRID[1], KEEP)
         batch.words_BPK, batch.scores_BPK = torch.randint(WORDS, shape, device=device), torch.rand(shape, device=device)

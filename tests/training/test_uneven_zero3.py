@@ -29,7 +29,7 @@ from mmalign.training.loop import Fit, Term
 from mmalign.training.optim import groups
 from mmalign.vision.hf import HFVision
 from mmalign.vlm.model import VLM
-from mmalign.vlm.supervised import Labels, Supervised
+from mmalign.vlm.supervised import PassLabels, Supervised
 from tests import parts
 from tests.objectives.test_basic import Rows
 from tests.training.test_basic_zero import lines, partitioned
@@ -72,7 +72,7 @@ def train(folders: dict[str, Path], place: Path, zero: int, trains: list[str]) -
     pieces = mouth.chat.pieces(source.words)
     words = Words(source.words, torch.tensor([ids[:1] for ids in pieces]), mouth.embed)
     vlm, objectives = VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth), {"lm": NextToken(), "sea": SEA()}
-    model = Supervised(vlm, objectives, Labels(words, source))
+    model = Supervised(vlm, objectives, PassLabels(words, source))
     model.prepare(ranks > 1)
     model.freeze_all_but(trains)
     model.train()

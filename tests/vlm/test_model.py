@@ -19,7 +19,7 @@ from mmalign.training.batches import BadSamples, Collate
 from mmalign.vision.hf import HFVision
 from mmalign.vlm.batch import Batch
 from mmalign.vlm.model import VLM
-from mmalign.vlm.supervised import Labels, Supervised, counts, keep_reached, reached
+from mmalign.vlm.supervised import PassLabels, Supervised, counts, keep_reached, reached
 from tests import parts
 
 VISION = {"clip": parts.clip, "siglip": parts.siglip}
@@ -169,7 +169,7 @@ def test_visual_tokens_stand_where_the_marks_were(folders):
 def test_a_text_only_pass_trains_the_same_parameters(folders):
     """No rank may wait for gradients another never makes: encoder and adapter see a blank image, at no weight."""
     model = build(folders, objectives={"lm": NextToken(), "sea": SEA()})
-    model._labels = (Labels(Words(["red"], torch.zeros(1, 1).long(), model.vlm.llm.embed)),)
+    model._labels = (PassLabels(Words(["red"], torch.zeros(1, 1).long(), model.vlm.llm.embed)),)
     model.freeze_all_but(["adapter"])
     batch = collate(model).batch([1], seed=0)
     terms, _ = model(batch)
@@ -246,7 +246,7 @@ def test_counts_say_what_trains(folders):
 
 def test_a_part_no_loss_reaches_is_refused(folders):
     model = build(folders, objectives={"sea": SEA()})
-    model._labels = (Labels(Words(["red"], torch.zeros(1, 1).long(), lambda ids: torch.randn(*ids.shape, 32))),)
+    model._labels = (PassLabels(Words(["red"], torch.zeros(1, 1).long(), lambda ids: torch.randn(*ids.shape, 32))),)
     model.freeze_all_but(["adapter", "llm"])
     batch = collate(model).batch([0], seed=0)
     batch.words_BPK, batch.scores_BPK = torch.zeros(1, 25, 1).long(), torch.ones(1, 25, 1)
@@ -268,7 +268,7 @@ def test_parameters_no_loss_reaches_are_frozen(folders):
 def test_words_without_a_token_are_never_drawn(folders):
     model = build(folders, objectives={"sea": SEA()})
     silent = Words(["red", ""], torch.tensor([[4], [-1]]), model.vlm.llm.embed)
-    model._labels = (Labels(silent),)
+    model._labels = (PassLabels(silent),)
     batch = collate(model).batch([0], seed=0)
     batch.words_BPK = torch.tensor([0, 1]).expand(1, 25, 2)
     batch.scores_BPK = torch.tensor([0.1, 0.9]).expand(1, 25, 2).contiguous()

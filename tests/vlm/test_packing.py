@@ -14,7 +14,7 @@ from mmalign.objectives.lm import NextToken
 from mmalign.objectives.sea import SEA
 from mmalign.testing import small
 from mmalign.training.batches import BadSamples, Collate
-from mmalign.vlm.supervised import Labels
+from mmalign.vlm.supervised import PassLabels
 from tests import parts
 from tests.conftest import command
 from tests.vlm.test_model import Talks, build, folders  # noqa: F401
@@ -68,7 +68,7 @@ def losses(model, batch):
 @pytest.mark.parametrize("family", list(parts.FAMILIES))
 def test_packed_losses_and_gradients_are_the_unpacked_ones(folders, family):  # noqa: F811
     model = build(folders, "clip", family, {"lm": NextToken(), "sea": SEA(), "direction": Direction(layers=2)})
-    model._labels = (Labels(Words(["red", "blue"], torch.tensor([[4], [9]]), model.vlm.llm.embed)),)
+    model._labels = (PassLabels(Words(["red", "blue"], torch.tensor([[4], [9]]), model.vlm.llm.embed)),)
     model.prepare()
     plain, packed = collate(model, False).batch(ROWS, 3), collate(model, True).batch(ROWS, 3)
     assert len(packed.ids_RS) < len(plain.ids_RS)
