@@ -1,5 +1,7 @@
 """What breaks a vision encoder's contract is said."""
 
+import time
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,7 +10,7 @@ from torch.nn import functional as F
 
 from mmalign.errors import CardError
 from mmalign.testing import check_vision
-from mmalign.vision import Vision, depth, no_text
+from mmalign.vision import Vision, check_pixels, depth, no_text
 
 SIDE = 8
 
@@ -32,12 +34,16 @@ class Plain(Vision):
         return bytes_.reshape(side, side, 3).permute(2, 0, 1) / 255
 
     def forward(self, pixels_B3SS):
+        check_pixels(pixels_B3SS, SIDE, "plain")
         cut = F.unfold(pixels_B3SS.to(self.layer.weight.dtype), 4, stride=4)
         return self.layer(cut.transpose(1, 2))
 
     def both(self, pixels_B3SS):
         patches = self(pixels_B3SS)
         return patches, self.project(patches)
+
+    def checkpoint_activations(self):
+        pass
 
     def words(self, texts):
         length = torch.tensor([[float(len(text))] for text in texts])
@@ -126,6 +132,27 @@ class Silent(Plain):
     joint = 0
 
 
+class AnySize(Plain):
+    def both(self, pixels_B3SS):
+        return super().both(pixels_B3SS[..., :SIDE, :SIDE])
+
+
+class OneReader(Plain):
+    def pixels(self, image, scale=1):
+        self.image = image
+        time.sleep(0.001)
+        return super().pixels(self.image, scale)
+
+
+class Unwritten(Plain):
+    checkpoint_activations = Vision.checkpoint_activations
+
+
+class Recomputed(Plain):
+    def checkpoint_activations(self):
+        self.layer.weight.data *= 2
+
+
 class Forgetful(Plain):
     def save(self, folder, state=None):
         super().save(folder, {name: torch.zeros_like(value) for name, value in self.state_dict().items()})
@@ -150,6 +177,10 @@ BROKEN = {
     WideDense: r"the output is \(2, 4, 5\), declared was \(2, 4, 4\)",
     LongWords: r"words\(\) gives no unit vectors",
     Neighbours: "a word depends on its neighbours",
+    AnySize: r"both\(\) on images of another size raises no CardError",
+    OneReader: "threads that read at once get other pixels",
+    Unwritten: r"checkpoint_activations\(\) is not written",
+    Recomputed: r"checkpoint_activations\(\) changes what is learned",
     Silent: r"joint is 0, but both\(\) raises no CardError",
     Forgetful: "a saved encoder differs",
     Stubborn: "an encoder saved with trained weights differs",

@@ -1,0 +1,327 @@
+"""The contract of a language model, as a check: with it a model trains, is evaluated, talks and is inspected.
+
+Letters: B samples, S positions, T new positions, D width, V vocabulary, N rows, Q visual tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmalign.data import MARK, Turn
+from mmalign.errors import CheckError, DataError
+from mmalign.llms import LLM, Look, Places
+from mmalign.llms.chat import Chat
+from mmalign.llms.decoding import PADDING, PREFIX, Line
+from mmalign.testing.tensors import TOLERANCE, learns_as_before, no_scalars, refuses, shape_is
+
+# Between a sample alone and the same one among others: attention sums in another order where more is masked.
+APART = {torch.float32: 1e-4, torch.bfloat16: 8e-2}
+
+
+def check_llm(make: Callable[[], LLM], folder: Path, reload: Callable[[Path], LLM], answer: str = "red") -> None:
+    """A language model keeps its contract.
+
+    make: builds it, the same weights every time. folder: where it may be saved. reload: builds it from such a folder,
+    as its card does with `checkpoint: folder`. answer: a text its tokenizer can spell. It is built with a small
+    configuration: this runs it some fifty times.
+    """
+    torch.manual_seed(0)
+    llm = make().float().eval()
+    no_scalars(llm)
+    _declares(llm)
+    for dtype in (torch.float32, torch.bfloat16):
+        cast = make().eval().to(dtype)
+        _embeds(cast, dtype)
+        _heads(cast, dtype)
+        _reads(cast, dtype)
+        _apart(cast, dtype)
+    _nll(make().float().train())
+    _decodes(llm)
+    _chats(llm.chat, llm.vocab, answer)
+    (_watches if llm.watchable else _not_watched)(llm)
+    _learns(make().float())
+    _saves(make().eval(), folder, reload)
+
+
+def _declares(llm: LLM) -> None:
+    for name in ("dim", "depth", "vocab", "context"):
+        value = getattr(llm, name, None)
+        assert isinstance(value, int), f"{name} is {value!r}, not a whole number"
+        assert value > 0, f"{name} is {value}"
+    assert isinstance(getattr(llm, "chat", None), Chat), "chat is no mmalign.llms.chat.Chat"
+    embed_VD = llm.vocabulary()
+    assert embed_VD.shape == (llm.vocab, llm.dim), (
+        f"vocabulary() is {tuple(embed_VD.shape)}, vocab and dim say {(llm.vocab, llm.dim)}"
+    )
+    own = any(embed_VD is parameter for parameter in llm.parameters())
+    assert own, "vocabulary() is a copy, not the parameter itself: it would not be gathered, nor follow training"
+
+
+@torch.no_grad()
+def _embeds(llm: LLM, dtype: torch.dtype) -> None:
+    ids_BS = _ids(llm, 2, 3)
+    for ids in (ids_BS, ids_BS[0], ids_BS[:, None]):
+        shape_is(llm.embed(ids), (*ids.shape, llm.dim), dtype)
+    alike = F.cosine_similarity(llm.embed(ids_BS).float(), llm.vocabulary()[ids_BS].float(), dim=-1)
+    assert (alike > 0.99).all(), "embed() and vocabulary() disagree: row i of the matrix is not what token i becomes"
+
+
+@torch.no_grad()
+def _heads(llm: LLM, dtype: torch.dtype) -> None:
+    hidden_ND = torch.randn(5, llm.dim).to(dtype)
+    shape_is(logits_NV := llm.head(hidden_ND), (5, llm.vocab), dtype)
+    shape_is(llm.head(hidden_ND[:0]), (0, llm.vocab), dtype)
+    _same(llm.head(hidden_ND[:2]), logits_NV[:2], TOLERANCE[dtype], "head() makes a row's logits depend on the others")
+
+
+@torch.no_grad()
+def _reads(llm: LLM, dtype: torch.dtype) -> None:
+    embeds_BSD = llm.embed(_ids(llm, 2, 6))
+    ones_BS, before = torch.ones(2, 6, dtype=torch.long), embeds_BSD.clone()
+    hidden_BSD = llm(embeds_BSD, ones_BS)
+    shape_is(hidden_BSD, (2, 6, llm.dim), dtype)
+    assert torch.equal(embeds_BSD, before), "forward() changes the embeddings it is given"
+    assert torch.equal(llm(embeds_BSD, ones_BS), hidden_BSD), "the same input gives another output in eval mode"
+    later_BSD = embeds_BSD.clone()
+    later_BSD[:, -1] = embeds_BSD.flip(0)[:, 0]
+    what = "a position sees what comes behind it"
+    _same(llm(later_BSD, ones_BS)[:, :-1], hidden_BSD[:, :-1], APART[dtype], what)
+
+
+@torch.no_grad()
+def _apart(llm: LLM, dtype: torch.dtype) -> None:
+    """Two samples, of 5 and of 8 positions, beside each other in every way that a mask can say."""
+    short_SD, long_SD, noise_SD = (llm.embed(ids_S) for ids_S in _ids(llm, 1, 20)[0].split([5, 8, 7]))
+    alone = {5: _alone(llm, short_SD), 8: _alone(llm, long_SD)}
+    right = torch.stack([torch.cat([short_SD, noise_SD[:3]]), long_SD])
+    left = torch.stack([torch.cat([noise_SD[:3], short_SD]), long_SD])
+    packed = torch.stack([torch.cat([short_SD, long_SD, noise_SD]), torch.cat([long_SD, short_SD, noise_SD])])
+    mask_5, mask_8 = torch.ones(5, dtype=torch.long), torch.ones(8, dtype=torch.long)
+    ways = {
+        "padded on the right, ": (right, [[mask_5, 0 * mask_5[:3]], [mask_8]], [(0, 0, 5), (1, 0, 8)]),
+        "padded on the left, ": (left, [[0 * mask_5[:3], mask_5], [mask_8]], [(0, 3, 5), (1, 0, 8)]),
+        "packed, mask 1 and 2, ": (
+            packed,
+            [[mask_5, 2 * mask_8, 0 * mask_8[:7]], [mask_8, 2 * mask_5, 0 * mask_8[:7]]],
+            [(0, 0, 5), (0, 5, 8), (1, 0, 8), (1, 8, 5)],
+        ),
+    }  # fmt: skip
+    for way, (embeds_BSD, masks, places) in ways.items():
+        hidden_BSD = llm(embeds_BSD, torch.stack([torch.cat(mask) for mask in masks]))
+        for row, start, size in places:
+            what = f"{way}a sample is not read as it is alone: it must see itself only, and begin at position 0"
+            _same(hidden_BSD[row, start : start + size], alone[size], APART[dtype], what)
+
+
+def _nll(llm: LLM) -> None:
+    hidden_ND, token_N = torch.randn(6, llm.dim), _ids(llm, 1, 6)[0]
+    weight_N = torch.tensor([1.0, 0.5, 0.0, 1.0, 2.0, 1.0])
+    found, gradient = _with_gradient(hidden_ND, lambda rows_ND: llm.nll(rows_ND, token_N, weight_N))
+    assert found.shape == (), f"nll() is {tuple(found.shape)}, not a scalar"
+    assert found.dtype == torch.float32, f"nll() is {found.dtype}, not fp32"
+
+    def definition(rows_ND: Tensor) -> Tensor:
+        return (F.cross_entropy(llm.head(rows_ND).float(), token_N, reduction="none") * weight_N).sum()
+
+    right, right_gradient = _with_gradient(hidden_ND, definition)
+    _same(found[None], right[None], 1e-4, "nll() is not the sum of weight * -log p(token)")
+    _same(gradient, right_gradient, 1e-4, "the gradient of nll() is not that of its definition")
+    empty, _ = _with_gradient(hidden_ND[:0], lambda rows_ND: llm.nll(rows_ND, token_N[:0], weight_N[:0]))
+    assert empty == 0, f"nll() without rows is {float(empty)}, not 0"
+    cast = llm.to(torch.bfloat16)
+    found = cast.nll(hidden_ND.bfloat16(), token_N, weight_N)
+    assert found.dtype == torch.float32, f"nll() in bf16 is {found.dtype}, not fp32"
+
+
+def _with_gradient(hidden_ND: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    rows_ND = hidden_ND.clone().requires_grad_(True)
+    value = loss(rows_ND)
+    assert value.requires_grad, "no gradient goes through nll()"
+    value.backward()
+    assert rows_ND.grad is not None, "nll() gives the hidden states no gradient, not even of 0 rows"
+    return value.detach(), rows_ND.grad
+
+
+@dataclass
+class Asked:
+    """A row as a decoder reads it: a prefix, and questions behind it that share it. Lists of embeddings."""
+
+    prefix_SD: Tensor
+    rests: list[Tensor]
+
+    def piece(self, parts: Sequence[tuple[int, int, int | None]]) -> tuple[Tensor, list[int], list[int]]:
+        """embeds_TD, whose they are and where they would stand alone; parts: (question, from, to) one by one."""
+        embeds, owners, positions = [self.prefix_SD[:0]], [], []
+        for number, start, stop in parts:
+            own_SD = self.rests[number - 1] if number else self.prefix_SD
+            first = len(self.prefix_SD) if number else 0
+            places = range(len(own_SD))[start:stop]
+            embeds.append(own_SD[start:stop])
+            owners += [number if number else PREFIX] * len(places)
+            positions += [first + place for place in places]
+        return torch.cat(embeds), owners, positions
+
+
+@torch.no_grad()
+def _decodes(llm: LLM) -> None:
+    """Rows of three questions and of one; read at once, and in three pieces, as answers are."""
+    parts_SD = [llm.embed(ids_S) for ids_S in _ids(llm, 1, 20)[0].split([4, 3, 2, 4, 2, 5])]
+    rows = [Asked(parts_SD[0], parts_SD[1:4]), Asked(parts_SD[4], parts_SD[5:])]
+    numbers = [range(1, 1 + len(row.rests)) for row in rows]
+    whole = [[(0, 0, None), *((n, 0, None) for n in own)] for own in numbers]
+    but_last = [[(n, 0, -1) for n in own] for own in numbers]
+    last = [[(n, -1, None) for n in own] for own in numbers]
+    at_once = _decoded(llm, rows, [whole])
+    in_pieces = _decoded(llm, rows, [[[(0, 0, None)]] * len(rows), but_last, last])
+    for row, asked in enumerate(rows):
+        for number, rest_SD in enumerate(asked.rests, 1):
+            alone_SD = _alone(llm, torch.cat([asked.prefix_SD, rest_SD]))
+            for how, found in (("at once", at_once), ("in pieces", in_pieces)):
+                own = [found[row, number if at >= len(asked.prefix_SD) else 0, at] for at in range(len(alone_SD))]
+                what = f"decoder(): questions behind one prefix, read {how}, are not read as each is alone"
+                _same(torch.stack(own), alone_SD, APART[torch.float32], what)
+
+
+def _decoded(
+    llm: LLM, rows: Sequence[Asked], reads: Sequence[Sequence[Sequence[tuple[int, int, int | None]]]]
+) -> dict[tuple[int, int, int], Tensor]:
+    """{(row, question, position): hidden_D} of a fresh decoder; reads: of every row, what is read in one go."""
+    decoder, found = llm.decoder(), {}
+    for parts in reads:
+        pieces = [row.piece(own) for row, own in zip(rows, parts, strict=True)]
+        longest = max(len(owners) for _, owners, _ in pieces)
+        embeds_BTD = torch.zeros(len(rows), longest, llm.dim)
+        question_BT, position_BT = torch.full((2, len(rows), longest), PADDING)
+        position_BT.clamp_(min=0)
+        for row, (embeds_TD, owners, positions) in enumerate(pieces):
+            embeds_BTD[row, : len(owners)] = embeds_TD
+            question_BT[row, : len(owners)] = torch.tensor(owners)
+            position_BT[row, : len(owners)] = torch.tensor(positions)
+        hidden_BTD = decoder.read(embeds_BTD, Line(question_BT.clone(), position_BT.clone()))
+        assert hidden_BTD.shape == embeds_BTD.shape, (
+            f"decoder().read() gives {tuple(hidden_BTD.shape)} for new positions {tuple(embeds_BTD.shape)}"
+        )
+        for row, (_, owners, positions) in enumerate(pieces):
+            for at, (number, position) in enumerate(zip(owners, positions, strict=True)):
+                found[row, number, position] = hidden_BTD[row, at]
+    return found
+
+
+def _chats(chat: Chat, vocab: int, answer: str) -> None:
+    turns = [Turn("user", f"{MARK}\nWhat is this?"), Turn("assistant", answer)]
+    assert chat.marks_answers, "the chat template marks no answers, so the model cannot be trained"
+    encoded = chat.encode(turns, [3])
+    assert len(encoded.ids) == len(encoded.trained), "chat.encode: not every id is trained or not"
+    assert encoded.ids.count(chat.mark) == 3, f"chat.encode: {encoded.ids.count(chat.mark)} places for 3 visual tokens"
+    trained = [i for i, t in zip(encoded.ids, encoded.trained, strict=True) if t]
+    assert chat.text(trained) == answer, f"trained is {chat.text(trained)!r}, the answer is {answer!r}"
+    assert chat.ends & set(trained), "no token that ends an answer is trained, so an answer would never end"
+    prompt = chat.prompt(turns[:1], [3])
+    assert prompt.count(chat.mark) == 3, f"chat.prompt: {prompt.count(chat.mark)} places for 3 visual tokens"
+    assert chat.text(chat.answer(answer)) == answer, f"chat.answer({answer!r}) says {chat.text(chat.answer(answer))!r}"
+    (pieces,) = chat.pieces([answer])
+    beyond = [i for i in {*encoded.ids, *prompt, *pieces, *chat.ends, chat.pad} - {chat.mark} if not 0 <= i < vocab]
+    assert not beyond, f"the tokenizer has ids {beyond}, the vocabulary {vocab} rows"
+    refuses(DataError, lambda: chat.prompt(turns[:1], []), f"chat.prompt with a {MARK} mark and no image")
+
+
+@torch.no_grad()
+def _watches(llm: LLM) -> None:
+    """An image of two tokens behind one token of text, in each of two rows."""
+    embeds_BSD, ones_BS = llm.embed(_ids(llm, 2, 6)), torch.ones(2, 6, dtype=torch.long)
+    text_BS = torch.tensor([[True, False, False, True, True, True]] * 2)
+    places = Places(torch.tensor([0, 1]), torch.tensor([[1, 2], [1, 2]]), text_BS)
+    plain_BSD = llm(embeds_BSD, ones_BS)
+    equal = Look((0.25,) * llm.depth, attention=False)
+    llm.prepare_looks([equal])
+    with llm.watched([equal], places) as watch:
+        watch.kept = []
+        watched_BSD = llm(embeds_BSD, ones_BS)
+    _same(watched_BSD, plain_BSD, APART[torch.float32], "a watched pass gives other hidden states")
+    assert len(watch.kept) == llm.depth, f"{len(watch.kept)} layers are shown, depth is {llm.depth}"
+    _same(watch.kept[-1], plain_BSD[:, 1:3], 1e-5, "the last layer shown is not what forward() gives")
+    sum_BQD = sum(0.25 * kept_BQD.float() for kept_BQD in watch.kept)
+    assert isinstance(sum_BQD, Tensor)
+    _same(watch.refined[equal], sum_BQD, 1e-4, "refined is not the weighted sum of the layers")
+    _shares(watch.shares[equal])
+
+
+def _shares(share_BQ: Tensor) -> None:
+    assert (share_BQ >= 0).all(), "a token's share of the attention is below 0"
+    _same(share_BQ.sum(1), torch.ones(len(share_BQ)), 1e-4, "the shares of an image's tokens do not sum to 1")
+
+
+def _not_watched(llm: LLM) -> None:
+    look = Look((1.0,), attention=False)
+    refuses(CheckError, lambda: llm.prepare_looks([look]), "watchable is False, but prepare_looks()")
+
+
+def _learns(llm: LLM) -> None:
+    llm.prepare_training()
+    names = [name for name, _ in llm.named_parameters()]
+    llm.prepare_training()
+    assert names == [name for name, _ in llm.named_parameters()], "prepare_training() twice adds parameters"
+    llm.requires_grad_(True)
+    embeds_BSD, ones_BS = llm.embed(_ids(llm, 2, 6)).detach(), torch.ones(2, 6, dtype=torch.long)
+    embeds_BSD.requires_grad_(True)
+    llm.train().head(llm(embeds_BSD, ones_BS).flatten(0, 1)).square().sum().backward()
+    assert embeds_BSD.grad is not None, "no gradient reaches the embeddings, so no adapter would learn"
+    unseen = int((embeds_BSD.grad.abs().sum(-1) == 0).sum())
+    assert not unseen, f"no gradient reaches {unseen} of 12 positions"
+    assert any(p.grad is not None and p.grad.any() for p in llm.parameters()), "no gradient reaches the weights"
+    llm.zero_grad()
+    learns_as_before(_Reading(llm), embeds_BSD.detach(), llm.checkpoint_activations)
+
+
+class _Reading(torch.nn.Module):
+    """A language model that reads whole rows."""
+
+    def __init__(self, llm: LLM) -> None:
+        super().__init__()
+        self.llm = llm
+
+    def forward(self, embeds_BSD: Tensor) -> Tensor:
+        embeds_BSD = embeds_BSD.clone().requires_grad_(True)
+        hidden_BSD: Tensor = self.llm(embeds_BSD, torch.ones(embeds_BSD.shape[:2], dtype=torch.long))
+        return hidden_BSD
+
+
+@torch.no_grad()
+def _saves(llm: LLM, folder: Path, reload: Callable[[Path], LLM]) -> None:
+    llm.save(folder / "own")
+    again = reload(folder / "own").eval()
+    assert torch.equal(_logits(again), _logits(llm)), "a saved language model differs"
+    turns = [Turn("user", f"{MARK}\nWhat is this?")]
+    alike = again.chat.prompt(turns, [2]) == llm.chat.prompt(turns, [2]) and again.chat.template == llm.chat.template
+    assert alike, "a saved language model has another chat format"
+    state = {name: value * 1.25 for name, value in llm.state_dict().items()}
+    llm.save(folder / "trained", state)
+    llm.load_state_dict(state)
+    found = reload(folder / "trained").eval()
+    assert torch.equal(_logits(found), _logits(llm)), "a language model saved with trained weights differs"
+
+
+def _logits(llm: LLM) -> Tensor:
+    ids_BS = torch.arange(8).view(1, 8) % llm.vocab
+    return llm.head(llm(llm.embed(ids_BS), torch.ones_like(ids_BS)).flatten(0, 1))
+
+
+def _ids(llm: LLM, rows: int, length: int) -> Tensor:
+    """Token ids, drawn anew each time."""
+    return torch.randint(0, llm.vocab, (rows, length))
+
+
+def _alone(llm: LLM, embeds_SD: Tensor) -> Tensor:
+    hidden_BSD: Tensor = llm(embeds_SD[None], torch.ones(1, len(embeds_SD), dtype=torch.long))
+    return hidden_BSD[0]
+
+
+def _same(found: Tensor, right: Tensor, tolerance: float, what: str) -> None:
+    """Equal but for rounding, as a share of the largest number."""
+    assert found.shape == right.shape, f"{what}: {tuple(found.shape)} for {tuple(right.shape)}"
+    gap = float((found.float() - right.float()).abs().max()) if right.numel() else 0.0
+    assert gap <= tolerance * max(1e-6, float(right.float().abs().max())), f"{what} (differs by {gap:.2g})"

@@ -1,0 +1,65 @@
+"""What the checks ask alike: shapes, precisions, errors, and samples that do not depend on their batch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}  # between a sample alone and the same one in a batch
+
+
+def no_scalars(module: nn.Module) -> None:
+    scalars = [name for name, p in module.named_parameters() if p.dim() == 0]
+    assert not scalars, f"parameters without a dimension, which optimizers and ZeRO mistreat: {', '.join(scalars)}"
+
+
+def shape_is(found: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    assert found.shape == shape, f"the output is {tuple(found.shape)}, declared was {shape}"
+    assert found.dtype == dtype, f"the output is {found.dtype}, the weights are {dtype}"
+    assert found.isfinite().all(), f"the output is not finite in {dtype}"
+
+
+@torch.no_grad()
+def repeats(module: nn.Module, given: Tensor) -> None:
+    once = module(given)
+    assert torch.equal(module(given), once), "the same input gives another output in eval mode"
+    alone = module(given[:1])
+    limit = TOLERANCE[once.dtype] * float(once.abs().max())
+    assert (alone - once[:1]).abs().max() <= limit, "a sample's output depends on the others in its batch"
+
+
+def refuses(error: type[Exception], call: Callable[[], object], what: str) -> None:
+    """A call raises that error, and no other. what: the call, in words."""
+    try:
+        call()
+    except error:
+        return
+    except Exception as other:
+        raise AssertionError(f"{what} raises {type(other).__name__}, not {error.__name__}: {other}") from other
+    raise AssertionError(f"{what} raises no {error.__name__}")
+
+
+def learns_as_before(module: nn.Module, given: Tensor, recompute: Callable[[], None]) -> None:
+    """Activations made again in the backward pass change neither the output nor the gradients."""
+    module.train()
+    once, gradient = _gradient(module, given)
+    try:
+        recompute()
+    except NotImplementedError as err:
+        raise AssertionError("checkpoint_activations() is not written, so `engine: {checkpointing: true}` dies") from err
+    again, gradient_again = _gradient(module, given)
+    module.eval()
+    for one, other in ((once, again), (gradient, gradient_again)):
+        limit = TOLERANCE[one.dtype] * float(one.abs().max())
+        same = (one - other).abs().max() <= limit
+        assert same, "checkpoint_activations() changes what is learned"
+
+
+def _gradient(module: nn.Module, given: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and the gradient of its mean square to all parameters that it reaches, as one row."""
+    module.zero_grad()
+    out: Tensor = module(given)
+    out.float().square().mean().backward()
+    reached = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+    module.zero_grad()
+    return out.detach(), torch.cat(reached)
