@@ -13,12 +13,12 @@ that calls its check.
 """
 
 from mmalign.testing.adapters import check_adapter
-#from mmalign.testing.benchmarks import check_benchmark, check_probe
-#from mmalign.testing.data import check_data
-#from mmalign.testing.labels import check_labels
+from mmalign.testing.benchmarks import check_benchmark, check_probe
+from mmalign.testing.data import check_data
+from mmalign.testing.labels import check_labels
 from mmalign.testing.llms import check_llm
 from mmalign.testing.model import check_model
-#from mmalign.testing.objectives import check_objective
+from mmalign.testing.objectives import check_objective
 from mmalign.testing.vision import check_vision
 
 __all__ = [

@@ -95,7 +95,7 @@ def _reads(llm: LLM, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def _apart(llm: LLM, dtype: torch.dtype) -> None:
     """Two samples, of 5 and of 8 positions, beside each other in every way that a mask can say."""
-    short_SD, long_SD, noise_SD = (llm.embed(ids_S) for ids_S in _ids(llm, 1, 20)[0].split([5, 8, 7]))
+    short_SD, long_SD, noise_SD = (llm.embed(ids_S) for ids_S in torch.split(_ids(llm, 1, 20)[0], [5, 8, 7]))
     alone = {5: _alone(llm, short_SD), 8: _alone(llm, long_SD)}
     right = torch.stack([torch.cat([short_SD, noise_SD[:3]]), long_SD])
     left = torch.stack([torch.cat([noise_SD[:3], short_SD]), long_SD])
@@ -141,7 +141,7 @@ def _with_gradient(hidden_ND: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple
     rows_ND = hidden_ND.clone().requires_grad_(True)
     value = loss(rows_ND)
     assert value.requires_grad, "no gradient goes through nll()"
-    value.backward()
+    torch.autograd.backward(value)
     assert rows_ND.grad is not None, "nll() gives the hidden states no gradient, not even of 0 rows"
     return value.detach(), rows_ND.grad
 
@@ -169,7 +169,7 @@ class Asked:
 @torch.no_grad()
 def _decodes(llm: LLM) -> None:
     """Rows of three questions and of one; read at once, and in three pieces, as answers are."""
-    parts_SD = [llm.embed(ids_S) for ids_S in _ids(llm, 1, 20)[0].split([4, 3, 2, 4, 2, 5])]
+    parts_SD = [llm.embed(ids_S) for ids_S in torch.split(_ids(llm, 1, 20)[0], [4, 3, 2, 4, 2, 5])]
     rows = [Asked(parts_SD[0], parts_SD[1:4]), Asked(parts_SD[4], parts_SD[5:])]
     numbers = [range(1, 1 + len(row.rests)) for row in rows]
     whole = [[(0, 0, None), *((n, 0, None) for n in own)] for own in numbers]
@@ -248,6 +248,14 @@ def _watches(llm: LLM) -> None:
     assert isinstance(sum_BQD, Tensor)
     _same(watch.refined[equal], sum_BQD, 1e-4, "refined is not the weighted sum of the layers")
     _shares(watch.shares[equal])
+    attending = Look((1.0,), attention=True)
+    try:
+        llm.prepare_looks([attending])
+    except CheckError:  # a model whose attention cannot be seen says so here
+        return
+    with llm.watched([attending], places) as watch:
+        llm(embeds_BSD, ones_BS)
+    _shares(watch.shares[attending])
 
 
 def _shares(share_BQ: Tensor) -> None:
@@ -268,7 +276,7 @@ def _learns(llm: LLM) -> None:
     llm.requires_grad_(True)
     embeds_BSD, ones_BS = llm.embed(_ids(llm, 2, 6)).detach(), torch.ones(2, 6, dtype=torch.long)
     embeds_BSD.requires_grad_(True)
-    llm.train().head(llm(embeds_BSD, ones_BS).flatten(0, 1)).square().sum().backward()
+    torch.autograd.backward(llm.train().head(llm(embeds_BSD, ones_BS).flatten(0, 1)).square().sum())
     assert embeds_BSD.grad is not None, "no gradient reaches the embeddings, so no adapter would learn"
     unseen = int((embeds_BSD.grad.abs().sum(-1) == 0).sum())
     assert not unseen, f"no gradient reaches {unseen} of 12 positions"

@@ -46,7 +46,9 @@ def learns_as_before(module: nn.Module, given: Tensor, recompute: Callable[[], N
     try:
         recompute()
     except NotImplementedError as err:
-        raise AssertionError("checkpoint_activations() is not written, so `engine: {checkpointing: true}` dies") from err
+        raise AssertionError(
+            "checkpoint_activations() is not written; `engine.checkpointing` needs it"
+        ) from err
     again, gradient_again = _gradient(module, given)
     module.eval()
     for one, other in ((once, again), (gradient, gradient_again)):
@@ -59,7 +61,7 @@ def _gradient(module: nn.Module, given: Tensor) -> tuple[Tensor, Tensor]:
     """The output, and the gradient of its mean square to all parameters that it reaches, as one row."""
     module.zero_grad()
     out: Tensor = module(given)
-    out.float().square().mean().backward()
+    torch.autograd.backward(out.float().square().mean())
     reached = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
     module.zero_grad()
     return out.detach(), torch.cat(reached)
