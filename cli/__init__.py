@@ -200,7 +200,7 @@ def import_(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="recipe, adapter, objective or data")],
+    kind: Annotated[str, typer.Argument(help="recipe, vision, adapter, llm, labels, objective, data or benchmark")],
     name: Annotated[str, typer.Argument(help="small letters, digits and -")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where it goes")] = Path("."),
     base: Annotated[str, typer.Option(help="the recipe that a new recipe extends")] = "quickstart",

@@ -11,13 +11,23 @@ from mmalign.errors import RunError, suggest
 from mmalign.io import files
 from mmalign.plan.read import shipped
 
-KINDS = {"recipe": "recipe", "adapter": "adapters", "objective": "objectives", "data": "data"}
+KINDS = {  # what can be started: the family it is a part of
+    "recipe": "recipe",
+    "vision": "vision",
+    "adapter": "adapters",
+    "llm": "llms",
+    "labels": "labels",
+    "objective": "objectives",
+    "data": "data",
+    "benchmark": "benchmarks",
+}
 
 
 def start(kind: str, name: str, folder: Path, base: str = "quickstart") -> list[Path]:
     """Write the files of a start; nothing that exists is touched. Returns what was written.
 
-    kind: recipe, adapter, objective or data. base: the recipe a recipe extends.
+    kind: one of `KINDS`: a recipe, or a package with one part of a family and its test. base: the recipe a recipe
+    extends.
     """
     if kind not in KINDS:
         raise RunError(f"nothing to start from for {kind!r}", fix=suggest(kind, KINDS))

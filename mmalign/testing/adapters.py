@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmalign.adapters import Adapter
-from mmalign.testing.tensors import no_scalars, repeats, shape_is
+from mmalign.testing.tensors import no_scalars, repeats, shape_is, uses_modules
 
 
 def check_adapter(
@@ -28,6 +28,8 @@ def check_adapter(
         shape_is(adapter(patches_BPC), (3, adapter.tokens, llm_dim), dtype)
         repeats(adapter, patches_BPC)
     adapter = adapter.float()
+    patches_BPC = torch.randn(2, grid[0] * grid[1], patch_dim)
+    uses_modules(adapter, lambda: adapter(patches_BPC), "forward()")
     _learns(adapter, torch.randn(2, grid[0] * grid[1], patch_dim))
     _reloads(adapter, make(patch_dim, llm_dim, grid), torch.randn(2, grid[0] * grid[1], patch_dim))
     if adapter.keeps_grid:

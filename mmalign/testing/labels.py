@@ -124,9 +124,7 @@ def _labels_truth(
     assert not said[2], f"a word that is not in the list becomes {said[2]}"
     assert said[3] == {last}, f"given({last!r}) beside a word that is not in the list says {said[3] or 'no word'}"
     wide = source.given(truth[:1])[0].shape[1]
-    assert wide == words_PK.shape[1], (
-        f"{wide} words a patch here, {words_PK.shape[1]} there: images cannot be stacked"
-    )
+    assert wide == words_PK.shape[1], f"{wide} words a patch here, {words_PK.shape[1]} there: images cannot be stacked"
     twin = _prepared(make, encoder, captions)
     assert twin.identity() == source.identity(), "two sources built alike have different identities"
     _equal(twin.given(truth), (words_PK, scores_PK), "two sources built alike give other labels")

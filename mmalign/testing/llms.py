@@ -16,7 +16,7 @@ from mmalign.errors import CheckError, DataError
 from mmalign.llms import LLM, Look, Places
 from mmalign.llms.chat import Chat
 from mmalign.llms.decoding import PADDING, PREFIX, Line
-from mmalign.testing.tensors import TOLERANCE, learns_as_before, no_scalars, refuses, shape_is
+from mmalign.testing.tensors import TOLERANCE, learns_as_before, no_scalars, refuses, shape_is, uses_modules
 
 # Between a sample alone and the same one among others: attention sums in another order where more is masked.
 APART = {torch.float32: 1e-4, torch.bfloat16: 8e-2}
@@ -39,6 +39,7 @@ def check_llm(make: Callable[[], LLM], folder: Path, reload: Callable[[Path], LL
         _heads(cast, dtype)
         _reads(cast, dtype)
         _apart(cast, dtype)
+    _gathers(llm)
     _nll(make().float().train())
     _decodes(llm)
     _chats(llm.chat, llm.vocab, answer)
@@ -115,6 +116,17 @@ def _apart(llm: LLM, dtype: torch.dtype) -> None:
         for row, start, size in places:
             what = f"{way}a sample is not read as it is alone: it must see itself only, and begin at position 0"
             _same(hidden_BSD[row, start : start + size], alone[size], APART[dtype], what)
+
+
+def _gathers(llm: LLM) -> None:
+    ids_BS = _ids(llm, 2, 6)
+    with torch.no_grad():
+        embeds_BSD = llm.embed(ids_BS)
+        hidden_BSD = llm(embeds_BSD, torch.ones_like(ids_BS))
+    uses_modules(llm, lambda: llm.embed(ids_BS), "embed()")
+    uses_modules(llm, lambda: llm(embeds_BSD, torch.ones_like(ids_BS)), "forward()")
+    uses_modules(llm, lambda: llm.head(hidden_BSD[0]), "head()")
+    uses_modules(llm, lambda: llm.nll(hidden_BSD[0], ids_BS[0], torch.ones(6)), "nll()")
 
 
 def _nll(llm: LLM) -> None:

@@ -179,7 +179,7 @@ def _notes(objective: Objective) -> None:
 
 def _is_a_mean(objective: Objective) -> None:
     """What stands three times in a pass counts as much as what stands there once. Sums would count passes by size."""
-    once, thrice = (float(_loss(objective, step_of(objective, repeats=n))) for n in (1, 3))
+    once, thrice = (_loss(objective, step_of(objective, repeats=n)).item() for n in (1, 3))
     summed = abs(once) > 1e-6 and abs(thrice - 3 * once) <= 1e-4 * abs(thrice)
     assert not summed, f"the loss is a sum over its {objective.unit}, not their mean"
 

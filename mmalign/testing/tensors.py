@@ -1,6 +1,7 @@
 """What the checks ask alike: shapes, precisions, errors, and samples that do not depend on their batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,45 @@ def refuses(error: type[Exception], call: Callable[[], object], what: str) -> No
     raise AssertionError(f"{what} raises no {error.__name__}")
 
 
+@torch.no_grad()
+def uses_modules(module: nn.Module, call: Callable[[], Tensor], what: str) -> None:
+    """A call gives the same where every weight is there only while its own module's `forward` runs, as under ZeRO-3."""
+    right = call()
+    with _divided(module):
+        try:
+            found = call()
+        except RuntimeError as err:
+            raise AssertionError(
+                f"{what} uses a weight outside of its module's forward: ZeRO-3 has it nowhere"
+            ) from err
+    assert torch.equal(found, right), f"{what} uses a weight outside of its module's forward"
+
+
+@contextmanager
+def _divided(module: nn.Module) -> Iterator[None]:
+    whole = {parameter: parameter.data for parameter in module.parameters()}
+
+    def gather(inner: nn.Module, *_: object) -> None:
+        for parameter in inner.parameters(recurse=False):
+            parameter.data = whole[parameter]
+
+    def release(inner: nn.Module, *_: object) -> None:
+        for parameter in inner.parameters(recurse=False):
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
+
+    hooks = [one.register_forward_pre_hook(gather) for one in module.modules()]
+    hooks += [one.register_forward_hook(release) for one in module.modules()]
+    for one in module.modules():
+        release(one)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for one in module.modules():
+            gather(one)
+
+
 def learns_as_before(module: nn.Module, given: Tensor, recompute: Callable[[], None]) -> None:
     """Activations made again in the backward pass change neither the output nor the gradients."""
     module.train()
@@ -46,9 +86,7 @@ def learns_as_before(module: nn.Module, given: Tensor, recompute: Callable[[], N
     try:
         recompute()
     except NotImplementedError as err:
-        raise AssertionError(
-            "checkpoint_activations() is not written; `engine.checkpointing` needs it"
-        ) from err
+        raise AssertionError("checkpoint_activations() is not written; `engine.checkpointing` needs it") from err
     again, gradient_again = _gradient(module, given)
     module.eval()
     for one, other in ((once, again), (gradient, gradient_again)):

@@ -162,7 +162,7 @@ class VLM(nn.Module):
         """logits_RSV. mask_RS: n at the positions of a row's nth sample, 0 at padding; None: rows without padding."""
         tokens_BQD = None if pixels_B3SS is None else self.encode(pixels_B3SS)[0]
         hidden_RSD = self.llm(self.embed(ids_RS, tokens_BQD), torch.ones_like(ids_RS) if mask_RS is None else mask_RS)
-        return self.llm.head(hidden_RSD)
+        return self.llm.head(hidden_RSD.flatten(0, 1)).view(*ids_RS.shape, -1)
 
     def places(self, ids_RS: Tensor, mask_RS: Tensor, images: int) -> Places:
         """Where the tokens of each of so many images stand, and where text is."""
