@@ -48,7 +48,7 @@ def _sample(encoder: Vision | None, captions: Sequence[str]) -> Sample:
 
     def sample(images: int) -> list[tuple[Tensor, str]]:
         assert encoder is not None, "prepare() samples dense features, and needs says it labels without an encoder"
-        dense_NPJ = _dense(encoder, images * encoder.patches).view(images, encoder.patches, -1)
+        dense_NPJ = _dense(encoder, images * encoder.patches).view(images, encoder.patches, encoder.joint)
         return [(dense_PJ, captions[n % len(captions)]) for n, dense_PJ in enumerate(dense_NPJ)]
 
     return sample

@@ -1,6 +1,7 @@
 """Parts written by `mmalign new`, imported: what keeps a contract and nothing else."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mmalign.pipeline import new
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """start(kind): the class in the package that `mmalign new KIND NAME` writes."""
+    """start(kind): the class in the package that `mmalign new KIND NAME` writes, which can be imported by its name."""
     folder, written = tmp_path_factory.mktemp("starts"), {}
 
     def get(kind: str) -> Any:
@@ -30,4 +31,5 @@ def _imported(place: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.modules[place.stem] = module  # as if it were installed: cards name it
     return module

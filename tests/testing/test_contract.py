@@ -12,6 +12,7 @@ from mmalign.errors import CheckError
 from mmalign.llms.causal import CausalLM
 from mmalign.plan.cards import Card, Registry, target
 from mmalign.testing import check_model, small
+from mmalign.vlm.model import VLM
 
 SMALL = {"width": 32, "depth": 2, "heads": 4, "tokens": 4}  # in place of a card's settings, where it has them
 ADAPTERS = {
@@ -54,6 +55,31 @@ def test_every_encoder_with_every_language_model(cards, tmp_path, encoder, famil
 @pytest.mark.parametrize("encoder", small.ENCODERS)
 def test_the_whole_product(cards, tmp_path, encoder, family, adapter):
     check_model(cards(encoder, family, adapter), tmp_path / "saved")
+
+
+def test_new_parts_are_a_model(start, tmp_path):
+    """What `mmalign new` writes, put together."""
+    kinds = {"vision": "vision", "adapter": "adapter", "llm": "llm"}
+    parts = {role: start(kind) for role, kind in kinds.items()}
+    check_model(
+        {role: Card(role, f"{part.__module__}.{part.__name__}") for role, part in parts.items()}, tmp_path / "saved"
+    )
+
+
+def test_a_head_that_takes_rows_and_nothing_else_is_enough(start):
+    """The contract says hidden_ND: no client hands over hidden states of another shape."""
+
+    class Rows(start("llm")):
+        def head(self, hidden_ND):
+            rows, dim = hidden_ND.shape
+            assert dim == self.dim
+            return super().head(hidden_ND)
+
+    llm = Rows()
+    model = VLM(None, None, llm)
+    assert model(torch.zeros(2, 3, dtype=torch.long)).shape == (2, 3, llm.vocab)
+    assert model.perplexity(["a red star", "blue"]) > 1
+    assert len(model.ask(["what color is the star?", "is there a ring?"], max_new_tokens=2)) == 2
 
 
 def test_turns_leave_nobody_out():
