@@ -43,9 +43,13 @@ class WordMap:
 
     def __iter__(self) -> Iterator[LayerWords]:
         """Image by image, and of each the layers in the order asked for."""
-        for number, name in enumerate(self.names):
-            for layer, images in self.words.items():
-                yield LayerWords(name, layer, self.grid, images[number])
+        for number in range(len(self.names)):
+            yield from self._layers(number)
+
+    def _layers(self, number: int) -> list[LayerWords]:
+        """One image, layer by layer."""
+        name = self.names[number]
+        return [LayerWords(name, layer, self.grid, images[number]) for layer, images in self.words.items()]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row a word: image, layer, token, row and column of its patch, rank, word, cosine."""
@@ -65,8 +69,8 @@ class WordMap:
     def html(self, title: str = "What visual tokens say", whole: bool = True) -> str:
         """A page that needs nothing else; not `whole`: a piece of one."""
         pictures = [
-            {"name": name, "png": png(picture), "layers": [one for one in self if one.image == name]}
-            for name, picture in zip(self.names, self.pictures, strict=True)
+            {"name": self.names[number], "png": png(picture), "layers": self._layers(number)}
+            for number, picture in enumerate(self.pictures)
         ]
         text = resources("mmalign.vlm").joinpath("wordmap.html").read_text(encoding="utf-8")
         template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
