@@ -14,7 +14,7 @@ from mmalign.errors import RunError
 from mmalign.pipeline import existing, task
 from mmalign.pipeline import load as checkpoints
 from mmalign.plan.cards import Registry
-from mmalign.vlm import folder as hub
+from mmalign.vlm import folder
 from tests.cli.conftest import finished
 from tests.conftest import TINY, command
 from tests.plan.test_mistakes import assert_mistake, shelf, snapshot
@@ -80,7 +80,7 @@ def test_the_same_numbers_from_wherever_it_lies(model, mmalign, monkeypatch):
     assert "note: its encoder's final norm is a layer of large numbers" in result.err
     (stage,) = Path("runs").glob("export-*")
     whole, cards = checkpoints.load(str(model)), task.load(model).cards
-    hub.save(Path("mine"), whole.vision, whole.adapter, whole.llm, cards)
+    folder.save(Path("mine"), whole, cards)
     repository = Path("hub/models--org--toy").absolute()
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
@@ -96,11 +96,11 @@ def test_an_imported_model_answers_as_before(exported, mmalign):
     assert mmalign("import", exported, "mine").out.startswith("mine: mmalign eval mine")
     picture = Image.effect_noise((72, 72), 80).convert("RGB")
     ours, theirs, first = (checkpoints.load(name) for name in ("mine", "out", "runs"))
-    answers = [m.generate("what is this ?", picture, max_new_tokens=5) for m in (ours, theirs, first)]
+    answers = [m.ask("what is this ?", picture, max_new_tokens=5) for m in (ours, theirs, first)]
     assert answers[0] == answers[1] == answers[2]
     assert isinstance(ours.adapter, MLP)
     assert {p.dtype for p in theirs.parameters()} == {torch.float32}  # as it was trained; its parts began in bf16
-    assert torch.allclose(ours.see(picture), first.see(picture), atol=1e-4)
+    assert torch.allclose(ours.visual_tokens(picture), first.visual_tokens(picture), atol=1e-4)
 
 
 def test_a_llava_folder_that_lacks_a_weight_is_not_given_random_ones(exported):

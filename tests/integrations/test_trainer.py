@@ -16,7 +16,7 @@ from mmalign.integrations.transformers_vlm import wrap
 from mmalign.objectives.lm import NextToken
 from mmalign.stages import export
 from mmalign.toyworld.data import Captions, VisualChat
-from mmalign.vlm.model import pictures
+from mmalign.vlm.pictures import pictures
 from tests.cli.conftest import finished
 from tests.conftest import TINY
 

@@ -10,7 +10,7 @@ from mmalign.adapters import Adapter
 from mmalign.adapters.mlp import MLP
 from mmalign.errors import CheckError
 from mmalign.llms.causal import CausalLM
-from mmalign.plan.cards import Card, Registry, target
+from mmalign.plan.cards import Card, Registry, build, inside, target
 from mmalign.testing import check_model, small
 from mmalign.vlm.model import VLM
 
@@ -71,7 +71,7 @@ def test_a_head_that_takes_rows_and_nothing_else_is_enough(start):
 
     class Rows(start("llm")):
         def head(self, hidden_ND):
-            rows, dim = hidden_ND.shape
+            _, dim = hidden_ND.shape
             assert dim == self.dim
             return super().head(hidden_ND)
 
@@ -99,9 +99,8 @@ def test_small_parts_cover_the_registry(tmp_path):
 
 
 def _dim(given):
-    from mmalign.vlm import folder
-
-    return folder._vision(given, None).dim
+    card = replace(given["vision"], family="vision")
+    return build(card, inner=inside("vision", given)).dim
 
 
 class Forgetful(MLP):
