@@ -99,8 +99,8 @@ def test_small_parts_cover_the_registry(tmp_path):
 
 
 def _dim(given):
-    card = replace(given["vision"], family="vision")
-    return build(card, inner=inside("vision", given)).dim
+    named = {role: replace(card, family="vision") for role, card in given.items()}
+    return build(named["vision"], inner=inside("vision", named)).dim
 
 
 class Forgetful(MLP):
