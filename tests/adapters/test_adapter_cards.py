@@ -119,6 +119,12 @@ class Dead(Broken):
         self.spare = nn.Linear(2, 2)
 
 
+class Loose(Broken):
+    def forward(self, patches_BPC: torch.Tensor) -> torch.Tensor:
+        layer = next(module for module in self.modules() if isinstance(module, torch.nn.Linear))
+        return torch.nn.functional.linear(patches_BPC, layer.weight, layer.bias)
+
+
 class Detached(Broken):
     def forward(self, patches_BPC: torch.Tensor) -> torch.Tensor:
         return super().forward(patches_BPC.detach())
@@ -158,6 +164,7 @@ BROKEN = {
     Random: "the same input gives another output in eval mode",
     Mixed: "a sample's output depends on the others in its batch",
     Dead: "no gradient reaches spare.weight, spare.bias",
+    Loose: r"forward\(\) uses a weight outside of its module's forward",
     Detached: "no gradient reaches the patches",
     Blind: "1 patches change no token",
     Forgetful: r"state_dict\(\) does not hold everything it needs",
