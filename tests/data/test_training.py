@@ -66,8 +66,8 @@ def test_bad_rows_are_counted(written, parts):
     bad = BadSamples(2)
     collated = Collate(Conversations(written), chat, vision, vision.patches, 500, bad).batch(range(8), seed=0)
     assert len(collated.ids) == 6
-    assert bad.found["gone@6"] == "missing: no image none.png"
-    assert "json: row 7 is not valid JSON" in str(bad.found)
+    assert bad.reasons["gone@6"] == "missing: no image none.png"
+    assert "json: row 7 is not valid JSON" in str(bad.reasons)
     with pytest.raises(StageError, match="2 unusable samples"):
         batch(Conversations(written), parts, range(8), bad=1)
 

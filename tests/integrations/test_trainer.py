@@ -24,6 +24,13 @@ IMAGES = 6
 WEIGHTS = {"lm": 1.0, "sea": 0.5, "basic-direction": 2.0, "basic-distribution": 0.01}
 
 
+@pytest.fixture(autouse=True)
+def no_rank(monkeypatch):
+    """A process as a reader's is: DeepSpeed, in other tests of this one, names a rank, and accelerate believes it."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A training stage whose adapter is drawn; its encoder has no final norm, as LLaVA's class wants it."""
