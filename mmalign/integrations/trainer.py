@@ -107,7 +107,6 @@ class SupervisedModel(Supervised):
             mask_RS=torch.ones_like(ids_RS) if mask_RS is None else mask_RS.long(),
             weight_RS=trained_RS.float(),
             pixels_B3SS=pixels_B3SS,
-            mark=self.vlm.llm.chat.mark,
             seed=int(torch.randint(1 << 31, ())),  # of the global generator: a seeded run draws the same labels
         )
         (labels,) = self._labels

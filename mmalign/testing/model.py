@@ -49,7 +49,7 @@ def _conversation(vlm: VLM) -> Batch:
     ids_RS = torch.tensor([row.ids + [chat.pad] * (wide - len(row.ids)) for row in rows])
     mask_RS = torch.tensor([[1] * len(row.ids) + [0] * (wide - len(row.ids)) for row in rows])
     weight_RS = torch.tensor([[float(t) for t in row.trained] + [0.0] * (wide - len(row.ids)) for row in rows])
-    return Batch(ids_RS, mask_RS, weight_RS, vlm.pixels(pictures()[:2]), chat.mark)
+    return Batch(ids_RS, mask_RS, weight_RS, vlm.pixels(pictures()[:2]))
 
 
 def _step(model: Supervised, batch: Batch) -> None:

@@ -23,7 +23,6 @@ class Batch:
     mask_RS: Tensor
     weight_RS: Tensor  # how much predicting the token at a position counts; 0: not trained
     pixels_B3SS: Tensor | None  # None: no image in this pass
-    mark: int  # the id that holds an image's place
     words_BPK: Tensor | None = None  # labels from a store, or from the data itself
     scores_BPK: Tensor | None = None
     label_pixels_B3SS: Tensor | None = None  # the same images, prepared for the label source's own encoder
@@ -80,7 +79,6 @@ def collate(rows: Sequence[Sequence[Sample]], chat: Chat, seed: int = 0) -> Batc
         mask_RS=mask_RS,
         weight_RS=weight_RS,
         pixels_B3SS=torch.stack(pixels) if pixels else None,
-        mark=chat.mark,
         words_BPK=torch.stack(words) if words else None,
         scores_BPK=torch.stack(scores) if scores else None,
         label_pixels_B3SS=torch.stack(label_pixels) if label_pixels else None,

@@ -16,7 +16,7 @@ def test_every_layer_of_an_evaluated_model(folders, family):  # noqa: F811
     images = [picture(n) for n in (0, 3)]
     states = model.vlm.hidden_states(images)
     batch = batch_of(model, [0])  # the image comes first in it
-    columns = (batch.ids_RS[0] == batch.mark).nonzero()[:, 0]
+    columns = (batch.ids_RS[0] == model.vlm.llm.chat.mark).nonzero()[:, 0]
     for n, visual_QD in enumerate(states[0]):
         embeds = model.embed(batch, visual_QD[None])
         want = model.vlm.llm.lm.base_model(

@@ -316,7 +316,7 @@ def slow(model, batch, layers, kind, attention):
     refined, shares = [], []
     tokens = model.vlm.adapter.tokens
     for row in range(len(batch.ids_RS)):
-        columns = (batch.ids_RS[row] == batch.mark).nonzero()[:, 0].tolist()
+        columns = (batch.ids_RS[row] == model.vlm.llm.chat.mark).nonzero()[:, 0].tolist()
         text = [s for s, real in enumerate(batch.mask_RS[row].tolist()) if real and s not in columns]
         for start in range(0, len(columns), tokens):
             own = columns[start : start + tokens]
@@ -350,7 +350,7 @@ def test_what_is_seen_in_passing_equals_eager(folders, family, layers, kind, lef
 def plain(model, batch, layers, kind):
     """refined and share from transformers' eager pass, by the functions that one's own loop would call."""
     hidden, attentions = eager(model, batch, layers)
-    visual_RS = batch.ids_RS == batch.mark
+    visual_RS = batch.ids_RS == model.vlm.llm.chat.mark
     rows, columns = (index.view(batch.images, -1) for index in torch.where(visual_RS))
     refined = refined_tokens([hidden_RSD[rows, columns] for hidden_RSD in hidden], kind)
     text_RS = (batch.mask_RS > 0) & ~visual_RS
@@ -391,9 +391,11 @@ def test_an_image_that_no_window_reaches_counts_nothing(folders, tmp_path):
     narrow = {**folders, "mistral": parts.llm("mistral", tmp_path, num_hidden_layers=4, sliding_window=4)}
     model = build(narrow, "mistral", a=Direction(2))
     batch = batch_of(model, [2])  # image, " or ", image
-    first = int((batch.ids_RS[0] == batch.mark).nonzero()[0])
+    first = int((batch.ids_RS[0] == model.vlm.llm.chat.mark).nonzero()[0])
     batch.ids_RS[0, first:] = 5  # any word
-    batch.ids_RS[0, first : first + 2 * model.vlm.adapter.tokens] = batch.mark  # side by side, no word between them
+    batch.ids_RS[0, first : first + 2 * model.vlm.adapter.tokens] = (
+        model.vlm.llm.chat.mark
+    )  # side by side, no word between them
     with torch.no_grad():
         terms, _ = model(batch)
     assert torch.isfinite(terms["a"])
@@ -459,7 +461,7 @@ def test_attention_in_chunks_of_text_is_the_same(folders, monkeypatch):
 def test_an_image_behind_all_text_is_refused(folders):
     model = build(folders, "llama", a=Direction())
     batch = batch_of(model, [0])
-    last = int((batch.ids_RS[0] == batch.mark).nonzero()[-1])
+    last = int((batch.ids_RS[0] == model.vlm.llm.chat.mark).nonzero()[-1])
     batch.mask_RS[0, last + 1 :] = 0
     with pytest.raises(StageError, match="an image has no text behind it"):
         model(batch)

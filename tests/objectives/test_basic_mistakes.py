@@ -59,7 +59,7 @@ def test_an_llm_without_a_list_of_layers_is_refused_before_the_first_step(folder
 def test_an_image_behind_all_text_is_refused_at_the_step(folders):  # noqa: F811
     model = build(folders, "llama", a=Direction())
     batch = batch_of(model, [0])
-    last = int((batch.ids_RS[0] == batch.mark).nonzero()[-1])
+    last = int((batch.ids_RS[0] == model.vlm.llm.chat.mark).nonzero()[-1])
     batch.mask_RS[0, last + 1 :] = 0
     with pytest.raises(StageError, match="an image has no text behind it") as caught:
         model(batch)

@@ -83,7 +83,7 @@ def probe(objectives: dict[str, torch.nn.Module]) -> tuple[Supervised, Batch]:
     model = Supervised(VLM(eye, MLP(WIDE, dim, GRID), mouth), objectives).to(device, dtype)
     model.prepare()
     model.freeze_all_but(["adapter"])
-    return model, _batch(images, patches, vocab - 1).to(torch.device(device))
+    return model, _batch(images, patches, mouth.chat.mark).to(torch.device(device))
 
 
 def _batch(images: int, patches: int, mark: int) -> Batch:
@@ -92,4 +92,4 @@ def _batch(images: int, patches: int, mark: int) -> Batch:
     ids_RS[:, BEFORE : BEFORE + patches] = mark
     weight_RS = torch.zeros(images, length)
     weight_RS[:, -BEHIND:] = 1
-    return Batch(ids_RS, torch.ones_like(ids_RS), weight_RS, torch.zeros(images, 3, 1, 1), mark)
+    return Batch(ids_RS, torch.ones_like(ids_RS), weight_RS, torch.zeros(images, 3, 1, 1))

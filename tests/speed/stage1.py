@@ -83,7 +83,7 @@ def probe() -> tuple[Supervised, Batch]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         eye = HFVision(str(_clip(Path(folder) / "clip", width, deep)), random=True)
-        words = tokenizer("bytelevel", Path(folder))
+        tokenizer("bytelevel", Path(folder))
         LlamaConfig(
             hidden_size=dim, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
             num_key_value_heads=heads, vocab_size=32_000, max_position_embeddings=1024,
@@ -93,7 +93,7 @@ def probe() -> tuple[Supervised, Batch]:
     model = Supervised(vlm, {"lm": NextToken()}).to(device, torch.bfloat16)
     model.prepare()
     model.freeze_all_but(["adapter"])
-    return model, _batch(CAPTIONS[:images], eye.patches, len(words)).to(device)
+    return model, _batch(CAPTIONS[:images], eye.patches, mouth.chat.mark).to(device)
 
 
 def _clip(folder: Path, width: int, deep: int) -> Path:
@@ -113,4 +113,4 @@ def _batch(captions: list[int], patches: int, known: int) -> Batch:
     for row, behind in enumerate(captions):
         weight_RS[row, BEFORE + patches :][:behind] = 1
         mask_RS[row, : BEFORE + patches + behind] = 1
-    return Batch(ids_RS, mask_RS, weight_RS, torch.randn(len(captions), 3, IMAGE, IMAGE).bfloat16(), known)
+    return Batch(ids_RS, mask_RS, weight_RS, torch.randn(len(captions), 3, IMAGE, IMAGE).bfloat16())

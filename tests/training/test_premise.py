@@ -29,7 +29,7 @@ def test_shares_by_layer(folders, tmp_path):  # noqa: F811
     batch, words, premise = made(model, tmp_path, right)
     found = premise.look()
     hidden, _ = eager(model, batch, 3)
-    at = torch.where(batch.ids_RS == batch.mark)
+    at = torch.where(batch.ids_RS == model.vlm.llm.chat.mark)
     with torch.no_grad():
         stages = [model.see(batch)[0].flatten(0, 1), *(h[at] for h in hidden)]
         weights = model.looks[0].weights

@@ -83,7 +83,7 @@ def llava(model, batch):
     config = LlavaConfig(
         vision_config=eye.tower.config,
         text_config=mouth.lm.config,
-        image_token_index=batch.mark,
+        image_token_index=model.vlm.llm.chat.mark,
         projector_hidden_act="gelu",
         vision_feature_layer=-2,
         vision_feature_select_strategy="default" if eye.tower.config.model_type.startswith("clip") else "full",
@@ -160,7 +160,7 @@ def test_visual_tokens_stand_where_the_marks_were(folders):
     batch = collate(model).batch([2, 1, 0], seed=0)
     visual_BQD, _ = model.see(batch)
     embeds_RSD = model.embed(batch, visual_BQD)
-    at = batch.ids_RS == batch.mark
+    at = batch.ids_RS == model.vlm.llm.chat.mark
     assert torch.equal(embeds_RSD[at], visual_BQD.flatten(0, 1))
     assert torch.equal(embeds_RSD[~at], model.vlm.llm.embed(batch.ids_RS[~at]))
     assert at.sum(1).tolist() == [50, 0, 25]
@@ -305,7 +305,7 @@ def test_resampled_takes_the_patch_under_the_centre(come, go):
 
 def test_the_passs_random_numbers_are_its_own(folders):
     model = build(folders)
-    batch = Batch(torch.zeros(1, 1).long(), torch.ones(1, 1).long(), torch.zeros(1, 1), None, 5, seed=3)
+    batch = Batch(torch.zeros(1, 1).long(), torch.ones(1, 1).long(), torch.zeros(1, 1), None, seed=3)
     torch.manual_seed(0)
     first = torch.rand(3, generator=model._random(batch))
     torch.manual_seed(1)
