@@ -24,7 +24,6 @@ from mmalign.plan.recipe import Evaluate
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
 from mmalign.vlm.model import VLM
-from mmalign.vlm.vocabulary import spelled
 from mmalign.vlm.wordmap import png
 
 PICTURES = 6  # images shown in the report
@@ -173,17 +172,12 @@ def pictures(vlm: VLM, bench: Benchmark) -> list[dict[str, Any]]:
         if question.image is not None and len(first) < PICTURES:
             first.setdefault(question.image, question)
     images = [bench.image(reference) for reference in first]
-    words = nearest_words(vlm, images) if images else []
+    named = vlm.nearest_words(images, top_k=1).words[0] if images else []
+    words = [[nearest[0][0] for nearest in tokens] for tokens in named]
     return [
         {"png": _png(image), "grid": vlm.grid, "words": own, "question": question.text, "id": question.id}
         for image, own, question in zip(images, words, first.values(), strict=True)
     ]
-
-
-def nearest_words(vlm: VLM, images: Sequence[Any]) -> list[list[str]]:
-    """The text of the vocabulary token nearest (cosine) to each visual token."""
-    _, token_BQK = vlm.nearest_tokens(images)[0]
-    return [[spelled(vlm.llm.chat.tokenizer, i) for i in row] for row in token_BQK[..., 0].tolist()]
 
 
 def _png(image: Any) -> str:

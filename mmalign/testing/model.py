@@ -13,7 +13,7 @@ from mmalign.data import MARK, Turn
 from mmalign.objectives.lm import NextToken
 from mmalign.plan.cards import Card
 from mmalign.testing.vision import pictures
-from mmalign.vlm.batch import Batch
+from mmalign.vlm.batch import Batch, Sample, collate
 from mmalign.vlm.folder import build, read, save
 from mmalign.vlm.model import PARTS, VLM
 from mmalign.vlm.supervised import Supervised, keep_reached, part_of
@@ -37,19 +37,12 @@ def check_model(cards: Mapping[str, Card], folder: Path) -> None:
 
 def _conversation(vlm: VLM) -> Batch:
     """Two pictures, one in the middle of the text, and two answers of different lengths; padded."""
-    chat = vlm.llm.chat
-    said = [("What is this?", "A red star."), (f"Look: {MARK}\nWhat colour?", "Blue, and large.")]
-    rows = [
-        chat.encode(
-            [Turn("user", f"{MARK}\n{ask}" if MARK not in ask else ask), Turn("assistant", answer)], [vlm.tokens]
-        )
-        for ask, answer in said
-    ]
-    wide = max(len(row.ids) for row in rows)
-    ids_RS = torch.tensor([row.ids + [chat.pad] * (wide - len(row.ids)) for row in rows])
-    mask_RS = torch.tensor([[1] * len(row.ids) + [0] * (wide - len(row.ids)) for row in rows])
-    weight_RS = torch.tensor([[float(t) for t in row.trained] + [0.0] * (wide - len(row.ids)) for row in rows])
-    return Batch(ids_RS, mask_RS, weight_RS, vlm.pixels(pictures()[:2]))
+    said = [(f"{MARK}\nWhat is this?", "A red star."), (f"Look: {MARK}\nWhat colour?", "Blue, and large.")]
+    samples = []
+    for (question, answer), pixels_3SS in zip(said, vlm.pixels(pictures()[:2]), strict=True):
+        row = vlm.llm.chat.encode([Turn("user", question), Turn("assistant", answer)], [vlm.tokens])
+        samples.append([Sample(question, row.ids, [float(trained) for trained in row.trained], [pixels_3SS])])
+    return collate(samples, vlm.llm.chat)
 
 
 def _step(model: Supervised, batch: Batch) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mmalign.training import optim
 from mmalign.training.events import Events
 from mmalign.vlm.batch import Batch
 from mmalign.vlm.supervised import Supervised
+from tests import ports
 from tests.conftest import TINY
 
 STEPS = 2
@@ -79,10 +79,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     found = {"labels": saved(planned(folder, "two", LABEL, 0))}
     for name, words in (("plain", WORDS), ("gathered", GATHERED)):
         found[name] = [saved(planned(folder, f"{name}-{zero}", words, zero))[0] for zero in ZERO[name]]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, (port, [place for places in found.values() for place in places]), nprocs=2)
+    mp.spawn(_rank, (ports.free(), [place for places in found.values() for place in places]), nprocs=2)
     return found
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.training.optim import groups
 from mmalign.training.premise import Premise
-from tests import parts
+from tests import parts, ports
 from tests.objectives.test_basic import Rows, batch_of, build
 
 STEPS = 4
@@ -76,11 +75,8 @@ def lines(place: Path) -> list[dict[str, float]]:
 
 def test_two_processes_log_the_losses_of_one(tmp_path: Path):
     folders = {"clip": parts.clip(tmp_path / "clip"), "llama": parts.llm("llama", tmp_path / "llama")}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     train(folders, tmp_path / "one", 0)
-    mp.spawn(ranks, (port, folders, tmp_path), nprocs=2)
+    mp.spawn(ranks, (ports.free(), folders, tmp_path), nprocs=2)
     metrics, premise = lines(tmp_path / "one" / "metrics.jsonl"), lines(tmp_path / "one" / "premise.jsonl")
     assert [line["step"] for line in metrics] == [1, 2, 3, 4]
     for stage in STAGES:

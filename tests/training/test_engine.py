@@ -1,7 +1,6 @@
 """DeepSpeed under the loop: every ZeRO stage, precision and number of processes steps alike, and resumes exactly."""
 
 import os
-import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training.engine import Engine, connect, world
 from mmalign.training.optim import factor, groups
+from tests import ports
 
 PASSES = 4  # a step, over all ranks
 
@@ -149,10 +149,7 @@ def _ranks(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one_and_one_goes_on_with_their_checkpoint(tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_ranks, (port, str(tmp_path)), nprocs=2)
+    mp.spawn(_ranks, (ports.free(), str(tmp_path)), nprocs=2)
     expected = plain(6)
     for zero in range(4):
         two = torch.load(tmp_path / f"{zero}.pt", weights_only=True)

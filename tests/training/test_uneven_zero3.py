@@ -4,7 +4,6 @@ A module that one rank calls and another does not is a collective that does not 
 """
 
 import os
-import socket
 import time
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from mmalign.training.optim import groups
 from mmalign.vision.hf import HFVision
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import PassLabels, Supervised
-from tests import parts
+from tests import parts, ports
 from tests.objectives.test_basic import Rows
 from tests.training.test_basic_zero import lines, partitioned
 
@@ -98,10 +97,7 @@ def ranks(rank: int, port: int, folders: dict[str, Path], place: Path) -> None:
 
 def test_two_unlike_ranks_log_the_losses_of_one(tmp_path: Path):
     folders = {"clip": parts.clip(tmp_path / "clip"), "llama": parts.llm("llama", tmp_path / "llama")}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = mp.spawn(ranks, (port, folders, tmp_path), nprocs=2, join=False)
+    both = mp.spawn(ranks, (ports.free(), folders, tmp_path), nprocs=2, join=False)
     patience = time.monotonic() + 300
     while not both.join(timeout=1):
         if time.monotonic() > patience:

@@ -73,12 +73,18 @@ def build(tmp_path_factory):
 
 
 def tokens_told(model: VLM) -> VLM:
-    """Answers as their token ids: two texts may be equal and their tokens not. Many tokens end an answer, so that
-    those of one pass end at different times."""
+    """Answers as their token ids: two texts may be equal and their tokens not."""
     chat = model.llm.chat
-    chat.ends |= set(range(7, len(chat.tokenizer), 3))
     chat.text = lambda ids: " ".join(str(one) for one in ids if one not in chat.ends)
     return model
+
+
+def ends_of_some(answers: Sequence[str]) -> int:
+    """A token behind the first of some answers and in none of some others: whoever ends at it ends early, the others
+    go on. Which one depends on the weights, and those on the machine that draws them."""
+    said = [[int(token) for token in answer.split()] for answer in answers]
+    ends = {token for tokens in said for token in tokens[1:]}
+    return min(token for token in ends if any(token not in tokens for tokens in said))
 
 
 @torch.no_grad()
@@ -100,10 +106,11 @@ def alone(model, bench, question):
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_greedy_answers_equal_batch_1_generate(build, family, each):
     model, bench = build(family), Quiz(images=6 // each + 1, each=each)
+    model.llm.chat.ends.add(ends_of_some([alone(model, bench, question) for question in bench.questions()]))
     found = {q.id: text for q, text in model.answers(bench, bench.questions(), batch=20)}
     assert found == {q.id: alone(model, bench, q) for q in bench.questions()}
     assert len(set(found.values())) > 1
-    assert each == 6 or len({len(text.split()) for text in found.values()}) > 1  # some ended, some went on
+    assert len({len(text.split()) for text in found.values()}) > 1  # some ended, some went on
 
 
 def test_the_windows_are_shorter_than_the_prompts_and_are_felt(build):

@@ -11,6 +11,7 @@ from mmalign.training.premise import Premise
 from mmalign.vlm.vocabulary import NearestTokens
 from tests.objectives.test_basic import batch_of, build, folders  # noqa: F401
 from tests.vlm.test_model import picture
+from tests.vlm.test_prefix import Quiz
 
 
 class Seen(Data):
@@ -35,7 +36,7 @@ def inspect(model, tmp_path):
 
 
 def report(model, tmp_path):
-    return evaluate.nearest_words(model.vlm, [picture(0), picture(1)])
+    return [page["words"] for page in evaluate.pictures(model.vlm, Quiz(images=2, each=1))]
 
 
 def premise(model, tmp_path):
