@@ -16,8 +16,10 @@ from torch import Tensor
 
 BLOCK = 64  # words whose maximum is taken first: the K best words lie in the K blocks with the largest maxima
 MORE = 14  # candidates beyond K in the first pass; with fewer, many rows need a second
-LIMIT = 64 << 20  # bytes of rough scores held, at a time and between calls: new memory costs as much as the maxima
-ROWS = 48  # patches whose candidates are scored at a time: their words stay in the cache
+# bytes of rough scores held, at a time and between calls: new memory costs as much as the maxima
+LIMIT = {"cpu": 64 << 20, "cuda": 512 << 20}
+# patches whose candidates are scored at a time: on a CPU their words stay in the cache, a GPU wants few large calls
+ROWS = {"cpu": 48, "cuda": 1024}
 ALIGN = 32  # columns; thin tails slow the product down
 HALF_ULP = 2.0**-8  # of a bf16 number, relative, with room for the order of summation
 
@@ -58,9 +60,14 @@ class Bank:
         if not len(patch_NJ):
             none_NK = patch_NJ.new_zeros(0, keep)
             return none_NK.long(), none_NK
-        rows = max(1, LIMIT // (2 * len(self.rough_WJ)))
-        parts = [self._best(chunk_NJ, keep) for chunk_NJ in torch.split(patch_NJ, rows)]
+        parts = [self._best(chunk_NJ, keep) for chunk_NJ in torch.split(patch_NJ, self.rows)]
         return torch.cat([words for words, _ in parts]), torch.cat([scores for _, scores in parts])
+
+    @property
+    def rows(self) -> int:
+        """Patches whose rough scores are held at a time."""
+        place = self.rough_WJ.device.type
+        return max(1, LIMIT.get(place, LIMIT["cpu"]) // ((4 if place == "cuda" else 2) * len(self.rough_WJ)))
 
     def _best(self, patch_NJ: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         if keep + MORE > len(self.rough_WJ) // BLOCK:  # a short list: the plain way is the fast way
@@ -87,7 +94,8 @@ class Bank:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """words_NK and scores_NK from so many candidates, and whether each row is certified."""
         word_NC, last_N = _block_top(rough_NW, candidates)
-        parts = zip(torch.split(patch_NJ, ROWS), torch.split(word_NC, ROWS), strict=True)
+        rows = ROWS.get(patch_NJ.device.type, ROWS["cpu"])
+        parts = zip(torch.split(patch_NJ, rows), torch.split(word_NC, rows), strict=True)
         exact_NC = torch.cat([torch.einsum("nj,ncj->nc", part, _rows(self.text_WJ, words)) for part, words in parts])
         exact_NC -= self.mean_W[word_NC]
         best = (self.sign * exact_NC).topk(keep, dim=1)

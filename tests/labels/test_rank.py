@@ -71,7 +71,7 @@ def test_memory_is_bounded_by_a_chunk_not_by_patches_times_words(monkeypatch):
     seen = []
     rough = Bank._rough
     monkeypatch.setattr(Bank, "_rough", lambda self, p: seen.append(len(p)) or rough(self, p))
-    monkeypatch.setattr(rank, "LIMIT", 7 * 2 * len(bank.rough_WJ))
+    monkeypatch.setitem(rank.LIMIT, "cpu", 7 * 2 * len(bank.rough_WJ))
     words, scores = bank.best(patch, 5)
     assert max(seen) == 7
     assert sum(seen) == 50

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaModel
 from mmalign.llms import Look, Places, watch
 
 from . import Pairs, in_turn
-from ._work import clock
+from ._work import clock, on_gpu
 
 TARGET = 1.03
 PATCHES, BEFORE, BEHIND = 576, 35, 50  # tokens of an image, and of the text around it
@@ -32,7 +32,7 @@ def measure() -> Pairs:
         hidden_size=dim, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=heads // 4, vocab_size=32, max_position_embeddings=1024,
     )  # fmt: skip
-    model = LlamaModel(config).eval().to("cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32)
+    model = (on_gpu(LlamaModel) if cuda else LlamaModel)(config).eval()
     lm, look = Wrapped(model), Look(tuple([2 / layers] * (layers // 2)), attention=True)
     length = BEFORE + PATCHES + BEHIND
     embeds_RSD = torch.randn(images, length, dim, device=model.device, dtype=model.dtype)

@@ -22,7 +22,7 @@ from mmalign.vlm.supervised import Supervised
 from tests.parts import tokenizer
 
 from . import Pairs, in_turn
-from ._work import clock, peak
+from ._work import clock, made_there, peak
 
 TARGET = 1.10
 GRID, WIDE = (24, 24), 1024  # of CLIP ViT-L at 336 pixels
@@ -77,7 +77,8 @@ def probe(objectives: dict[str, torch.nn.Module]) -> tuple[Supervised, Batch]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer("bytelevel", folder)
         config.save_pretrained(folder)
-        mouth = CausalLM(folder, random=True)
+        with made_there():
+            mouth = CausalLM(folder, random=True)
     patches = GRID[0] * GRID[1]
     eye = Seen(torch.randn(images, patches, WIDE, device=device, dtype=dtype))
     model = Supervised(VLM(eye, MLP(WIDE, dim, GRID), mouth), objectives).to(device, dtype)

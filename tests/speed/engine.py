@@ -58,10 +58,11 @@ def _alone(model: VLM, bench: Benchmark) -> Iterator[tuple[str, str]]:
     chat, lm = model.llm.chat, model.llm.lm
     for question in bench.questions():
         visual_1QD = model.visual_tokens(bench.image(question.image))
-        ids_1S = torch.tensor([chat.prompt([Turn("user", f"{MARK}\n{question.text}")], [visual_1QD.shape[1]])])
+        ids = chat.prompt([Turn("user", f"{MARK}\n{question.text}")], [visual_1QD.shape[1]])
+        ids_1S = torch.tensor([ids], device=visual_1QD.device)
         seen_1S = ids_1S == chat.mark
         embeds_1SD = model.llm.embed(ids_1S.masked_fill(seen_1S, 0))
-        embeds_1SD[seen_1S] = visual_1QD[0]
+        embeds_1SD[seen_1S] = visual_1QD[0].to(embeds_1SD.dtype)
         made = lm.generate(
             inputs_embeds=embeds_1SD, attention_mask=torch.ones_like(ids_1S), do_sample=False, pad_token_id=chat.pad,
             max_new_tokens=bench.max_new_tokens, eos_token_id=list(chat.ends),

@@ -30,7 +30,7 @@ from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import Supervised
 
 from . import Pairs, in_turn
-from ._work import clock, peak
+from ._work import clock, made_there, peak
 
 TARGET = 1 / 1.9
 MEMORY = 0.5
@@ -81,7 +81,7 @@ def probe() -> tuple[Supervised, Batch]:
     width, deep = (1024, 24) if cuda else (192, 8)
     device = torch.device("cuda" if cuda else "cpu")
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, made_there():
         eye = HFVision(str(_clip(Path(folder) / "clip", width, deep)), random=True)
         tokenizer("bytelevel", Path(folder))
         LlamaConfig(

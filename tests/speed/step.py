@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -14,9 +13,11 @@ from mmalign.plan import read as compose
 from mmalign.plan.recipe import Train
 from mmalign.stages import supply, train
 from mmalign.training import optim
+from mmalign.training.engine import device
 from mmalign.training.events import Events
 
-from . import Pairs
+from . import Pairs, seconds
+from ._work import wall
 
 TARGET = 1.10
 STEPS = 33
@@ -62,12 +63,10 @@ class _Made:
 def _in_turn(passes: list[list[Any]], plain: Any, found: Pairs) -> Iterator[list[Any]]:
     """Hands Fit its batches; between two of its steps the plain loop makes the same step."""
     for step in passes:
-        began = perf_counter()
-        plain(step)
-        found.reference.append(perf_counter() - began)
-        began = perf_counter()
+        found.reference.append(seconds(lambda: plain(step), wall))  # noqa: B023
+        began = wall()
         yield step
-        found.ours.append(perf_counter() - began)
+        found.ours.append(wall() - began)
 
 
 def _plain(made: _Made, stage: Train) -> Any:
@@ -81,7 +80,7 @@ def _plain(made: _Made, stage: Train) -> Any:
         total = 0.0
         for batch in passes:
             torch.manual_seed(batch.seed)
-            terms, _ = made.model(batch)
+            terms, _ = made.model(batch.to(device()))
             loss = sum(stage.objectives[name].weight * term for name, term in terms.items()) / len(passes)
             loss.backward()
             total += loss.item()

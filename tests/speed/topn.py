@@ -4,7 +4,6 @@ way, an fp32 product and topk. The last row is memory: that of 8 images' patches
 import torch
 from torch.nn.functional import normalize
 
-from mmalign.labels import rank
 from mmalign.labels.rank import Bank
 
 from . import Pairs, in_turn
@@ -17,8 +16,10 @@ TIMES = 9
 
 def measure() -> dict[str, Pairs]:
     torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.no_grad():
-        bank, patch_NJ = Bank.of(cone(WORDS)), normalize(torch.randn(PATCHES, WIDTH), dim=-1)
+        bank = Bank.of(cone(WORDS).to(device))
+        patch_NJ = normalize(torch.randn(PATCHES, WIDTH, device=device), dim=-1)
         half_NJ, half_WJ = patch_NJ.bfloat16(), bank.text_WJ.bfloat16()
         found = {
             "topn": in_turn(lambda: bank.best(patch_NJ, KEEP), lambda: half_NJ @ half_WJ.T, TIMES, clock),
@@ -26,15 +27,15 @@ def measure() -> dict[str, Pairs]:
             "topn-memory": Pairs(target=1.1, unit="MiB"),
         }
         found["topn-plain"].target = 1 / 3
-        chunk = rank.LIMIT // (2 * len(bank.rough_WJ))
+        chunk = bank.rows
         for count, peaks in ((chunk, found["topn-memory"].reference), (8 * PATCHES, found["topn-memory"].ours)):
-            many_NJ, bank.held = normalize(torch.randn(count, WIDTH), dim=-1), None
+            many_NJ, bank.held = normalize(torch.randn(count, WIDTH, device=device), dim=-1), None
             peaks.append(float(peak(lambda: bank.best(many_NJ, KEEP))))  # noqa: B023
     return found
 
 
-def cone(words: int, angle: float = 0.7) -> torch.Tensor:
+def cone(words: int, angle: float = 0.7, width: int = WIDTH) -> torch.Tensor:
     """text_WJ: unit vectors around a common direction, as text encoders give them."""
     random = torch.Generator().manual_seed(0)
-    axis_J = normalize(torch.randn(WIDTH, generator=random), dim=0)
-    return normalize(axis_J + angle * torch.randn(words, WIDTH, generator=random) / WIDTH**0.5, dim=-1)
+    axis_J = normalize(torch.randn(width, generator=random), dim=0)
+    return normalize(axis_J + angle * torch.randn(words, width, generator=random) / width**0.5, dim=-1)

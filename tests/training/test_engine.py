@@ -45,9 +45,9 @@ def train(engine, optim, start, stop):
     for step in range(start, stop):
         g = torch.Generator().manual_seed(step)
         x, y = torch.randn(PASSES, 2, 8, generator=g), torch.randn(PASSES, 2, 4, generator=g)
-        total, passes = torch.zeros(1), range(rank, PASSES, ranks)
+        total, passes = torch.zeros(1, device=engine.device), range(rank, PASSES, ranks)
         for number in passes:
-            loss = engine(x[number], y[number])
+            loss = engine(x[number].to(engine.device), y[number].to(engine.device))
             engine.backward(loss)
             engine.step(factor(step, 10, optim), last=number == passes[-1])
             total += loss.detach().float() / PASSES
