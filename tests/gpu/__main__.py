@@ -136,8 +136,8 @@ def about(tiny: bool) -> list[str]:
         f"- versions: {versions()}",
         f"- command: `python -m tests.gpu{' --tiny' * tiny}`",
         "- weights are random, in bf16 unless a row says fp32; nothing is downloaded",
-        "- times are medians of runs in turn, each until the device has done its work, after one to warm up and one for "
-        "memory; peak GiB is all that torch has allocated at the worst moment, the weights among it",
+        "- times are medians of runs in turn, each until the device has done its work, after one to warm up and one "
+        "for memory; peak GiB is all that torch has allocated at the worst moment, the weights among it",
         "- MFU counts the matrix products a step cannot do without, of real positions: forward, gradients of "
         "activations, of weights only where they learn; the causal half of attention; the head of trained tokens; the "
         "encoder forward; three products of BASIC's KL. Neither padding, recomputation, labels nor attention rows",

@@ -76,7 +76,7 @@ def _labelled(sheet: Sheet, table: str, what: str, eye: HFVision, source: Neares
 
 
 def evaluation(sheet: Sheet, tiny: bool) -> None:
-    """18 questions an image, Vicuna-7B's shape, bf16: ours beside transformers' generate with one question at a time."""
+    """18 questions an image, Vicuna-7B's shape, bf16: ours beside transformers' generate, one question at a time."""
     vlm = model(SMALL_CLIP, SMALL["Vicuna-7B"]) if tiny else model(CLIP, LLMS["Vicuna-7B"])
     times = 1 if tiny else 3
     lengths = (2,) if tiny else (2, 16)
@@ -85,7 +85,7 @@ def evaluation(sheet: Sheet, tiny: bool) -> None:
         bench.max_new_tokens = length  # type: ignore[misc]
         questions = bench.questions()
         table = f"Evaluation, {TEXTS} questions an image of {vlm.tokens} tokens, up to {length} new tokens, bf16"
-        packed = dict((one.id, text) for one, text in vlm.answers(bench, questions, batch=len(questions)))
+        packed = {one.id: text for one, text in vlm.answers(bench, questions, batch=len(questions))}
         alone = dict(engine._alone(vlm, bench))
         same = sum(packed[name] == text for name, text in alone.items())
         arms = {

@@ -121,7 +121,7 @@ def model(eye: Encoder, mouth: Language) -> VLM:
 
 
 def batch(vlm: VLM, behind: Sequence[int], room: int = 0) -> Batch:
-    """Samples of text, an image, and so many trained tokens. room: positions of a row that samples share; 0: none do."""
+    """Samples of text, an image, and so many trained tokens. room: positions of a row that samples share; 0: none."""
     g = torch.Generator().manual_seed(0)
     known, tokens, side = vlm.llm.chat.mark, vlm.tokens, vlm.vision.image_size
     rows: list[list[Sample]] = [[]]

@@ -106,10 +106,12 @@ def in_rounds(
         if name not in taken and torch.cuda.is_available():  # its frames are gone, and what they held
             gc.collect()
             torch.cuda.empty_cache()
-    for _ in range(times):
-        for name, seconds in taken.items():
-            seconds.append(spent(arms[name]))
-    return {name: (median(seconds), peaks[name]) for name, seconds in taken.items()}
+    for name in [name for _ in range(times) for name in taken]:
+        try:
+            taken[name].append(spent(arms[name]))
+        except Exception as err:
+            failed(name, err)
+    return {name: (median(seconds), peaks[name]) for name, seconds in taken.items() if seconds}
 
 
 def peak_rate() -> tuple[float, str]:

@@ -1,4 +1,4 @@
-"""Where these tests run: on a GPU, or nowhere; `python -m tests.gpu --tiny` runs them on the CPU, so that they cannot rot."""
+"""Where these tests run: on a GPU or nowhere; `python -m tests.gpu --tiny` runs them on a CPU, so that they last."""
 
 import os
 
@@ -14,6 +14,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use"))
+
+
+@pytest.fixture(autouse=True)
+def whole_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch lets convolutions of fp32 round to TF32: an encoder's patches would be 1e-3 off the CPU's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture

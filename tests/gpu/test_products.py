@@ -14,8 +14,8 @@ from mmalign.objectives.vocabulary import vocabulary_kl
 pytestmark = pytest.mark.gpu
 ROWS, DIM, VOCAB = 300, 192, 1111
 DTYPES = [torch.float32, torch.bfloat16]
-# of the value, of the gradient: relative. What is rounded before we see it is rounded for both; the gradient of rows is a
-# product of bf16 probabilities, and comes back in bf16.
+# of the value, of the gradient: relative. What is rounded before we see it is rounded for both; the gradient of rows is
+# a product of bf16 probabilities, and comes back in bf16.
 BOUNDS = {torch.float64: (1e-12, 1e-11), torch.float32: (1e-5, 2e-5), torch.bfloat16: (1e-3, 1e-2)}
 
 
@@ -35,7 +35,7 @@ def test_logits_are_rounded_to_no_less_than_fp32(device, dtype):
     logits_RV = rows.logits(rows_RD, embed_VD)
     assert logits_RV.dtype == torch.promote_types(dtype, torch.float32)
     whole = device.type == "cuda" or dtype not in (torch.bfloat16, torch.float16)
-    assert off(logits_RV, exact_RV) < (2e-6 if whole else 1e-2)  # bf16 itself: 2e-3
+    assert off(logits_RV, exact_RV) < (1e-5 if whole else 1e-2)  # bf16 itself: 2e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])

@@ -58,7 +58,7 @@ def test_a_random_clip_labels_as_on_the_cpu(device, tmp_path, monkeypatch):
         source.prepare(lambda: (), lambda count: [(dense_PJ, "") for dense_PJ in dense_BPJ])  # noqa: B023
         labelled.append([t.cpu() for t in source.to(place).label(dense_BPJ.flatten(0, 1))])
     (_, want), (_, scores) = labelled
-    assert torch.allclose(scores, want, atol=1e-5)
+    assert torch.allclose(scores, want, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
