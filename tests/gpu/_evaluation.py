@@ -64,7 +64,7 @@ def _labelled(sheet: Sheet, table: str, what: str, eye: HFVision, source: Neares
         "the encoder alone": dense,
         "encoder, words, rows of the store": labelled,
         "the words alone": ranked,
-        "a picture of 640 x 480 to pixels, one thread": lambda: [eye.pixels(picture) for _ in range(images)],
+        "pictures of 640 x 480 to pixels, one after the other": lambda: [eye.pixels(picture) for _ in range(images)],
     }
     found = in_rounds(arms, times, partial(sheet.failed, table))
     for name, (seconds, memory) in found.items():

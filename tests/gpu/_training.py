@@ -28,7 +28,7 @@ from tests.speed.stage1 import CAPTIONS, llavas_of
 from tests.speed.topn import KEEP, cone
 
 from ._shapes import CLIP, LLMS, SMALL, SMALL_CLIP, Work, batch, model, parameters
-from ._sheet import Sheet, in_rounds, peak_rate
+from ._sheet import Sheet, in_rounds, peak_rate, product_rate
 
 WEIGHTS = {"direction": 1.0, "distribution": 0.01}
 CONVERSATIONS = [190, 330, 75, 250, 120, 410, 160, 95]  # trained tokens of the samples of a tune step
@@ -55,9 +55,13 @@ def training(sheet: Sheet, name: str, tiny: bool) -> None:
     captions, conversations = (CAPTIONS[-2:], [20, 40, 10]) if tiny else (CAPTIONS, CONVERSATIONS)
     vlm = model(eye, mouth)
     rate, of_what = peak_rate()
+    own = f"{product_rate() / 1e12:.3g} TFLOP/s"
+    sheet.add("What MFU is a share of", during=name, rate=of_what, measured_on_a_large_bf16_product=own)
     align(sheet, name, vlm, Work(eye, mouth, captions), words, times, rate)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     tune(sheet, name, vlm, Work(eye, mouth, conversations), max(1, times - 2), rate, tiny)
-    sheet.add("How MFU is counted", what=name, of=of_what)
 
 
 def align(sheet: Sheet, name: str, vlm: VLM, work: Work, words: int, times: int, rate: float) -> None:
