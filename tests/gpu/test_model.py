@@ -109,9 +109,12 @@ def test_packed_answers_are_those_of_generate_one_at_a_time(device, folders, fam
     eye = HFVision(folders("clip", parts.clip))
     torch.manual_seed(1)
     model = sharp(Supervised(VLM(eye, MLP(eye.dim, llm.dim, eye.grid), llm), {}))
+    for name, parameter in llm.named_parameters():
+        if any(word in name for word in ("q_proj.weight", "k_proj.weight", "qkv_proj.weight")):
+            parameter.data.mul_(8)  # attention that picks, so that answers follow the question
     vlm = tokens_told(model.vlm.float().to(device).eval())
     quiz = Quiz()
     quiz.asked = [question for question in quiz.asked if question.image is not None]
     own = {question.id: text for question, text in vlm.answers(quiz, quiz.questions(), batch=12)}
     assert own == dict(_alone(vlm, quiz))
-    assert len(set(own.values())) > 1 or family == "gemma"  # whose random weights always say the same
+    assert len(set(own.values())) > 6
