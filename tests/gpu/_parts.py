@@ -109,7 +109,7 @@ PARTS = {
     "vicuna": Part(100, _training("Vicuna-7B")),
     "gemma": Part(90, _training("Gemma-2B")),
     "labels": Part(60, _labels),
-    "evaluation": Part(70, _evaluation),
+    "evaluation": Part(110, _evaluation),
     "speed": Part(140, speed),
 }
 

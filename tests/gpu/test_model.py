@@ -80,11 +80,11 @@ def test_losses_and_gradients_are_those_of_the_cpu_packed_or_not(device, folders
         model.to(place).zero_grad()
         terms, _ = model(collate(model, pack).batch(ROWS, 3).to(place))
         sum(terms.values()).backward()
-        grads = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+        grads = {name: p.grad.cpu().clone() for name, p in model.named_parameters() if p.grad is not None}
         results.append(({name: term.item() for name, term in terms.items()}, grads))
     (want, gradients), *others = results
     for terms, own in others:
-        assert terms == pytest.approx(want, rel=1e-4)
+        assert terms == pytest.approx(want, rel=1e-4, abs=1e-7)  # KL of all but equal distributions is a rounding
         for name, gradient in gradients.items():
             assert torch.allclose(own[name], gradient, atol=1e-6 + 1e-3 * float(gradient.abs().max())), name
 
