@@ -4,12 +4,14 @@ import os
 import random
 import socket
 
-FIRST, EACH = 20_000, 1_000  # below the ports that systems lend to connections, 32,768 and up on Linux
+FIRST, EACH, PARTS = 20_000, 1_000, 12  # below the ports that systems lend to connections, 32,768 and up on Linux
 
 
 def free() -> int:
-    """Of this test worker's own thousand, so that no other worker and no connection takes it in between."""
-    first = FIRST + EACH * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    """One of this test worker's thousand, so that no connection takes it in between, nor another worker: of more than
+    PARTS some share one, and hardly ever a port."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = FIRST + EACH * (worker % PARTS)
     for port in random.sample(range(first, first + EACH), EACH):
         with socket.socket() as one:
             try:

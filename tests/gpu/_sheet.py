@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tests.speed import seconds
 from tests.speed._work import wall
 
 Row = dict[str, Any]
@@ -69,13 +70,6 @@ def _cell(value: Any) -> str:
     return str(value).replace("|", "/").replace("\n", " ")
 
 
-def spent(call: Callable[[], object]) -> float:
-    """Seconds of the wall until all its work is done."""
-    began = wall()
-    call()
-    return wall() - began
-
-
 def most(call: Callable[[], object]) -> float | None:
     """GiB of the GPU's memory in use at the worst moment of a call; None without a GPU."""
     if not torch.cuda.is_available():
@@ -108,10 +102,10 @@ def in_rounds(
             torch.cuda.empty_cache()
     for name in [name for _ in range(times) for name in taken]:
         try:
-            taken[name].append(spent(arms[name]))
+            taken[name].append(seconds(arms[name], wall))
         except Exception as err:
             failed(name, err)
-    return {name: (median(seconds), peaks[name]) for name, seconds in taken.items() if seconds}
+    return {name: (median(each), peaks[name]) for name, each in taken.items() if each}
 
 
 def peak_rate() -> tuple[float, str]:
@@ -133,4 +127,4 @@ def product_rate() -> float:
     calls = 10
     run = lambda: [one @ other for _ in range(calls)]  # noqa: E731
     run()
-    return calls * 2 * size**3 / median(spent(run) for _ in range(3))
+    return calls * 2 * size**3 / median(seconds(run, wall) for _ in range(3))
