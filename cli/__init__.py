@@ -27,6 +27,18 @@ Runs = Annotated[Path, typer.Option(help="where stages are kept")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
+def _allow_code(allow: bool) -> bool:
+    """For this process and the stages it starts; `main` takes it back."""
+    if allow:
+        os.environ[ALLOW_CODE] = "1"
+    return allow
+
+
+ALLOW_CODE = "MMALIGN_ALLOW_CODE"
+ALLOW_HELP = "import classes that no card or package here names (or MMALIGN_ALLOW_CODE=1)"
+AllowCode = Annotated[bool, typer.Option("--allow-code", callback=_allow_code, help=ALLOW_HELP)]
+
+
 @app.command()
 def run(
     recipe: RecipeArg,
@@ -35,6 +47,7 @@ def run(
     devices: Annotated[int, typer.Option(min=1, help="processes on this machine, one a device")] = 1,
     hosts: Annotated[Path | None, typer.Option(help="a DeepSpeed host file")] = None,
     force: Annotated[list[str] | None, typer.Option(help="run this stage again; its old folder is kept aside")] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run every stage of a recipe that is not done."""
     from mmalign.pipeline.run import Launch
@@ -56,6 +69,7 @@ def plan(
     runs: Runs = Path("runs"),
     devices: Annotated[int, typer.Option(min=1, help="memory is estimated for so many")] = 1,
     as_json: Json = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Show the stages of a recipe: which are done, why the others are not, and what they will take."""
     from . import show
@@ -65,7 +79,7 @@ def plan(
 
 
 @app.command()
-def check(recipe: RecipeArg, overrides: Overrides = None) -> None:
+def check(recipe: RecipeArg, overrides: Overrides = None, allow_code: AllowCode = False) -> None:
     """Say what is wrong with a recipe; nothing is run."""
     from . import show
 
@@ -115,6 +129,7 @@ def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="runs/evaluate-..., or a trained model")],
     out: Annotated[Path, typer.Option(help="the page with the questions that flipped")] = Path("compare.html"),
     as_json: Json = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Put evaluations side by side: what differs, how surely, and on which questions."""
     from . import comparing
@@ -138,6 +153,7 @@ def eval_(
     vllm: Annotated[bool, typer.Option("--vllm", help="answer an exported folder inside vLLM")] = False,
     runs: Runs = Path("runs"),
     as_json: Json = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Evaluate a trained model."""
     from . import models
@@ -153,6 +169,7 @@ def inspect(
     keep: Annotated[int, typer.Option(min=1, help="words a token")] = 5,
     out: Annotated[Path | None, typer.Option(help="write a page there, as .html, in place of the table")] = None,
     as_json: Json = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Show the words nearest to each visual token."""
     from . import inspecting
@@ -165,6 +182,7 @@ def chat_(
     checkpoint: Checkpoint,
     images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE...", help="shown before the first line")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="of an answer")] = 256,
+    allow_code: AllowCode = False,
 ) -> None:
     """Talk with a trained model about images."""
     from . import chat
@@ -176,6 +194,7 @@ def chat_(
 def export(
     checkpoint: Checkpoint,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where it goes; must not be there yet")],
+    allow_code: AllowCode = False,
 ) -> None:
     """Write a trained model, in the precision it was trained in, as a folder that plain transformers loads.
 
@@ -245,6 +264,7 @@ def data_check(
     jobs: Annotated[int | None, typer.Option(min=1, help="processes; left out: one a core")] = None,
     quarantine: Annotated[Path | None, typer.Option(help="write the records that cannot be used there")] = None,
     as_json: Json = False,
+    allow_code: AllowCode = False,
 ) -> int:
     """Read every record and image, and say what cannot be used."""
     from . import data as verbs
@@ -260,6 +280,7 @@ def data_show(
     vision: Annotated[str | None, typer.Option(help="whose patches; left out: an image is one token")] = None,
     rows: Annotated[str, typer.Option(help="a number, or first:last")] = "0:3",
     as_json: Json = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Show records as a model gets them: which tokens are trained, and the images."""
     from . import data as verbs
@@ -289,6 +310,7 @@ def labels_show(
     place: Store,
     keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="record ids; left out: the first")] = None,
     out: Annotated[Path, typer.Option(help="the picture")] = Path("labels.png"),
+    allow_code: AllowCode = False,
 ) -> None:
     """Draw the labels of images onto them."""
     from . import labels as verbs
@@ -298,6 +320,16 @@ def labels_show(
 
 def main(args: list[str] | None = None) -> Any:
     """The command; every error of mmalign ends here, without a traceback."""
+    allowed = os.environ.get(ALLOW_CODE)
+    try:
+        return _main(args)
+    finally:
+        os.environ.pop(ALLOW_CODE, None)
+        if allowed is not None:
+            os.environ[ALLOW_CODE] = allowed
+
+
+def _main(args: list[str] | None) -> Any:
     try:
         code = app(args, prog_name="mmalign", standalone_mode=False)
         sys.stdout.flush()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mmalign.benchmarks import Benchmark, Gaps, Probe, Score
 from mmalign.errors import DataError, RunError
 from mmalign.io import files
-from mmalign.plan.cards import Card, Registry, build, target
+from mmalign.plan.cards import Card, Registry, build, own, target
 from mmalign.plan.read import setting
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def card_of(name: str, data: str | None, words: Sequence[str]) -> Card:
 
 def build_benchmark(card: Card) -> Benchmark:
     """The benchmark a card names; DataError for what measures a model and so has no answers."""
+    card = own(card)
     if isinstance(kind := target(card), type) and issubclass(kind, Probe):
         what = f"{card.name} measures the model itself: it has no answers to score"
         raise DataError(what, fix=f"mmalign eval --bench {card.name}")
@@ -96,7 +97,7 @@ def ready(node: "Node") -> None:
     if (node.folder / "stage.json").exists():
         return
     for card in node.cards.values():
-        kind = target(card) if card.family == "benchmarks" else None
+        kind = target(own(card)) if card.family == "benchmarks" else None
         if isinstance(kind, type) and issubclass(kind, FiledBenchmark):
             build(card).ready()
 

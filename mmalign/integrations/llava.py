@@ -73,7 +73,7 @@ def adapter(source: str, target: Path, name: str) -> dict[str, Any]:
     widths = {"patch_dim": linears[0].shape[1], "llm_dim": linears[-1].shape[0]}
     card = {
         "summary": f"the projector of {Path(source).name}, {linears[0].shape[1]} to {linears[-1].shape[0]}",
-        "target": "mmalign.integrations.llava.projector",
+        "target": "mmalign.integrations.llava.Projector",
         "args": {"depth": len(linears), "checkpoint": f"./{name}.safetensors"},
         "facts": {"keeps_grid": True, "linears": "depth", **widths},
     }
@@ -85,14 +85,18 @@ def adapter(source: str, target: Path, name: str) -> dict[str, Any]:
     return card
 
 
-def projector(
-    patch_dim: int, llm_dim: int, grid: tuple[int, int], depth: int = 2, checkpoint: str | None = None
-) -> MLP:
+class Projector(MLP):
     """An MLP adapter that begins with the weights of a file, as for `adapter_weights`."""
-    mlp = MLP(patch_dim, llm_dim, grid, depth)
-    if checkpoint:
-        load_adapter(mlp, checkpoint)
-    return mlp
+
+    def __init__(
+        self, patch_dim: int, llm_dim: int, grid: tuple[int, int], depth: int = 2, checkpoint: str | None = None
+    ) -> None:
+        super().__init__(patch_dim, llm_dim, grid, depth)
+        if checkpoint:
+            load_adapter(self, checkpoint)
+
+
+projector = Projector  # as cards name it that 0.1.0 wrote
 
 
 def llava(source: str, target: Path, template: str | None = None) -> None:

@@ -15,11 +15,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 from mmalign.errors import MMAlignError, RunError
+from mmalign.io import packages
 
 TABLES = {".json", ".jsonl", ".tsv", ".csv", ".txt", ".parquet"}  # what benchmarks keep questions and answers in
 
@@ -53,12 +53,8 @@ def local(spec: str) -> Path | None:
     """The local path a spec means, whether or not it exists; None for URLs, hub ids and words."""
     if spec.startswith("pkg:"):
         package, _, inside = spec[4:].partition("/")
-        try:
-            found = find_spec(package)
-        except (ImportError, ValueError):
-            found = None
-        places = list(found.submodule_search_locations or []) if found else []
-        return Path(places[0]) / inside if places else Path(spec)  # which does not exist
+        folder = packages.folder(package)
+        return folder / inside if folder else Path(spec)  # which does not exist
     if spec.startswith("data:"):
         return Path(os.environ.get("MMALIGN_DATA") or "data") / spec[5:]
     return Path(spec) if os.path.isabs(spec) else None

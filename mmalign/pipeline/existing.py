@@ -9,9 +9,10 @@ from mmalign.errors import RunError, suggest
 from mmalign.io import files
 from mmalign.pipeline import task
 from mmalign.pipeline.task import Task
-from mmalign.plan import graph, signatures
+from mmalign.plan import cards, graph, signatures, trust
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.check import protocols
+from mmalign.plan.exported import cards as exported_cards
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Evaluate, Export, Part, Reads, Recipe, Stage, Train
 from mmalign.plan.references import paths, targets
@@ -19,7 +20,7 @@ from mmalign.plan.references import paths, targets
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FIX = "a folder runs/train-..., an exported folder, or a hub id such as llava-hf/llava-1.5-7b-hf"
 KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a repository on the hub; never pickles
-LOAD, VLLM = "mmalign.pipeline.load.load", "mmalign.integrations.vllm.VLLM"  # what opens such a checkpoint
+LOAD, VLLM = trust.OPENERS  # what opens such a checkpoint
 WHOLE = "model"  # the role of a checkpoint that stands for vision, adapter and llm together
 
 
@@ -140,6 +141,8 @@ def again(place: Path, stage: Stage, registry: Registry, runs: Path = Path("runs
     """A stage that reads a model which is there already: beside a training stage, of anything else under `runs`."""
     if (place / "stage.json").exists():
         return _of_parent(task.load(place.resolve()), stage, registry)  # its name is looked at, and `.` has none
+    if (place / "mmalign.json").exists():
+        exported_cards(place, registry)  # what it may not name is said here, before a worker opens it
     hashes = files.Hashes(runs / ".hashes.json")
     asked, recipe = _asked(str(place), 42, stage, registry)
     whole = Card("", load, {"spec": str(place)}, name=str(place), family="checkpoints")
@@ -153,7 +156,7 @@ def _of_parent(stored: Task, stage: Stage, registry: Registry) -> Node:
     stage.reads = Reads(weights=stored.name)
     hashes = files.Hashes(stored.folder.parent / ".hashes.json")
     asked, recipe = _asked(stored.recipe, stored.seed, stage, registry)
-    own = {role: card for role, card in stored.cards.items() if role.split(".")[0] in ("vision", "adapter", "llm")}
+    own = parts(stored, registry)
     parent = Node(stored.name, stored.stage, recipe, stored.cards, stored.what, stored.folder, [])
     runs = stored.folder.parent
     new = graph.node(recipe, VERBS[stage.kind], own | asked, [("weights", parent)], runs, hashes)
@@ -162,14 +165,20 @@ def _of_parent(stored: Task, stage: Stage, registry: Registry) -> Node:
     return new
 
 
+def parts(stored: Task, registry: Registry) -> dict[str, Card]:
+    """The cards of a trained model; a CardError for a class that the registry does not know, see plan/trust.py."""
+    own = {role: card for role, card in stored.cards.items() if role.split(".")[0] in ("vision", "adapter", "llm")}
+    return {role: cards.own(card, registry) for role, card in own.items()}
+
+
 def _asked(name: str, seed: int, stage: Stage, registry: Registry) -> tuple[dict[str, Card], Recipe]:
     """The cards the stage itself names, checked, in a recipe of one stage."""
     verb = VERBS[stage.kind]
     recipe = Recipe(name=name, seed=seed, stages={verb: stage}, where=lambda _: "command line")
-    cards = graph.cards_of(recipe, verb, registry)
-    for problem in (*targets(recipe, verb, cards), *paths(cards), *protocols(recipe, verb, stage, cards)):
+    asked = graph.cards_of(recipe, verb, registry)
+    for problem in (*targets(recipe, verb, asked), *paths(asked), *protocols(recipe, verb, stage, asked)):
         raise problem
-    return cards, recipe
+    return asked, recipe
 
 
 VERBS = {"evaluate": "eval", "export": "export"}  # stages made here are called as the verbs that make them

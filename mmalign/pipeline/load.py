@@ -8,6 +8,8 @@ import torch
 
 from mmalign.io import files
 from mmalign.pipeline import build, existing, task
+from mmalign.plan.cards import Registry
+from mmalign.plan.exported import FORMAT
 from mmalign.plan.recipe import Train
 from mmalign.vlm import folder
 from mmalign.vlm.model import VLM
@@ -33,8 +35,9 @@ def load(spec: str | Path) -> VLM:
 def _of_stage(place: Path) -> VLM:
     trained = task.load(place)
     assert isinstance(trained.stage, Train), "existing.find lets no other stage through"
+    parts = existing.parts(trained, Registry())
     own = [(slot, parent) for slot, parent in trained.reads if slot in ("vision", "llm")]
-    model = build.vlm(replace(trained, reads=[*own, ("weights", place)]))
+    model = build.vlm(replace(trained, cards=parts, reads=[*own, ("weights", place)]))
     build.cast_all(trained.stage.precision, model)
     return model
 
@@ -44,7 +47,7 @@ def _of_llava(place: Path) -> VLM:
     from mmalign.integrations.llava import llava
 
     stamps = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(place.iterdir())]
-    target = files.cache("imported") / hashlib.sha256(f"{folder.FORMAT} {place} {stamps}".encode()).hexdigest()[:16]
+    target = files.cache("imported") / hashlib.sha256(f"{FORMAT} {place} {stamps}".encode()).hexdigest()[:16]
     if not target.exists():
         try:
             llava(str(place), target)

@@ -120,24 +120,26 @@ def _run_one(node: Node, launch: Launch, show: Show) -> None:
         if node.begun:
             task.load(node.folder)  # refuses a folder of another format before anything is touched
             files.sweep(node.folder)
-        task.save(node)
+        written = task.save(node)
         show.begin(node)
         began = time.monotonic()
         (node.folder / "error.json").unlink(missing_ok=True)
         files.write(node.folder / "events.jsonl", "")
-        _watch(node, _start(node, launch, lock), lambda event: show.event(node, event))
+        _watch(node, _start(node, launch, lock, written), lambda event: show.event(node, event))
         show.end(node, time.monotonic() - began)
     node.__dict__.pop("done", None)
 
 
-def _start(node: Node, launch: Launch, lock: int) -> subprocess.Popen[bytes]:
+def _start(node: Node, launch: Launch, lock: int, written: str) -> subprocess.Popen[bytes]:
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if not {"", os.getcwd()} & set(sys.path):  # as here: a torch.py beside a recipe is not imported
+        env["PYTHONSAFEPATH"] = "1"
     if not launch.hosts:
         env["MMALIGN_PARENT"] = str(os.getpid())  # DeepSpeed's launcher stands between us and its workers
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     if launch.devices > 1:
         env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.devices)))
-    command = launch.command(node)
+    command = [*launch.command(node), f"--written={written}"]
     if not shutil.which(command[0]):
         raise RunError(f"cannot start {command[0]!r}: not installed", fix="pip install deepspeed")
     with open(node.folder / "log.txt", "ab") as log:

@@ -1,9 +1,11 @@
 """What a stage is handed (stage.yaml) and what it leaves behind (stage.json)."""
 
+import hashlib
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mmalign import __version__
 from mmalign.errors import RunError
 from mmalign.io import files, yaml
-from mmalign.plan.cards import Card
+from mmalign.plan.cards import Card, foreign
 from mmalign.plan.graph import FORMAT, Node
+from mmalign.plan.interpolation import literal
 from mmalign.plan.recipe import KINDS, Stage
 
 FULL = 28  # exit code of a stage that found no space left, so perhaps none for error.json
@@ -37,8 +40,10 @@ class Task:
         return next((folder for name, folder in self.reads if name == slot), None)
 
 
-def save(node: Node) -> None:
-    """Write stage.yaml: all the worker needs; it never sees the recipe."""
+def save(node: Node) -> str:
+    """Write stage.yaml: all the worker needs; it never sees the recipe. Returns its hash, by which the worker knows
+    it for the file that was checked here.
+    """
     about = {
         "format": FORMAT,
         "mmalign": __version__,
@@ -51,26 +56,41 @@ def save(node: Node) -> None:
         "arms": node.arms,
         "what": node.what,
     }
-    files.write(node.folder / "stage.yaml", yaml.dump(about))
+    text = yaml.dump(about).encode()
+    files.write(node.folder / "stage.yaml", text)
+    return hashlib.sha256(text).hexdigest()
 
 
-def load(folder: Path) -> Task:
-    """The task in a stage folder; a RunError when another format of mmalign wrote it."""
-    about = yaml.read(folder / "stage.yaml", RunError).raw
+def load(folder: Path, written: str = "") -> Task:
+    """The task in a stage folder; a RunError when another format of mmalign wrote it.
+
+    written: what `save` returned. Without it, or where the file is another one, its cards may come from others: a
+    class that the registry does not know is then refused where it would be built, see plan/trust.py.
+    """
+    place = folder / "stage.yaml"
+    about = yaml.read(place, RunError).raw
+    card: Callable[..., Card] = partial(foreign, file=place)
+    if written and hashlib.sha256(content := place.read_bytes()).hexdigest() == written:
+        about, card = yaml.parse(content.decode(), str(place), RunError).raw, _written
     if about.get("format") != FORMAT:
         what = f"{folder.name} was begun in format {about.get('format')!r}; this mmalign reads format {FORMAT}"
         raise RunError(what, at=str(folder), fix="--force the stage, or another --runs folder")
     try:
-        return _task(folder, about)
+        return _task(folder, about, card)
     except (KeyError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as err:
         what, fix = f"stage.yaml is damaged: {type(err).__name__}: {err}", "--force the stage, or another --runs folder"
         raise RunError(what, at=str(folder / "stage.yaml"), fix=fix) from err
 
 
-def _task(folder: Path, about: dict[str, Any]) -> Task:
+def _written(raw: Mapping[str, Any], role: str) -> Card:
+    return Card(**raw)
+
+
+def _task(folder: Path, about: dict[str, Any], card: Callable[..., Card]) -> Task:
     kind = KINDS[about["stage"]["kind"]]
-    stage = cast(Stage, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), about["stage"])))
-    cards = {role: Card(**card) for role, card in about["cards"].items()}
+    settings = OmegaConf.create(literal(about["stage"]))
+    stage = cast(Stage, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings)))
+    cards = {role: card(raw, role=role) for role, raw in about["cards"].items()}
     reads = [(slot, folder.parent / other) for slot, other in about["reads"]]
     basics = {key: about[key] for key in ("name", "recipe", "seed", "what", "arms")}
     return Task(folder=folder, stage=stage, cards=cards, reads=reads, **basics)

@@ -22,15 +22,16 @@ from mmalign.pipeline import task
 def main() -> int:
     args = argparse.ArgumentParser(prog="mmalign.pipeline.worker")
     args.add_argument("folder", type=Path)
+    args.add_argument("--written", default="")  # the hash of the stage.yaml that our parent wrote
     args.add_argument("--devices", type=int, default=0)  # more than 1: start that many of us with torchrun
     given = args.parse_args()
     _die_with_parent()
     if given.devices > 1:
-        return _spread(given.folder, given.devices)
+        return _spread(given.folder, given.devices, given.written)
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        run(given.folder, rank)
+        run(given.folder, rank, given.written)
     except MMAlignError as err:
         return _fail(given.folder, err)
     except Exception as err:
@@ -50,23 +51,24 @@ def _full(err: Exception) -> bool:
     return code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run(folder: Path, rank: int) -> None:
-    """Run the stage in a folder; rank 0 writes its stage.json."""
+def run(folder: Path, rank: int, written: str = "") -> None:
+    """Run the stage in a folder; rank 0 writes its stage.json. written: see task.load."""
     began = time.time()
-    given = task.load(folder)
+    given = task.load(folder, written)
     stage = importlib.import_module(f"mmalign.stages.{given.stage.kind}")
     results: dict[str, Any] = stage.run(given)
     if rank == 0:
         task.finish(given, results, began, int(os.environ.get("WORLD_SIZE", "1")))
 
 
-def _spread(folder: Path, devices: int) -> int:
+def _spread(folder: Path, devices: int, written: str = "") -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     os.environ["MMALIGN_PARENT"] = str(os.getpid())
     try:
-        torchrun(["--standalone", f"--nproc-per-node={devices}", "-m", "mmalign.pipeline.worker", str(folder)])
+        worker = ["-m", "mmalign.pipeline.worker", str(folder), f"--written={written}"]
+        torchrun(["--standalone", f"--nproc-per-node={devices}", *worker])
     except ChildFailedError as err:  # its own summary of who failed first; the workers wrote what went wrong
         logging.error("%s", err)
         _, first = err.get_first_failure()

@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -19,19 +20,9 @@ from typing import Any
 
 from mmalign.errors import CardError, suggest
 from mmalign.io import files, yaml
-from mmalign.plan import signatures
+from mmalign.plan import signatures, trust
 
-# family: the classes of `mmalign.<family>` of which a part must be one
-CONTRACTS: dict[str, tuple[str, ...]] = {
-    "vision": ("Vision",),
-    "adapters": ("Adapter",),
-    "llms": ("LLM",),
-    "labels": ("LabelSource",),
-    "objectives": ("Objective",),
-    "data": ("Data",),
-    "benchmarks": ("Benchmark", "Probe"),
-}
-FAMILIES = tuple(CONTRACTS)
+FAMILIES = tuple(trust.CONTRACTS)
 # arguments of a card that name another card: (argument, in these families, the family it names)
 INNER = (("encoder", ("labels", "vision"), "vision"), ("data", ("benchmarks",), "data"))
 SHIPPED = "mmalign"
@@ -40,7 +31,7 @@ SHIPPED = "mmalign"
 @dataclass
 class Card:
     summary: str
-    target: str  # dotted path of a class or function: package.module.Name
+    target: str  # dotted path of a class of the family: package.module.Name
     args: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)  # what the built part promises: dim, grid, ...
     paper: str = ""
@@ -51,6 +42,11 @@ class Card:
     path: str = ""
 
 
+@dataclass
+class ForeignCard(Card):
+    """A card out of a file that may come from others: stage.yaml, mmalign.json. It is built once it is adopted."""
+
+
 _TYPES: dict[str, type] = {"summary": str, "target": str, "args": dict, "facts": dict, "paper": str, "license": str}
 
 
@@ -58,10 +54,15 @@ _WORDS: dict[type, str] = {str: "text", dict: "a mapping"}
 _FIXES: dict[type, str] = {str: "put it in quotes", dict: "{name: value}"}
 
 
+def _environment() -> list[str]:
+    """The shelves of the user's own."""
+    return [folder for folder in os.environ.get("MMALIGN_REGISTRY", "").split(os.pathsep) if folder]
+
+
 def shelves(extra: Iterable[str] = ()) -> list[tuple[str, Path]]:
     """(owner, folder) of every folder of cards, ours first."""
     extra = list(extra)
-    own = [*extra, *filter(None, os.environ.get("MMALIGN_REGISTRY", "").split(os.pathsep))]
+    own = [*extra, *_environment()]
     for folder in own:
         if not files.exists(Path(folder)) or not Path(folder).is_dir():
             where = "MMALIGN_REGISTRY" if folder not in extra else "registry"
@@ -77,10 +78,16 @@ def shipped() -> Path:
 
 
 class Registry:
-    """The parts one command can see; `shelf` adds folders to those of $MMALIGN_REGISTRY."""
+    """The parts one command can see; `shelf` adds folders to those of $MMALIGN_REGISTRY: a recipe's own `registry:`.
+
+    What a recipe brings may come from others: a card of such a shelf names a class that is one of its family as its
+    text says, and nothing of it is imported to find out.
+    """
 
     def __init__(self, shelf: Iterable[str] = ()) -> None:
+        shelf = list(shelf)
         self.shelves = shelves(shelf)
+        self._brought = _owners(shelf) - _owners(_environment())  # by a recipe
         self._owners: dict[str, dict[str, tuple[str, Any]]] = {}
 
     def names(self, family: str) -> list[str]:
@@ -94,8 +101,51 @@ class Registry:
         known = self._family(family)
         if name not in known:
             raise CardError(f"no {family} card named {name!r}", fix=f"{suggest(name, known)}   (mmalign list {family})")
-        owner, place = known[name]
-        return read(place, family, owner) if isinstance(place, Path) else _from_entry_point(place, family, owner)
+        card, owner = self._read(family, name)
+        if owner in self._brought and _told(card) is None:
+            trust.allow(family, name, card.target, f"{card.path}  target")
+        return card
+
+    def adopted(self, card: Card) -> Card:
+        """A card out of a file that may come from others as one that may be built; the members of a mixture, too.
+
+        Its class is one of mmalign's, or one that a card or package here names: called by that name, whatever else it
+        is called elsewhere, so that no other module is imported. Raises CardError for anything else; of a class of
+        the right family --allow-code makes a warning.
+        """
+        if card.family in FAMILIES:
+            own = replace(card, target=self._known_target(card))
+        elif card.family == "checkpoints" and card.target in trust.OPENERS:
+            own = card
+        else:
+            what = f"{card.name or 'a card'!r} is {card.target}, a part of no family"
+            raise CardError(what, at=card.path, fix="family: " + " | ".join(FAMILIES))
+        return self.filled(Card(**vars(own)))
+
+    def _known_target(self, card: Card) -> str:
+        defined = trust.resolved(card.target)
+        if trust.ours(defined, card.family):
+            return defined
+        known = self._targets(card.family)
+        for target in (card.target, defined):
+            if target in known:
+                return target
+        _told(card)
+        trust.allow(card.family, card.name, card.target, card.path)
+        return card.target
+
+    def _targets(self, family: str) -> set[str]:
+        """What cards and packages name of a family, and what that stands for; of what a recipe brings, only classes."""
+        targets = set()
+        for card, owner in (self._read(family, name) for name in self.names(family)):
+            with suppress(CardError):
+                if owner not in self._brought or _told(card):
+                    targets |= {card.target, trust.resolved(card.target)}
+        return targets
+
+    def _read(self, family: str, name: str) -> tuple[Card, str]:
+        owner, place = self._family(family)[name]
+        return (read if isinstance(place, Path) else _from_entry_point)(place, family, owner), owner
 
     def inside(self, card: Card, above: tuple[tuple[str, str], ...] = ()) -> dict[str, Card]:
         """The cards that a card's arguments name, and those that they name: {"encoder": card, "encoder.encoder": ...}.
@@ -124,19 +174,21 @@ class Registry:
         members = card.args.get("data")
         if card.family != "data" or not isinstance(members, list):
             return card
-        return replace(card, args={**card.args, "data": [self._member(one) for one in members]})
+        return replace(card, args={**card.args, "data": [self.member(one) for one in members]})
 
-    def _member(self, member: Any) -> Any:
+    def member(self, member: Any) -> Any:
+        """A member of a mixture as {target, args}; one of a `kind` as it is. See `filled`."""
         member = {"card": member} if isinstance(member, str) else member
-        if not isinstance(member, dict) or "card" not in member:
+        if not isinstance(member, dict) or not {"card", "target"} & set(member):
             return member
+        if "card" not in member:
+            return _as_member(self.adopted(_of_member(member)))
         for key in member:
             if key not in ("card", "args"):
                 fix = f"{{card: {member['card']}, args: {{{key}: ...}}}}"
                 raise CardError(f"a member of a mixture has `card` and `args`, and no {key!r}", fix=fix)
         own = self.card("data", str(member["card"]))
-        own = self.filled(replace(own, args={**own.args, **(member.get("args") or {})}))
-        return {"target": own.target, "args": own.args}
+        return _as_member(self.filled(replace(own, args={**own.args, **(member.get("args") or {})})))
 
     def _family(self, family: str) -> dict[str, tuple[str, Any]]:
         if family not in FAMILIES:
@@ -158,6 +210,39 @@ class Registry:
         for owner, shelf in [*self.shelves, *_package_shelves()]:
             for place in sorted((shelf / family).glob("*.yaml")):
                 yield place.stem, owner, place
+
+
+def _owners(folders: Iterable[str]) -> set[str]:
+    """The owners of cards on some shelves."""
+    return {f"shelf {Path(folder).resolve()}" for folder in folders}
+
+
+def _told(card: Card) -> bool | None:
+    """Whether a card's class is one of its family, as its text says; None where that does not tell.
+
+    Raises CardError for what is none, and for what is not there.
+    """
+    at = f"{card.path}  target"
+    try:
+        told = trust.of_family(card.target, card.family)
+    except signatures.Absent as err:
+        what = f"{card.family} {card.name!r} is {card.target}: {err}"
+        raise CardError(what, at=at, fix="check `target:`, or install the package that brings it") from err
+    if told is False:
+        raise trust.no_part(card.target, card.family, card.name, at)
+    return told
+
+
+def _of_member(member: Mapping[str, Any]) -> Card:
+    """A member of a mixture that names its class, as a card."""
+    args = member.get("args") or {}
+    if not isinstance(args, dict):
+        raise CardError(f"`args` of a member must be a mapping, got {args!r}", fix="args: {name: value}")
+    return Card("", str(member["target"]), args, name="a member", family="data")
+
+
+def _as_member(card: Card) -> dict[str, Any]:
+    return {"target": card.target, "args": card.args}
 
 
 def _package_shelves() -> Iterator[tuple[str, Path]]:
@@ -244,8 +329,35 @@ def read(place: Path, family: str = "", owner: str = SHIPPED) -> Card:
     return Card(**raw, name=place.stem, family=family or place.parent.name, origin=owner, path=str(place))
 
 
+def foreign(raw: Mapping[str, Any], file: Path, role: str) -> ForeignCard:
+    """A card as a file has it that may come from others; TypeError for what is none."""
+    card = ForeignCard(**{**raw, "path": f"{file}  cards.{role}"})
+    for name, kind in (("target", str), ("args", dict), ("name", str), ("family", str)):
+        if not isinstance(getattr(card, name), kind):
+            raise TypeError(f"{name!r} of the card {role!r} is {getattr(card, name)!r}")
+    return card
+
+
 def target(card: Card) -> Any:
-    """The class or function a card names, imported."""
+    """The class a card names, imported and looked at: nothing of it is called. A card of no family names anything.
+
+    Raises CardError for what cannot be imported, and for what is no class of the card's family; where its text says so
+    it is not imported.
+    """
+    names = trust.CONTRACTS.get(card.family)
+    if names:
+        with suppress(signatures.Absent):  # made while Python runs, or not there, which the import says
+            if trust.of_family(card.target, card.family) is False:
+                raise trust.no_part(card.target, card.family, card.name, card.path)
+    part = _imported(card)
+    if names:
+        contract = importlib.import_module(f"mmalign.{card.family}")
+        if not isinstance(part, type) or not issubclass(part, tuple(getattr(contract, name) for name in names)):
+            raise trust.no_part(card.target, card.family, card.name, card.path)
+    return part
+
+
+def _imported(card: Card) -> Any:
     module, _, attr = card.target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attr)
@@ -294,13 +406,21 @@ def build(
     argument and those inside them: {"encoder": card, "encoder.encoder": card}, as `inside(role, stage's cards)` gives.
     registry: where names are looked up that stand in neither; None: what every command can see.
 
-    Raises CardError for a class that cannot be imported, arguments that do not fit it, a name inside that is no card,
-    and a part that does not keep the contract of its family.
+    A card made in Python is the caller's own: its class may be any of its family. One that was read from a file that
+    travels (a ForeignCard) is adopted first, and so names a class that the registry knows.
+
+    Raises CardError for what is no such class or cannot be imported, arguments that do not fit it, and a name inside
+    that is no card.
     """
+    card = own(card, registry)
+    make = target(card)
     args = {**_without(card, given), **_members(card, registry), **_inner_parts(card, inner or {}, registry, given)}
-    part = _called(card, args, given)
-    _kept(part, card)
-    return part
+    return _called(make, card, args, given)
+
+
+def own(card: Card, registry: Registry | None = None) -> Card:
+    """The card itself; one out of a file that may come from others is adopted, or a CardError."""
+    return (registry or Registry()).adopted(card) if isinstance(card, ForeignCard) else card
 
 
 def _without(card: Card, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,8 +449,10 @@ def _members(card: Card, registry: Registry | None) -> dict[str, list[Any]]:
     members = card.args.get("data")
     if card.family != "data" or not isinstance(members, list):
         return {}
-    if any(isinstance(one, str) or (isinstance(one, dict) and "card" in one) for one in members):
-        members = (registry or Registry()).filled(card).args["data"]
+    named = [isinstance(one, str) or (isinstance(one, dict) and "card" in one) for one in members]
+    if any(named):
+        registry = registry or Registry()
+        members = [registry.member(one) if is_named else one for one, is_named in zip(members, named, strict=True)]
     return {"data": [_member_part(card, number, one, registry) for number, one in enumerate(members)]}
 
 
@@ -341,22 +463,12 @@ def _member_part(card: Card, number: int, member: Any, registry: Registry | None
     return build(own, registry=registry)
 
 
-def _called(card: Card, args: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def _called(make: Any, card: Card, args: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     import inspect  # here, because reading cards does without it
 
-    make = target(card)
     try:
         inspect.signature(make).bind(**given, **args)
     except TypeError as err:
         signature = str(inspect.signature(make))
         raise CardError(f"{card.family} {card.name!r}: {err}", at=card.path, fix=f"it takes {signature}") from err
     return make(**given, **args)
-
-
-def _kept(part: object, card: Card) -> None:
-    """Refuse a part that is none of its family's; cards of no family promise nothing."""
-    contract = importlib.import_module(f"mmalign.{card.family}") if card.family in CONTRACTS else None
-    if contract and not isinstance(part, tuple(getattr(contract, name) for name in CONTRACTS[card.family])):
-        names = " or ".join(CONTRACTS[card.family])
-        what = f"{card.name!r} is a {type(part).__name__}, not a {contract.__name__}.{names}"
-        raise CardError(what, at=card.path, fix=f"a {card.family} part subclasses {names}")

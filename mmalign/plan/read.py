@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mmalign.errors import MMAlignError, RecipeError, suggest
 from mmalign.io import files, yaml
 from mmalign.io.yaml import Document
+from mmalign.plan import interpolation
 from mmalign.plan.recipe import KINDS, LabelSettings, ObjectiveSettings, Part, Recipe, RecipeFile, Stage
 from mmalign.plan.validate import first_line, is_union, key_of, plain, typed
 
@@ -257,6 +258,9 @@ def _long(cls: type, item: Any) -> Any:
 
 def _recipe(document: Document) -> Recipe:
     try:
+        for key, asked in interpolation.refused(document.raw):
+            what = f"a recipe may not ask for {asked}: other keys, and of the environment MMALIGN_* alone"
+            raise RecipeError(what, at=document.where(key), fix="${other.key}, or ${oc.env:MMALIGN_NAME}")
         raw = OmegaConf.to_container(OmegaConf.create(document.raw), resolve=True)
         document.raw = cast(dict[str, Any], raw)
         document.raw = _Sugar(document, _kinds([document], 0)).recipe()  # again, for what stood behind ${...}

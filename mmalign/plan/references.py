@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import files
-from mmalign.plan import signatures
+from mmalign.plan import signatures, trust
 from mmalign.plan.cards import Card, members
 from mmalign.plan.graph import named
 from mmalign.plan.recipe import Part, Recipe
@@ -26,6 +26,9 @@ def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAli
         part, key = own.get(role, (Part(card.name), ""))
         try:
             takes = signatures.takes(card.target)
+            if trust.of_family(card.target, card.family) is False:
+                yield trust.no_part(card.target, card.family, card.name, f"{card.path}  target")
+                continue
         except signatures.Absent as err:
             yield CheckError(f"{card.family} {card.name!r}: {err}", at=f"{card.path}  target", fix="check `target:`")
             continue
@@ -38,6 +41,9 @@ def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAli
                 takes = signatures.takes(one.target) if one.target else None
             except signatures.Absent as err:
                 yield CheckError(f"{card.name!r}, member {number}: {err}", at=recipe.where(key), fix="{card: NAME}")
+                continue
+            if one.target and trust.of_family(one.target, card.family) is False:
+                yield trust.no_part(one.target, card.family, f"{card.name}/{number}", recipe.where(key))
                 continue
             for arg in set(one.args).difference(takes) if takes is not None else ():
                 what = f"{card.family} {card.name!r}, member {number} takes no argument {arg!r}"

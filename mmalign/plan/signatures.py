@@ -1,12 +1,14 @@
 """What a card's target takes and what its class says of itself, read from its source text: nothing is imported."""
 
 import ast
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from mmalign.io import packages
 
 DEEP = 20  # imports and base classes followed
 EMPTY = {"nn.Module", "torch.nn.Module", "Module", "object", "ABC", "Protocol", "Generic", "NamedTuple"}  # take nothing
@@ -87,6 +89,33 @@ def _literal(node: ast.expr) -> Any:
         return UNKNOWN
 
 
+def descends(target: str, above: Collection[str]) -> bool | None:
+    """Whether a target is one of some classes or a subclass of one; None where the text does not tell.
+
+    above: whole names, as in {"mmalign.adapters.Adapter"}. Absent when there is no such target. A text can lie (a name
+    bound again, a decorator): whoever calls the target asks the class itself first.
+    """
+    if target.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    definition = find(target)
+    return _descends(definition, above, DEEP) if definition else None
+
+
+def _descends(definition: Definition, above: Collection[str], deep: int) -> bool | None:
+    node = definition.node
+    if f"{definition.module}.{node.name}" in above:
+        return True
+    if not isinstance(node, ast.ClassDef):
+        return False
+    verdicts = []
+    for name in _bases(node):
+        base = _base(definition, name, deep) if deep else None
+        verdicts.append(_descends(base, above, deep - 1) if base else None)
+    if True in verdicts:
+        return True
+    return None if None in verdicts else False
+
+
 def summary(target: str) -> str:
     """The first line of a target's docstring; empty where there is none to read."""
     try:
@@ -111,18 +140,21 @@ def find(target: str, deep: int = DEEP) -> Definition | None:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     return find(f"{imported(node, module, place)}.{alias.name}", deep - 1)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and name in _bound(node):  # Old = New
+            return find(f"{module}.{node.value.id}", deep - 1)
     if not _may_have(text, name):
         raise Absent(f"{module} has no {name}")
     return None
 
 
+def _bound(node: ast.Assign) -> list[str]:
+    return [one.id for one in node.targets if isinstance(one, ast.Name)]
+
+
 def file_of(module: str) -> Path | None:
     """The file of a module; None where it is not a plain file. Absent when it is not installed."""
     top, *rest = module.split(".")
-    try:
-        spec = find_spec(top) if top else None
-    except (ImportError, ValueError):
-        spec = None
+    spec = packages.spec(top)
     if spec is None:
         raise Absent(f"no package {top!r} is installed")
     places = [Path(place) for place in spec.submodule_search_locations or []]
@@ -143,10 +175,7 @@ def file_of(module: str) -> Path | None:
 def folder_of(package: str) -> Path | None:
     """The folder of a package, or one inside it that need not be a package; None where there is none."""
     top, *rest = package.split(".")
-    try:
-        spec = find_spec(top) if top else None
-    except (ImportError, ValueError):
-        spec = None
+    spec = packages.spec(top)
     places = [Path(place).joinpath(*rest) for place in (spec and spec.submodule_search_locations) or []]
     return next((place for place in places if place.is_dir()), None)
 

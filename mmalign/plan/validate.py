@@ -13,6 +13,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mmalign.errors import RecipeError, suggest
 from mmalign.io.yaml import Document
+from mmalign.plan.interpolation import literal
 
 T = TypeVar("T")
 
@@ -20,7 +21,7 @@ T = TypeVar("T")
 def typed(cls: type[T], document: Document, raw: Any, under: str) -> T:
     """`raw` as a `cls`: wrong types, missing values and numbers out of range become a RecipeError."""
     try:
-        settings = cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), raw)))
+        settings = cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), literal(raw))))
     except MissingMandatoryValue as err:
         key, name = _lacking(raw, key_of(err))
         at = document.where(f"{under}.{key}".strip("."))

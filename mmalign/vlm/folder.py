@@ -14,14 +14,11 @@ from mmalign.adapters import Adapter
 from mmalign.errors import RunError
 from mmalign.io import files
 from mmalign.llms import LLM
-from mmalign.plan import cards
+from mmalign.plan import cards, exported
 from mmalign.plan.cards import Card
+from mmalign.plan.exported import AGAIN, FORMAT, ROLES
 from mmalign.vision import Vision
 from mmalign.vlm.model import VLM
-
-FORMAT = 1
-ROLES = {"vision": "vision", "adapter": "adapters", "llm": "llms"}  # of the cards every such folder has: family
-AGAIN = "export it again"
 
 
 def save(folder: Path, vlm: VLM, named: Mapping[str, Card]) -> None:
@@ -47,10 +44,11 @@ def write(folder: Path, adapter: Adapter, named: Mapping[str, Card]) -> None:
 def read(folder: str | Path) -> VLM:
     """The model in a folder that `save` wrote, in eval mode and in the precision it is stored in.
 
-    Raises RunError for anything else, CardError for a part that is damaged.
+    Raises RunError for anything else, CardError for a part that is damaged, or whose class is none that the registry
+    knows (plan/trust.py); that is said before any weights are read.
     """
     place = Path(folder)
-    vlm = build(_cards(place / "mmalign.json"), place).eval()
+    vlm = build(exported.cards(place), place).eval()
     assert vlm.adapter is not None
     _fill(vlm.adapter, place / "adapter.safetensors")
     return vlm
@@ -70,21 +68,6 @@ def build(named: Mapping[str, Card], place: Path | None = None) -> VLM:
 
 def _from(card: Card, checkpoint: Path) -> Card:
     return replace(card, args={**card.args, "checkpoint": str(checkpoint)})
-
-
-def _cards(place: Path) -> dict[str, Card]:
-    """The cards in a mmalign.json."""
-    about = files.read_json(place, fix=AGAIN)
-    version = about.get("format") if isinstance(about, dict) else None
-    if version != FORMAT:
-        what = f"exported in format {version!r}; this mmalign reads {FORMAT}"
-        raise RunError(what, at=str(place.parent), fix=AGAIN)
-    try:
-        named = {role: Card(**card) for role, card in about["cards"].items()}
-        return {role: named[role] for role in (*ROLES, *named)}
-    except (KeyError, TypeError, AttributeError) as err:
-        what = f"mmalign.json is damaged: {type(err).__name__}: {err}"
-        raise RunError(what, at=str(place), fix=AGAIN) from err
 
 
 def _fill(adapter: Adapter, place: Path) -> None:

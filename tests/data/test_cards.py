@@ -145,7 +145,7 @@ def test_a_recipe_with_a_mixture_of_cards(here):
         check(compose.load("r.yaml"))
     assert (caught.value.at, caught.value.fix) == ("r.yaml:6  stages.tune.data", "did you mean 'size'?")
     (here / "r.yaml").write_text("name: r\n" + text.replace("card: toy-chat", "target: mmalign.nothing.Data"))
-    with pytest.raises(CheckError, match="'mixture', member 0: "):
+    with pytest.raises(CardError, match="mmalign.nothing.Data: mmalign.nothing does not exist"):
         check(compose.load("r.yaml"))
     (here / "r.yaml").write_text("name: r\n" + text.replace("card: toy-chat", "card: toy-chatt"))
     with pytest.raises(CardError, match="no data card named 'toy-chatt'") as caught:

@@ -225,7 +225,7 @@ def test_a_card_that_is_no_data(tmp_path, monkeypatch, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "odd.yaml").write_text("summary: x\ntarget: collections.Counter\n")
     monkeypatch.setenv("MMALIGN_REGISTRY", str(tmp_path))
-    with pytest.raises(CardError, match="'odd' is a Counter, not a mmalign.data.Data"):
+    with pytest.raises(CardError, match="data 'odd': collections.Counter is no class of mmalign.data.Data"):
         run(capsys, "odd", [])
 
 

@@ -9,7 +9,7 @@ from mmalign.benchmarks.perplexity import Perplexity
 from mmalign.data import Data
 from mmalign.errors import CardError
 from mmalign.labels.words import NearestWords
-from mmalign.plan import cards
+from mmalign.plan import cards, trust
 from mmalign.plan.cards import Card, Registry
 from mmalign.toyworld.data import Captions
 from mmalign.vision import Vision
@@ -123,7 +123,7 @@ def test_members_that_cannot_be_built():
     card = replace(Registry().card("data", "mixture"), path="m.yaml")
     for member, what in [
         ({"target": "mmalign.nothing.Data"}, "cannot import 'mmalign.nothing.Data'"),
-        ({"target": "collections.Counter"}, "'mixture/0' is a Counter, not a mmalign.data.Data"),
+        ({"target": "collections.Counter"}, "data 'mixture/0': collections.Counter is no class of mmalign.data.Data"),
         ({"target": "mmalign.toyworld.data.Captions", "args": {"size": 3, "sise": 3}}, "sise"),
         ("toy-evil", "no data card named 'toy-evil'"),
     ]:
@@ -132,13 +132,16 @@ def test_members_that_cannot_be_built():
         assert what in caught.value.what
 
 
+@pytest.mark.parametrize(
+    "target", ["collections.Counter", "subprocess.getoutput", "yaml.SafeLoader", "jinja2.Template"]
+)
 @pytest.mark.parametrize("family", cards.FAMILIES)
-def test_a_part_that_is_none_of_its_family_is_refused(family):
-    card = Card("", "collections.Counter", name="odd", family=family, path="odd.yaml")
+def test_a_part_that_is_none_of_its_family_is_refused(family, target):
+    card = Card("", target, name="odd", family=family, path="odd.yaml")
     with pytest.raises(CardError) as caught:
         cards.build(card)
-    names = " or ".join(cards.CONTRACTS[family])
-    assert caught.value.what == f"'odd' is a Counter, not a mmalign.{family}.{names}"
+    names = " or ".join(trust.CONTRACTS[family])
+    assert caught.value.what == f"{family} 'odd': {target} is no class of mmalign.{family}.{names}"
     assert (caught.value.at, caught.value.fix) == ("odd.yaml", f"a {family} part subclasses {names}")
 
 

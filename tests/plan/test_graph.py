@@ -366,8 +366,7 @@ def test_why_skips_what_it_cannot_read(plan):
 def test_a_stage_file_gives_back_the_task(plan):
     nodes = plan()
     align = nodes["align"]
-    task.save(align)
-    given = task.load(align.folder)
+    given = task.load(align.folder, task.save(align))
     assert given.stage == align.stage
     assert given.cards == align.cards
     assert given.what == align.what

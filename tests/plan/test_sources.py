@@ -14,7 +14,9 @@ from mmalign.plan.recipe import Evaluate, Part
 from tests.conftest import TINY
 
 NO = "raise RuntimeError('imported')\n"
-ADAPTER = "class Gated:\n  def __init__(self, patch_dim, llm_dim, grid): ...\n"
+ADAPTER = (
+    "from mmalign.adapters import Adapter\nclass Gated(Adapter):\n  def __init__(self, patch_dim, llm_dim, grid): ...\n"
+)
 
 
 @pytest.fixture
@@ -153,8 +155,8 @@ def plan(here: Path, write):
     """plan(*words): {stage: node} of the tiny recipe with a shelf; its parts are in modules of others."""
     write({
         "gating/__init__.py": "", "gating/adapter.py": f"from .maths import gate\n{ADAPTER}", "gating/maths.py": "",
-        "eyes.py": "class Eye:\n  def __init__(self, checkpoint): ...\n",
-        "rows.py": "class Rows:\n  def __init__(self, size): ...\n",
+        "eyes.py": "from mmalign.vision import Vision\nclass Eye(Vision):\n  def __init__(self, checkpoint): ...\n",
+        "rows.py": "from mmalign.data import Data\nclass Rows(Data):\n  def __init__(self, size): ...\n",
     })  # fmt: skip
     for family, name, target, args in [
         ("adapters", "gated", "gating.adapter.Gated", "{}"), ("vision", "eye", "eyes.Eye", "{checkpoint: x}"),
@@ -209,7 +211,11 @@ def test_a_stage_that_ran_before_code_was_kept_runs_again(plan):
 def test_code_of_an_encoder_inside_labels(plan, write):
     words = ("stages.label.source.args.encoder=eye",)
     finish(plan(*words))
-    write({"eyes.py": "class Eye:\n  def __init__(self, checkpoint): self.x = 1\n"})
+    write(
+        {
+            "eyes.py": "from mmalign.vision import Vision\nclass Eye(Vision):\n  def __init__(self, checkpoint): self.x = 1\n"
+        }
+    )
     assert why(plan(*words))["label"] == "code of eye changed"
     assert why(plan(*words))["align"] == "after label"
 
@@ -218,7 +224,9 @@ def test_code_of_a_member_of_a_mixture(plan, write):
     words = ("stages.tune.data={card: mixture, args: {data: [toy-chat, {card: mixture, args: {data: [rows]}}]}}",)
     finish(plan(*words))
     assert "code" not in plan(*words)["align"].what["cards"]["data"]
-    write({"rows.py": "class Rows:\n  def __init__(self, size): self.size = size\n"})
+    write(
+        {"rows.py": "from mmalign.data import Data\nclass Rows(Data):\n  def __init__(self, size): self.size = size\n"}
+    )
     assert why(plan(*words)) == {"tune": "code of mixture changed", "score": "after tune", "report": "after score"}
 
 
