@@ -14,9 +14,12 @@ from mmalign.plan.recipe import Evaluate, Part
 from tests.conftest import TINY
 
 NO = "raise RuntimeError('imported')\n"
-ADAPTER = (
-    "from mmalign.adapters import Adapter\nclass Gated(Adapter):\n  def __init__(self, patch_dim, llm_dim, grid): ...\n"
-)
+ADAPTER = """from mmalign.adapters import Adapter
+class Gated(Adapter):
+  def __init__(self, patch_dim, llm_dim, grid): ...
+"""
+EYE = "from mmalign.vision import Vision\nclass Eye(Vision):\n  def __init__(self, checkpoint): "
+ROWS = "from mmalign.data import Data\nclass Rows(Data):\n  def __init__(self, size): "
 
 
 @pytest.fixture
@@ -155,8 +158,8 @@ def plan(here: Path, write):
     """plan(*words): {stage: node} of the tiny recipe with a shelf; its parts are in modules of others."""
     write({
         "gating/__init__.py": "", "gating/adapter.py": f"from .maths import gate\n{ADAPTER}", "gating/maths.py": "",
-        "eyes.py": "from mmalign.vision import Vision\nclass Eye(Vision):\n  def __init__(self, checkpoint): ...\n",
-        "rows.py": "from mmalign.data import Data\nclass Rows(Data):\n  def __init__(self, size): ...\n",
+        "eyes.py": EYE + "...\n",
+        "rows.py": ROWS + "...\n",
     })  # fmt: skip
     for family, name, target, args in [
         ("adapters", "gated", "gating.adapter.Gated", "{}"), ("vision", "eye", "eyes.Eye", "{checkpoint: x}"),
@@ -224,9 +227,7 @@ def test_code_of_a_member_of_a_mixture(plan, write):
     words = ("stages.tune.data={card: mixture, args: {data: [toy-chat, {card: mixture, args: {data: [rows]}}]}}",)
     finish(plan(*words))
     assert "code" not in plan(*words)["align"].what["cards"]["data"]
-    write(
-        {"rows.py": "from mmalign.data import Data\nclass Rows(Data):\n  def __init__(self, size): self.size = size\n"}
-    )
+    write({"rows.py": ROWS + "self.size = size\n"})
     assert why(plan(*words)) == {"tune": "code of mixture changed", "score": "after tune", "report": "after score"}
 
 
