@@ -13,11 +13,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmalign.errors import CardError, RecipeError
-from mmalign.io import files, yaml
+from mmalign.io import environment, files, yaml
 from mmalign.pipeline import task, worker
 from mmalign.plan import cards, graph, signatures, trust
 from mmalign.plan import read as compose
 from mmalign.plan.cards import FAMILIES, Card, ForeignCard, Registry
+from tests.data.samples import images, jsonl, row
 
 MARKER = "ran.txt"
 LABEL = """\
@@ -508,7 +509,7 @@ def test_a_recipe_asks_for_nothing_else(here, mmalign, monkeypatch, asked):
                 assert "hunter2" not in result.out + result.err
                 assert "r.yaml:4" in result.err
         recipe(Path("r.yaml"), "toy-captions")
-        result = mmalign("check", "r.yaml", f"name={asked}")
+        result = mmalign("check", "r.yaml", f"name={json.dumps(asked)}")
         refused(result, "of the environment MMALIGN_* alone", here / MARKER)
         assert OmegaConf.has_resolver("mine")  # whoever has registered it, has it still
         assert OmegaConf.has_resolver("oc.decode")
@@ -523,9 +524,41 @@ def test_what_a_recipe_may_ask_for(here, monkeypatch):
     recipe(Path("r.yaml"), data, "seed: ${oc.env:MMALIGN_SIZE}\n")
     (read,) = compose.load("r.yaml", ["stages.label.keep=${seed}", "stages.label.shard=${oc.env:MMALIGN_NONE,7}"])
     stage = read.stages["label"]
-    assert (read.seed, stage.keep, stage.shard, stage.data.args["split"]) == (12, 12, 7, "eval")
-    with pytest.raises(RecipeError, match="MMALIGN_NONE"):
+    assert (read.seed, stage.keep, stage.shard) == (12, 12, 7)
+    assert stage.data.args["split"] == "${oc.env:MMALIGN_SPLIT}"  # until it is used
+    assert cards.build(replace(Registry().card("data", "toy-captions"), args=stage.data.args)).split == "eval"
+    with pytest.raises(RecipeError, match="MMALIGN_NONE is not set"):
         compose.load("r.yaml", ["seed=${oc.env:MMALIGN_NONE}"])
+    with pytest.raises(RecipeError, match="MMALIGN_NONE is not set"):
+        compose.load("r.yaml", ["stages.label.data.args.split=${oc.env:MMALIGN_NONE}"])
+
+
+def test_nothing_of_the_environment_is_written(here, mmalign, monkeypatch):
+    """Not by a stage that works, nor by one that fails and says with what; its value counts all the same."""
+    (here / "hunter2").mkdir()
+    jsonl(here / "hunter2" / "x.jsonl", [row("a", "0.jpg"), row("b", "1.jpg")])
+    images(here / "hunter2", 2)
+    monkeypatch.setenv("MMALIGN_WHERE", "hunter2")
+    args = {"path": f"{here}/${{oc.env:MMALIGN_WHERE}}/x.jsonl", "images": f"{here}/${{oc.env:MMALIGN_WHERE}}"}
+    recipe(Path("r.yaml"), {"card": "conversations", "args": args})
+    assert mmalign("check", "r.yaml").code == 0
+    result = mmalign("run", "r.yaml")
+    assert result.code == 0, result.err
+    (folder,) = Path("runs").glob("label-*")
+    assert mmalign("labels", "show", folder).code == 0
+    again = mmalign("plan", "r.yaml", "--json")
+    assert json.loads(again.out)["stages"][0]["state"] == "done"
+    (here / "hunter2").rename(here / "hunter3")
+    monkeypatch.setenv("MMALIGN_WHERE", "hunter3")
+    assert json.loads(mmalign("plan", "r.yaml", "--json").out)["stages"][0]["state"] == "not run yet"
+    (here / "hunter3" / "0.jpg").unlink()
+    (here / "hunter3" / "1.jpg").unlink()
+    result = mmalign("run", "r.yaml")
+    assert result.code == 1
+    written = [place for place in here.glob("runs/**/*") if place.is_file() and place.name != ".hashes.json"]
+    assert {"stage.yaml", "stage.json", "log.txt", "error.json", "events.jsonl"} <= {place.name for place in written}
+    for place in written:
+        assert b"hunter" not in place.read_bytes(), place
 
 
 def test_what_is_resolved_is_not_resolved_again(here, monkeypatch):
@@ -540,13 +573,14 @@ def test_what_is_resolved_is_not_resolved_again(here, monkeypatch):
         )
         recipe(Path("r.yaml"), {"card": "toy-captions", "args": {"split": asked}})
         (read,) = compose.load("r.yaml")
-        assert read.stages["label"].data.args["split"] == "${oc.env:MY_SECRET}"
+        split = read.stages["label"].data.args["split"]
+        assert environment.expanded(split) == "${oc.env:MY_SECRET}"
         (node,) = graph.plan([read], "runs")
         task.save(node)
         about = (node.folder / "stage.yaml").read_text()
         assert "hunter2" not in about
         again = task.load(node.folder)
-        assert again.stage.data.args["split"] == again.cards["data"].args["split"] == "${oc.env:MY_SECRET}"
+        assert again.stage.data.args["split"] == again.cards["data"].args["split"] == split
 
 
 # Modules that lie beside a recipe

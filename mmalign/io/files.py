@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmalign.errors import MMAlignError, RunError
-from mmalign.io import packages
+from mmalign.io import environment, packages
 
 TABLES = {".json", ".jsonl", ".tsv", ".csv", ".txt", ".parquet"}  # what benchmarks keep questions and answers in
 
@@ -51,6 +51,7 @@ def _is_template(spec: str) -> bool:
 
 def local(spec: str) -> Path | None:
     """The local path a spec means, whether or not it exists; None for URLs, hub ids and words."""
+    spec = environment.expanded(spec)
     if spec.startswith("pkg:"):
         package, _, inside = spec[4:].partition("/")
         folder = packages.folder(package)
@@ -80,6 +81,7 @@ def path(spec: str) -> str:
 
 def open_(spec: str, mode: str = "rb") -> IO[Any]:
     """Open a local path, a `pkg:` path or an fsspec URL for reading."""
+    spec = environment.expanded(spec)
     place = local(spec)
     if place is None and is_url(spec):
         import fsspec  # only for URLs: a local run must not need it loaded

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import MMAlignError, StageError
-from mmalign.io import files
+from mmalign.io import environment, files
 from mmalign.pipeline import task
 
 
@@ -30,6 +30,8 @@ def main() -> int:
         return _spread(given.folder, given.devices, given.written)
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(levelname)s %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_hide)
     try:
         run(given.folder, rank, given.written)
     except MMAlignError as err:
@@ -41,6 +43,15 @@ def main() -> int:
         fix = "free some, or another --runs; the same command goes on"
         return _fail(given.folder, StageError(f"no space left: {err}", at=at, fix=fix), task.FULL)
     return 0
+
+
+SECRETS: dict[str, str] = {}  # {reference: value} of the environment in the arguments of this stage
+
+
+def _hide(record: logging.LogRecord) -> bool:
+    """Nothing of the environment is written to the log."""
+    record.msg, record.args = environment.hidden(record.getMessage(), SECRETS), None
+    return True
 
 
 def _full(err: Exception) -> bool:
@@ -55,6 +66,7 @@ def run(folder: Path, rank: int, written: str = "") -> None:
     """Run the stage in a folder; rank 0 writes its stage.json. written: see task.load."""
     began = time.time()
     given = task.load(folder, written)
+    SECRETS.update(environment.values({role: card.args for role, card in given.cards.items()}))
     stage = importlib.import_module(f"mmalign.stages.{given.stage.kind}")
     results: dict[str, Any] = stage.run(given)
     if rank == 0:
@@ -81,8 +93,9 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
 
 def _fail(folder: Path, err: MMAlignError, code: int = 0) -> int:
     logging.error("%s", err)
+    about = {"what": err.what, "at": err.at, "fix": err.fix}
     with suppress(OSError):
-        files.write_json(folder / "error.json", {"what": err.what, "at": err.at, "fix": err.fix})
+        files.write_json(folder / "error.json", {key: environment.hidden(text, SECRETS) for key, text in about.items()})
     return code or err.exit_code
 
 

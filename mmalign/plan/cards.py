@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import CardError, suggest
-from mmalign.io import files, yaml
+from mmalign.io import environment, files, yaml
 from mmalign.plan import signatures, trust
 
 FAMILIES = tuple(trust.CONTRACTS)
@@ -426,7 +426,7 @@ def own(card: Card, registry: Registry | None = None) -> Card:
 def _without(card: Card, given: Mapping[str, Any]) -> dict[str, Any]:
     """A card's arguments without the names of cards whose parts are given."""
     ready = {arg for arg, families, _ in INNER if card.family in families and arg in given}
-    return {arg: value for arg, value in card.args.items() if arg not in ready}
+    return {arg: environment.expanded(value) for arg, value in card.args.items() if arg not in ready}
 
 
 def _inner_parts(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import CardError, GraphError, RunError, suggest
-from mmalign.io import files
+from mmalign.io import environment, files
 from mmalign.plan import sources
 from mmalign.plan.cards import SHIPPED, Card, Registry, below, members
 from mmalign.plan.recipe import KINDS, Evaluate, Label, Part, Recipe, Report, Stage
@@ -181,7 +181,9 @@ def node(
         **({"arms": [arm for arm, _ in scores]} if scores else {}),
     }
     text = json.dumps(what, sort_keys=True, default=str)
-    folder = runs / f"{stage.kind}-{hashlib.sha256(text.encode()).hexdigest()[:DIGITS]}"
+    own = environment.values({role: card.args for role, card in cards.items()})  # counts, and is written nowhere
+    digest = hashlib.sha256((text + (json.dumps(own) if own else "")).encode()).hexdigest()
+    folder = runs / f"{stage.kind}-{digest[:DIGITS]}"
     return Node(name, stage, recipe, cards, json.loads(text), folder, list(reads), [arm for arm, _ in scores])
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-ENVIRONMENT = re.compile(r"\s*oc\.env\s*:\s*(\w+)\s*(,|$)")  # between ${ and }
-OURS = "MMALIGN_"
+from mmalign.io import environment
 
 
 def resolved(value: Any) -> bool:
@@ -33,8 +32,29 @@ def refused(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _ours(asked: str) -> bool:
-    variable = ENVIRONMENT.match(asked.removeprefix("${").removesuffix("}"))
-    return variable is not None and variable[1].startswith(OURS)
+    return environment.REFERENCE.fullmatch(asked) is not None
+
+
+def unset(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, variable) of what is asked of the environment and is not there."""
+    if isinstance(value, (dict, list)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, inner in pairs:
+            yield from unset(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, str) and (name := environment.lacking(value)):
+        yield key, name
+
+
+def kept(value: Any, inside: bool = False) -> Any:
+    """A recipe whose arguments keep `${oc.env:MMALIGN_NAME}` as it is written: their parts are handed its value.
+
+    Elsewhere it is a setting (a number, a name, a folder), known from here on like any other.
+    """
+    if isinstance(value, dict):
+        return {key: kept(inner, inside or key == "args") for key, inner in value.items()}
+    if isinstance(value, list):
+        return [kept(inner, inside) for inner in value]
+    return environment.REFERENCE.sub(lambda one: "\\" + one[0], value) if inside and isinstance(value, str) else value
 
 
 def _resolvers(text: str) -> Iterator[str]:

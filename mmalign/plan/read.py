@@ -261,7 +261,9 @@ def _recipe(document: Document) -> Recipe:
         for key, asked in interpolation.refused(document.raw):
             what = f"a recipe may not ask for {asked}: other keys, and of the environment MMALIGN_* alone"
             raise RecipeError(what, at=document.where(key), fix="${other.key}, or ${oc.env:MMALIGN_NAME}")
-        raw = OmegaConf.to_container(OmegaConf.create(document.raw), resolve=True)
+        for key, name in interpolation.unset(document.raw):
+            raise RecipeError(f"{name} is not set", at=document.where(key), fix=f"export {name}=...")
+        raw = OmegaConf.to_container(OmegaConf.create(interpolation.kept(document.raw)), resolve=True)
         document.raw = cast(dict[str, Any], raw)
         document.raw = _Sugar(document, _kinds([document], 0)).recipe()  # again, for what stood behind ${...}
     except OmegaConfBaseException as err:

@@ -214,11 +214,7 @@ def test_a_stage_that_ran_before_code_was_kept_runs_again(plan):
 def test_code_of_an_encoder_inside_labels(plan, write):
     words = ("stages.label.source.args.encoder=eye",)
     finish(plan(*words))
-    write(
-        {
-            "eyes.py": "from mmalign.vision import Vision\nclass Eye(Vision):\n  def __init__(self, checkpoint): self.x = 1\n"
-        }
-    )
+    write({"eyes.py": EYE + "self.x = 1\n"})
     assert why(plan(*words))["label"] == "code of eye changed"
     assert why(plan(*words))["align"] == "after label"
 
