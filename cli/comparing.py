@@ -9,6 +9,7 @@ from mmalign.errors import MMAlignError, RunError
 from mmalign.io import files
 from mmalign.pipeline import existing, task
 from mmalign.plan.recipe import Evaluate
+from mmalign.plan.trust import RefusedError
 
 from .scores import build_benchmark
 
@@ -89,6 +90,8 @@ def _benches(folder: Path, names: Sequence[str]) -> tuple[dict[str, Benchmark], 
         try:
             benches[name] = build_benchmark(cards[f"bench.{name}"])
             benches[name].questions()
+        except RefusedError:  # a folder that would have us run something
+            raise
         except (MMAlignError, KeyError) as err:
             benches.pop(name, None)
             what = err.what if isinstance(err, MMAlignError) else "it is in one run only"

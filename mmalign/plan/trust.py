@@ -33,12 +33,16 @@ OPENERS = ("mmalign.pipeline.load.load", "mmalign.integrations.vllm.VLLM")  # of
 ALLOW_CODE = "MMALIGN_ALLOW_CODE"  # 1: as --allow-code
 
 
+class RefusedError(CardError):
+    """A target that may not be called, or not without a permission."""
+
+
 def allow(family: str, name: str, target: str, at: str) -> None:
     """Refuse a target that no card of this machine names; with --allow-code a warning says that it is imported."""
     if os.environ.get(ALLOW_CODE) != "1":
         what = f"{family} {name!r} is {target}, code that no card or package here names"
         fix = "if you trust it: --allow-code, or its card in a folder of MMALIGN_REGISTRY"
-        raise CardError(what, at=at, fix=fix)
+        raise RefusedError(what, at=at, fix=fix)
     log.warning("--allow-code: %s %r imports %s, which no card or package here names", family, name, target)
 
 
@@ -52,10 +56,10 @@ def of_family(target: str, family: str) -> bool | None:
     return signatures.descends(target, {f"mmalign.{family}.{name}" for name in CONTRACTS[family]})
 
 
-def no_part(target: str, family: str, name: str, at: str) -> CardError:
+def no_part(target: str, family: str, name: str, at: str) -> RefusedError:
     """The error for what is no class of its family."""
     fix = f"a {family} part subclasses {' or '.join(CONTRACTS[family])}"
-    return CardError(f"{family} {name!r}: {target} is no class of {contract(family)}", at=at, fix=fix)
+    return RefusedError(f"{family} {name!r}: {target} is no class of {contract(family)}", at=at, fix=fix)
 
 
 def resolved(target: str) -> str:
