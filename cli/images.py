@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmalign.errors import DataError
-from mmalign.io.pictures import rgb
+from mmalign.io import whole
+from mmalign.io.limits import IMAGE_BYTES
+from mmalign.io.pictures import opened, rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -12,12 +14,14 @@ if TYPE_CHECKING:
 
 def open_rgb(path: Path) -> "Image":
     """The picture in a file, RGB and upright as it will be seen; a DataError that names the file."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     try:
-        with Image.open(path) as source:
-            return rgb(ImageOps.exif_transpose(source))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
+        return rgb(ImageOps.exif_transpose(opened(whole.read(str(path), IMAGE_BYTES), path.name)))
+    except DataError as err:
+        what, fix = f"cannot open the image {path}: {err.what}", err.fix or "a picture: PNG, JPEG, ..."
+        raise DataError(what, at=str(path), fix=fix) from err
+    except Exception as err:  # Pillow's decoders raise some ten kinds of errors on damaged files
         reason = getattr(err, "strerror", None) or str(err)
         what = f"cannot open the image {path}: {reason}"
         raise DataError(what, at=str(path), fix="a picture: PNG, JPEG, ...") from err

@@ -13,9 +13,11 @@ MMAlignError              the message is for the reader; no traceback
 import difflib
 from collections.abc import Iterable
 
+from mmalign.io.visible import line, visible
+
 
 class MMAlignError(Exception):
-    """Three lines for the reader.
+    """Three lines for the reader, in which control characters are written out.
 
     what: what is wrong, with the offending value in it.
     at: the place: `file:line  key`, a folder, a sample id; empty where there is none.
@@ -26,7 +28,8 @@ class MMAlignError(Exception):
 
     def __init__(self, what: str, *, at: str = "", fix: str = "") -> None:
         self.what, self.at, self.fix = what, at, fix
-        super().__init__("\n".join(filter(None, [what, at and f"  at   {at}", fix and f"  try  {fix}"])))
+        lines = [visible(what), at and f"  at   {line(at)}", fix and f"  try  {visible(fix)}"]
+        super().__init__("\n".join(filter(None, lines)))
 
 
 class RecipeError(MMAlignError): ...

@@ -24,7 +24,7 @@ HEAVY = {"torch", "torchvision", "transformers", "timm", "open_clip", "deepspeed
 FAMILY = {"errors", "io", "family"}
 LAYERS: dict[str, set[str]] = {
     "mmalign": set(),  # the version, and the front door's names, each imported when first used
-    "errors": set(),
+    "errors": {"io"},  # how its text may be shown
     "io": {"errors"},
     "plan": {"mmalign", "errors", "io"},
     **dict.fromkeys(FAMILIES, FAMILY),

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import io
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from mmalign.benchmarks.answers import few
 from mmalign.benchmarks.layouts import DataLocation
 from mmalign.benchmarks.reading import ParquetImage, parquet_library
 from mmalign.errors import DataError
-from mmalign.io import files
+from mmalign.io import files, whole
+from mmalign.io.limits import IMAGE_BYTES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,12 +60,14 @@ class Pictures:
 
         DataError where it is missing or damaged.
         """
-        from PIL import Image  # only where a picture is opened
+        from mmalign.io.pictures import opened  # numpy: only where a picture is opened
 
         data, name = self._data(reference)
         try:
-            image = Image.open(io.BytesIO(data))
+            image = opened(data, os.path.basename(name))
             image.load()
+        except DataError as err:
+            raise DataError(f"cannot read the picture: {err.what}", at=name, fix=err.fix) from err
         except Exception as err:  # Pillow's decoders raise some ten kinds of errors on damaged files
             raise DataError(f"cannot read the picture: {err}", at=name, fix="fetch the file again") from err
         return image.convert("RGB") if self.rgb else image
@@ -88,11 +90,12 @@ class Pictures:
         return self._named(str(reference))
 
     def _named(self, name: str) -> tuple[bytes, str]:
+        if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
+            raise DataError(f"the picture {name!r} is not in the benchmark's folder", fix="a name below it")
         for folder in self.folders:
             path = os.path.join(folder, name)
             if self.location.exists(path):
-                with files.open_(path, "rb") as source:
-                    return source.read(), path
+                return whole.read(path, IMAGE_BYTES), path
         raise DataError(f"no picture {name!r}", at=", ".join(self.folders), fix="name their folder: images=FOLDER")
 
 

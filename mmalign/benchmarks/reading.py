@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,15 @@ from itertools import chain
 from typing import Any
 
 from mmalign.errors import DataError
-from mmalign.io import files
+from mmalign.io import files, whole
 
 Row = dict[str, Any]
 
 
 def text(path: str) -> str:
     """The whole of a UTF-8 file, without a byte-order mark."""
-    with _readable(path), files.open_(path, "rb") as source:
-        return str(source.read().decode("utf-8-sig"))
+    with _readable(path):
+        return whole.read(path).decode("utf-8-sig")
 
 
 @contextlib.contextmanager
@@ -35,7 +34,7 @@ def _readable(path: str) -> Iterator[None]:
 def json_file(path: str) -> Any:
     """The value in a JSON file."""
     try:
-        return json.loads(text(path))
+        return whole.json_value(text(path))
     except ValueError as err:
         raise DataError(f"not valid JSON: {err}", at=path, fix="the file may be cut off: fetch it again") from err
 
@@ -47,7 +46,7 @@ def json_lines(path: str) -> list[Row]:
 
 def _object(line: str, path: str, number: int) -> Row:
     try:
-        row = json.loads(line)
+        row = whole.json_value(line)
     except ValueError as err:
         raise DataError(f"not valid JSON: {err}", at=f"{path}:{number}", fix="the line may be cut off") from err
     if not isinstance(row, dict):
@@ -94,8 +93,8 @@ def _cells(path: str, delimiter: str) -> list[list[str]]:
     """The rows of a table. A line without quotes is cut apart at its delimiters, three times as fast as csv can;
     one with quotes, which may go on in the next lines, is csv's."""
     rows: list[list[str]] = []
-    with _long_cells(), _readable(path), files.open_(path, "rb") as source:
-        lines = iter(io.TextIOWrapper(source, "utf-8-sig", newline=""))
+    with _long_cells(), _readable(path):
+        lines = iter(io.TextIOWrapper(io.BytesIO(whole.read(path)), "utf-8-sig", newline=""))
         for line in lines:
             if '"' in line:
                 rows.append(next(csv.reader(chain([line], lines), delimiter=delimiter)))

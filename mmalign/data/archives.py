@@ -8,19 +8,22 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO, Any
 
 import numpy as np
 
 from mmalign.data import cache
 from mmalign.data.cache import Array
 from mmalign.data.ranges import Ranges
-from mmalign.data.reasons import BYTES, Unusable, large
+from mmalign.data.reasons import Unusable, check_size
 from mmalign.errors import DataError
 
 HEADER = struct.Struct("<4s22xHH")  # a zip member's own header: its mark, the lengths of its name and extra field
 EXTRA = 512  # bytes read beyond the header, so that one read is nearly always enough
 UNCOMPRESSED = 0xFFFF  # a member of a tar, whose bytes lie as they are at its offset
 ENCRYPTED = 1  # the flag of an encrypted zip member
+LISTED = 1 << 20  # bytes of a tar's header of one member, with its long name
+DIRECTORY = 1 << 30  # bytes of a zip's list of its members, some 100 each
 
 _MEMBER = np.dtype([("hash", "<u8"), ("offset", "<i8"), ("size", "<i8"), ("full", "<i8"), ("how", "<u2")])
 
@@ -56,8 +59,7 @@ class Archive:
         if index < 0 or self.hashes[index] != name_hash:
             raise Unusable("missing", f"no image {plain[:80]}", at=self.spec)
         _, offset, size, unpacked, compression = map(int, self.members[index])
-        if unpacked > BYTES:
-            raise large(plain, unpacked)
+        check_size(plain, max(size, unpacked))
         member = Member(plain, offset, size, unpacked, compression)
         return self.ranges.read(offset, offset + size) if compression == UNCOMPRESSED else self._unzipped(member)
 
@@ -97,7 +99,7 @@ class Archive:
 def tar_members(ranges: Ranges) -> Iterator[Member]:
     """The files of a tar archive, in order; a DataError where it is damaged."""
     try:
-        with ranges.open() as source, tarfile.open(fileobj=source, mode="r:") as archive:
+        with ranges.open() as source, tarfile.open(fileobj=_Listing(source, LISTED), mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep every one of them
                 if member.isreg():
@@ -113,10 +115,28 @@ def _tar_fix(ranges: Ranges) -> str:
     return "unpack it: a compressed tar cannot be read at random" if compressed else "fetch the archive again"
 
 
+class _Listing:
+    """An archive while its members are listed: what reads more than so many bytes at once reads no list."""
+
+    def __init__(self, source: IO[bytes], most: int) -> None:
+        self.source, self.most = source, most
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.most:
+            size = self.most + 1
+        data = self.source.read(size)
+        if len(data) > self.most:
+            raise OSError(f"a header of more than {self.most:,} bytes")
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+
 def zip_members(ranges: Ranges) -> Iterator[Member]:
     """The files of a zip archive; a DataError where it is damaged or encrypted."""
     try:
-        with ranges.open() as source, zipfile.ZipFile(source) as archive:
+        with ranges.open() as source, zipfile.ZipFile(_Listing(source, DIRECTORY)) as archive:
             for info in archive.infolist():
                 if info.flag_bits & ENCRYPTED:
                     raise DataError(f"{info.filename} is encrypted", at=ranges.spec, fix="unpack the archive yourself")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mmalign.errors import DataError
 from mmalign.io import files
+from mmalign.io.limits import UNPACKED_BYTES, UNPACKED_TIMES
 
 SAMPLE = 1 << 16  # bytes at either end of a file that stand for its content, beside its size and time
 COPY = 1 << 22  # bytes copied at once
@@ -97,12 +98,27 @@ def plain(spec: str) -> Path:
     return copy
 
 
+def _unpack(source: IO[bytes], target: IO[bytes], spec: str) -> None:
+    """A DataError where it becomes larger than UNPACKED_BYTES and UNPACKED_TIMES what was read of it so far."""
+    unpacked = 0
+    with gzip.GzipFile(fileobj=source) as packed:
+        while piece := packed.read(COPY):
+            unpacked += len(piece)
+            if unpacked > max(UNPACKED_BYTES.value, UNPACKED_TIMES * source.tell()):
+                what = f"{spec} unpacks to more than {UNPACKED_BYTES.said} and {UNPACKED_TIMES} times its own size"
+                raise DataError(what, at=spec, fix=UNPACKED_BYTES.fix)
+            target.write(piece)
+
+
 def _copy(spec: str, packed: bool, copy: Path) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     partial = copy.with_name(f".{copy.name}.{os.getpid()}.part")
     try:
         with files.open_(spec if files.is_url(spec) else str(path(spec))) as source, open(partial, "wb") as target:
-            shutil.copyfileobj(cast(IO[bytes], gzip.GzipFile(fileobj=source)) if packed else source, target, COPY)
+            if packed:
+                _unpack(source, target, spec)
+            else:
+                shutil.copyfileobj(source, target, COPY)
         os.replace(partial, copy)
     except (EOFError, gzip.BadGzipFile, zlib.error) as err:
         raise DataError(f"cannot unpack {spec}: {err}", at=spec, fix="the file may be cut off: fetch it again") from err

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmalign.data import cache, strict
-from mmalign.data.reasons import Unusable
+from mmalign.data.reasons import Unusable, check_size
 from mmalign.data.rows import Rows
 from mmalign.data.spans import spans
+from mmalign.io.limits import ROW_BYTES
 
 
 class Conversations(Rows):
@@ -32,6 +33,7 @@ class Conversations(Rows):
 
     def raw(self, row: int) -> Mapping[str, Any]:
         start, end = map(int, self.span_N2[row])
+        check_size(f"row {row}", end - start, ROW_BYTES)
         line = os.pread(self.file, end - start, start)  # safe from several threads, unlike seek and read
         if len(line) < end - start:
             raise Unusable("json", f"row {row} is not there any more: the file was cut while it is read", at=self.path)

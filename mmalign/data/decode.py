@@ -1,29 +1,17 @@
 """From an image file's bytes to a whole 8-bit RGB picture, or the reason why there is none."""
 
-import io
-from collections.abc import Callable
-from functools import cache
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmalign.data.reasons import Unusable
 from mmalign.errors import DataError
-from mmalign.io.pictures import rgb
+from mmalign.io import pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What is read, by content and never by name, and Pillow's module for it. Not EPS, which Pillow hands to Ghostscript
-FORMATS = {
-    "JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "GIF": "Gif", "BMP": "Bmp", "TIFF": "Tiff", "AVIF": "Avif",
-    "JPEG2000": "Jpeg2K", "PPM": "Ppm",
-}  # fmt: skip
-PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs; 268 MB as RGB
 EOI, SOS = b"\xff\xd9", b"\xff\xda"  # a JPEG's end, and the beginning of its pixels
 WEB = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
 EARLY = ("truncat", "Truncat", "end of", "could not create decoder object")  # how Pillow's plugins say it
-
-Opener = tuple[Callable[..., Any], Callable[[bytes], bool | str]]
 
 
 def picture(data: bytes, name: str) -> "Image":
@@ -38,18 +26,14 @@ def picture(data: bytes, name: str) -> "Image":
 def open_image(data: bytes, name: str) -> "Image":
     """The image with its format, mode and size known, and its pixels not yet decoded; Unusable with the reason."""
     _check_bytes(data, name)
-    for factory, accepts in _openers():
-        if accepts(data[:16]) is not True:  # a text is Pillow's way to say that it was built without this format
-            continue
-        try:
-            image: Image = factory(io.BytesIO(data), "")
-        except Exception as err:
-            raise _unusable(err, name) from err
-        if image.width * image.height > PIXELS:
-            what = f"{name} has {image.width} x {image.height} pixels, and no more than {PIXELS:,} are decoded"
-            raise Unusable("oversized", what)
-        return image
-    raise Unusable("broken", f"{name} begins with {data[:8]!r}, as no image format does that is read here")
+    try:
+        return pictures.opened(data, name)
+    except pictures.OversizedError as err:
+        raise Unusable("oversized", err.what, fix=err.fix) from err
+    except DataError as err:
+        raise Unusable("broken", err.what) from err
+    except Exception as err:  # Pillow's plugins raise some ten kinds of errors on damaged files
+        raise _unusable(err, name) from err
 
 
 def load_rgb(image: "Image", name: str) -> "Image":
@@ -61,19 +45,9 @@ def load_rgb(image: "Image", name: str) -> "Image":
         raise DataError(what, fix="set it back to False where that library is imported")
     try:
         image.load()
-        return rgb(image)
+        return pictures.rgb(image)
     except Exception as err:  # Pillow's decoders raise some ten kinds of errors on damaged files
         raise _unusable(err, name) from err
-
-
-@cache
-def _openers() -> list[Opener]:
-    from PIL import Image
-
-    for module in FORMATS.values():
-        import_module(f"PIL.{module}ImagePlugin")
-    plugins = [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
-    return [(factory, accepts) for factory, accepts in plugins if accepts]
 
 
 def _check_bytes(data: bytes, name: str) -> None:

@@ -9,11 +9,12 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from mmalign.data import cache
+from mmalign.data import cache, web
 from mmalign.data.archives import Archive
-from mmalign.data.reasons import BYTES, Unusable, large
+from mmalign.data.reasons import Unusable, check_size
 from mmalign.errors import DataError
 from mmalign.io import files
+from mmalign.io.limits import IMAGE_BYTES
 
 SHOWN = 80  # characters of a reference that stand in a message
 ARCHIVES = (".tar", ".zip")
@@ -42,27 +43,34 @@ class ImageReader:
         Unusable with the reason.
         """
         if isinstance(reference, (bytes, bytearray, memoryview)):
-            return _within_limit(bytes(reference), "the image in the row"), "the image in the row"
+            return _within_limit(bytes(reference), "the image in the row")
         if isinstance(reference, Mapping):
             return self._from_cell(reference)
         if not isinstance(reference, str):
             raise Unusable("shape", f"an image is {short(reference)}, neither a path nor its bytes")
         name = short(reference)
         if reference.startswith("data:"):
-            return _within_limit(_from_base64(reference), name), name
+            return _within_limit(_from_base64(reference), name)
         if files.is_url(reference):
-            return _within_limit(_fetch_url(reference), name), name
-        return _within_limit(self._below_roots(reference), name), name
+            return self._from_url(reference), name
+        return _within_limit(self._below_roots(reference), name)
 
     def _from_cell(self, cell: Mapping[str, Any]) -> tuple[bytes, str]:
         """Hugging Face's way to store an image: its bytes, or its path, or both."""
         data, path = cell.get("bytes"), cell.get("path")
         if isinstance(data, bytes):
             name = short(path) if isinstance(path, str) else "the image in the row"
-            return _within_limit(data, name), name
+            return _within_limit(data, name)
         if isinstance(path, str):
             return self.read(path)
         raise Unusable("shape", f"an image is {short(cell)}, with neither bytes nor path")
+
+    def _from_url(self, url: str) -> bytes:
+        """A row may name a URL below a folder that `images` names, or one of a host that the user allowed."""
+        for root in self.roots:
+            if isinstance(root, RemoteFolder) and (inside := root.inside(url)):
+                return root.read(inside)
+        return web.fetch(url, [root.url for root in self.roots if isinstance(root, RemoteFolder)])
 
     def _below_roots(self, path: str) -> bytes:
         for number, root in enumerate(self.roots):
@@ -90,10 +98,9 @@ def _root(spec: str) -> ImageRoot:
     return LocalFolder(str(path))
 
 
-def _within_limit(data: bytes, name: str) -> bytes:
-    if len(data) > BYTES:
-        raise large(name, len(data))
-    return data
+def _within_limit(data: bytes, name: str) -> tuple[bytes, str]:
+    check_size(name, len(data))
+    return data, name
 
 
 class LocalFolder:
@@ -111,8 +118,7 @@ class LocalFolder:
                 status = os.fstat(file)
                 if not stat.S_ISREG(status.st_mode):
                     raise Unusable("missing", f"{short(name)} is no file", at=path)
-                if status.st_size > BYTES:
-                    raise large(name, status.st_size)
+                check_size(name, status.st_size)
                 data = os.read(file, status.st_size)
                 while len(data) < status.st_size and (rest := os.read(file, status.st_size - len(data))):
                     data += rest  # file systems over a network give it in parts
@@ -149,6 +155,10 @@ class RemoteFolder:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
 
+    def inside(self, url: str) -> str | None:
+        """The path below this folder that a whole URL means; None for any other."""
+        return url.removeprefix(f"{self.url}/") if url.startswith(f"{self.url}/") and "::" not in url else None
+
     def read(self, name: str) -> bytes:
         path = posixpath.normpath(name)
         if path.startswith(("/", "..")):
@@ -156,17 +166,16 @@ class RemoteFolder:
         return _fetch(f"{self.url}/{path}", name)
 
 
-def _fetch_url(url: str) -> bytes:
-    """A row may name a URL of its own, but none that leads back to this machine's files."""
-    if url.split("://")[0].lower() in ("file", "local") or "::" in url:
-        raise Unusable("outside", f"{short(url)} is a file of this machine, and not in the image folder")
-    return _fetch(url, url)
-
-
 def _fetch(url: str, name: str) -> bytes:
+    """The bytes behind a URL whose folder the user named."""
     try:
         fs, path = cache.filesystem(url)
-        return bytes(fs.cat_file(path))
+        if url.startswith("http"):  # whose servers may send all of a file where a part is asked for
+            with fs.open(path, "rb") as source:
+                return web.take(source, name)
+        return _within_limit(bytes(fs.cat_file(path, start=0, end=IMAGE_BYTES.value + 1)), name)[0]
+    except Unusable:
+        raise
     except FileNotFoundError as err:
         raise Unusable("missing", f"no image {short(name)}", at=url) from err
     except Exception as err:  # file systems of fsspec raise whatever their libraries do

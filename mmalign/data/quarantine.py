@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmalign.data import cache
 from mmalign.errors import DataError
-from mmalign.io import files
+from mmalign.io import files, whole
 
 MAKE = "make it again: mmalign data check ... --quarantine FILE"
 
@@ -25,8 +25,9 @@ def read(spec: str) -> list[str]:
 def entries(spec: str) -> list[tuple[str, str]]:
     """(id, what is wrong) of every line of a quarantine file; a DataError where it is none."""
     try:
-        with files.open_(spec if files.is_url(spec) else str(cache.path(spec))) as source:
-            lines = source.read().decode("utf-8").splitlines()
+        lines = whole.read(spec if files.is_url(spec) else str(cache.path(spec))).decode("utf-8").splitlines()
+    except DataError:
+        raise
     except Exception as err:  # a file system of fsspec raises whatever its library does
         raise DataError(f"cannot read the quarantine {spec}: {err}", at=spec, fix=MAKE) from err
     return [_entry(line, f"{spec}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -34,7 +35,7 @@ def entries(spec: str) -> list[tuple[str, str]]:
 
 def _entry(line: str, at: str) -> tuple[str, str]:
     try:
-        entry = json.loads(line)
+        entry = whole.json_value(line)
         return str(entry["id"]), str(entry.get("reason", ""))
     except (ValueError, TypeError, KeyError, AttributeError) as err:
         raise DataError(f"not a line of a quarantine: {line[:60]!r}", at=at, fix=MAKE) from err

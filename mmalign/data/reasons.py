@@ -1,8 +1,7 @@
 """Why a row or an image cannot be used: one short word each, the same in errors, checks and quarantine files."""
 
 from mmalign.errors import DataError
-
-BYTES = 1 << 28  # the largest image file that is read
+from mmalign.io.limits import IMAGE_BYTES, Limit
 
 REASONS = {
     # the image
@@ -11,8 +10,9 @@ REASONS = {
     "html": "a web page where an image should be",
     "truncated": "an image that ends too early",
     "broken": "an image that cannot be decoded",
-    "oversized": "more pixels or bytes than are decoded",
+    "oversized": "more pixels or bytes than are read",
     "outside": "a path that leaves the image folder",
+    "host": "a URL of a host that nobody allowed",
     "circular": "a link that leads back to itself",
     "unreadable": "the file system or the network refuses to read it",
     "base64": "not valid base64",
@@ -41,9 +41,16 @@ class Unusable(DataError):
         self.reason = reason
 
 
-def large(name: str, size: int) -> Unusable:
-    """What is said of a file that is not read for its size alone."""
-    return Unusable("oversized", f"{name[:80]} has {size:,} bytes, and no more than {BYTES:,} are read")
+def large(name: str, size: int, limit: Limit = IMAGE_BYTES) -> Unusable:
+    """What is said of what is not read for its size alone."""
+    what = f"{name[:80]} has {limit.short(size)}, and no more than {limit.said} are read"
+    return Unusable("oversized", what, fix=limit.fix)
+
+
+def check_size(name: str, size: int, limit: Limit = IMAGE_BYTES) -> None:
+    """Unusable where an image file, or whatever the limit is of, is too large to be read."""
+    if size > limit.value:
+        raise large(name, size, limit)
 
 
 def reason_of(err: DataError) -> str:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from mmalign.data import cache
 from mmalign.errors import DataError
+from mmalign.io import whole
+from mmalign.io.limits import ROWS
 
 BLOCK = 1 << 19  # bytes looked at together; more do not fit the nearest caches
 BOM = b"\xef\xbb\xbf"
@@ -43,7 +45,7 @@ def find(path: Path) -> Array:
             raise DataError("the file is UTF-16, not UTF-8", at=str(path), fix="save it as UTF-8")
         source.seek(start)
         listed = head[start:].lstrip()[:1] == b"["
-        return _JsonList(path, start, start).find(source) if listed else _line_spans(source, start)
+        return _JsonList(path, start, start).find(source) if listed else _line_spans(source, start, str(path))
 
 
 def _blocks(source: IO[bytes]) -> Iterator[Array]:
@@ -53,21 +55,32 @@ def _blocks(source: IO[bytes]) -> Iterator[Array]:
         yield np.frombuffer(buffer, np.uint8, size)
 
 
-def _line_spans(source: IO[bytes], start: int) -> Array:
+def _line_spans(source: IO[bytes], start: int, name: str) -> Array:
     """span_N2 of lines; blank ones do not count."""
-    ends: list[Array] = []
-    at = start
+    spans: list[Array] = []
+    at = line_start = start
+    rows = 0
     for block in _blocks(source):
-        ends.append(np.flatnonzero(block == ord("\n")) + at)
+        end_N = np.flatnonzero(block == ord("\n")) + at
+        spans.append(_not_empty(line_start, end_N))
         at += len(block)
-    end_N = np.concatenate([*ends, [at]]).astype(np.int64)
-    span_N2: Array = np.stack([np.concatenate([[start], end_N[:-1] + 1]), end_N], 1)
+        line_start = int(end_N[-1]) + 1 if len(end_N) else line_start
+        rows += len(spans[-1])
+        whole.check_size(rows, ROWS, name, more=True)
+    spans.append(_not_empty(line_start, np.array([at])))
+    span_N2 = np.concatenate(spans)
     size_N = span_N2[:, 1] - span_N2[:, 0]
-    keep_N = size_N > 0
-    for row in np.flatnonzero(keep_N & (size_N <= SHORT)):
+    keep_N = np.ones(len(span_N2), bool)
+    for row in np.flatnonzero(size_N <= SHORT):
         source.seek(int(span_N2[row, 0]))
         keep_N[row] = bool(source.read(int(size_N[row])).strip())
     return span_N2[keep_N]
+
+
+def _not_empty(start: int, end_N: Array) -> Array:
+    """span_N2 of the lines with something in them. start: of the first; end_N: the line feed behind each."""
+    span_N2 = np.stack([np.concatenate([[start], end_N[:-1] + 1]), end_N], 1) if len(end_N) else np.zeros((0, 2))
+    return span_N2[span_N2[:, 1] > span_N2[:, 0]].astype(np.int64)
 
 
 @dataclass
@@ -81,6 +94,7 @@ class _JsonList:
     in_string: bool = False
     escaped: bool = False  # the block before ended in a backslash that escapes the next byte
     closed: bool = False
+    rows: int = 0
     starts: list[Array] = field(default_factory=list)
     ends: list[Array] = field(default_factory=list)
 
@@ -106,6 +120,8 @@ class _JsonList:
         depth = self.depth + np.cumsum(np.where(opens, 1, -1))
         self.starts.append(brackets[opens & (depth == 2)] + self.at)
         self.ends.append(brackets[~opens & (depth == 1)] + self.at + 1)
+        self.rows += len(self.ends[-1])
+        whole.check_size(self.rows, ROWS, str(self.path), more=True)
         self._check_gaps(block, self.ends[-1] - self.at, self.starts[-1] - self.at)
         if len(depth):
             if self.closed or (depth[:-1] <= 0).any() or depth[-1] < 0:

@@ -34,8 +34,8 @@ def parse(data: bytes, what: str = "the row") -> dict[str, Any]:
         row = _DECODER.decode(data.decode("utf-8"))
     except _Refused as err:
         raise Unusable(err.args[0], f"{what}: {err.args[1]}") from None
-    except RecursionError as err:
-        raise Unusable("deep", f"{what} is nested too deep") from err
+    except RecursionError:  # without it: its traceback is a thousand lines
+        raise Unusable("deep", f"{what} is nested too deep") from None
     except UnicodeDecodeError as err:
         raise Unusable("json", f"{what} is not UTF-8: {err.reason} at byte {err.start}") from err
     except ValueError as err:  # a JSONDecodeError, or a whole number of thousands of digits

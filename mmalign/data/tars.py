@@ -13,9 +13,10 @@ import numpy as np
 from mmalign.data import cache, patterns, strict
 from mmalign.data.archives import Member, tar_members
 from mmalign.data.ranges import Ranges
-from mmalign.data.reasons import Unusable
+from mmalign.data.reasons import Unusable, check_size
 from mmalign.data.rows import Rows
 from mmalign.errors import DataError
+from mmalign.io.limits import ROW_BYTES
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 TEXTS = ("txt", "caption", "text")
@@ -56,9 +57,9 @@ class Tars(Rows):
         sample = row - (self.ends[index] - len(tar.keys))
         key = tar.keys[sample].decode()
         files = {kind: list(group) for kind, group in groupby(tar.files(sample), key=lambda file: int(file["kind"]))}
-        content = strict.parse(tar.read(files[0][0]), f"{key}.json") if 0 in files else {}
+        content = strict.parse(tar.read(files[0][0], key), f"{key}.json") if 0 in files else {}
         if not any(name in content for name in CONVERSATIONS):
-            content = {"id": key} | _caption(content, tar.read(files[1][0]) if 1 in files else None, key)
+            content = {"id": key} | _caption(content, tar.read(files[1][0], key) if 1 in files else None, key)
         if 2 in files:
             content.pop("image", None)
             content["images"] = [TarImage(index, int(file["offset"]), int(file["size"]), key) for file in files[2]]
@@ -67,8 +68,9 @@ class Tars(Rows):
     def image_file(self, reference: Any) -> tuple[bytes, str]:
         if not isinstance(reference, TarImage):
             return super().image_file(reference)
-        data = self.tars[reference.tar].ranges.read(reference.offset, reference.offset + reference.size)
-        return data, f"the image of {reference.key}"
+        name = f"the image of {reference.key}"
+        check_size(name, reference.size)
+        return self.tars[reference.tar].ranges.read(reference.offset, reference.offset + reference.size), name
 
 
 def _caption(content: Mapping[str, Any], text: bytes | None, key: str) -> dict[str, Any]:
@@ -96,8 +98,9 @@ class Tar:
         first, last = np.searchsorted(self.samples, [sample, sample + 1])
         return self.table[first:last]
 
-    def read(self, file: Any) -> bytes:
-        """The content of one of `files`; Unusable when it cannot be read."""
+    def read(self, file: Any, key: str) -> bytes:
+        """The JSON or text in one of `files`; Unusable when it cannot be read. key: of its sample."""
+        check_size(f"the text of {key}", int(file["size"]), ROW_BYTES)
         return self.ranges.read(int(file["offset"]), int(file["offset"]) + int(file["size"]))
 
 

@@ -138,8 +138,10 @@ def write_json(target: Path, data: Any) -> None:
 
 def read_json(source: Path, error: type[MMAlignError] = RunError, fix: str = "another file; was it damaged?") -> Any:
     """The JSON in a file, or an `error` that names it."""
+    from mmalign.io import whole  # which reads through this file
+
     try:
-        return json.loads(source.read_text(encoding="utf-8"))
+        return whole.json_value(whole.read(str(source), error=error).decode("utf-8"))
     except OSError as err:
         raise error(f"cannot read {source}: {err.strerror}", at=str(source), fix=fix) from err
     except ValueError as err:

@@ -1,11 +1,56 @@
-"""Any picture as 8-bit RGB, in the one way data sets and encoders share."""
+"""Any picture as 8-bit RGB, in the one way data sets, benchmarks and encoders share."""
 
-from typing import TYPE_CHECKING
+import io
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmalign.errors import DataError
+from mmalign.io.limits import IMAGE_PIXELS
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+# What is read, by content and never by name, and Pillow's module for it. Not EPS, which Pillow hands to Ghostscript
+FORMATS = {
+    "JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "GIF": "Gif", "BMP": "Bmp", "TIFF": "Tiff", "AVIF": "Avif",
+    "JPEG2000": "Jpeg2K", "PPM": "Ppm",
+}  # fmt: skip
+
+Opener = tuple[Callable[..., Any], Callable[[bytes], bool | str]]
+
+
+class OversizedError(DataError):
+    """A picture of more pixels than are decoded."""
+
+
+def opened(data: bytes, name: str) -> "Image":
+    """The image with its format, mode and size known, and its pixels not yet decoded. `name` stands in the message.
+
+    OversizedError, DataError for what is no image, and whatever Pillow's plugins raise on a damaged one.
+    """
+    for factory, accepts in _openers():
+        if accepts(data[:16]) is not True:  # a text is Pillow's way to say that it was built without this format
+            continue
+        image: Image = factory(io.BytesIO(data), "")
+        if image.width * image.height > IMAGE_PIXELS.value:
+            what = f"{name} has {image.width} x {image.height} pixels, and no more than {IMAGE_PIXELS.said} are decoded"
+            raise OversizedError(what, fix=IMAGE_PIXELS.fix)
+        return image
+    raise DataError(f"{name} begins with {data[:8]!r}, as no image format does that is read here")
+
+
+@cache
+def _openers() -> list[Opener]:
+    from PIL import Image
+
+    for module in FORMATS.values():
+        import_module(f"PIL.{module}ImagePlugin")
+    plugins = [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
+    return [(factory, accepts) for factory, accepts in plugins if accepts]
 
 
 def rgb(image: "Image") -> "Image":

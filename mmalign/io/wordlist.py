@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mmalign.errors import DataError
-from mmalign.io import files
+from mmalign.io import whole
 
 
 def read_words(spec: str) -> list[str]:
@@ -14,8 +14,7 @@ def read_words(spec: str) -> list[str]:
     41,242 words, `bout` twice), but only its first place is ever a label. Raises DataError for what is no word list.
     """
     try:
-        with files.open_(spec) as source:
-            raw = bytes(source.read())
+        raw = whole.read(spec)
     except (OSError, ValueError) as err:
         fix = "`words:` takes a path, a URL or pkg:package/file"
         raise DataError(f"cannot read the word list {spec!r}: {err}", at=spec, fix=fix) from err

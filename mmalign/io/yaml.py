@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mmalign.errors import MMAlignError
-from mmalign.io import brackets
+from mmalign.io import brackets, limits, whole
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -75,7 +75,8 @@ def value(text: str, name: str, error: type[MMAlignError]) -> Any:
 def read(path: str | Path, error: type[MMAlignError]) -> Document:
     """The YAML mapping in a file; whatever is wrong with the file becomes an `error`."""
     try:
-        return parse(Path(path).read_text(encoding="utf-8"), str(path), error)
+        text = whole.read(str(path), limits.SETTINGS_BYTES, error).decode("utf-8")
+        return parse(text.replace("\r\n", "\n").replace("\r", "\n"), str(path), error)
     except UnicodeDecodeError as err:
         what = f"{path} is not UTF-8 text: {err.reason} at byte {err.start}"
         raise error(what, at=str(path), fix="save it as UTF-8") from err

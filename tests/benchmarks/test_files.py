@@ -18,6 +18,7 @@ from mmalign.benchmarks.layouts import DataLocation, Layout, find_layout
 from mmalign.benchmarks.pictures import Base64Image, Pictures, vlmevalkit_rows
 from mmalign.benchmarks.reading import ParquetImage
 from mmalign.errors import DataError
+from mmalign.io.limits import IMAGE_PIXELS
 
 
 def png(color: Any = (250, 10, 10), mode: str = "RGB") -> bytes:
@@ -158,12 +159,16 @@ def test_pictures_that_cannot_be_opened(tmp_path: Path) -> None:
         pictures.open("half.png")
     with pytest.raises(DataError, match="not base64"):
         pictures.open(Base64Image("abc"))
-    size = Image.MAX_IMAGE_PIXELS
+    size = IMAGE_PIXELS.value
     (tmp_path / "huge.bmp").write_bytes(
         b"BM" + bytes(8) + struct.pack("<IIiiHHIIiiII", 54, 40, size, 3, 1, 24, *[0] * 6)
     )
-    with pytest.raises(DataError, match="cannot read the picture: Image size"):  # no DecompressionBombError
+    with pytest.raises(DataError, match="cannot read the picture: huge.bmp has .* pixels") as error:
         pictures.open("huge.bmp")
+    assert "MMALIGN_IMAGE_PIXELS=" in error.value.fix
+    for name in (f"{tmp_path}/half.png", "../half.png", "a/../../half.png"):
+        with pytest.raises(DataError, match="is not in the benchmark's folder"):
+            pictures.open(name)
 
 
 BAD = {

@@ -46,9 +46,9 @@ def damaged_images() -> Iterator[tuple[str, bytes, str]]:
         data = encode(large, format_)
         for share in (0.02, 0.3, 0.6, 0.9):
             yield f"{format_} cut at {share}", data[: int(share * len(data))], "truncated broken"
-    for side in (9_460, 15_000, 30_000, 65_000, 1 << 20, 2**31 - 1):
+    for side in (13_400, 15_000, 30_000, 65_000, 1 << 20, 2**31 - 1):
         yield f"PNG of {side}", png_header(side, side), "oversized"
-    yield "a line of 100 million pixels", png_header(100_000_000, 1), "oversized"
+    yield "a line of 200 million pixels", png_header(200_000_000, 1), "oversized"
     bmp = struct.pack("<IHHIIiiHH", 99, 0, 0, 54, 40, 50_000, 50_000, 1, 24)
     yield "BMP of 50,000", b"BM" + bmp + bytes(60), "oversized"
     gif = struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0)
@@ -68,8 +68,11 @@ def references(folder: Path) -> Iterator[tuple[object, str]]:
     (folder.parent / "secret.jpg").write_bytes(jpeg())
     for name in ("../secret.jpg", "a/../../secret.jpg", str(folder.parent / "secret.jpg"), "/etc/hostname", "..", ".",
                  "../../../../../../etc/passwd", "file:///etc/passwd", f"file://{folder.parent}/secret.jpg",
-                 f"local://{folder.parent}/secret.jpg", "simplecache::file:///etc/passwd"):  # fmt: skip
+                 f"local://{folder.parent}/secret.jpg", "simplecache::file:///etc/passwd",
+                 "memory://none.jpg", "github://a:b@main/x.jpg", "HTTP://::1/x::y.jpg"):  # fmt: skip
         yield name, "outside"
+    for name in ("http://localhost/x.jpg", "https://169.254.169.254/latest/x.jpg"):
+        yield name, "host"
     (folder / "loop-a.jpg").symlink_to("loop-b.jpg")
     (folder / "loop-b.jpg").symlink_to("loop-a.jpg")
     (folder / "self").symlink_to("self")
@@ -79,7 +82,7 @@ def references(folder: Path) -> Iterator[tuple[object, str]]:
     (folder / "folder.jpg").mkdir()
     os.mkfifo(folder / "pipe.jpg")
     for name in ("none.jpg", "0.jpg/x.jpg", "dangling.jpg", "folder.jpg", "pipe.jpg", "a\0b.jpg", "x" * 300,
-                 "y/" * 3000, "NONE.JPG", "memory://none.jpg"):  # fmt: skip
+                 "y/" * 3000, "NONE.JPG"):  # fmt: skip
         yield name, "missing"
     for text in ("!!!", "abc", "a" * 81, "é"):
         yield f"data:image/jpeg;base64,{text}", "base64"

@@ -8,7 +8,7 @@ import zipfile
 import fsspec
 import pytest
 
-from mmalign.data import pictures, reasons
+from mmalign.data import pictures
 from mmalign.data.pictures import ImageReader
 from mmalign.data.reasons import Unusable
 from mmalign.errors import DataError
@@ -77,13 +77,19 @@ def test_links_that_lead_nowhere(root):
         ("data:image/png;base64,!!!!", "base64", "data:image/png;base64,!!!!"),
         ("data:image/png;base64,abc", "base64", "padding"),
         ("data:image/png,abc", "base64", "no data:...;base64, URL"),
-        ("file:///etc/passwd", "outside", "a file of this machine"),
-        ("FILE:///etc/passwd", "outside", "a file of this machine"),
-        ("local:///etc/passwd", "outside", "a file of this machine"),
-        ("zip://x.jpg::file:///tmp/x.zip", "outside", "a file of this machine"),
-        ("simplecache::file:///etc/passwd", "outside", "a file of this machine"),
-        ("memory://none.jpg", "missing", "no image memory://none.jpg"),
-        ("nosuch://x/y.jpg", "unreadable", "nosuch"),
+        ("file:///etc/passwd", "outside", "only http and https are read"),
+        ("FILE:///etc/passwd", "outside", "only http and https are read"),
+        ("local:///etc/passwd", "outside", "only http and https are read"),
+        ("zip://x.jpg::file:///tmp/x.zip", "outside", "only http and https are read"),
+        ("zip://x.jpg::http://127.0.0.1/x.zip", "outside", "only http and https are read"),
+        ("http://127.0.0.1/x::y.jpg", "outside", "only http and https are read"),
+        ("simplecache::file:///etc/passwd", "outside", "only http and https are read"),
+        ("memory://none.jpg", "outside", "only http and https are read"),
+        ("s3://bucket/x.jpg", "outside", "only http and https are read"),
+        ("ftp://127.0.0.1/x.jpg", "outside", "only http and https are read"),
+        ("nosuch://x/y.jpg", "outside", "nosuch://x/y.jpg"),
+        ("http://[::1/x.jpg", "outside", "http://[::1/x.jpg"),
+        ("http://127.0.0.1/x.jpg", "host", "nobody allowed to fetch pictures from 127.0.0.1"),
     ],
 )
 def test_reasons(root, name, reason, message):
@@ -118,10 +124,10 @@ def test_a_file_that_comes_in_parts(root, monkeypatch):
 
 
 def test_files_too_large_are_not_read(root, monkeypatch):
-    monkeypatch.setattr(pictures, "BYTES", 100)
-    monkeypatch.setattr(reasons, "BYTES", 100)
-    message = f"oversized: 0.jpg has {len(jpeg(0))} bytes, and no more than 100 are read"
-    assert refused(ImageReader(str(root)), "0.jpg").what == message
+    monkeypatch.setenv("MMALIGN_IMAGE_BYTES", "100")
+    err = refused(ImageReader(str(root)), "0.jpg")
+    assert err.what == f"oversized: 0.jpg has {len(jpeg(0))} bytes, and no more than 100 bytes are read"
+    assert err.fix == "MMALIGN_IMAGE_BYTES=200, if it is right that it is so large"
     assert refused(ImageReader(str(root)), jpeg(0)).reason == "oversized"
 
 
@@ -137,7 +143,10 @@ def test_images_in_the_row(root):
 def test_urls():
     with fsspec.open("memory://bucket/images/x.jpg", "wb") as target:
         target.write(jpeg(4))
-    assert ImageReader(None).read("memory://bucket/images/x.jpg")[0] == jpeg(4)
+    for spec in ("memory://bucket/images", ["memory://other", "memory://bucket/"]):
+        assert ImageReader(spec).read("memory://bucket/images/x.jpg")[0] == jpeg(4)
+    assert refused(ImageReader("memory://bucket/images"), "memory://bucket/images/../x.jpg").reason == "outside"
+    assert refused(ImageReader("memory://bucket/imag"), "memory://bucket/images/x.jpg").reason == "outside"
     assert ImageReader("memory://bucket/images").read("x.jpg")[0] == jpeg(4)
     assert refused(ImageReader("memory://bucket/images"), "y.jpg").reason == "missing"
     assert refused(ImageReader("memory://bucket/images"), "../x.jpg").reason == "outside"
@@ -243,7 +252,7 @@ def test_members_damaged_inside_a_zip(tmp_path, monkeypatch):
     reader = damaged(path, change)
     assert "a.jpg is not where the archive says" in refused(reader, "a.jpg").what
     assert refused(reader, "b.jpg").what.startswith("broken: b.jpg cannot be unpacked: ")
-    monkeypatch.setattr("mmalign.data.archives.BYTES", 100)
+    monkeypatch.setenv("MMALIGN_IMAGE_BYTES", "100")
     assert refused(reader, "b.jpg").reason == "oversized"
 
 

@@ -148,7 +148,8 @@ def remote(to):
 
 def by_url(to):
     remote(to)
-    return {"path": lines(to / "x.jsonl", f"memory://{to.name}/{{}}.png".format)}
+    rows = lines(to / "x.jsonl", f"memory://{to.name}/{{}}.png".format)
+    return {"path": rows, "images": f"memory://{to.name}"}
 
 
 def by_bytes(to):
