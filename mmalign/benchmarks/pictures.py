@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from mmalign.benchmarks import reading
 from mmalign.benchmarks.answers import few
 from mmalign.benchmarks.layouts import DataLocation
-from mmalign.benchmarks.reading import ParquetImage, parquet_library
+from mmalign.benchmarks.reading import ParquetImage
 from mmalign.errors import DataError
 from mmalign.io import files, whole
 from mmalign.io.limits import IMAGE_BYTES
+from mmalign.io.parquet import Groups
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,10 +111,13 @@ def _parquet_bytes(reference: ParquetImage) -> bytes:
     """The bytes in one row, read with the row group it lies in."""
     starts = _group_starts(reference.path)
     group = max(number for number, start in enumerate(starts) if start <= reference.row)
-    cell = _column(reference.path, group)[reference.row - starts[group]]
+    name, column = f"{reference.path} row {reference.row}", _column(reference.path, group)
+    one = column.slice(reference.row - starts[group], 1)
+    whole.check_size(one.nbytes, IMAGE_BYTES, name)
+    cell = one[0].as_py()
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(data, bytes):
-        raise DataError("the row has no picture", at=f"{reference.path} row {reference.row}")
+        raise DataError("the row has no picture", at=name)
     return data
 
 
@@ -121,13 +125,13 @@ def _parquet_bytes(reference: ParquetImage) -> bytes:
 def _group_starts(path: str) -> list[int]:
     """The first row of every row group."""
     with files.open_(path, "rb") as source:
-        meta = parquet_library().ParquetFile(source).metadata
+        meta = Groups(source).meta
     sizes = [meta.row_group(number).num_rows for number in range(meta.num_row_groups)]
     return [sum(sizes[:number]) for number in range(len(sizes))] or [0]
 
 
 @lru_cache(maxsize=2)  # questions are asked in order: one group at a time, and the next
-def _column(path: str, group: int) -> list[Any]:
+def _column(path: str, group: int) -> Any:
+    """The pictures of a row group, a pyarrow.ChunkedArray."""
     with files.open_(path, "rb") as source:
-        table = parquet_library().ParquetFile(source).read_row_group(group, columns=["image"])
-    return list(table.column("image").to_pylist())
+        return Groups(source).read(group, ["image"]).column("image")

@@ -11,6 +11,8 @@ from typing import Any
 
 from mmalign.errors import DataError
 from mmalign.io import files, whole
+from mmalign.io.limits import FILE_BYTES
+from mmalign.io.parquet import Groups, library
 
 Row = dict[str, Any]
 
@@ -127,21 +129,31 @@ def parquet(paths: Sequence[str]) -> list[Row]:
 
     Pictures stay in the file: `image` is a ParquetImage or None, `image_name` its file name.
     """
-    pq = parquet_library()
+    library()
     rows: list[Row] = []
     for path in paths:
         try:
             with files.open_(path, "rb") as source:
-                rows += _with_pictures(_table(pq.ParquetFile(source)).to_pylist(), path)
+                rows += _with_pictures(_rows(Groups(source), path), path)
+        except DataError as err:
+            raise DataError(err.what, at=path, fix=err.fix) from err
         except (OSError, ValueError) as err:
             raise DataError(f"not a readable parquet file: {err}", at=path, fix="fetch the file again") from err
     return rows
 
 
-def _table(source: Any) -> Any:
+def _rows(groups: Groups, path: str) -> list[Row]:
     """All columns but the pictures' bytes, where a path tells whether there is a picture."""
-    names, leaves = source.schema_arrow.names, [source.schema.column(n).path for n in range(len(source.schema.names))]
-    return source.read(columns=["image.path" if name == "image" and "image.path" in leaves else name for name in names])
+    names = groups.file.schema_arrow.names
+    columns = ["image.path" if name == "image" and "image.path" in groups.paths else name for name in names]
+    rows: list[Row] = []
+    size = 0
+    for number in range(groups.meta.num_row_groups):
+        table = groups.read(number, columns)
+        size += table.nbytes
+        whole.check_size(size, FILE_BYTES, path, more=True)
+        rows += table.to_pylist()
+    return rows
 
 
 def _with_pictures(rows: list[Row], path: str) -> list[Row]:
@@ -151,12 +163,3 @@ def _with_pictures(rows: list[Row], path: str) -> list[Row]:
             row["image_name"] = cell.get("path") if isinstance(cell, dict) else None
             row["image"] = None if cell is None else ParquetImage(path, number)
     return rows
-
-
-def parquet_library() -> Any:
-    """pyarrow.parquet; DataError where pyarrow is not installed."""
-    try:
-        import pyarrow.parquet as pq  # 0.2 s: only where a parquet file is read
-    except ImportError as err:
-        raise DataError("reading parquet files needs pyarrow", fix="pip install mmalign[data]") from err
-    return pq

@@ -8,9 +8,10 @@ from itertools import accumulate
 from typing import Any
 
 from mmalign.data.lru import LRUCache
-from mmalign.data.reasons import Unusable
+from mmalign.data.reasons import Unusable, check_size
 from mmalign.errors import DataError
-from mmalign.io import files
+from mmalign.io import files, parquet
+from mmalign.io.limits import IMAGE_BYTES, ROW_BYTES, Limit
 
 BYTES = ".bytes"  # how the column of an image's bytes ends
 
@@ -25,30 +26,36 @@ class Parquet:
         self.spec, self.texts, self.pictures = spec, texts, pictures
         self.lock = threading.Lock()  # one file handle, one reader at a time
         with _readable(spec):
-            self.file = _library("parquet").ParquetFile(files.open_(spec))
-            meta = self.file.metadata
+            self.groups = parquet.Groups(files.open_(spec))
+            meta = self.groups.meta
             self.ends = list(accumulate(meta.row_group(n).num_rows for n in range(meta.num_row_groups)))
-            self.columns = [meta.schema.column(n).path for n in range(len(meta.schema))]
+        self.columns = self.groups.paths
         self.rows: int = meta.num_rows
 
     def text(self, row: int) -> dict[str, Any]:
-        return dict(self._row(row, self.texts, _text_columns(self.columns)))
+        return dict(self._row(row, self.texts, _text_columns(self.columns), ROW_BYTES))
 
     def cell(self, row: int, column: str) -> Any:
         columns = [name for name in self.columns if name.split(".")[0] == column]
-        return self._row(row, self.pictures, columns)[column]
+        return self._row(row, self.pictures, columns, IMAGE_BYTES)[column]
 
-    def _row(self, row: int, cache: LRUCache, columns: list[str]) -> dict[str, Any]:
+    def _row(self, row: int, cache: LRUCache, columns: list[str], limit: Limit) -> dict[str, Any]:
         group = bisect.bisect_right(self.ends, row)
         table = cache.get((self.spec, group, *columns), lambda: self._group(group, columns))
         start = self.ends[group - 1] if group else 0
-        values: dict[str, Any] = table.slice(row - start, 1).to_pylist()[0]
-        return values
+        return _values(table.slice(row - start, 1), row, limit)
 
     def _group(self, group: int, columns: list[str]) -> tuple[Any, int]:
         with self.lock, _readable(f"{self.spec}, row group {group}", Unusable):
-            table = self.file.read_row_group(group, columns=columns, use_threads=False)
+            table = self.groups.read(group, columns)
         return table, table.nbytes
+
+
+def _values(one: Any, row: int, limit: Limit) -> dict[str, Any]:
+    """The values of a table of one row; Unusable where they are too large. row: its number, for the message."""
+    check_size(f"row {row}", one.nbytes, limit)
+    values: dict[str, Any] = one.to_pylist()[0]
+    return values
 
 
 def _text_columns(columns: list[str]) -> list[str]:
@@ -79,8 +86,7 @@ class Arrow:
     def text(self, row: int) -> dict[str, Any]:
         index = bisect.bisect_right(self.ends, row)
         offset = row - (self.ends[index] - self.batches[index].num_rows)
-        values: dict[str, Any] = self.batches[index].slice(offset, 1).to_pylist()[0]
-        return values
+        return _values(self.batches[index].slice(offset, 1), row, ROW_BYTES)
 
     def cell(self, row: int, column: str) -> Any:
         return self.text(row)[column]
@@ -91,6 +97,10 @@ def _readable(what: str, error: type[DataError] = DataError) -> Iterator[None]:
     arrow = _library("")
     try:
         yield
+    except DataError as err:
+        if error is Unusable:
+            raise Unusable("oversized", f"{what}: {err.what}", fix=err.fix) from err
+        raise
     except (OSError, ValueError, arrow.ArrowException) as err:
         reason = str(err).splitlines()[0]
         if error is Unusable:
@@ -99,10 +109,7 @@ def _readable(what: str, error: type[DataError] = DataError) -> Iterator[None]:
 
 
 def _library(module: str) -> Any:
-    try:
-        import pyarrow  # 0.2 s: only where such a file is read
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError as err:
-        raise DataError("parquet and Arrow files need pyarrow", fix="pip install mmalign[data]") from err
+    parquet.library()
+    import pyarrow.ipc
+
     return getattr(pyarrow, module) if module else pyarrow
