@@ -39,7 +39,7 @@ LAYERS: dict[str, set[str]] = {
 }
 # What others may know of a family beside its contract: its formats (label store, chat template), how an
 # LLM decodes, and products over a vocabulary.
-CONTRACTS = {*FAMILIES, "labels.store", "llms.chat", "llms.decoding", "llms.rows"}
+CONTRACTS = {*FAMILIES, "labels.store", "llms.chat", "llms.decoding", "llms.rendering", "llms.rows"}
 # Kinds that others name: what a LLaVA checkpoint is made of, and the loss that every model has.
 KINDS = {
     "integrations": {"adapters.mlp", "llms.causal", "vision.hf", "vision.picture"},

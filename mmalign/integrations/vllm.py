@@ -11,6 +11,7 @@ from transformers import AutoProcessor
 
 from mmalign.benchmarks import Benchmark, Probe, Question
 from mmalign.errors import CheckError, RunError
+from mmalign.llms.rendering import render
 from mmalign.vision.picture import rgb
 
 
@@ -27,6 +28,7 @@ class VLLM:
 
     def __init__(self, spec: str) -> None:
         library = _library()
+        self.spec = spec
         self.processor: Any = AutoProcessor.from_pretrained(spec)
         self.sampling: Any = library.SamplingParams
         try:
@@ -47,8 +49,10 @@ class VLLM:
         """Token ids, as the exported template spells them, with one mark for the image: vLLM puts its tokens there."""
         seen = question.image is not None
         content = [{"type": "image"}] * seen + [{"type": "text", "text": question.text}]
-        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokenizer, turns = self.processor.tokenizer, [{"role": "user", "content": content}]
+        words = {"add_generation_prompt": True, **tokenizer.special_tokens_map}
+        text, _ = render(self.processor.chat_template, turns, words, self.spec)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         image = {"multi_modal_data": {"image": rgb(bench.image(question.image))}} if seen else {}
         return {"prompt_token_ids": ids, **image}
 

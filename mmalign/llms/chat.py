@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import jinja2
 from transformers import AutoTokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from mmalign.data import MARK, Turn
 from mmalign.errors import CardError, DataError
-from mmalign.io import files, pretrained
+from mmalign.io import files, limits, pretrained, whole
+from mmalign.llms.rendering import render
 
 ANCHOR = "x"  # a word is spelled as it is behind this one: with the tokenizer's own rule for leading spaces
 
@@ -36,7 +36,7 @@ class Chat:
         self.checkpoint = checkpoint
         self.tokenizer: Any = tokenizer or pretrained.read(checkpoint, AutoTokenizer.from_pretrained)
         if template and (place := files.local(template)):
-            template = place.read_text(encoding="utf-8")
+            template = _read(place)
         self.template: str | None = template or self.tokenizer.chat_template
         if not self.template:
             raise CardError(f"{checkpoint} has no chat template", at="args.template", fix="name one in the card")
@@ -117,17 +117,8 @@ class Chat:
 
     def _render(self, turns: Sequence[Turn], prompt: bool) -> tuple[str, list[tuple[int, int]]]:
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-        try:
-            texts, spans = render_jinja_template(  # it is annotated as str and returns both
-                [messages],
-                chat_template=self.template,
-                return_assistant_tokens_mask=True,
-                add_generation_prompt=prompt,
-                **self.tokenizer.special_tokens_map,
-            )
-        except jinja2.TemplateError as err:
-            raise DataError(f"the chat template of {self.checkpoint} refuses these turns: {err}") from err
-        return texts[0], list(spans[0])
+        words = {"add_generation_prompt": prompt, **self.tokenizer.special_tokens_map}
+        return render(self.template or "", messages, words, self.checkpoint)
 
     def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -143,3 +134,11 @@ class Chat:
             wide.ids += [i] * times
             wide.trained += [t and i != self.mark] * times
         return wide
+
+
+def _read(place: Path) -> str:
+    try:
+        return whole.read(str(place), limits.SETTINGS_BYTES, CardError).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        what = f"cannot read the chat template {place}: {getattr(err, 'strerror', None) or err}"
+        raise CardError(what, at="args.template", fix="a file of jinja, or its text") from err
