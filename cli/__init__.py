@@ -11,6 +11,8 @@ import typer
 
 from mmalign.errors import MMAlignError, suggest
 
+from .lines import complain, say
+
 INTERRUPTED = 130  # Ctrl-C, as shells count it; Typer makes it an exit code without a word
 
 app = typer.Typer(
@@ -228,7 +230,7 @@ def new(
     from mmalign.pipeline.new import start
 
     for place in start(kind, name, folder, base):
-        print(place)
+        say(str(place))
 
 
 @app.command()
@@ -338,15 +340,15 @@ def _main(args: list[str] | None) -> Any:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MMAlignError as err:
-        print(f"error: {err}", file=sys.stderr)
+        complain(f"error: {err}")
         for line in getattr(err, "tail", []):
-            print(f"  | {line}", file=sys.stderr)
+            complain(f"  | {line}")
         return err.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except OSError as err:
         fix = "check the path, the rights to it and the space left"
-        print(f"error: {MMAlignError(err.strerror or str(err), at=str(err.filename or ''), fix=fix)}", file=sys.stderr)
+        complain(f"error: {MMAlignError(err.strerror or str(err), at=str(err.filename or ''), fix=fix)}")
         return 2
     except Exception as err:
         if (code := _usage(err)) is None:
@@ -355,7 +357,7 @@ def _main(args: list[str] | None) -> Any:
 
 
 def _interrupted() -> int:
-    print("interrupted; the same command goes on", file=sys.stderr)
+    complain("interrupted; the same command goes on")
     return INTERRUPTED
 
 
@@ -366,19 +368,19 @@ def _usage(err: Exception) -> int | None:
         return None
     what, context = str(say()), getattr(err, "ctx", None)
     if what.startswith("Usage: "):  # no words at all, so the help
-        print(what)
+        say(what)
         return 0
     fix = f"{getattr(context, 'command_path', None) or 'mmalign'} --help"
     if unknown := re.match(r"No such command '(.*?)'", what):
         what = f"no command {unknown[1]!r}"
         fix = suggest(unknown[1], context.command.commands) if context else fix
-    print(f"error: {what.rstrip('.')}\n  try  {fix}", file=sys.stderr)
+    complain(f"error: {what.rstrip('.')}\n  try  {fix}")
     return int(getattr(err, "exit_code", 2))
 
 
 def dump(value: Any) -> None:
     """JSON on stdout."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    say(json.dumps(value, indent=1, ensure_ascii=False, default=str))
 
 
 def entry() -> None:

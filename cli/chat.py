@@ -8,6 +8,7 @@ from mmalign.errors import DataError
 from mmalign.pipeline import existing
 
 from .images import open_rgb
+from .lines import say
 from .models import loaded
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def chat(spec: str, images: Sequence[Path], most: int) -> None:
     talk = Talk(loaded(place), most)
     for picture in pictures:
         talk.show(picture)
-    print(HELP)
+    say(HELP)
     while True:
         try:
             line = input("> ").strip()
@@ -36,11 +37,11 @@ def chat(spec: str, images: Sequence[Path], most: int) -> None:
             elif line == "/forget":
                 talk.forget()
             elif line.startswith("/"):
-                print(HELP)
+                say(HELP)
             elif line:
-                print(talk.answer(line))
+                say(talk.answer(line))
         except DataError as err:
-            print(err)
+            say(str(err))
 
 
 class Talk:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from mmalign.data import Data
 from mmalign.errors import CardError, DataError
 from mmalign.io import files
+from mmalign.io.visible import one_line, visible
 from mmalign.plan import cards
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.read import setting
 
 from . import live, show
+from .lines import complain
 
 if TYPE_CHECKING:
     from mmalign.data.check import CheckResult
@@ -126,7 +128,7 @@ def _print_result(card: Card, data: Data, result: "CheckResult", quarantine: Pat
 def _plain(text: str) -> Any:
     from rich.text import Text
 
-    return Text(text)
+    return Text(visible(text))
 
 
 @contextmanager
@@ -137,9 +139,9 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=show.err, transient=True) as bar:
-        task = bar.add_task(name)
+        task = bar.add_task(one_line(name))
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -153,7 +155,7 @@ class _Lines:
             return
         self.last = time.monotonic()
         left = (self.last - self.began) * (total - done) / max(1, done)
-        print(f"{self.name}: {done}/{total}  {left:.0f} s left", file=sys.stderr, flush=True)
+        complain(f"{self.name}: {done}/{total}  {left:.0f} s left")
 
 
 def look(data: str, overrides: Sequence[str], llm: str, vision: str | None, rows: str, as_json: bool) -> None:
@@ -268,5 +270,5 @@ def _run_text(run: dict[str, Any]) -> Any:
         return styled.append(f"<image> x {len(run['tokens'])}", STATES["image"])
     for number, text in enumerate(run["tokens"]):
         style = STATES[run["state"]] + (" underline" if number % 2 else "")
-        styled.append(text.replace("\n", "\\n"), style)
+        styled.append(one_line(text), style)
     return styled

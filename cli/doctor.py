@@ -21,6 +21,7 @@ OPTIONAL = {"timm": "timm encoders", "open-clip-torch": "open_clip encoders", "p
 def examine(as_json: bool) -> None:
     """Print versions, memory, disk and GPUs, and what training lacks."""
     from . import dump
+    from .lines import say
     from .listing import table
 
     rows = [{"what": "mmalign", "found": __version__, "for": ""}]
@@ -35,7 +36,7 @@ def examine(as_json: bool) -> None:
         return
     table(rows)
     missing = [name for name in NEEDED if _version(name) == "missing"]
-    print(f"missing: {', '.join(missing)}   pip install mmalign[train]" if missing else "ready: mmalign run quickstart")
+    say(f"missing: {', '.join(missing)}   pip install mmalign[train]" if missing else "ready: mmalign run quickstart")
 
 
 def _version(name: str) -> str:

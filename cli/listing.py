@@ -7,7 +7,10 @@ from typing import Any
 
 from mmalign.errors import CardError, RecipeError, suggest
 from mmalign.io import yaml
+from mmalign.io.visible import one_line
 from mmalign.plan.cards import FAMILIES, Registry
+
+from .lines import say
 
 MORE = ("recipes", "stages")
 
@@ -56,7 +59,7 @@ def part(family: str, name: str, as_json: bool) -> None:
         if name not in recipes:
             raise RecipeError(f"no recipe {name!r}", fix=suggest(name, recipes))
         raw = yaml.read(recipes[name], RecipeError).raw
-        dump(raw) if as_json else print(recipes[name].read_text(encoding="utf-8"), end="")
+        dump(raw) if as_json else say(recipes[name].read_text(encoding="utf-8"), end="")
         return
     if family == "stages":
         stage(name, as_json)
@@ -69,7 +72,7 @@ def part(family: str, name: str, as_json: bool) -> None:
         return
     for key, item in card.items():
         if item not in ("", {}, None):
-            print(f"{key:<8} {item}")
+            say(f"{key:<8} {item}")
 
 
 def stage(kind: str, as_json: bool) -> None:
@@ -99,6 +102,7 @@ def table(rows: list[dict[str, str]]) -> None:
     """Columns as wide as they need to be; the last one may be long."""
     if not rows:
         return
+    rows = [{key: one_line(cell) for key, cell in row.items()} for row in rows]
     wide = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
     for row in [{key: key for key in rows[0]}, *rows]:
-        print("  ".join(f"{row[key]:<{wide[key]}}" for key in row).rstrip())
+        say("  ".join(f"{row[key]:<{wide[key]}}" for key in row).rstrip())

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mmalign.io.visible import one_line
 from mmalign.pipeline.run import Show
 from mmalign.plan.graph import Node
+
+from .lines import complain
 
 EVERY = 5.0  # seconds between two plain lines
 
@@ -25,7 +28,8 @@ def display() -> Iterator[Show]:
 
 def name(node: Node) -> str:
     """A stage's name, with its arm where it is of one."""
-    return f"{node.name} ({node.arms[0]})" if any(node.arms) and len(node.arms) == 1 else node.name
+    arm = f" ({node.arms[0]})" if any(node.arms) and len(node.arms) == 1 else ""
+    return one_line(node.name + arm)
 
 
 class Lines:
@@ -51,20 +55,21 @@ class Lines:
         self.say(f"{name(node)}: done in {seconds:.0f} s")
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        complain(text)
 
 
 class Bars:
     """A bar for the stage that runs; a line for each that ended."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from .screen import Screen
 
         self.progress = Progress(
             TextColumn("{task.description:<14}", markup=False), BarColumn(), MofNCompleteColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[numbers]}", markup=False), transient=True,
-            console=Console(stderr=True, markup=False),
+            console=Screen(stderr=True, markup=False),
         )  # fmt: skip
 
     def begin(self, node: Node) -> None:
@@ -79,10 +84,10 @@ class Bars:
 
     def end(self, node: Node, seconds: float) -> None:
         self.progress.remove_task(self.bar)
-        line = f"✓ {name(node):<14} {seconds:6.1f} s   {node.folder}"
-        self.progress.console.print(line, style="green", highlight=False)
+        done = f"✓ {name(node):<14} {seconds:6.1f} s   {node.folder}"
+        self.progress.console.print(done, style="green", highlight=False)
 
 
 def numbers(event: dict[str, Any]) -> str:
     """The numbers beside a bar."""
-    return "  ".join(f"{key} {value:g}" for key, value in event.get("numbers", {}).items())
+    return "  ".join(f"{one_line(key)} {value:g}" for key, value in event.get("numbers", {}).items())

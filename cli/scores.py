@@ -14,6 +14,8 @@ from mmalign.io import files
 from mmalign.plan.cards import Card, Registry, build, own, target
 from mmalign.plan.read import setting
 
+from .lines import say
+
 if TYPE_CHECKING:
     from mmalign.plan.graph import Node
 
@@ -50,7 +52,7 @@ def score(
             return
         source = {"bench": name, "data": bench.data_files, "protocol": protocol, "gaps": gaps}
         row = source | _with_interval(result, card)
-        print(_json(row)) if as_json else _table(row)
+        say(_json(row)) if as_json else _table(row)
 
 
 @contextmanager

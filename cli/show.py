@@ -5,23 +5,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mmalign.errors import RunError
 from mmalign.io import files
+from mmalign.io.visible import one_line
 from mmalign.pipeline.recipes import preview
 from mmalign.plan import estimate, graph
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Evaluate, Label, Report, Stage, Train
 
 from . import live
+from .screen import Screen
 
 WIDE = None if sys.stdout.isatty() else 1000  # columns; in a file or a pipe no cell is folded
 
-out = Console(highlight=False, soft_wrap=True, markup=False, width=WIDE)  # a path may hold what looks like markup
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+out = Screen(highlight=False, soft_wrap=True, markup=False, width=WIDE)  # a path may hold what looks like markup
+err = Screen(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def planned(recipe: str, overrides: Sequence[str], runs: Path, ahead: bool = False) -> tuple[list[Node], list[str]]:
@@ -57,7 +58,7 @@ def plan(nodes: Sequence[Node], notes: Sequence[str], devices: int, as_json: boo
     out.print(f"{recipe.name}   {' + '.join(parts)}\n", style="bold")
     stages = table("", "stage", "kind", "what", "reads", "folder")
     for row in rows:
-        state = Text(row["state"], style="green" if row["state"] == "done" else "")
+        state = Text(one_line(row["state"]), style="green" if row["state"] == "done" else "")
         stages.add_row(state, _with_arm(row), row["kind"], row["what"], ", ".join(row["reads"]) or "-", row["folder"])
     out.print(stages)
     _estimates(nodes, devices)
@@ -73,8 +74,8 @@ def _estimates(nodes: Sequence[Node], devices: int) -> None:
             names_of.setdefault(tuple(lines), []).append(node.name)
     for text, names in names_of.items():
         out.print(f"\n{', '.join(dict.fromkeys(names))}", style="bold")
-        for line in text:
-            out.print(f"  {line}")
+        for each in text:
+            out.print(f"  {each}")
     if names_of:
         out.print()
 

@@ -13,7 +13,7 @@ MMAlignError              the message is for the reader; no traceback
 import difflib
 from collections.abc import Iterable
 
-from mmalign.io.visible import line, visible
+from mmalign.io.visible import one_line, visible
 
 
 class MMAlignError(Exception):
@@ -28,7 +28,7 @@ class MMAlignError(Exception):
 
     def __init__(self, what: str, *, at: str = "", fix: str = "") -> None:
         self.what, self.at, self.fix = what, at, fix
-        lines = [visible(what), at and f"  at   {line(at)}", fix and f"  try  {visible(fix)}"]
+        lines = [visible(what), at and f"  at   {one_line(at)}", fix and f"  try  {visible(fix)}"]
         super().__init__("\n".join(filter(None, lines)))
 
 

@@ -4,12 +4,12 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files as resources
 from typing import TYPE_CHECKING, Any
 
 from mmalign.benchmarks import Benchmark, Question, Score
 from mmalign.benchmarks.bootstrap import Difference, difference
 from mmalign.errors import DataError
+from mmalign.io import pages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,16 +83,12 @@ def _paired(first: Mapping[str, float], other: Mapping[str, float]) -> PairedCom
 
 def page(runs: Sequence[Run], rows: Sequence[ComparisonRow], benches: Mapping[str, Benchmark]) -> str:
     """All of it as one HTML page without links; benches: those whose questions and pictures can be shown."""
-    import jinja2
-
     flips = [flip for row in rows for number, run in enumerate(runs[1:]) for flip in _flips(row, number, runs[0], run)]
     for flip in flips:
         bench = benches.get(flip.bench)
         questions = {question.id: question for question in bench.questions()} if bench else {}
         flip.cases = [_case(qid, flip, questions.get(qid), bench) for qid in flip.ids[:SHOWN]]
-    text = resources("mmalign.benchmarks").joinpath("compare.html").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text)
-    return template.render(runs=runs, rows=rows, flips=flips)
+    return pages.page("mmalign.benchmarks", "compare.html", runs=runs, rows=rows, flips=flips)
 
 
 @dataclass

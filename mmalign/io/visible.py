@@ -15,7 +15,7 @@ def visible(text: str) -> str:
     return _HIDDEN.sub(_written, text)
 
 
-def line(text: str) -> str:
+def one_line(text: str) -> str:
     """As `visible`, for what stands in one line: a name, a path, a cell."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.io import files
+from mmalign.io.visible import visible
 from mmalign.pipeline.run import Launch, Show
 from mmalign.pipeline.run import run as run_nodes
 from mmalign.plan import graph, read
@@ -99,7 +100,7 @@ def run(
     """
     plan = preview(recipe, *overrides, runs=runs)
     for note in plan.notes:
-        log.warning(note)
+        log.warning("%s", visible(note))
     run_nodes(plan.stages, Launch(devices, Path(hosts) if hosts else None), show or _Log(), force)
     return results(plan.stages)
 
@@ -120,14 +121,14 @@ class _Log:
     """Tells the log how stages fare."""
 
     def begin(self, node: Node) -> None:
-        log.info("%s begins: %s", _name(node), node.folder)
+        log.info("%s begins: %s", visible(_name(node)), node.folder)
 
     def event(self, node: Node, event: dict[str, Any]) -> None:
         if "say" in event:
-            log.info("%s: %s", _name(node), event["say"])
+            log.info("%s: %s", visible(_name(node)), visible(event["say"]))
 
     def end(self, node: Node, seconds: float) -> None:
-        log.info("%s: done in %.0f s", _name(node), seconds)
+        log.info("%s: done in %.0f s", visible(_name(node)), seconds)
 
 
 def _name(node: Node) -> str:

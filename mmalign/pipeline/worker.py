@@ -16,6 +16,7 @@ from typing import Any
 
 from mmalign.errors import MMAlignError, StageError
 from mmalign.io import environment, files
+from mmalign.io.visible import visible
 from mmalign.pipeline import task
 
 
@@ -29,9 +30,7 @@ def main() -> int:
     if given.devices > 1:
         return _spread(given.folder, given.devices, given.written)
     rank = int(os.environ.get("RANK", "0"))
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(levelname)s %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_hide)
+    _log(logging.INFO if rank == 0 else logging.WARNING)
     try:
         run(given.folder, rank, given.written)
     except MMAlignError as err:
@@ -48,10 +47,18 @@ def main() -> int:
 SECRETS: dict[str, str] = {}  # {reference: value} of the environment in the arguments of this stage
 
 
-def _hide(record: logging.LogRecord) -> bool:
-    """Nothing of the environment is written to the log."""
-    record.msg, record.args = environment.hidden(record.getMessage(), SECRETS), None
-    return True
+class _Lines(logging.Formatter):
+    """Lines whose control characters are written out, and which say nothing of the environment."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(environment.hidden(super().format(record), SECRETS))
+
+
+def _log(level: int) -> None:
+    """Log from this level on to stderr, which is log.txt."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines("%(levelname)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def _full(err: Exception) -> bool:

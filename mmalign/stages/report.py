@@ -6,13 +6,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from mmalign.io import files
+from mmalign.errors import RunError
+from mmalign.io import files, pages
+from mmalign.io.visible import one_line
 from mmalign.pipeline import task
 from mmalign.pipeline.task import Task
 
@@ -198,15 +197,17 @@ def svg(chart: Chart) -> str:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(4.2, 2.4))
+    plain = {"parse_math": False}  # a name with $ in it is no formula
     for number, (arm, seeds) in enumerate(chart.lines.items()):
-        for line in seeds.values() if len(seeds) > 1 else ():
-            axes.plot(*zip(*line, strict=True), color=f"C{number}", linewidth=0.5, alpha=0.35)
-        axes.plot(*zip(*_mean(seeds.values()), strict=True), color=f"C{number}", label=arm, linewidth=1.2)
-    axes.set_title(chart.title, fontsize=9)
+        for one in seeds.values() if len(seeds) > 1 else ():
+            axes.plot(*zip(*one, strict=True), color=f"C{number}", linewidth=0.5, alpha=0.35)
+        axes.plot(*zip(*_mean(seeds.values()), strict=True), color=f"C{number}", label=one_line(arm), linewidth=1.2)
+    axes.set_title(one_line(chart.title), fontsize=9, **plain)
     axes.set_xlabel(chart.across, fontsize=8)
     axes.tick_params(labelsize=7)
     if len(chart.lines) > 1:
-        axes.legend(fontsize=6)
+        for text in axes.legend(fontsize=6).get_texts():
+            text.set(**plain)
     figure.tight_layout()
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
@@ -223,10 +224,10 @@ def _mean(seeds: Iterable[Line]) -> Line:
 
 def html(stage_task: Task, scores: Sequence[Path], arms: Sequence[str], rows: Sequence[Cell]) -> str:
     """The page: nothing in it is loaded from elsewhere."""
-    text = resources("mmalign.stages").joinpath("report.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
     stages = [(place.name, about) for place, about in _unique(ancestors(folder) for folder in scores)]
-    return page.render(
+    return pages.page(
+        "mmalign.stages",
+        "report.html",
         recipe=stage_task.recipe,
         cells=rows,
         arms=list(dict.fromkeys(cell.arm for cell in rows)),
@@ -253,10 +254,24 @@ def _pictures(scores: Sequence[Path], arms: Sequence[str]) -> list[dict[str, Any
             continue
         done.add(arm)
         answers = _answers(folder)
-        for picture in files.read_json(folder / "pictures.json"):
-            rows, columns = picture["grid"] or (1, len(picture["words"]))  # tokens that are no patches: one row
-            words = [picture["words"][r * columns : (r + 1) * columns] for r in range(rows)]
-            pictures.append({**picture, "rows": words, "arm": arm, "answer": answers.get(picture["id"], "")})
+        for picture in _explained(folder / "pictures.json"):
+            pictures.append({**picture, "arm": arm, "answer": answers.get(picture["id"], "")})
+    return pictures
+
+
+def _explained(place: Path) -> list[dict[str, Any]]:
+    """The pictures of an evaluation, each {png, grid, rows of words, question, id}; a RunError for anything else."""
+    pictures = []
+    try:
+        for raw in files.read_json(place):
+            words = [str(word) for word in raw["words"]]
+            rows, columns = pages.grid(raw["grid"], len(words))
+            lines = [words[row * columns : (row + 1) * columns] for row in range(rows)]
+            texts = {key: str(raw[key]) for key in ("question", "id")}
+            pictures.append({"png": pages.png(raw["png"]), "grid": (rows, columns), "rows": lines, **texts})
+    except (KeyError, TypeError, ValueError) as err:
+        what = f"pictures.json is damaged: {f'no {err}' if isinstance(err, KeyError) else err}"
+        raise RunError(what, at=str(place), fix="evaluate again: --force") from err
     return pictures
 
 

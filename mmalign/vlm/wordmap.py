@@ -4,13 +4,10 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
-from mmalign.io import files
+from mmalign.io import files, pages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,9 +69,7 @@ class WordMap:
             {"name": self.names[number], "png": png(picture), "layers": self._layers(number)}
             for number, picture in enumerate(self.pictures)
         ]
-        text = resources("mmalign.vlm").joinpath("wordmap.html").read_text(encoding="utf-8")
-        template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
-        return template.render(title=title, pictures=pictures, wide=WIDE, whole=whole)
+        return pages.page("mmalign.vlm", "wordmap.html", title=title, pictures=pictures, wide=WIDE, whole=whole)
 
     def save(self, target: str | Path, title: str = "What visual tokens say") -> None:
         """Write the page, whole or not at all."""
