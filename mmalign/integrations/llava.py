@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, LlavaF
 from mmalign.adapters import Adapter
 from mmalign.adapters.mlp import MLP
 from mmalign.errors import CardError, DataError, RunError
-from mmalign.io import files, yaml
+from mmalign.io import files, sums, yaml
 from mmalign.plan.cards import Card
 from mmalign.vision.hf import HFVision
 from mmalign.vlm import folder
@@ -105,16 +105,17 @@ def llava(source: str, target: Path, template: str | None = None) -> None:
     template: the chat template, jinja text; None: the checkpoint's own where it marks answers, else ours for the same
     format. Written whole or not at all. Raises RunError for a model that mmalign's parts cannot hold.
     """
-    config = _read(AutoConfig, source)
-    if reason := _refused(config):
-        raise RunError(f"cannot import {source}: {reason}", at=source, fix="a checkpoint like LLaVA-1.5's")
-    processor = _read(AutoProcessor, source)
-    words = processor.tokenizer
-    words.chat_template = template or template_of(source, words.chat_template or processor.chat_template)
-    whole, about = _read(LlavaForConditionalGeneration, source, dtype="auto", output_loading_info=True)
-    if lacking := sorted(about["missing_keys"]):  # transformers draws them at random
-        what = f"cannot load {source}: it lacks {len(lacking)} weights, such as {lacking[0]}"
-        raise RunError(what, at=source, fix=WHOLE)
+    with sums.verifying(sums.read(Path(source)), sums.AGAIN):
+        config = _read(AutoConfig, source)
+        if reason := _refused(config):
+            raise RunError(f"cannot import {source}: {reason}", at=source, fix="a checkpoint like LLaVA-1.5's")
+        processor = _read(AutoProcessor, source)
+        words = processor.tokenizer
+        words.chat_template = template or template_of(source, words.chat_template or processor.chat_template)
+        whole, about = _read(LlavaForConditionalGeneration, source, dtype="auto", output_loading_info=True)
+        if lacking := sorted(about["missing_keys"]):  # transformers draws them at random
+            what = f"cannot load {source}: it lacks {len(lacking)} weights, such as {lacking[0]}"
+            raise RunError(what, at=source, fix=WHOLE)
     inner = whole.model
     with files.made(target) as beside:
         inner.vision_tower.save_pretrained(beside / "vision")

@@ -5,12 +5,14 @@ engine gives, which is exact in fp32.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor
 
 from mmalign.benchmarks import Benchmark, Probe, Question
 from mmalign.errors import CheckError, RunError
+from mmalign.io import sums
 from mmalign.llms.rendering import render
 from mmalign.vision.picture import rgb
 
@@ -29,10 +31,11 @@ class VLLM:
     def __init__(self, spec: str) -> None:
         library = _library()
         self.spec = spec
-        self.processor: Any = AutoProcessor.from_pretrained(spec)
         self.sampling: Any = library.SamplingParams
         try:
-            self.llm: Any = library.LLM(model=spec, dtype="bfloat16", limit_mm_per_prompt={"image": 1})
+            with sums.verifying(sums.read(Path(spec)), sums.AGAIN):
+                self.processor: Any = AutoProcessor.from_pretrained(spec)
+                self.llm: Any = library.LLM(model=spec, dtype="bfloat16", limit_mm_per_prompt={"image": 1})
         except (ValueError, RuntimeError, NotImplementedError) as err:
             reason = (str(err).strip() or type(err).__name__).splitlines()[0]
             raise RunError(f"vLLM cannot load the model: {reason}", at=spec, fix="leave out --vllm") from err

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmalign.errors import MMAlignError, RunError
-from mmalign.io import environment, packages
+from mmalign.io import disk, environment, packages
 
 TABLES = {".json", ".jsonl", ".tsv", ".csv", ".txt", ".parquet"}  # what benchmarks keep questions and answers in
 
@@ -98,7 +98,7 @@ def writable(target: Path) -> None:
 
 
 def write(target: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: into a neighbour first, then renamed over the target."""
+    """Write a whole file or nothing: into a neighbour first, then renamed over the target; both reach the disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -107,6 +107,7 @@ def write(target: Path, data: bytes | str) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(beside, target)
+        disk.sync(target.parent)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -118,7 +119,9 @@ def made(target: Path) -> Iterator[Path]:
     beside.mkdir(parents=True)
     try:
         yield beside
+        disk.settle(beside)
         beside.rename(target)
+        disk.sync(target.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

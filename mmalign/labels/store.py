@@ -1,6 +1,6 @@
 """The label store: words and scores of every patch on disk, a fixed number of bytes an image, found by key.
 
-    header.json           what the labels were made from, and one entry a shard with its checksum
+    header.json           what the labels were made from, and the checksums of all below; sealed, see io/seal.py
     words.txt             the word list, one a line; labels are line numbers
     shard-00000.bin       rows of P x K word numbers (u16, or u32 for longer lists), then P x K scores (fp16)
     shard-00000.json      the keys of its rows, and the images that could not be read, with the reason
@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmalign.errors import DataError, RunError
-from mmalign.io import files
+from mmalign.io import disk, files, seal
+from mmalign.io.sums import Damaged
 
 FORMAT = 1
 _SCORE = np.dtype("<f2")
@@ -40,6 +41,7 @@ class Header:
     data: str  # the data's card, and a hash of its arguments and of the files they name
     format: int = FORMAT
     size: int = 0  # W
+    index: str = ""  # sha256 of index.npy; 0.1.0 wrote none
     shards: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -100,8 +102,9 @@ def finish(folder: Path, header: Header, words: Sequence[str], shards: int) -> H
     buffer = io.BytesIO()
     np.save(buffer, table)
     files.write(folder / "index.npy", buffer.getvalue())
+    header.index = hashlib.sha256(buffer.getvalue()).hexdigest()
     files.write(folder / "words.txt", "".join(f"{word}\n" for word in words))
-    files.write_json(folder / "header.json", asdict(header))
+    seal.write(folder / "header.json", asdict(header))
     return header
 
 
@@ -114,9 +117,9 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = str(folder)
         self.header = self._header()
-        self.words = self._bytes("words.txt").decode().split("\n")[:-1]
+        self.words = self._bytes("words.txt").decode(errors="replace").split("\n")[:-1]
         if words_hash(self.words) != self.header.words:
-            raise RunError("words.txt is not the list this store was made with", at=f"{self.folder}/words.txt")
+            raise Damaged("words.txt is not the list this store was made with", at=f"{self.folder}/words.txt")
         self.index = self._index()
         self._open: dict[int, tuple[NDArray[Any], NDArray[np.float16]]] = {}
         # a read is a few microseconds, so what every one needs is worked out once
@@ -124,19 +127,21 @@ class Store:
 
     def _header(self) -> Header:
         try:
-            header = json.loads(self._bytes("header.json"))
+            header = seal.opened(self._bytes("header.json"))
             if header.get("format") == FORMAT:
                 return Header(**{**header, "grid": tuple(header["grid"])})
-        except (ValueError, TypeError, KeyError, AttributeError) as err:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
             raise self._damaged("header.json", f"{type(err).__name__}: {err}") from err
         what = f"label store of format {header.get('format')!r}; this mmalign reads format {FORMAT}"
         raise RunError(what, at=self.folder, fix="label again")
 
     def _index(self) -> NDArray[Any]:
         """The index, if it is sorted and leads to every row of every shard once."""
-        data = io.BytesIO(self._bytes("index.npy"))
+        data = self._bytes("index.npy")
+        if self.header.index and hashlib.sha256(data).hexdigest() != self.header.index:
+            raise self._damaged("index.npy", "its checksum differs")
         try:
-            table = cast(NDArray[Any], np.load(data, allow_pickle=False))
+            table = cast(NDArray[Any], np.load(io.BytesIO(data), allow_pickle=False))
             hashes, shard, row = (table[name] for name in ("hash", "shard", "row"))
             rows = np.array([about["rows"] for about in self.header.shards])
             met = np.bincount((rows.cumsum() - rows)[shard] + row, minlength=rows.sum())
@@ -147,9 +152,9 @@ class Store:
             raise self._damaged("index.npy", "it does not lead to every image once")
         return table
 
-    def _damaged(self, name: str, why: str) -> RunError:
+    def _damaged(self, name: str, why: str) -> Damaged:
         fix = "delete the label stage's folder and run again"
-        return RunError(f"{name} is damaged: {why}", at=f"{self.folder}/{name}", fix=fix)
+        return Damaged(f"{name} is damaged: {why}", at=f"{self.folder}/{name}", fix=fix)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -174,6 +179,14 @@ class Store:
         for number, about in enumerate(self.header.shards):
             if about["rows"]:
                 yield self._shard(number)
+
+    def damage(self) -> Iterator[tuple[str, str]]:
+        """(file, what is wrong) of every shard that is not as it was written; all of them are read."""
+        for number, about in enumerate(self.header.shards):
+            try:
+                self._shard(number)
+            except Damaged as err:
+                yield about["file"], err.what
 
     def row(self, shard: int, row: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
         words_NPK, scores_NPK = self._open.get(shard) or self._shard(shard)
@@ -205,9 +218,14 @@ class Store:
         place = files.local(self.folder)
         if files.is_url(self.folder):
             return self._bytes(name)
-        with open((place or Path(self.folder)) / name, "rb") as source:
-            source.seek(0, io.SEEK_END)
-            return mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) if source.tell() else b""
+        try:
+            with open((place or Path(self.folder)) / name, "rb") as source:
+                source.seek(0, io.SEEK_END)
+                return mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) if source.tell() else b""
+        except FileNotFoundError as err:
+            raise self._damaged(name, "it is missing") from err
+        except PermissionError as err:
+            raise disk.denied((place or Path(self.folder)) / name) from err
 
     def _bytes(self, name: str) -> bytes:
         try:

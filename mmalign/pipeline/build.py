@@ -13,8 +13,9 @@ from mmalign.adapters import Adapter
 from mmalign.data import Data
 from mmalign.errors import RunError
 from mmalign.llms import LLM
+from mmalign.pipeline import weights
 from mmalign.pipeline.existing import WHOLE
-from mmalign.pipeline.task import Task, done
+from mmalign.pipeline.task import Task
 from mmalign.plan import cards
 from mmalign.plan.cards import Card
 from mmalign.vision import Vision
@@ -23,28 +24,20 @@ from mmalign.vlm.model import VLM
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def places(task: Task) -> dict[str, str]:
-    """{part: weights, relative to the runs folder} of the stages a task reads; a part nobody trained is not in it."""
-    weights: dict[str, str] = {}
-    for slot in ("vision", "llm", "weights"):
-        if (parent := task.parent(slot)) is not None:
-            weights |= done(parent).get("parts", {})
-    return weights
-
-
 def vlm(task: Task) -> VLM:
     """The model of a task, with the weights of the stages it reads; a new adapter is drawn from the recipe's seed."""
     if WHOLE in task.cards:  # a checkpoint that no stage here made, see pipeline/existing.py
         model: VLM = cards.build(task.cards[WHOLE])
         return model
-    weights, runs = places(task), task.folder.parent
-    encoder = vision(task, "vision", weights, runs)
-    language = llm(task, weights, runs)
-    torch.manual_seed(task.seed)  # every arm of a study begins with the same adapter
-    card = task.cards["adapter"]
-    adapter: Adapter = cards.build(card, patch_dim=encoder.dim, llm_dim=language.dim, grid=encoder.grid)
-    if "adapter" in weights:
-        adapter.load_state_dict(_weights(runs / weights["adapter"]))
+    trained, runs = weights.places(task), task.folder.parent
+    with weights.verified(runs, trained.values()):
+        encoder = vision(task, "vision", trained, runs)
+        language = llm(task, trained, runs)
+        torch.manual_seed(task.seed)  # every arm of a study begins with the same adapter
+        card = task.cards["adapter"]
+        adapter: Adapter = cards.build(card, patch_dim=encoder.dim, llm_dim=language.dim, grid=encoder.grid)
+        if "adapter" in trained:
+            adapter.load_state_dict(_weights(runs / trained["adapter"]))
     return VLM(encoder, adapter, language)
 
 
@@ -58,13 +51,15 @@ def _weights(place: Path) -> dict[str, Tensor]:
         raise RunError(f"cannot read the weights {place.name}: {err}", at=str(place), fix=fix) from err
 
 
-def vision(task: Task, role: str, weights: Mapping[str, str], runs: Path) -> Vision:
+def vision(task: Task, role: str, trained: Mapping[str, str], runs: Path) -> Vision:
     """The encoder of a role, those inside it too; weights that a stage trained go into the innermost."""
     named = {role: task.cards[role], **cards.below(role, cards.inside(role, task.cards))}
     innermost = max(named, key=len)
-    if "vision" in weights and _same(task, innermost):
-        named[innermost] = _from(named[innermost], runs / weights["vision"])
-    encoder: Vision = cards.build(named[role], inner=cards.inside(role, named))
+    own = [trained["vision"]] if "vision" in trained and _same(task, innermost) else []
+    with weights.verified(runs, own):
+        for place in own:
+            named[innermost] = _from(named[innermost], runs / place)
+        encoder: Vision = cards.build(named[role], inner=cards.inside(role, named))
     return encoder
 
 
@@ -74,9 +69,11 @@ def _same(task: Task, role: str) -> bool:
     return role.partition(".")[0] == "vision" or own is None or own.name == task.cards[role].name
 
 
-def llm(task: Task, weights: Mapping[str, str], runs: Path) -> LLM:
+def llm(task: Task, trained: Mapping[str, str], runs: Path) -> LLM:
     card = task.cards["llm"]
-    language: LLM = cards.build(_from(card, runs / weights["llm"]) if "llm" in weights else card)
+    own = [trained["llm"]] if "llm" in trained else []
+    with weights.verified(runs, own):
+        language: LLM = cards.build(_from(card, runs / own[0]) if own else card)
     return language
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import RunError, suggest
-from mmalign.io import files
+from mmalign.io import files, sums
 from mmalign.pipeline import task
 from mmalign.pipeline.task import Task
 from mmalign.plan import cards, graph, signatures, trust
@@ -19,7 +19,7 @@ from mmalign.plan.references import paths, targets
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FIX = "a folder runs/train-..., an exported folder, or a hub id such as llava-hf/llava-1.5-7b-hf"
-KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a repository on the hub; never pickles
+KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", sums.NAME)  # of a repository on the hub; no pickles
 LOAD, VLLM = trust.OPENERS  # what opens such a checkpoint
 WHOLE = "model"  # the role of a checkpoint that stands for vision, adapter and llm together
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmalign.errors import RunError, StageError, suggest
-from mmalign.io import files
+from mmalign.io import disk, files
 from mmalign.pipeline import task
+from mmalign.pipeline.stalled import Stalled, state
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Language, Train, uneven
 
@@ -148,13 +150,17 @@ def _start(node: Node, launch: Launch, lock: int, written: str) -> subprocess.Po
 
 def _watch(node: Node, child: subprocess.Popen[bytes], tell: Callable[[dict[str, Any]], None]) -> None:
     events = _events(node.folder / "events.jsonl")
+    stalled = Stalled(node.folder, child.pid)
     try:
         while child.poll() is None:
             for event in next(events):
                 tell(event)
+            for said in stalled.look():
+                tell({"say": said})
             time.sleep(POLL)
     except BaseException:
         child.terminate()
+        child.send_signal(signal.SIGCONT)  # a stopped one hears nothing else
         with suppress(subprocess.TimeoutExpired):
             child.wait(10)
         child.kill()
@@ -196,7 +202,9 @@ def locked(folder: Path) -> Iterator[int]:
     """Hold a stage folder alone; the lock ends with the last process that holds it, killed or not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError as err:
+        raise disk.denied(folder / "lock") from err
     except OSError as err:
         raise RunError(f"cannot write to {folder}: {err.strerror}", at=str(folder), fix="another --runs") from err
     _take(handle, folder)
@@ -216,22 +224,22 @@ def _take(handle: int, folder: Path) -> None:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
             owner = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
-            if not _gone(owner) or time.monotonic() > patience:
+            process = _here(owner)
+            if state(process) != "gone" or time.monotonic() > patience:
                 os.close(handle)
-                fix = "wait for it, or stop it"
-                raise RunError(f"{owner} is working in this folder", at=str(folder), fix=fix) from err
+                what, fix = f"{owner} is working in this folder", "wait for it, or stop it"
+                if state(process) == "stopped":
+                    what, fix = f"{what}, but stopped", f"kill -CONT {process} lets it go on"
+                raise RunError(what, at=str(folder), fix=fix) from err
             time.sleep(POLL)
+        except OSError as err:
+            os.close(handle)
+            what = f"{folder} lies on a file system without locks ({err.strerror}), so two runs could write into it"
+            fix = "another --runs, on a local disk, or mount it with locks (NFS: nolock taken out; Lustre: flock)"
+            raise RunError(what, at=str(folder), fix=fix) from err
 
 
-def _gone(owner: str) -> bool:
-    """Whether `process N on HOST` was a process of this machine and is none now."""
+def _here(owner: str) -> int | None:
+    """The process of `process N on HOST`; None where that is another machine's."""
     process = re.fullmatch(r"process (\d+) on (.*)", owner)
-    if not process or process[2] != socket.gethostname():
-        return False
-    try:
-        os.kill(int(process[1]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
+    return int(process[1]) if process and process[2] == socket.gethostname() else None

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmalign import __version__
 from mmalign.errors import RunError
-from mmalign.io import files, yaml
+from mmalign.io import disk, files, seal, sums, yaml
 from mmalign.plan.cards import Card, foreign
 from mmalign.plan.graph import FORMAT, Node
 from mmalign.plan.interpolation import literal
@@ -97,11 +97,14 @@ def _task(folder: Path, about: dict[str, Any], card: Callable[..., Card]) -> Tas
 
 
 def finish(task: Task, results: Mapping[str, Any], began: float, devices: int) -> None:
-    """Write stage.json, last of all, so that a killed stage is not taken for done.
+    """Write stage.json, last of all, so that a killed stage is not taken for done, with the hash of what it left.
+
+    All of that is on the disk before.
 
     results: what the stage's `run` returned: `metrics`, `parts`, and whatever else readers of the folder need.
     began: time.time() at the stage's start. devices: number of processes.
     """
+    disk.settle(task.folder)
     about = {
         "format": FORMAT,
         "mmalign": __version__,
@@ -117,10 +120,23 @@ def finish(task: Task, results: Mapping[str, Any], began: float, devices: int) -
         "reads": [[slot, folder.name] for slot, folder in task.reads],
         "what": task.what,
         **results,
+        seal.HASHES: sums.of(left(task.folder), task.folder),
     }
-    files.write_json(task.folder / "stage.json", about)
+    seal.write(task.folder / "stage.json", about)
+
+
+RUNNING = ("lock", "log.txt", "events.jsonl", "error.json", "stage.json")  # what only the run itself needs
+
+
+def left(folder: Path) -> Iterator[Path]:
+    """The files a stage left for others to read; its checkpoints and the shards of a label store have hashes apart."""
+    for place in folder.rglob("*"):
+        inside = place.relative_to(folder).parts
+        apart = inside[0] == "checkpoints" or inside[0] in RUNNING or (inside[0] == "labels" and place.suffix == ".bin")
+        if not apart and place.is_file() and not place.name.startswith("."):
+            yield place
 
 
 def done(folder: Path) -> dict[str, Any]:
-    """The stage.json of a finished stage."""
-    return cast(dict[str, Any], files.read_json(folder / "stage.json"))
+    """The stage.json of a finished stage; Damaged where it is not as it was written."""
+    return cast(dict[str, Any], seal.read(folder / "stage.json", sums.Damaged))

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import MMAlignError, StageError
-from mmalign.io import environment, files
+from mmalign.io import disk, environment, files
 from mmalign.io.visible import visible
-from mmalign.pipeline import task
+from mmalign.pipeline import task, weights
 
 
 def main() -> int:
@@ -36,9 +36,11 @@ def main() -> int:
     except MMAlignError as err:
         return _fail(given.folder, err)
     except Exception as err:
-        if not _full(err):
-            raise
         at = str(getattr(err, "filename", None) or given.folder)
+        if _code(err) in DENIED:
+            return _fail(given.folder, disk.denied(at))
+        if _code(err) not in FULL:
+            raise
         fix = "free some, or another --runs; the same command goes on"
         return _fail(given.folder, StageError(f"no space left: {err}", at=at, fix=fix), task.FULL)
     return 0
@@ -61,12 +63,15 @@ def _log(level: int) -> None:
     logging.basicConfig(level=level, handlers=[handler])
 
 
-def _full(err: Exception) -> bool:
-    """Whether a write found no space; safetensors has its own exception for it."""
+FULL, DENIED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EACCES, errno.EPERM)
+
+
+def _code(err: Exception) -> int | None:
+    """What the system said of a file; safetensors has its own exception for it."""
     code = getattr(err, "errno", None)
-    if type(err).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(err))):
-        code = int(found[1])
-    return code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if type(err).__name__ == "SafetensorError" and (match := re.search(r"os error (\d+)", str(err))):
+        code = int(match[1])
+    return code
 
 
 def run(folder: Path, rank: int, written: str = "") -> None:
@@ -74,6 +79,7 @@ def run(folder: Path, rank: int, written: str = "") -> None:
     began = time.time()
     given = task.load(folder, written)
     SECRETS.update(environment.values({role: card.args for role, card in given.cards.items()}))
+    weights.begin(given)
     stage = importlib.import_module(f"mmalign.stages.{given.stage.kind}")
     results: dict[str, Any] = stage.run(given)
     if rank == 0:

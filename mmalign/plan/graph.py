@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import CardError, GraphError, RunError, suggest
-from mmalign.io import environment, files
+from mmalign.io import environment, files, seal
 from mmalign.plan import sources
 from mmalign.plan.cards import SHIPPED, Card, Registry, below, members
 from mmalign.plan.recipe import KINDS, Evaluate, Label, Part, Recipe, Report, Stage
@@ -46,7 +46,7 @@ class Node:
         if not place.exists():
             return False
         fix = f"another --runs folder, or --force {self.name} (keeps the old folder aside)"
-        results = files.read_json(place, fix=fix)
+        results = seal.read(place, fix=fix)
         if not isinstance(results, dict) or results.get("format") != FORMAT:
             theirs = results.get("format") if isinstance(results, dict) else None
             what = f"{self.folder.name} was written in format {theirs!r}; this mmalign reads format {FORMAT}"

@@ -15,7 +15,7 @@ from mmalign.benchmarks.filed import FiledBenchmark, NoAnswersError, score
 from mmalign.integrations import vllm
 from mmalign.integrations.vllm import VLLM
 from mmalign.io import files
-from mmalign.pipeline import build
+from mmalign.pipeline import build, weights
 from mmalign.pipeline.existing import VLLM as INSIDE_VLLM
 from mmalign.pipeline.existing import WHOLE
 from mmalign.pipeline.task import Task
@@ -63,7 +63,7 @@ def _model(task: Task, stage: Evaluate, benches: Sequence[Benchmark | Probe]) ->
     build.cast_all(stage.precision, vlm)
     if "llm" in task.cards:
         vlm.untrained = partial(_untrained, task, stage)
-    return vlm.to(device()).eval(), build.places(task)
+    return vlm.to(device()).eval(), weights.places(task)
 
 
 def _keep(task: Task, model: VLM | VLLM, bench: Benchmark | Probe, name: str, score: Score) -> None:
@@ -155,8 +155,8 @@ def stored(place: Path) -> dict[str, str]:
 
 def _untrained(task: Task, stage: Evaluate) -> VLM:
     """The language model before the training stages: its card's weights, or those a `language` stage made."""
-    weights = build.places(replace(task, reads=_only(task, "llm")))
-    llm = VLM(None, None, build.llm(task, weights, task.folder.parent))
+    trained = weights.places(replace(task, reads=_only(task, "llm")))
+    llm = VLM(None, None, build.llm(task, trained, task.folder.parent))
     build.cast_all(stage.precision, llm)
     return llm.to(device()).eval()
 

@@ -24,6 +24,7 @@ from transformers import (
 from mmalign.adapters.mlp import MLP
 from mmalign.data import MARK, Turn
 from mmalign.errors import StageError
+from mmalign.io import sums
 from mmalign.llms.causal import CausalLM
 from mmalign.pipeline import build
 from mmalign.pipeline import task as tasks
@@ -101,6 +102,7 @@ def export(vlm: VLM, task: Task, target: Path, weights_in: str = "fp32") -> Expo
     round_all(DTYPES[weights_in], vlm)
     llava(vlm).to(DTYPES[weights_in]).save_pretrained(target)
     processor(vlm).save_pretrained(target)
+    sums.write(target)
     loaded = LlavaForConditionalGeneration.from_pretrained(target, dtype=torch.float32).eval()
     return Exported(target, difference(vlm, loaded), note=note(vlm))
 

@@ -16,7 +16,7 @@ from mmalign.errors import DataError, StageError
 from mmalign.io import files
 from mmalign.labels import LabelSource, store
 from mmalign.labels.store import Header
-from mmalign.pipeline import build
+from mmalign.pipeline import build, weights
 from mmalign.pipeline.task import Task
 from mmalign.plan import cards
 from mmalign.plan.recipe import Label
@@ -48,7 +48,7 @@ def _encoder(task: Task, own: Vision | None) -> Vision | None:
     shared = "vision" in task.cards and task.cards["labels.encoder"].name == task.cards["vision"].name
     if own is not None and shared:
         return own.to(device()).eval()
-    encoder = build.vision(task, "labels.encoder", build.places(task), task.folder.parent)
+    encoder = build.vision(task, "labels.encoder", weights.places(task), task.folder.parent)
     return encoder.float().to(device()).eval()
 
 

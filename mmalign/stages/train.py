@@ -17,7 +17,7 @@ from mmalign.data import Data, Record, cache, order
 from mmalign.errors import CheckError
 from mmalign.llms.chat import Chat
 from mmalign.objectives import Objective
-from mmalign.pipeline import build
+from mmalign.pipeline import build, weights
 from mmalign.pipeline.build import DTYPES
 from mmalign.pipeline.task import Task
 from mmalign.plan import cards
@@ -65,7 +65,7 @@ def run(task: Task) -> dict[str, Any]:
         events.say(warning)
     return {
         "metrics": last,
-        "parts": build.places(task) | _save(task, stage, engine, vlm),
+        "parts": weights.places(task) | _save(task, stage, engine, vlm),
         "bad": collate.bad.gather() if not rank else 0,
         "warnings": warnings,
     }

@@ -53,7 +53,7 @@ class BadSamples:
         """
         rank, ranks = world()
         bad = cls(budget, folder, rank)
-        if not rank and not (checkpoint.newest(folder / "checkpoints") and len(bad.all()) <= budget):
+        if not rank and not (checkpoint.complete(folder / "checkpoints") and len(bad.all()) <= budget):
             for path in folder.glob("bad*.jsonl"):
                 path.unlink()
         if ranks > 1:

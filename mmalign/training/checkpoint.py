@@ -1,8 +1,9 @@
-"""Checkpoints of a running stage: whole or absent, safetensors and JSON, the newest kept."""
+"""Checkpoints of a running stage: whole or absent, safetensors and JSON, the newest two kept."""
 
 import json
+import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from safetensors import safe_open
@@ -10,15 +11,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmalign.errors import RunError
-from mmalign.io import files
+from mmalign.io import disk, files, seal, sums
+from mmalign.io.sums import Damaged
 
 SHARD = 4 << 30  # bytes a file
+KEPT = 2  # checkpoints: where the newest is damaged, the other one is gone on from
+ASIDE = ".damaged"  # what the name of a damaged checkpoint ends in, until the next one is written
 
 
 def save(folder: Path, step: int, state: Iterable[tuple[str, Tensor]], rank: int) -> None:
-    """Write `folder`/step-N; every rank iterates the state, rank 0 writes it, older checkpoints go afterwards.
+    """Write `folder`/step-N; every rank iterates the state, rank 0 writes it.
 
-    state: (name, tensor on the CPU), as Engine.state gives it; never more than one file of it is held.
+    Older checkpoints but one go afterwards, once the new one is on the disk. state: (name, tensor on the CPU), as
+    Engine.state gives it; never more than one file of it is held.
     """
     if rank:
         for _ in state:
@@ -28,16 +33,22 @@ def save(folder: Path, step: int, state: Iterable[tuple[str, Tensor]], rank: int
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     tensors = 0
+    shards = []
     for number, shard in enumerate(_shards(state)):
-        save_file(shard, partial / f"state-{number:05d}.safetensors")
+        shards.append(partial / f"state-{number:05d}.safetensors")
+        save_file(shard, shards[-1])
+        sums.begin([shards[-1]])
         tensors += len(shard)
-    files.write_json(partial / "step.json", {"step": step, "tensors": tensors})
+    disk.settle(partial)
+    seal.write(partial / "step.json", {"step": step, "tensors": tensors, seal.HASHES: sums.of(shards, partial)})
     target = folder / f"step-{step}"
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        _put_aside(target)
     partial.rename(target)
-    for old in folder.glob("step-*"):
-        if old != target:
-            shutil.rmtree(old)
+    disk.sync(folder)
+    older = [place for place in complete(folder) if _step(place) < step]
+    for old in set(folder.glob("step-*")) - {target, *older[: KEPT - 1]}:
+        shutil.rmtree(old)
 
 
 def _shards(state: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
@@ -53,26 +64,73 @@ def _shards(state: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         yield shard
 
 
-def newest(folder: Path) -> Path | None:
-    """The last complete checkpoint in a folder."""
-    complete = [path for path in folder.glob("step-*") if (path / "step.json").exists()]
-    return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+def _put_aside(checkpoint: Path) -> None:
+    aside = checkpoint.with_name(f"{checkpoint.name}{ASIDE}")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
 
 
-def load(checkpoint: Path) -> tuple[int, dict[str, Tensor]]:
-    """(step, {name: tensor on the CPU}) of a checkpoint; a RunError that names a damaged file."""
-    header = files.read_json(checkpoint / "step.json", fix=f"delete {checkpoint}")
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, the newest first."""
+    places = [path.parent for path in folder.glob("step-*/step.json") if re.fullmatch(r"step-\d+", path.parent.name)]
+    return sorted(places, key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def last(folder: Path, say: Callable[[str], None]) -> tuple[Path, int, dict[str, Tensor]] | None:
+    """(place, step, state) of the newest checkpoint that is as it was written; None where there is none at all.
+
+    A damaged one is told with `say` and put aside. Raises a RunError where every one is damaged.
+    """
+    damaged: dict[Path, RunError] = {}
+    for checkpoint in complete(folder):
+        try:
+            step, state = load(checkpoint)
+        except Damaged as err:
+            damaged[checkpoint] = err
+            continue
+        for place, why in damaged.items():
+            say(f"checkpoint {place.name}: {why.what}; goes on from the one before it")
+            _put_aside(place)
+        return checkpoint, step, state
+    if damaged:
+        what = "; ".join(f"{place.name}: {why.what}" for place, why in damaged.items())
+        raise RunError(f"no checkpoint is whole: {what}", at=str(folder), fix=f"delete {folder} to begin anew")
+    return None
+
+
+def load(checkpoint: Path, check: bool = True) -> tuple[int, dict[str, Tensor]]:
+    """(step, {name: tensor on the CPU}) of a checkpoint; Damaged, with the file's name, where it is not whole.
+
+    check: compare the files with their hashes; False where another process of this machine has done so.
+    """
+    fix = f"delete {checkpoint}"
+    header = seal.read(checkpoint / "step.json", Damaged, fix)
+    shards = sorted(checkpoint.glob("state-*.safetensors"))
+    if not isinstance(header, dict) or type(header.get("step")) is not int:
+        raise Damaged("step.json is damaged: it names no step", at=str(checkpoint / "step.json"), fix=fix)
+    known = {checkpoint / name: digest for name, digest in header.get(seal.HASHES, {}).items()}  # 0.1.0 wrote none
+    with sums.verifying(known if check else {}, fix):
+        state = _tensors(shards, fix)
+    if header.get("tensors") != len(state):
+        raise Damaged(f"the checkpoint {checkpoint.name} is not whole", at=str(checkpoint), fix=fix)
+    return header["step"], state
+
+
+def _tensors(shards: Iterable[Path], fix: str) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for shard in sorted(checkpoint.glob("state-*.safetensors")):
+    for shard in shards:
         try:
             with safe_open(shard, framework="pt") as source:
                 state |= {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
+        except PermissionError as err:
+            raise disk.denied(shard) from err
         except Exception as err:
-            what = f"the checkpoint {shard.name} is damaged: {err}"
-            raise RunError(what, at=str(shard), fix=f"delete {checkpoint}") from err
-    if not isinstance(header, dict) or header.get("tensors") != len(state):
-        raise RunError(f"the checkpoint {checkpoint.name} is not whole", at=str(checkpoint), fix=f"delete {checkpoint}")
-    return int(header["step"]), state
+            raise Damaged(f"{shard.name} is damaged: {err}", at=str(shard), fix=fix) from err
+    return state
 
 
 def trim(log: Path, step: int) -> None:

@@ -84,10 +84,10 @@ class Fit:
 
     def _resume(self) -> int:
         """The step to go on from; the log is cut back to it."""
-        newest = checkpoint.newest(self.folder / "checkpoints")
+        newest = self._newest()
         step = 0
         if newest:
-            step, state = checkpoint.load(newest)
+            step, state = newest
             self.engine.load_state(state, step)
             self.events.say(f"goes on from step {step}")
         if not world()[0]:
@@ -95,6 +95,16 @@ class Fit:
                 if not log.name.startswith(("events.", "bad.")):
                     checkpoint.trim(log, step)
         return step
+
+    def _newest(self) -> tuple[int, dict[str, Tensor]] | None:
+        """(step, state) of the checkpoint to go on from: the first process says which, the others read it too."""
+        rank, ranks = world()
+        newest = None if rank else checkpoint.last(self.folder / "checkpoints", self.events.say)
+        if ranks == 1:
+            return newest and newest[1:]
+        place = [newest and newest[0]]
+        dist.broadcast_object_list(place)
+        return (newest[1:] if newest else checkpoint.load(place[0], check=False)) if place[0] else None
 
     def _step(self, step: int, passes: list[Any]) -> float | None:
         """Forward and backward of every pass, then the weights move; returns the norm of the gradient."""

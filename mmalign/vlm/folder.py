@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mmalign.adapters import Adapter
 from mmalign.errors import RunError
-from mmalign.io import files
+from mmalign.io import files, sums
 from mmalign.llms import LLM
 from mmalign.plan import cards, exported
 from mmalign.plan.cards import Card
@@ -32,25 +32,27 @@ def save(folder: Path, vlm: VLM, named: Mapping[str, Card]) -> None:
 
 
 def write(folder: Path, adapter: Adapter, named: Mapping[str, Card]) -> None:
-    """adapter.safetensors and mmalign.json, into a folder that has vision/ and llm/."""
+    """adapter.safetensors, mmalign.json and SHA256SUMS, into a folder that has vision/ and llm/."""
     weights = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
     save_file(weights, folder / "adapter.safetensors")
     roles = ("vision", "vision.encoder", "adapter", "llm")
     written = {role: asdict(named[role]) for role in roles if role in named}
     written["adapter"]["args"].pop("checkpoint", None)  # what it began with
     files.write_json(folder / "mmalign.json", {"format": FORMAT, "cards": written})
+    sums.write(folder)
 
 
 def read(folder: str | Path) -> VLM:
     """The model in a folder that `save` wrote, in eval mode and in the precision it is stored in.
 
-    Raises RunError for anything else, CardError for a part that is damaged, or whose class is none that the registry
-    knows (plan/trust.py); that is said before any weights are read.
+    Raises RunError for anything else, Damaged for a file that its SHA256SUMS does not know, CardError for a part that
+    is damaged, or whose class is none that the registry knows (plan/trust.py); that is said before any weights are read.
     """
     place = Path(folder)
-    vlm = build(exported.cards(place), place).eval()
-    assert vlm.adapter is not None
-    _fill(vlm.adapter, place / "adapter.safetensors")
+    with sums.verifying(sums.read(place), sums.AGAIN):
+        vlm = build(exported.cards(place), place).eval()
+        assert vlm.adapter is not None
+        _fill(vlm.adapter, place / "adapter.safetensors")
     return vlm
 
 

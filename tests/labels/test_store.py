@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmalign.errors import DataError, RunError
+from mmalign.io import seal
 from mmalign.labels import store
 from mmalign.labels.store import Header, Store
 
@@ -89,15 +90,21 @@ def test_a_cut_shard_a_changed_list_another_format(tmp_path):
     (tmp_path / "words.txt").write_text("other\n")
     with pytest.raises(RunError, match=r"words\.txt is not the list"):
         Store(tmp_path)
-    header = json.loads((tmp_path / "header.json").read_text())
+    header = seal.read(tmp_path / "header.json")
     (tmp_path / "header.json").write_text(json.dumps({**header, "format": 99}))
     with pytest.raises(RunError, match="format 99"):
         Store(tmp_path)
 
 
 @pytest.mark.parametrize("at", [-1, -4, -6, -9, 0, 20, 100])  # row, shard and hash of the last entry; numpy's header
-def test_a_flipped_byte_of_the_index_is_found_before_any_label_is_read(tmp_path, at):
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_flipped_byte_of_the_index_is_found_before_any_label_is_read(tmp_path, at, hashed):
     build(tmp_path)
+    if not hashed:  # as 0.1.0 wrote it
+        about = seal.read(tmp_path / "header.json")
+        del about["index"]
+        (tmp_path / "header.json").write_text(json.dumps(about))
+        assert len(Store(tmp_path)) == 7
     place = tmp_path / "index.npy"
     data = bytearray(place.read_bytes())
     data[at] ^= 0x81
@@ -112,6 +119,33 @@ def test_a_damaged_header(tmp_path, text):
     (tmp_path / "header.json").write_text(text)
     with pytest.raises(RunError, match=r"header\.json is damaged"):
         Store(tmp_path)
+
+
+@pytest.mark.parametrize("at", range(0, 600, 7))
+def test_a_flipped_bit_of_the_header_is_noticed(tmp_path, at):
+    build(tmp_path)
+    place = tmp_path / "header.json"
+    data = bytearray(place.read_bytes())
+    data[at % len(data)] ^= 1
+    place.write_bytes(data)
+    with pytest.raises(RunError, match=r"header\.json is damaged"):
+        Store(tmp_path)
+
+
+def test_a_word_list_that_is_no_text(tmp_path):
+    build(tmp_path)
+    (tmp_path / "words.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(RunError, match=r"words\.txt is not the list"):
+        Store(tmp_path)
+
+
+def test_a_shard_that_is_missing(tmp_path):
+    build(tmp_path)
+    (tmp_path / "shard-00001.bin").unlink()
+    read = Store(tmp_path)
+    with pytest.raises(RunError, match=r"shard-00001\.bin is damaged: it is missing"):
+        read["img/3"]
+    assert [name for name, _ in read.damage()] == ["shard-00001.bin"]
 
 
 def test_no_store_here(tmp_path):

@@ -1,10 +1,16 @@
-"""Checkpoints: whole or absent, the newest kept, damage named."""
+"""Checkpoints: whole or absent, the newest two kept, damage named and gone round."""
+
+import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from mmalign.errors import RunError
+from mmalign.io import sums
 from mmalign.training import checkpoint
+from tests.io.test_sums import flip
 
 
 def state(seed):
@@ -13,20 +19,45 @@ def state(seed):
     return {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
 
 
-def test_save_load_and_only_the_newest_stays(tmp_path):
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with checkpoints of the steps 5 and 10."""
     for step in (5, 10):
         checkpoint.save(tmp_path, step, iter(state(step).items()), 0)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-10"]
-    step, loaded = checkpoint.load(checkpoint.newest(tmp_path))
-    assert step == 10
-    assert all(torch.equal(loaded[k], v) for k, v in state(10).items())
+    return tmp_path
+
+
+def assert_goes_on_from(folder, step, *told):
+    heard = []
+    place, found, loaded = checkpoint.last(folder, heard.append)
+    assert (place.name, found) == (f"step-{step}", step)
+    assert all(torch.equal(loaded[k], v) for k, v in state(step).items())
+    assert len(heard) == len(told)
+    assert all(part in said for said, part in zip(heard, told, strict=True))
+
+
+def names(folder):
+    return sorted(place.name for place in folder.iterdir())
+
+
+def test_the_newest_is_gone_on_from_and_two_stay(saved):
+    assert_goes_on_from(saved, 10)
+    checkpoint.save(saved, 15, iter(state(15).items()), 0)
+    assert names(saved) == ["step-10", "step-15"]
+    assert_goes_on_from(saved, 15)
+
+
+def test_none_at_all(tmp_path):
+    assert checkpoint.last(tmp_path / "none", print) is None
 
 
 def test_many_files_when_one_would_be_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHARD", 50)
     checkpoint.save(tmp_path, 1, iter(state(0).items()), 0)
-    assert len(list((tmp_path / "step-1").glob("state-*.safetensors"))) > 1
+    shards = list((tmp_path / "step-1").glob("state-*.safetensors"))
+    assert len(shards) > 1
     assert set(checkpoint.load(tmp_path / "step-1")[1]) == set(state(0))
+    assert json.loads((tmp_path / "step-1" / "step.json").read_text())["files"].keys() == {s.name for s in shards}
 
 
 def test_other_ranks_take_part_and_write_nothing(tmp_path):
@@ -39,15 +70,97 @@ def test_other_ranks_take_part_and_write_nothing(tmp_path):
 def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path):
     (tmp_path / ".step-7.part").mkdir()
     (tmp_path / "step-3").mkdir()
-    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint.complete(tmp_path) == []
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    checkpoint.save(tmp_path, 1, iter(state(0).items()), 0)
-    shard = next((tmp_path / "step-1").glob("*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:40])
-    with pytest.raises(RunError, match=r"state-00000\.safetensors is damaged"):
-        checkpoint.load(tmp_path / "step-1")
+def half(place):
+    place.write_bytes(place.read_bytes()[: place.stat().st_size // 2])
+
+
+SHARD = "state-00000.safetensors"
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda c: half(c / SHARD), f"{SHARD} is damaged"),
+        (lambda c: (c / SHARD).unlink(), ""),  # missing, or not whole
+        (lambda c: half(c / "step.json"), "not valid JSON"),
+        (lambda c: (c / "step.json").write_text("[]"), "step.json is damaged: it names no step"),
+        (lambda c: (c / "step.json").write_text('{"step": "ten"}'), "step.json is damaged: it names no step"),
+        (lambda c: (c / "step.json").write_text('{"step": 10, "tensors": 4}'), "the checkpoint step-10 is not whole"),
+    ],
+)
+def test_a_damaged_newest_is_told_and_the_one_before_it_used(saved, damage, said, hashed):
+    newest = saved / "step-10"
+    if not hashed:  # as 0.1.0 wrote it
+        (newest / "step.json").write_text('{"step": 10, "tensors": 3}')
+    damage(newest)
+    assert_goes_on_from(saved, 5, f"checkpoint step-10: {said}")
+    assert names(saved) == ["step-10.damaged", "step-5"]
+    assert_goes_on_from(saved, 5)
+    checkpoint.save(saved, 10, iter(state(10).items()), 0)
+    assert names(saved) == ["step-10", "step-5"]
+
+
+def test_a_flipped_bit_is_noticed(saved):
+    flip(saved / "step-10" / SHARD, -1, 0)
+    assert_goes_on_from(saved, 5, f"checkpoint step-10: {SHARD} is damaged: it is not as it was written")
+
+
+def test_where_every_one_is_damaged_nothing_is_lost(saved):
+    for step in (5, 10):
+        flip(saved / f"step-{step}" / SHARD, 200, 3)
+    with pytest.raises(RunError) as caught:
+        checkpoint.last(saved, print)
+    assert caught.value.what.startswith(f"no checkpoint is whole: step-10: {SHARD} is damaged")
+    assert f"step-5: {SHARD} is damaged" in caught.value.what
+    assert (caught.value.at, caught.value.fix) == (str(saved), f"delete {saved} to begin anew")
+    assert names(saved) == ["step-10", "step-5"]
+
+
+def test_one_written_without_hashes_is_read(saved):
+    (saved / "step-10" / "step.json").write_text('{"step": 10, "tensors": 3}')
+    assert_goes_on_from(saved, 10)
+
+
+def test_what_another_process_compared_is_not_compared_again(saved):
+    flip(saved / "step-10" / SHARD, -1, 0)
+    assert checkpoint.load(saved / "step-10", check=False)[0] == 10
+    with pytest.raises(sums.Damaged, match="it is not as it was written"):
+        checkpoint.load(saved / "step-10")
+
+
+def test_a_step_that_is_written_again_replaces_the_old_one(saved):
+    checkpoint.save(saved, 5, iter(state(7).items()), 0)  # as a run does that went on from before it
+    assert names(saved) == ["step-5"]
+    assert torch.equal(checkpoint.load(saved / "step-5")[1]["a"], state(7)["a"])
+
+
+def test_all_is_on_the_disk_before_the_marker_and_before_an_older_one_goes(saved, monkeypatch):
+    """In the order of the calls: the shards and their folder, step.json, the rename and its folder, then the old."""
+    calls = []
+
+    def told(module, name):
+        real = getattr(module, name)
+
+        def call(*args, **options):
+            at = os.readlink(f"/proc/self/fd/{args[0]}") if name == "fsync" else args[0]
+            calls.append((name, Path(at).name))
+            return real(*args, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    told(os, "fsync")
+    told(os, "replace")
+    told(checkpoint.shutil, "rmtree")
+    told(Path, "rename")
+    checkpoint.save(saved, 15, iter(state(15).items()), 0)
+    order = [call for call in calls if call[0] != "rmtree" or call[1].startswith("step")]
+    assert order[:2] == [("fsync", SHARD), ("fsync", ".step-15.part")]
+    assert ("replace", f".step.json.{os.getpid()}.part") in order[2:5]
+    assert order[-3:] == [("rename", ".step-15.part"), ("fsync", saved.name), ("rmtree", "step-5")]
 
 
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):

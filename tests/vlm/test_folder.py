@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from mmalign.errors import CardError, RunError
+from mmalign.io import sums
 from mmalign.plan.cards import Card
 from mmalign.testing import small
 from mmalign.vlm import folder as folders
+from tests.io.test_sums import flip
 from tests.plan.test_mistakes import assert_mistake
 
 
@@ -35,7 +37,9 @@ def no_bars():
 
 @pytest.fixture
 def folder(whole, here):
+    """A copy without hashes, as 0.1.0 exported it: what is damaged is known by what reads it."""
     shutil.copytree(whole, here / "out")
+    (here / "out" / sums.NAME).unlink()
     return here / "out"
 
 
@@ -113,3 +117,15 @@ def test_verbs_say_so_too(folder, mmalign, no_bars, verb, lost, what, fix):
 def test_a_whole_folder_is_what_was_saved(whole):
     model = folders.read(whole)
     assert torch.equal(model.adapter.layers[0].weight, load_file(whole / "adapter.safetensors")["layers.0.weight"])
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter.safetensors", "mmalign.json", "llm/model.safetensors", "llm/tokenizer.json", "vision/config.json"]
+)
+@pytest.mark.parametrize("damage", [half, lambda place: flip(place, -2, 3)])
+def test_damage_is_known_by_the_hashes_of_the_folder(whole, here, mmalign, no_bars, name, damage):
+    shutil.copytree(whole, here / "out")
+    damage(here / "out" / name)
+    sums.forget()
+    what = f"{(here / name).name} is damaged: it is not as it was written (SHA-256)"
+    assert_mistake(mmalign("chat", "out"), what, f"out/{name}", "export it again; where you changed the folder")
