@@ -246,11 +246,19 @@ def report(
 
 
 @app.command("doctor")
-def doctor_(as_json: Json = False) -> None:
-    """Say what this machine can run."""
+def doctor_(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="RUNS", help="compare all that lies there with how it was written")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine can run, or whether a folder of runs, stores or models is whole."""
     from . import doctor
 
-    doctor.examine(as_json)
+    if folder:
+        doctor.compare(folder, as_json)
+    else:
+        doctor.examine(as_json)
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at a data set.")

@@ -1,11 +1,14 @@
-"""`doctor`: what this machine can run. Looks at what is installed without importing it."""
+"""`doctor`: what this machine can run, told without importing it; whether a folder of runs is as it was written."""
 
 import os
 import shutil
 import subprocess
 from importlib import metadata
+from pathlib import Path
 
 from mmalign import __version__
+from mmalign.errors import RunError
+from mmalign.io import files
 
 NEEDED = {
     "torch": "training and evaluation",
@@ -37,6 +40,28 @@ def examine(as_json: bool) -> None:
     table(rows)
     missing = [name for name in NEEDED if _version(name) == "missing"]
     say(f"missing: {', '.join(missing)}   pip install mmalign[train]" if missing else "ready: mmalign run quickstart")
+
+
+def compare(folder: Path, as_json: bool) -> None:
+    """Print what lies in a folder and what of it is damaged; a RunError where anything is."""
+    from mmalign.pipeline import whole
+
+    from . import dump
+    from .listing import table
+
+    if not files.exists(folder):
+        raise RunError(f"no folder {folder}", at=str(folder), fix="mmalign doctor runs")
+    rows: list[dict[str, str]] = []
+    damaged: list[Path] = []
+    for look in whole.looks(folder):
+        row = {"kind": look.kind, "where": str(look.place), "state": look.note or "whole"}
+        rows += [{**row, "state": f"{place.relative_to(look.place)}: {what}"} for place, what in look.damage] or [row]
+        damaged += [place for place, _ in look.damage if place not in damaged]
+    dump(rows) if as_json else table(rows)
+    if damaged:
+        what = f"{len(damaged)} of the files are not as they were written, such as {damaged[0].name}"
+        fix = "take them from a copy, or --force the stages that wrote them; a checkpoint's older neighbour is used"
+        raise RunError(what, at=str(damaged[0]), fix=fix)
 
 
 def _version(name: str) -> str:

@@ -183,7 +183,7 @@ def finished(tiny: Path) -> Path:
     [
         ["list"], ["list", "llms"], ["list", "recipes"], ["list", "stages"], ["show", "labels", "toy-words"],
         ["check", "tiny.yaml"], ["plan", "tiny.yaml"], ["plan", "quickstart"], ["run", "tiny.yaml"], ["report"],
-        ["doctor"], ["--help"],
+        ["doctor"], ["doctor", "runs"], ["--help"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """The orchestrator, with stages that are a few lines of Python: order, progress, failures, locks, --force."""
 
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mmalign.errors import RunError
-from mmalign.pipeline import run, task, worker
+from mmalign.pipeline import run, stalled, task, worker
 from mmalign.pipeline.run import Failed, Launch
 from mmalign.plan import graph
 from mmalign.plan import read as compose
@@ -261,6 +262,90 @@ def test_a_stage_that_another_process_finished_meanwhile_is_not_run_again(plan):
     told = Told()
     run.run(mine, Script(), told)
     assert told.ran == []
+
+
+def test_a_lock_follows_the_umask(plan):
+    before = os.umask(0o002)
+    try:
+        run.run(plan()[:1], Script(), Told())
+    finally:
+        os.umask(before)
+    assert (plan()[0].folder / "lock").stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_with_the_folder(plan, monkeypatch, code):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RunError) as caught:
+        run.run(plan(), Script(), Told())
+    folder = plan()[0].folder
+    assert caught.value.what.startswith(f"{folder} lies on a file system without locks ({os.strerror(code)})")
+    assert caught.value.at == str(folder)
+    assert "another --runs" in caught.value.fix
+    assert os.listdir(folder) == ["lock"]
+
+
+def test_an_owner_that_is_stopped_is_said_to_be(plan):
+    folder = plan()[0].folder
+    folder.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as owner:
+        (folder / "lock").write_text(f"process {owner.pid} on {socket.gethostname()}")
+        owner.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, owner.pid, os.WSTOPPED)
+        with open(folder / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(RunError) as caught:
+                run.run(plan(), Script(), Told())
+        owner.kill()
+    assert caught.value.what.endswith("is working in this folder, but stopped")
+    assert caught.value.fix == f"kill -CONT {owner.pid} lets it go on"
+
+
+# A stage that stands still
+
+
+def test_a_stage_that_is_stopped_is_told_and_goes_on(plan, monkeypatch):
+    monkeypatch.setattr(stalled, "LOOK", 0.02)
+    say = f"import os, signal, sys\nos.kill(os.getpid(), signal.SIGSTOP)\n{DONE}"
+    told = Told()
+
+    def goes_on():
+        event = told.heard[-1][2]
+        if "is stopped" in str(event.get("say")):
+            os.kill(int(event["say"].split()[1]), signal.SIGCONT)
+
+    told.on_event = goes_on
+    run.run(plan()[:1], Script(say={"label": say}), told)
+    said = [event["say"] for what, _, *rest in told.heard if what == "event" for event in rest if "say" in event]
+    process = said[0].split()[1]
+    assert said[0] == f"process {process} is stopped; kill -CONT {process} lets it go on"
+    assert said[-1] == "hello"
+
+
+def test_an_interruption_ends_a_stopped_stage_at_once(plan, monkeypatch):
+    monkeypatch.setattr(stalled, "LOOK", 0.02)
+    told = Told(on_event=lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    say = "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\nimport threading; threading.Event().wait()"
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run.run(plan()[:1], Script(say={"label": say}), told)
+    assert time.monotonic() - began < 8  # else it was waited for, and killed
+
+
+def test_what_may_not_be_written_or_read_is_no_traceback(tmp_path, monkeypatch, caplog):
+    def run_(folder, rank):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a.safetensors"))
+
+    monkeypatch.setattr(worker, "run", run_)
+    monkeypatch.setattr(worker, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path)])
+    assert worker.main() == 2
+    error = json.loads((tmp_path / "error.json").read_text())
+    assert error["what"].startswith(f"permission denied: {tmp_path} is ")
+    assert error["at"] == f"{tmp_path}/a.safetensors"
 
 
 # --force
