@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.conftest import TINY, Said, command
+from tests.io.test_sums import flip
 from tests.test_layers import loads
 
 RUN = [sys.executable, "-c", "from mmalign.cli import entry; entry()", "run", "tiny.yaml"]
@@ -193,6 +194,61 @@ def test_killed_twenty_times_it_goes_on_to_the_same_result(reference, here):
     kill_and_compare(here, reference, kills=20, most=2, seed=2)
 
 
+# Damaged
+
+
+def damaged_after_step_5(folder: Path, name: str, runs: str = "runs") -> Path:
+    """A finished stage as if it had been killed after its checkpoint of step 5, one bit of which then turned."""
+    place = stage(folder, name, runs)
+    (place / "stage.json").unlink()
+    shutil.rmtree(place / "weights")
+    flip(place / "checkpoints" / "step-5" / "state-00000.safetensors", -40, 6)
+    return place
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before_it(copied, reference):
+    """To the same weights, logs and scores, bit by bit."""
+    place = damaged_after_step_5(copied, "tune")
+    assert sorted(p.name for p in (place / "checkpoints").iterdir()) == ["step-4", "step-5"]
+    said = run(copied)
+    what = "tune: checkpoint step-5: state-00000.safetensors is damaged: it is not as it was written (SHA-256)"
+    assert f"{what}; goes on from the one before it" in said.err
+    assert "tune: goes on from step 4" in said.err
+    assert_same(copied, reference)
+    assert sorted(p.name for p in (place / "checkpoints").iterdir()) == ["step-4", "step-5"]
+    assert command("doctor", "runs", cwd=copied).code == 0
+
+
+def test_damaged_weights_end_the_stage_that_reads_them_and_doctor_names_them(copied):
+    place = stage(copied, "tune") / "weights" / "llm" / "model.safetensors"
+    (stage(copied, "score") / "stage.json").unlink()
+    flip(place, -40, 6)
+    said = command("run", "tiny.yaml", cwd=copied)
+    assert said.code == 1
+    what = "model.safetensors is damaged: it is not as it was written (SHA-256)"
+    assert f"error: stage 'score': {what}" in said.err
+    assert f"at   {place.relative_to(copied)}" in said.err
+    assert "--force tune" in said.err
+    said = command("doctor", "runs", cwd=copied)
+    assert said.code == 2
+    assert f"weights/llm/model.safetensors: {what}" in said.out
+    assert said.err.startswith("error: 1 of the files are not as they were written, such as model.safetensors\n")
+    assert f"at   {place.relative_to(copied)}" in said.err
+    rows = json.loads(command("doctor", "runs", "--json", cwd=copied).out)
+    assert [row["state"] for row in rows if row["state"] != "whole"] == [f"weights/llm/model.safetensors: {what}"]
+
+
+def test_what_a_run_leaves_follows_the_umask(reference):
+    mode = 0o666 & ~files_umask()
+    for place in (reference / "runs").rglob("*"):
+        assert place.is_dir() or place.stat().st_mode & 0o777 == mode, place
+
+
+def files_umask() -> int:
+    os.umask(umask := os.umask(0))
+    return umask
+
+
 # Several processes
 
 
@@ -249,6 +305,16 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(alone):
     said = run(alone, *words)
     assert "align: goes on from step" in said.err
     assert_equal_traces(trace(alone, "mixed"), trace(alone, "alone"))
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_the_same_older_checkpoint(alone):
+    train(alone, "older", "--devices", "2", "stages.align.steps=6")
+    whole = trace(alone, "older")
+    damaged_after_step_5(alone, "align", "older")
+    said = train(alone, "older", "--devices", "2", "stages.align.steps=6")
+    assert "align: goes on from step 4" in said.err
+    assert trace(alone, "older") == whole
 
 
 @pytest.mark.slow
