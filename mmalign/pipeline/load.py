@@ -62,7 +62,6 @@ def _of_folder(place: Path) -> "VLM":
 def _of_llava(place: Path) -> "VLM":
     """Taken apart once, and kept until one of its files changes."""
     from mmalign.integrations.llava import llava
-    from mmalign.vlm.folder import FORMAT
 
     stamps = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(place.iterdir())]
     target = files.cache("imported") / hashlib.sha256(f"{FORMAT} {place} {stamps}".encode()).hexdigest()[:16]

@@ -46,7 +46,7 @@ def read(folder: str | Path) -> VLM:
     """The model in a folder that `save` wrote, in eval mode and in the precision it is stored in.
 
     Raises RunError for anything else, Damaged for a file that its SHA256SUMS does not know, CardError for a part that
-    is damaged, or whose class is none that the registry knows (plan/trust.py); that is said before any weights are read.
+    is damaged, or whose class is none that the registry knows (plan/trust.py), said before any weights are read.
     """
     place = Path(folder)
     with sums.verifying(sums.read(place), sums.AGAIN):
