@@ -102,6 +102,7 @@ def export(vlm: VLM, task: Task, target: Path, weights_in: str = "fp32") -> Expo
     round_all(DTYPES[weights_in], vlm)
     llava(vlm).to(DTYPES[weights_in]).save_pretrained(target)
     processor(vlm).save_pretrained(target)
+    folder.forget_paths(target)
     sums.write(target)
     loaded = LlavaForConditionalGeneration.from_pretrained(target, dtype=torch.float32).eval()
     return Exported(target, difference(vlm, loaded), note=note(vlm))

@@ -3,9 +3,11 @@
 Written for models that plain transformers has no class for; read by `mmalign.load` where mmalign is installed.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -36,10 +38,39 @@ def write(folder: Path, adapter: Adapter, named: Mapping[str, Card]) -> None:
     weights = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
     save_file(weights, folder / "adapter.safetensors")
     roles = ("vision", "vision.encoder", "adapter", "llm")
-    written = {role: asdict(named[role]) for role in roles if role in named}
+    written = {role: _portable(named[role]) for role in roles if role in named}
     written["adapter"]["args"].pop("checkpoint", None)  # what it began with
     files.write_json(folder / "mmalign.json", {"format": FORMAT, "cards": written})
+    forget_paths(folder)
     sums.write(folder)
+
+
+def _portable(card: Card) -> dict[str, Any]:
+    """A card without the paths of the machine it is written on; `read` gives checkpoints those of the folder."""
+    args = dict(card.args)
+    if _of_this_machine(args.get("checkpoint")):
+        del args["checkpoint"]
+    if _of_this_machine(args.get("template")):
+        args["template"] = Path(args["template"]).read_text(encoding="utf-8")
+    origin = "shelf" if card.origin.startswith("shelf ") else card.origin
+    return asdict(replace(card, args=args, origin=origin, path=""))
+
+
+def _of_this_machine(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
+
+
+def forget_paths(folder: Path) -> None:
+    """Take out of a folder's JSON files where transformers says the parts were loaded from."""
+    for place in folder.rglob("*.json"):
+        if b"name_or_path" in (text := place.read_bytes()):
+            files.write(place, json.dumps(_nameless(json.loads(text)), indent=2, ensure_ascii=False) + "\n")
+
+
+def _nameless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nameless(inner) for key, inner in value.items() if key not in ("_name_or_path", "name_or_path")}
+    return [_nameless(inner) for inner in value] if isinstance(value, list) else value
 
 
 def read(folder: str | Path) -> VLM:

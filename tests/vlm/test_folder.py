@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,10 @@ from transformers.utils import logging
 
 from mmalign.errors import CardError, RunError
 from mmalign.io import sums
+from mmalign.llms import chat
+from mmalign.pipeline.load import load
 from mmalign.plan.cards import Card
+from mmalign.stages import export
 from mmalign.testing import small
 from mmalign.vlm import folder as folders
 from tests.io.test_sums import flip
@@ -129,3 +135,32 @@ def test_damage_is_known_by_the_hashes_of_the_folder(whole, here, mmalign, no_ba
     sums.forget()
     what = f"{(here / name).name} is damaged: it is not as it was written (SHA-256)"
     assert_mistake(mmalign("chat", "out"), what, f"out/{name}", "export it again; where you changed the folder")
+
+
+def texts(folder):
+    """Every file of a folder that is no weights, as one text."""
+    places = [place for place in folder.rglob("*") if place.is_file() and place.suffix != ".safetensors"]
+    return "\n".join(place.read_text(encoding="utf-8") for place in places)
+
+
+@pytest.mark.parametrize("depth", [2, 3], ids=["for transformers", "for mmalign"])
+def test_an_export_says_nothing_of_the_machine_it_was_made_on(tmp_path, depth):
+    """Nor needs it: everything it was made from may be gone."""
+    machine = tmp_path / "user-of-this-machine"
+    llm = small.llm_card("gemma", machine)
+    template = machine / "mine.jinja"
+    template.write_text((Path(chat.__file__).parent / "templates" / "gemma.jinja").read_text(encoding="utf-8"))
+    llm = replace(llm, path=str(machine / "card.yaml"), origin=f"shelf {machine}")
+    llm = replace(llm, args={**llm.args, "template": str(template)})
+    adapter = Card("", "mmalign.adapters.mlp.MLP", {"depth": depth}, path=str(machine / "x.yaml"))
+    cards = {**small.encoder("clip", machine), "llm": llm, "adapter": adapter}
+    exported = export.export(folders.build(cards), SimpleNamespace(cards=cards), machine / "out")
+    assert (exported.difference is None) == (depth == 3)
+    assert str(tmp_path) not in texts(machine / "out")
+    assert "user-of-this-machine" not in texts(machine / "out")
+    for place in (machine / "out").rglob("*.safetensors"):
+        assert b"user-of-this-machine" not in place.read_bytes()
+    shutil.move(machine / "out", tmp_path / "out")
+    shutil.rmtree(machine)
+    model = load(str(tmp_path / "out"))
+    assert isinstance(model.ask("What is this?", Image.new("RGB", (30, 30)), max_new_tokens=3), str)
