@@ -250,9 +250,18 @@ def doctor_(
     folder: Annotated[
         Path | None, typer.Argument(metavar="RUNS", help="compare all that lies there with how it was written")
     ] = None,
+    clean: Annotated[bool, typer.Option("--clean", help="empty the cache of data indexes and word banks")] = False,
     as_json: Json = False,
 ) -> None:
     """Say what this machine can run, or whether a folder of runs, stores or models is whole."""
+    if clean and folder:
+        what = "doctor compares a folder or empties the cache, not both"
+        raise CheckError(what, at="--clean", fix="mmalign doctor --clean, then mmalign doctor RUNS")
+    if clean:
+        from . import cleaning
+
+        cleaning.clean(as_json)
+        return
     from . import doctor
 
     if folder:

@@ -23,7 +23,7 @@ OPTIONAL = {"timm": "timm encoders", "open-clip-torch": "open_clip encoders", "p
 
 def examine(as_json: bool) -> None:
     """Print versions, memory, disk and GPUs, and what training lacks."""
-    from . import dump
+    from . import cleaning, dump
     from .lines import say
     from .listing import table
 
@@ -33,6 +33,7 @@ def examine(as_json: bool) -> None:
     rows.append({"what": "cores", "found": str(os.cpu_count()), "for": ""})
     rows.append({"what": "memory", "found": _memory(), "for": ""})
     rows.append({"what": "disk here", "found": f"{shutil.disk_usage('.').free >> 30} GiB free", "for": "runs"})
+    rows.append({"what": "cache", "found": cleaning.state(), "for": "mmalign doctor --clean empties it"})
     rows.append({"what": "GPUs", "found": _gpus(), "for": "models beyond the toy world"})
     if as_json:
         dump(rows)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmalign.errors import DataError
-from mmalign.io import files
+from mmalign.io import cache, files
 from mmalign.io.limits import UNPACKED_BYTES, UNPACKED_TIMES
 
 SAMPLE = 1 << 16  # bytes at either end of a file that stand for its content, beside its size and time
@@ -74,13 +74,16 @@ def array(kind: str, key: str, compute: Callable[[], Array]) -> Array:
     """An array of the cache, mapped and not read; computed and written where it is not there."""
     file = files.cache("data") / f"{kind}-{key}.npy"
     try:
-        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))  # a memmap would be slower to index
+        kept = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))  # a memmap would be slower to index
+        cache.used(file)
+        return kept
     except (OSError, ValueError):  # not there, or damaged
         computed = compute()
     buffer = io.BytesIO()
     np.save(buffer, computed, allow_pickle=False)
     with suppress(OSError):  # only a cache: where nothing can be written, it is computed again next time
         files.write(file, buffer.getvalue())
+        cache.added(file)
     return computed
 
 
@@ -93,8 +96,11 @@ def plain(spec: str) -> Path:
     if not packed and not files.is_url(spec):
         return path(spec)
     copy = files.cache("data") / f"plain-{identity(spec)}"
-    if not copy.exists():
+    if copy.exists():
+        cache.used(copy)
+    else:
         _copy(spec, packed, copy)
+        cache.added(copy)
     return copy
 
 

@@ -26,7 +26,7 @@ class Limit:
         text = os.environ.get(self.name, "").strip()
         if not text:
             return self.default
-        number = re.fullmatch(r"(\d{1,18})([KMGT]?)", text.upper())
+        number = re.fullmatch(r"([0-9]{1,18})([KMGT]?)", text.upper())
         if not number:
             example = self.short(self.default).replace(" ", "").removesuffix("iB")
             raise RunError(f"{self.name} is no number: {text!r}", at=self.name, fix=f"{self.name}={example}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.errors import CheckError
-from mmalign.io import files
+from mmalign.io import cache, files
 from mmalign.vision import Vision
 
 
@@ -27,11 +27,13 @@ def text_bank(encoder: Vision, words: Sequence[str], templates: Sequence[str] = 
     device = next(encoder.parameters()).device
     with suppress(OSError, SafetensorError, KeyError):  # not there, or damaged
         text_WJ: Tensor = load_file(place)["text_WJ"]
+        cache.used(place)
         return text_WJ.to(device)
     text_WJ = torch.stack([encoder.words([t.replace("{}", word) for word in words]) for t in templates]).mean(0)
     text_WJ = F.normalize(text_WJ.float(), dim=-1)
     with suppress(OSError):  # only a cache: where nothing can be written, it is made again next time
         files.write(place, save({"text_WJ": text_WJ.cpu().contiguous()}))
+        cache.added(place)
     return text_WJ
 
 

@@ -1,0 +1,97 @@
+"""The cache: what is worked out once and may be deleted at any time, under one root, with a size and an age.
+
+Each file in it is one entry, used when it was last read. What has not been used for MMALIGN_CACHE_DAYS goes, and what
+was used longest ago where all of it is more than MMALIGN_CACHE_BYTES. Nothing else under the root is touched.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmalign.io import files
+from mmalign.io.limits import Limit
+
+BYTES = Limit("MMALIGN_CACHE_BYTES", 100 << 30, "bytes")
+DAYS = Limit("MMALIGN_CACHE_DAYS", 90, "days")
+GRACE = 3600  # seconds in which what was used is not removed to make room: somebody may be about to open it
+DAY = 86_400
+# The rooms, and how our files in them are named; also what a write that was killed left
+ROOMS = {
+    "data": r"(rows|samples|keys|members)-[0-9a-f]{32}\.npy|plain-[0-9a-f]{32}",
+    "banks": r"[0-9a-f]{24}\.safetensors",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the cache. size: in bytes; used: when it was last read, in seconds."""
+
+    place: Path
+    size: int
+    used: float
+
+
+def entries() -> list[Entry]:
+    """What the cache holds, the longest unused first."""
+    return sorted(_entries(), key=lambda entry: entry.used)
+
+
+def _entries() -> Iterator[Entry]:
+    for room, pattern in ROOMS.items():
+        known = re.compile(rf"(?:{pattern})|\.(?:{pattern})\.\d+\.part")
+        with suppress(OSError), os.scandir(files.cache(room)) as found:
+            for item in found:
+                if known.fullmatch(item.name) and item.is_file(follow_symlinks=False):
+                    with suppress(OSError):  # another process may have removed it
+                        status = item.stat(follow_symlinks=False)
+                        yield Entry(Path(item.path), status.st_size, status.st_mtime)
+
+
+def used(place: Path) -> None:
+    """Note that an entry was read."""
+    with suppress(OSError):
+        os.utime(place)
+
+
+class _Written:
+    """Bytes written by this process since it last made room; None: it never did."""
+
+    bytes: int | None = None
+
+
+def added(place: Path) -> None:
+    """Note that an entry was written, and make room where it is time to look."""
+    size = 0
+    with suppress(OSError):
+        size = place.stat().st_size
+    _Written.bytes = None if _Written.bytes is None else _Written.bytes + size
+    if _Written.bytes is None or _Written.bytes > BYTES.value // 16:
+        _Written.bytes = 0
+        trim()
+
+
+def trim() -> list[Entry]:
+    """Remove what is too old, and what was used longest ago of too much; what was removed."""
+    present, now = entries(), time.time()
+    too_much = sum(entry.size for entry in present) - BYTES.value
+    gone = []
+    for entry in present:
+        if now - entry.used < GRACE or (too_much <= 0 and now - entry.used < DAYS.value * DAY):
+            break
+        too_much -= entry.size
+        gone.append(entry)
+    return remove(gone)
+
+
+def remove(some: list[Entry]) -> list[Entry]:
+    """Remove entries; those that are gone."""
+    gone = []
+    for entry in some:
+        with suppress(OSError):
+            entry.place.unlink()
+            gone.append(entry)
+    return gone
