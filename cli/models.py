@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmalign.errors import RunError
-from mmalign.io import files
+from mmalign.io import files, whole
+from mmalign.io.limits import SETTINGS_BYTES
 from mmalign.pipeline import existing, task
 from mmalign.pipeline.run import Launch
 from mmalign.pipeline.run import run as run_
@@ -81,7 +82,7 @@ def import_(source: str, target: Path, template: Path | None) -> None:
 
 def _template(place: Path) -> str:
     try:
-        return place.read_text(encoding="utf-8")
+        return whole.read(str(place), SETTINGS_BYTES, RunError).decode("utf-8")
     except (OSError, UnicodeDecodeError) as err:
         reason = getattr(err, "strerror", None) or "it is not UTF-8 text"
         fix = "a file of jinja, with {% generation %} marks around the answers"

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
+from mmalign.data import messages
 from mmalign.data.lru import LRUCache
 from mmalign.data.reasons import Unusable, check_size
 from mmalign.errors import DataError
 from mmalign.io import files, parquet
-from mmalign.io.limits import IMAGE_BYTES, ROW_BYTES, Limit
+from mmalign.io.limits import IMAGE_BYTES, ROW_BYTES, TABLE_BYTES, Limit
 
 BYTES = ".bytes"  # how the column of an image's bytes ends
 
@@ -67,7 +68,7 @@ def _text_columns(columns: list[str]) -> list[str]:
 class Arrow:
     """An Arrow file or stream, as a `table.TableFile`; a DataError where it cannot be read.
 
-    The file is mapped: a row costs nothing but itself.
+    The file is mapped: a row costs nothing but itself, unless it is packed; what is, lies in memory.
     """
 
     def __init__(self, spec: str) -> None:
@@ -77,6 +78,9 @@ class Arrow:
         with _readable(spec):
             source = files.open_(spec) if files.is_url(spec) else arrow.memory_map(str(path or spec))
             streamed = bytes(source.read(6)) != b"ARROW1"
+            if (size := messages.unpacked(source, streamed)) > TABLE_BYTES.value:
+                fix = f"{TABLE_BYTES.fix}; or save it without compression"
+                raise DataError(f"{spec} unpacks to {TABLE_BYTES.short(size)} of memory", at=spec, fix=fix)
             source.seek(0)
             reader = ipc.open_stream(source) if streamed else ipc.open_file(source)
             self.batches = list(reader) if streamed else [reader.get_batch(n) for n in range(reader.num_record_batches)]

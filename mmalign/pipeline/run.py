@@ -26,6 +26,7 @@ from mmalign.plan.recipe import Language, Train, uneven
 POLL = 0.05  # seconds between two looks at a running stage
 GRACE = 30  # seconds a stage is given to end after its owner was killed
 TAIL = 15  # lines of the log shown when a stage fails
+END = 1 << 16  # bytes of it that are looked at
 
 
 class Show(Protocol):
@@ -184,7 +185,7 @@ def _events(place: Path) -> Iterator[list[dict[str, Any]]]:
 
 def _failure(node: Node, code: int | None) -> Failed:
     log = node.folder / "log.txt"
-    tail = log.read_text(errors="replace").splitlines()[-TAIL:]
+    tail = _end(log).splitlines()[-TAIL:]
     if (node.folder / "error.json").exists():
         error = files.read_json(node.folder / "error.json")
         return Failed(f"stage {node.name!r}: {error['what']}", error["at"] or str(log), error["fix"], tail)
@@ -195,6 +196,13 @@ def _failure(node: Node, code: int | None) -> Failed:
     else:
         what, fix = f"ended with code {code}", "the last lines of its log are below"
     return Failed(f"stage {node.name!r} {what}", str(log), fix, tail)
+
+
+def _end(log: Path) -> str:
+    """The end of a log, which may be of any size."""
+    with open(log, "rb") as source:
+        source.seek(max(0, source.seek(0, os.SEEK_END) - END))
+        return source.read().decode(errors="replace")
 
 
 @contextmanager

@@ -5,10 +5,12 @@ import json
 import statistics
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from mmalign.errors import RunError
 from mmalign.plan import graph
 from mmalign.plan import read as compose
 from mmalign.stages import report
@@ -161,3 +163,53 @@ def test_the_study_of_seas_labels_shares_what_is_equal():
     }  # fmt: skip
     (quick,) = (node for node in graph.plan(compose.load("quickstart"), "runs") if node.name == "label")
     assert quick.folder in {node.folder for node in nodes}  # the clean arm's labels are the quickstart's
+
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def shown(folder: Path, **changes: object) -> str:
+    """The page of one evaluation whose pictures.json has been changed."""
+    scores, names = study(folder, {"base": [50.0]})
+    picture = {"png": PNG, "grid": [1, 2], "words": ["red", "blue"], "question": "What?", "id": "7", **changes}
+    (scores[0] / "pictures.json").write_text(json.dumps([picture]))
+    task = SimpleNamespace(recipe="x")
+    return report.html(task, scores, names, report.cells(scores, names))
+
+
+def test_pictures_stand_in_the_page(tmp_path):
+    assert f"url(data:image/png;base64,{PNG}); grid-template: repeat(1, 1fr) / repeat(2, 1fr)" in shown(tmp_path)
+
+
+def test_tokens_that_are_no_patches_stand_in_one_row(tmp_path):
+    assert "grid-template: repeat(1, 1fr) / repeat(2, 1fr)" in shown(tmp_path, grid=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"png": "x); background: url(https://example.org/?"}, "`png` is no base64"),
+        ({"png": "aGVsbG8="}, "`png` is no PNG file"),
+        ({"png": None}, "`png` is no base64"),
+        ({"grid": [1, "2); color: red"]}, "`grid` is \\[1, '2\\); color: red'\\]"),
+        ({"grid": [10**6, 10**6]}, "`grid` is 1000000 x 1000000, and there are 2 tokens"),
+        ({"words": 7}, "not iterable"),
+        ({"grid": [0, 0], "words": []}, "`grid` is 0 x 0"),
+    ],
+)
+def test_pictures_that_are_none_of_ours(tmp_path, changes, what):
+    with pytest.raises(RunError, match=f"pictures.json is damaged: .*{what}") as caught:
+        shown(tmp_path, **changes)
+    assert caught.value.at.endswith("pictures.json")
+
+
+def test_texts_in_the_page_are_texts(tmp_path):
+    text = shown(tmp_path, question="</figcaption><script>\x1b[31m\u202e", words=["<b>", "{{ 7 * 7 }}"])
+    assert "&lt;/figcaption&gt;&lt;script&gt;\\u001b[31m\\u202e" in text
+    assert "<span>&lt;b&gt;</span><span>{{ 7 * 7 }}</span>" in text
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    scores, names = study(tmp_path, {"$\\frac{a": [50.0], "b $x$\x1b": [51.0]})
+    charts = report.curves(scores, names)
+    assert all(report.svg(chart).startswith("<svg") for chart in charts)
