@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.errors import MMAlignError, suggest
+from mmalign.errors import CheckError, MMAlignError, suggest
 
 from .lines import complain, say
 

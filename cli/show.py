@@ -11,6 +11,7 @@ from rich.text import Text
 from mmalign.errors import RunError
 from mmalign.io import files
 from mmalign.io.visible import one_line
+from mmalign.pipeline import task
 from mmalign.pipeline.recipes import preview
 from mmalign.plan import estimate, graph
 from mmalign.plan.graph import Node
@@ -122,7 +123,7 @@ def results(nodes: Sequence[Node]) -> None:
     for node in evaluations:
         if len(evaluations) > 1:
             out.print(f"\n{live.name(node)}", style="bold")
-        scores(files.read_json(node.folder / "stage.json")["metrics"], False)
+        scores(task.done(node.folder)["metrics"], False)
     out.print(f"done: {len(nodes)} stages in {nodes[0].folder.parent}")
 
 

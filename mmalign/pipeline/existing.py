@@ -225,5 +225,5 @@ def benches(names: Sequence[str], data: Path | None, registry: Registry) -> list
 
 def scores(folder: Path) -> dict[str, dict[str, float]]:
     """{benchmark: {metric: value}} of a finished evaluation."""
-    metrics: dict[str, dict[str, float]] = files.read_json(folder / "stage.json")["metrics"]
+    metrics: dict[str, dict[str, float]] = task.done(folder)["metrics"]
     return metrics

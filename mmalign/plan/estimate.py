@@ -35,7 +35,7 @@ class Estimate:
     tokens: int | None = None  # a sample
     steps: int | None = None
     memory: dict[str, dict[str, float]] = field(default_factory=dict)  # "ZeRO n": {weights, ..., total} GiB a device
-    checkpoint: float | None = None  # GiB on disk while it runs
+    checkpoint: float | None = None  # GiB on disk; two are kept, and a third is there while it is written
     store: float | None = None  # GiB of a label store
 
 
@@ -178,7 +178,7 @@ def lines(estimate: Estimate) -> list[str]:
         f"parameters: {parts}; trained {_count(estimate.trained)}",
         f"tokens a sample: about {_count(estimate.tokens)}, {_count(estimate.visual)} of them visual; "
         f"steps: {'?' if estimate.steps is None else f'{estimate.steps:,}'}",
-        f"memory a device: about {totals}; checkpoint: {_size(estimate.checkpoint)}",
+        f"memory a device: about {totals}; checkpoints: up to three of {_size(estimate.checkpoint)}",
     ]
 
 

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from mmalign.io import seal
+from tests.plan.test_mistakes import assert_mistake
+
 
 @pytest.mark.parametrize(
     ("script", "expected"),
@@ -21,3 +24,28 @@ def test_gpus(here, mmalign, monkeypatch, script, expected):
     rows = {row["what"]: row["found"] for row in json.loads(mmalign("doctor", "--json").out)}
     assert rows["GPUs"] == expected
     assert rows["torch"] != "missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "fix"),
+    [
+        ("none", "no folder none", "mmalign doctor runs"),
+        (".", "nothing that mmalign wrote lies in .", "a folder of runs"),
+    ],
+)
+def test_a_folder_with_nothing_of_ours(here, mmalign, name, what, fix):
+    assert_mistake(mmalign("doctor", name), what, name, fix)
+
+
+def test_what_is_no_store_is_named_and_the_rest_looked_at(here, mmalign):
+    (here / "a").mkdir()
+    (here / "a" / "header.json").write_text("[]")
+    checkpoint = here / "b" / "step-5"
+    checkpoint.mkdir(parents=True)
+    seal.write(checkpoint / "step.json", {"step": 5, "tensors": 0, "files": {}})
+    said = mmalign("doctor", ".", "--json")
+    assert said.code == 2
+    damaged, whole = json.loads(said.out)
+    assert damaged["state"].startswith("header.json: header.json is damaged: AttributeError")
+    assert whole == {"kind": "checkpoint", "where": "b/step-5", "state": "whole"}
+    assert said.err.startswith("error: 1 of the files are not as they were written, such as header.json\n")

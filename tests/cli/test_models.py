@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mmalign.adapters.mlp import MLP
 from mmalign.errors import RunError
+from mmalign.io import sums
 from mmalign.pipeline import existing, task
 from mmalign.pipeline import load as checkpoints
 from mmalign.plan.cards import Registry
@@ -40,6 +41,13 @@ def exported(plain, here, monkeypatch) -> Path:
     shutil.copytree(plain, here, dirs_exist_ok=True)
     monkeypatch.setenv("MMALIGN_CACHE", str(plain / "cache"))
     return here / "out"
+
+
+@pytest.fixture
+def theirs(exported) -> Path:
+    """A LLaVA folder as others make them: without hashes."""
+    (exported / sums.NAME).unlink()
+    return exported
 
 
 def test_an_exported_folder_is_asked_inside_vllm(exported, mmalign, monkeypatch, tmp_path):
@@ -103,7 +111,7 @@ def test_an_imported_model_answers_as_before(exported, mmalign):
     assert torch.allclose(ours.visual_tokens(picture), first.visual_tokens(picture), atol=1e-4)
 
 
-def test_a_llava_folder_that_lacks_a_weight_is_not_given_random_ones(exported):
+def test_a_llava_folder_that_lacks_a_weight_is_not_given_random_ones(theirs):
     weights = load_file("out/model.safetensors")
     (name,) = (key for key in weights if key.endswith("linear_2.bias"))
     del weights[name]
@@ -218,8 +226,8 @@ def test_a_hub_id_that_cannot_be_fetched(here, monkeypatch):
     assert existing.find("org/nowhere") == "org/nowhere"  # known only when it is asked for
 
 
-def test_a_llava_model_without_weights(exported):
-    (exported / "model.safetensors").unlink()
+def test_a_llava_model_without_weights(theirs):
+    (theirs / "model.safetensors").unlink()
     with pytest.raises(RunError, match=r"cannot load .*out") as caught:
         checkpoints.load("out")
     assert "weights included" in caught.value.fix
@@ -234,14 +242,14 @@ def test_a_llava_model_without_weights(exported):
         ({"multimodal_projector_bias": False}, "its projector has no bias"),
     ],
 )
-def test_a_llava_model_our_parts_cannot_hold(exported, mmalign, changes, what):
-    place = exported / "config.json"
+def test_a_llava_model_our_parts_cannot_hold(theirs, mmalign, changes, what):
+    place = theirs / "config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | changes))
     assert_mistake(mmalign("import", "out", "mine"), what, "out", "like LLaVA-1.5's")
     assert not Path("mine").exists()
 
 
-def test_other_weights_under_the_same_configuration_are_another_model(exported):
+def test_other_weights_under_the_same_configuration_are_another_model(theirs):
     """What was taken apart once is kept; not for a folder whose weights alone were replaced."""
     before = checkpoints.load("out").adapter.state_dict()
     weights = load_file("out/model.safetensors")
@@ -252,28 +260,28 @@ def test_other_weights_under_the_same_configuration_are_another_model(exported):
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "tokenizer*", "config.json"])
-def test_a_llava_folder_that_is_damaged(exported, mmalign, lost):
-    for place in exported.glob(lost):
+def test_a_llava_folder_that_is_damaged(theirs, mmalign, lost):
+    for place in theirs.glob(lost):
         place.write_text('{"model_type": "llava", "vision_config": 3}' if lost == "config.json" else "lost")
     assert_mistake(mmalign("import", "out", "mine"), "/out: ", "out", "weights included")
     assert not list(Path(".").glob("*mine*"))
 
 
-def test_a_template_that_is_no_text(exported, mmalign):
+def test_a_template_that_is_no_text(theirs, mmalign):
     Path("picture").write_bytes(b"\x89PNG")
     for name in ("picture", "nowhere"):
         result = mmalign("import", "out", "mine", "--template", name)
         assert_mistake(result, f"cannot read the template {name}: ", name, "{% generation %}")
 
 
-def test_a_chat_template_of_no_known_format(exported, mmalign):
+def test_a_chat_template_of_no_known_format(theirs, mmalign):
     text = "{{ messages[0].content }}"
-    for place in exported.glob("*.jinja"):
+    for place in theirs.glob("*.jinja"):
         place.write_text(text)
     for name in ("tokenizer_config.json", "processor_config.json"):
-        config = json.loads((exported / name).read_text())
+        config = json.loads((theirs / name).read_text())
         config.pop("chat_template", None)
-        (exported / name).write_text(json.dumps(config))
+        (theirs / name).write_text(json.dumps(config))
     assert_mistake(mmalign("import", "out", "mine"), "is of no known format", "out", "--template FILE")
 
 
