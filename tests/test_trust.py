@@ -584,6 +584,32 @@ def test_what_is_resolved_is_not_resolved_again(here, monkeypatch):
         assert again.stage.data.args["split"] == again.cards["data"].args["split"] == split
 
 
+def test_a_log_and_an_error_have_the_name_and_not_the_value(here, monkeypatch, caplog):
+    monkeypatch.setattr(worker, "SECRETS", {"${oc.env:MMALIGN_KEY}": "hunter2", "${oc.env:MMALIGN_N}": "7"})
+    handler = logging.FileHandler(here / "log.txt")
+    handler.addFilter(worker._hide)
+    logging.getLogger().addHandler(handler)
+    try:
+        worker._fail(here, CardError("cannot open s3://hunter2@7", at="hunter2", fix="not hunter2"))
+        logging.warning("read %s", "s3://hunter2")
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    for name in ("log.txt", "error.json"):
+        text = (here / name).read_text()
+        assert "cannot open s3://${oc.env:MMALIGN_KEY}@7" in text
+        assert "hunter2" not in text
+
+
+def test_the_worker_s_log_is_one_of_these(here, monkeypatch):
+    """Whatever its stage says on the way."""
+    monkeypatch.setattr(sys, "argv", ["worker", str(here)])
+    monkeypatch.setattr(worker, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert worker.main() == 2  # there is no stage.yaml
+    assert [handler.filters for handler in logging.getLogger().handlers] == [[worker._hide]]
+
+
 # Modules that lie beside a recipe
 
 

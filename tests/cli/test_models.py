@@ -211,8 +211,10 @@ def test_what_is_exported_or_imported_already(model, mmalign):
      ({"dtype": "float16"}, "fp16"), ({}, "bf16"), (3, "bf16")],
 )  # fmt: skip
 def test_a_model_is_evaluated_in_the_precision_it_is_stored_in(here, config, precision):
+    toy = {"vision": ("vision", "toy-clip"), "adapter": ("adapters", "linear"), "llm": ("llms", "toy-llama")}
+    named = {role: vars(Registry().card(*name)) for role, name in toy.items()}
     (here / "mine" / "llm").mkdir(parents=True)
-    (here / "mine" / "mmalign.json").write_text("{}")
+    (here / "mine" / "mmalign.json").write_text(json.dumps({"format": 1, "cards": named}))
     (here / "mine" / "llm" / "config.json").write_text(json.dumps(config))
     registry = Registry()
     node = existing.evaluation(here / "mine", existing.benches(["toy-pope"], None, registry), registry)
