@@ -1,7 +1,6 @@
 """Templates in a process of their own: the same text as transformers', and an end to those that have none."""
 
 import multiprocessing
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,9 +126,8 @@ def test_many_threads_at_once():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_process_that_was_forked_has_its_own():
-    held = threading.Thread(target=lambda: renderer.render("{{ 1 }}", [], {}, "x"))
-    held.start()
-    held.join()
+    """Also where another thread was rendering at that moment: the lock it held is nobody's in there."""
+    renderer.render("{{ 1 }}", [], {}, "x")
     before = renderer.process
     queue = multiprocessing.get_context("fork").SimpleQueue()
 
@@ -138,9 +136,13 @@ def test_a_process_that_was_forked_has_its_own():
         renderer.stop()
 
     child = multiprocessing.get_context("fork").Process(target=inside)
-    child.start()
+    with renderer.lock:
+        child.start()
+        child.join(60)
+    if child.is_alive():
+        child.kill()
+        pytest.fail("it waits for a lock that nobody will give back")
     text, pid = queue.get()
-    child.join()
     assert (text, before is renderer.process) == ("2", True)
     assert pid != before.pid
     assert renderer.render("{{ 3 }}", [], {}, "x")[0] == "3"

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
+from mmalign.adapters.mlp import MLP
 from mmalign.errors import CardError, RunError
 from mmalign.io import sums
 from mmalign.llms import chat
@@ -135,6 +136,24 @@ def test_damage_is_known_by_the_hashes_of_the_folder(whole, here, mmalign, no_ba
     sums.forget()
     what = f"{(here / name).name} is damaged: it is not as it was written (SHA-256)"
     assert_mistake(mmalign("chat", "out"), what, f"out/{name}", "export it again; where you changed the folder")
+
+
+def test_where_transformers_loaded_parts_from_is_forgotten(tmp_path):
+    (tmp_path / "vision").mkdir()
+    config = {
+        "_name_or_path": "/home/me",
+        "text_config": {"_name_or_path": "/home/me", "size": 3},
+        "list": [{"a": "é"}],
+    }
+    (tmp_path / "vision" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"name_or_path": "/home/me", "bos": "<s>"}))
+    card = Card("", "mmalign.adapters.mlp.MLP", {"depth": 2})
+    folders.write(tmp_path, MLP(4, 4, (1, 1)), {"adapter": card})
+    assert json.loads((tmp_path / "vision" / "config.json").read_text()) == {
+        "text_config": {"size": 3},
+        "list": [{"a": "é"}],
+    }
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"bos": "<s>"}
 
 
 def texts(folder):
