@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmalign.benchmarks import Benchmark, Score
+from mmalign.benchmarks import Benchmark
 from mmalign.errors import MMAlignError, RunError
 from mmalign.io import files
-from mmalign.pipeline import existing, task
+from mmalign.pipeline import finished, task
 from mmalign.plan.recipe import Evaluate
 from mmalign.plan.trust import RefusedError
 
@@ -77,7 +77,7 @@ def _run(name: str, folder: Path) -> "Run":
 
     stage = task.load(folder.resolve()).stage
     assert isinstance(stage, Evaluate)
-    scores = {bench: Score(**files.read_json(folder / f"{bench}.json")) for bench in existing.scores(folder)}
+    scores = {bench: finished.score(folder, bench) for bench in finished.scores(folder)}
     stored = {bench: folder / f"{bench}.jsonl" for bench in scores if (folder / f"{bench}.jsonl").exists()}
     answers = {bench: {row.id: row.text for row in answer_rows(str(path))} for bench, path in stored.items()}
     return Run(name, scores, answers, stage.protocol)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mmalign.errors import RunError
 from mmalign.io import files, whole
 from mmalign.io.limits import SETTINGS_BYTES
-from mmalign.pipeline import existing, task
+from mmalign.pipeline import existing, finished, task
 from mmalign.pipeline.run import Launch
 from mmalign.pipeline.run import run as run_
 from mmalign.plan.cards import Registry
@@ -43,7 +43,7 @@ def evaluate(
     show.tell([f"{part.card} reads no folder: --data is not for it" for part in parts if data and not part.args])
     show.err.print(f"evaluating {place}")
     _run(node)
-    show.scores(existing.scores(node.folder), as_json)
+    show.scores(finished.scores(node.folder), as_json)
     show.tell(scores.notes(node.folder))
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mmalign.benchmarks import Benchmark, Gaps, Probe, Score
 from mmalign.errors import DataError, RunError
-from mmalign.io import files
 from mmalign.plan.cards import Card, Registry, build, own, target
 from mmalign.plan.read import setting
 
@@ -106,19 +105,19 @@ def ready(node: "Node") -> None:
 
 def notes(folder: Path) -> list[str]:
     """What a reader of the scores of a finished evaluation has to know."""
-    from mmalign.pipeline import existing  # 0.1 s, which a score does without
+    from mmalign.pipeline import finished
 
     lines = []
-    for name in existing.scores(folder):
-        score = files.read_json(folder / f"{name}.json")
-        lines += [f"{name}: {note}" for note in (_gaps(score["counts"]), *score["notes"]) if note]
+    for name in finished.scores(folder):
+        score = finished.score(folder, name)
+        lines += [f"{name}: {note}" for note in (_gaps(score.counts), *score.notes) if note]
     return lines
 
 
 def _gaps(counts: dict[str, int]) -> str:
     """Answers that could not be used, if any."""
     gaps = [f"{counts[kind]} {kind}" for kind in ("missing", "duplicate", "unknown", "unparsable") if counts.get(kind)]
-    return f"of {counts['asked']} answers {', '.join(gaps)}" if gaps else ""
+    return f"of {counts.get('asked', '?')} answers {', '.join(gaps)}" if gaps else ""
 
 
 def _with_interval(result: Score, card: Card) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mmalign.errors import RunError
-from mmalign.io import files
 from mmalign.io.visible import one_line
-from mmalign.pipeline import task
+from mmalign.pipeline import finished
 from mmalign.pipeline.recipes import preview
 from mmalign.plan import estimate, graph
 from mmalign.plan.graph import Node
@@ -123,7 +122,7 @@ def results(nodes: Sequence[Node]) -> None:
     for node in evaluations:
         if len(evaluations) > 1:
             out.print(f"\n{live.name(node)}", style="bold")
-        scores(task.done(node.folder)["metrics"], False)
+        scores(finished.scores(node.folder), False)
     out.print(f"done: {len(nodes)} stages in {nodes[0].folder.parent}")
 
 
@@ -144,11 +143,11 @@ def scores(metrics_of: dict[str, dict[str, float]], as_json: bool) -> None:
 def report(place: Path | None, runs: Path, as_json: bool) -> None:
     """The table of a report stage's folder, by default the newest in a folder of runs, and where its page is."""
     folder = place or _newest(runs)
-    content = files.read_json(folder / "report.json", fix="the folder of a finished report stage, runs/report-...")
+    content = finished.report(folder)
     if as_json:
         from . import dump
 
-        dump(content)
+        dump(content)  # with all that stands beside the cells
         return
     cells = content["cells"]
     study = any(len(cell["values"]) > 1 or cell["arm"] != cells[0]["arm"] for cell in cells)
@@ -160,7 +159,7 @@ def report(place: Path | None, runs: Path, as_json: bool) -> None:
     out.print(f"page: {folder / 'report.html'}")
 
 
-def _study_values(cell: Mapping[str, Any]) -> list[str]:
+def _study_values(cell: finished.Row) -> list[str]:
     """The arm, its mean and spread over seeds, its paired difference to the first arm with a 95 % interval."""
     spread = "" if cell["spread"] is None else f" ± {cell['spread']:.2f}"
     gap = "" if cell["difference"] is None else f"{cell['difference']:+.2f}"

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from mmalign.benchmarks import Gaps, reading
 from mmalign.errors import DataError, suggest
+from mmalign.io import document
 
 FEW = 5  # ids named in a message
 
@@ -28,8 +29,11 @@ def answer_rows(path: str, texts: bool = True) -> list[AnswerRow]:
         qid, text = raw.get("id", raw.get("question_id")), raw.get("text", None if texts else "")
         if qid is None:
             raise _unusable("neither `id` nor `question_id`", path, number)
+        if not isinstance(qid, (str, int)) or isinstance(qid, bool):
+            raise _unusable(f"an id that is neither text nor a whole number: {document.shown(qid)}", path, number)
         if not isinstance(text, str):
-            raise _unusable(f"a `text` that is no text: {text!r}" if "text" in raw else "no `text`", path, number)
+            problem = f"a `text` that is no text: {document.shown(text)}" if "text" in raw else "no `text`"
+            raise _unusable(problem, path, number)
         rows.append(AnswerRow(str(qid), text, raw))
     return rows
 

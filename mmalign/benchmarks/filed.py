@@ -1,6 +1,7 @@
 """A benchmark whose questions lie in files: finds them, opens their pictures, joins answers to them."""
 
 import os
+import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmalign.benchmarks import Benchmark, Gaps, Question, Score, reading
 from mmalign.benchmarks.answers import AnswerRow, Answers, GapRule, JoinedAnswers, answer_rows, join
 from mmalign.benchmarks.layouts import DataLocation, Layout, LayoutFiles, find_layout
-from mmalign.benchmarks.pictures import Pictures
+from mmalign.benchmarks.pictures import Base64Image, Pictures
+from mmalign.benchmarks.reading import ParquetImage
 from mmalign.errors import DataError, suggest
+from mmalign.io import document
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+REFERENCES = (types.NoneType, Base64Image, ParquetImage)  # of pictures, beside names of files
 SHORT = "Answer the question using a single word or phrase."  # LLaVA-1.5's suffix for short answers
 LETTER = "Answer with the option's letter from the given choices directly."  # and for multiple choice
 
@@ -68,7 +72,20 @@ class FiledBenchmark(Benchmark):
         raise NotImplementedError
 
     def questions(self) -> Sequence[Question]:
-        return self.question_list
+        return self._typed
+
+    @cached_property
+    def _typed(self) -> list[Question]:
+        """The question list; DataError where a file has something else than text for a question or its picture."""
+        with reading.shape(self.location.root):
+            questions = self.question_list
+        for one in questions:
+            about = {"id": one.id, "text": one.text, "image": one.image}
+            for name, value in about.items():
+                if not isinstance(value, (str, *REFERENCES) if name == "image" else str):
+                    what = f"question {document.shown(one.id)}: its {name} is no text: {document.shown(value)}"
+                    raise DataError(what, at=self.location.root, fix="the file may be damaged: fetch it again")
+        return questions
 
     def ready(self) -> None:
         """DataError where questions, labels or pictures are missing or damaged; ask before a model is loaded."""

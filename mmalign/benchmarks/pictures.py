@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmalign.benchmarks import reading
 from mmalign.benchmarks.answers import few
 from mmalign.benchmarks.layouts import DataLocation
-from mmalign.benchmarks.reading import ParquetImage
+from mmalign.benchmarks.reading import ParquetImage, parquet_source
 from mmalign.errors import DataError
 from mmalign.io import files, whole
 from mmalign.io.limits import IMAGE_BYTES
@@ -124,7 +124,7 @@ def _parquet_bytes(reference: ParquetImage) -> bytes:
 @lru_cache(maxsize=64)
 def _group_starts(path: str) -> list[int]:
     """The first row of every row group."""
-    with files.open_(path, "rb") as source:
+    with parquet_source(path) as source:
         meta = Groups(source).meta
     sizes = [meta.row_group(number).num_rows for number in range(meta.num_row_groups)]
     return [sum(sizes[:number]) for number in range(len(sizes))] or [0]
@@ -133,5 +133,5 @@ def _group_starts(path: str) -> list[int]:
 @lru_cache(maxsize=2)  # questions are asked in order: one group at a time, and the next
 def _column(path: str, group: int) -> Any:
     """The pictures of a row group, a pyarrow.ChunkedArray."""
-    with files.open_(path, "rb") as source:
+    with parquet_source(path) as source:
         return Groups(source).read(group, ["image"]).column("image")

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 from mmalign.errors import DataError
-from mmalign.io import files, whole
+from mmalign.io import document, files, whole
 from mmalign.io.limits import FILE_BYTES
 from mmalign.io.parquet import Groups, library
 
@@ -29,16 +29,15 @@ def _readable(path: str) -> Iterator[None]:
         yield
     except OSError as err:
         raise DataError(f"cannot read {path}: {err.strerror or err}", at=path) from err
+    except csv.Error as err:
+        raise DataError(f"not a table: {err}", at=path, fix="the file may be damaged: fetch it again") from err
     except UnicodeDecodeError as err:
         raise DataError(f"not UTF-8 text: {err}", at=path, fix="the file may be damaged, or packed") from err
 
 
 def json_file(path: str) -> Any:
     """The value in a JSON file."""
-    try:
-        return whole.json_value(text(path))
-    except ValueError as err:
-        raise DataError(f"not valid JSON: {err}", at=path, fix="the file may be cut off: fetch it again") from err
+    return document.parse(text(path), path, DataError, "the file may be cut off: fetch it again", depth=None)
 
 
 def json_lines(path: str) -> list[Row]:
@@ -47,13 +46,15 @@ def json_lines(path: str) -> list[Row]:
 
 
 def _object(line: str, path: str, number: int) -> Row:
-    try:
-        row = whole.json_value(line)
-    except ValueError as err:
-        raise DataError(f"not valid JSON: {err}", at=f"{path}:{number}", fix="the line may be cut off") from err
+    row = document.parse(line, f"{path}:{number}", DataError, "the line may be cut off")
     if not isinstance(row, dict):
         raise DataError(f"an object was expected, got {line.strip()[:40]!r}", at=f"{path}:{number}")
     return row
+
+
+# What taking apart brings where something else stands.
+_NOT_THERE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+_LITERALS = (SyntaxError, RecursionError, MemoryError)  # of Python in a cell
 
 
 @contextlib.contextmanager
@@ -61,7 +62,7 @@ def shape(path: str) -> Iterator[None]:
     """Around code that takes a file's content apart: what is not there as it should be is the file's fault."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as err:
+    except (*_NOT_THERE, *_LITERALS) as err:
         what = f"no {err}" if isinstance(err, KeyError) else str(err)
         fix = "is it really the file of this name?"
         raise DataError(f"the file is not built as expected: {what}", at=path, fix=fix) from err
@@ -132,14 +133,22 @@ def parquet(paths: Sequence[str]) -> list[Row]:
     library()
     rows: list[Row] = []
     for path in paths:
-        try:
-            with files.open_(path, "rb") as source:
-                rows += _with_pictures(_rows(Groups(source), path), path)
-        except DataError as err:
-            raise DataError(err.what, at=path, fix=err.fix) from err
-        except (OSError, ValueError) as err:
-            raise DataError(f"not a readable parquet file: {err}", at=path, fix="fetch the file again") from err
+        with parquet_source(path) as source:
+            rows += _with_pictures(_rows(Groups(source), path), path)
     return rows
+
+
+@contextlib.contextmanager
+def parquet_source(path: str) -> Iterator[Any]:
+    """A parquet file, open; what pyarrow has against its content is a DataError."""
+    try:
+        with files.open_(path, "rb") as source:
+            yield source
+    except DataError as err:
+        raise DataError(err.what, at=path, fix=err.fix) from err
+    except Exception as err:  # it has eleven kinds of exceptions, and Thrift its own
+        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+        raise DataError(f"not a readable parquet file: {reason}", at=path, fix="fetch the file again") from err
 
 
 def _rows(groups: Groups, path: str) -> list[Row]:

@@ -87,8 +87,9 @@ class TextVQA(FiledBenchmark):
     def _ids(self) -> dict[Key, list[str]]:
         """The ids of the questions of a key: usually one."""
         ids: dict[Key, list[str]] = {}
-        for row in self.annotations:
-            ids.setdefault(_key(row), []).append(str(row["question_id"]))
+        with reading.shape(self.files.one("questions")):
+            for row in self.annotations:
+                ids.setdefault(_key(row), []).append(str(row["question_id"]))
         return ids
 
     @cached_property

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmalign.errors import MMAlignError, RunError
-from mmalign.io import disk, environment, packages
+from mmalign.io import disk, document, environment, packages
 
 TABLES = {".json", ".jsonl", ".tsv", ".csv", ".txt", ".parquet"}  # what benchmarks keep questions and answers in
 
@@ -70,7 +70,7 @@ def exists(place: Path) -> bool:
     """Whether something is there that can be looked at."""
     try:
         return place.exists()
-    except OSError:  # a name that no file can have, or a folder closed to us
+    except (OSError, ValueError):  # a name that no file can have, or a folder closed to us
         return False
 
 
@@ -139,16 +139,34 @@ def write_json(target: Path, data: Any) -> None:
     write(target, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(source: Path, error: type[MMAlignError] = RunError, fix: str = "another file; was it damaged?") -> Any:
-    """The JSON in a file, or an `error` that names it."""
+def read_json(source: Path, error: type[MMAlignError] = RunError, fix: str = document.FIX, kind: Any = Any) -> Any:
+    """The JSON in a file, of a type of io/document.py, or an `error` that names file and key."""
+    value = document.parse(_text(source, error, fix), str(source), error, fix)
+    document.fit(value, kind, str(source), error, fix)
+    return value
+
+
+def read_jsonl(
+    source: Path, error: type[MMAlignError] = RunError, fix: str = document.FIX, kind: Any = Any
+) -> list[Any]:
+    """The values of a file that has one on each line, likewise; empty lines do not count."""
+    rows = []
+    for number, line in enumerate(_text(source, error, fix).split("\n"), 1):
+        if line.strip():
+            rows.append(document.parse(line, at := f"{source}:{number}", error, fix))
+            document.fit(rows[-1], kind, at, error, fix)
+    return rows
+
+
+def _text(source: Path, error: type[MMAlignError], fix: str) -> str:
     from mmalign.io import whole  # which reads through this file
 
     try:
-        return whole.json_value(whole.read(str(source), error=error).decode("utf-8"))
-    except OSError as err:
-        raise error(f"cannot read {source}: {err.strerror}", at=str(source), fix=fix) from err
-    except ValueError as err:
-        raise error(f"not valid JSON: {err}", at=str(source), fix=fix) from err
+        return whole.read(str(source), error=error).decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise error(f"not UTF-8 text: {err.reason} at byte {err.start}", at=str(source), fix=fix) from err
+    except (OSError, ValueError) as err:  # ValueError: a name with a zero byte
+        raise error(f"cannot read {source}: {getattr(err, 'strerror', err)}", at=str(source), fix=fix) from err
 
 
 class Hashes:
@@ -161,7 +179,7 @@ class Hashes:
         if memory and memory.exists():
             try:
                 self.known = dict(json.loads(memory.read_text()))
-            except (ValueError, TypeError, OSError):
+            except (ValueError, TypeError, OSError, RecursionError):
                 self.known = {}  # only a cache: what it lacks is read again
 
     def of(self, spec: str) -> str | None:

@@ -1,25 +1,43 @@
 """Models of transformers: all that a checkpoint holds, or an error that says what is wrong; and what its versions call
 differently."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from mmalign.errors import CardError
+from mmalign.errors import CardError, MMAlignError
 from mmalign.io import files
 
 T = TypeVar("T")
 FIX = "check `checkpoint:`, or the network"
+SPOKEN = (OSError, ValueError, ImportError, SafetensorError)  # whose texts say what is wrong by themselves
+
+
+@contextmanager
+def reading(checkpoint: str) -> Iterator[None]:
+    """Around what takes a checkpoint apart: whatever other libraries have against its files is a CardError.
+
+    A setting of another type reaches deep into transformers, tokenizers and jinja2, which check few of theirs: it comes
+    back as nearly any exception, from Rust as a panic that is not even an Exception.
+    """
+    try:
+        yield
+    except MMAlignError:
+        raise
+    except BaseException as err:
+        if not isinstance(err, Exception) and type(err).__name__ != "PanicException":
+            raise
+        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+        kind = "" if isinstance(err, SPOKEN) else f"{type(err).__name__}: "
+        raise CardError(f"cannot load {checkpoint!r}: {kind}{reason[:300]}", at=checkpoint, fix=FIX) from err
 
 
 def read(checkpoint: str, how: Callable[[str], T]) -> T:
     """`how` of the place that `checkpoint` means (a folder, a `pkg:` folder or a hub id); a CardError if it cannot."""
-    try:
+    with reading(checkpoint):
         return how(files.path(checkpoint))
-    except (OSError, ValueError, ImportError, SafetensorError) as err:
-        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
-        raise CardError(f"cannot load {checkpoint!r}: {reason}", at=checkpoint, fix=FIX) from err
 
 
 def whole(checkpoint: str, kind: Any, **options: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import MMAlignError, RunError
-from mmalign.io import files
+from mmalign.io import document, files
 
 KEY = "seal"
 SEALED = re.compile(rb'(.*,\n) "seal": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
@@ -22,16 +22,21 @@ def write(place: Path, about: dict[str, Any]) -> None:
     files.write(place, f'{above} "{KEY}": "{_hash(above.encode())}"\n}}\n')
 
 
-def read(place: Path, error: type[MMAlignError] = RunError, fix: str = "another file; was it damaged?") -> Any:
-    """The JSON in a file, without its seal; an `error` that names the file where it is not as it was written.
+def read(
+    place: Path, error: type[MMAlignError] = RunError, fix: str = "another file; was it damaged?", kind: Any = Any
+) -> Any:
+    """The JSON in a file, without its seal, of a type of io/document.py; an `error` that names the file where it is
+    not as it was written.
 
     A file of an mmalign that sealed none is taken as it is.
     """
     files.read_json(place, error, fix)  # says what is wrong with one that is no JSON
     try:
-        return opened(place.read_bytes())
+        about = opened(place.read_bytes())
     except ValueError as err:
         raise error(f"{place.name} is damaged: {err}", at=str(place), fix=fix) from err
+    document.fit(about, kind, str(place), error, fix)
+    return about
 
 
 def opened(raw: bytes) -> Any:

@@ -80,8 +80,8 @@ def read(path: str | Path, error: type[MMAlignError]) -> Document:
     except UnicodeDecodeError as err:
         what = f"{path} is not UTF-8 text: {err.reason} at byte {err.start}"
         raise error(what, at=str(path), fix="save it as UTF-8") from err
-    except OSError as err:
-        raise error(f"cannot read {path}: {err.strerror}", at=str(path), fix="check the path") from err
+    except (OSError, ValueError) as err:  # ValueError: a name with a zero byte
+        raise error(f"cannot read {path}: {getattr(err, 'strerror', err)}", at=str(path), fix="check the path") from err
 
 
 def dump(data: Any) -> str:

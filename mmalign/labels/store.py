@@ -17,32 +17,49 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmalign.errors import DataError, RunError
-from mmalign.io import disk, files, seal
+from mmalign.io import disk, document, files, seal
+from mmalign.io.document import Count, Side
 from mmalign.io.sums import Damaged
 
 FORMAT = 1
 _SCORE = np.dtype("<f2")
 _INDEX = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("row", "<u4")])
+AGAIN = "delete the label stage's folder and run again"
+
+
+class Shard(TypedDict):
+    """An entry of the header."""
+
+    file: str
+    rows: Count
+    crc32: Count
+    bad: list[tuple[str, str]]  # images that could not be read: their keys, and why
+
+
+class ShardFile(Shard):
+    """What is written beside a shard."""
+
+    keys: list[str]
 
 
 @dataclass
 class Header:
     encoder: str  # what made the features
     words: str  # sha256 of the word list
-    grid: tuple[int, int]  # of the encoder's patches
-    keep: int  # K
+    grid: tuple[Side, Side]  # of the encoder's patches
+    keep: Side  # K
     settings: dict[str, Any]  # of the label source
     data: str  # the data's card, and a hash of its arguments and of the files they name
     format: int = FORMAT
-    size: int = 0  # W
+    size: Count = 0  # W
     index: str = ""  # sha256 of index.npy; 0.1.0 wrote none
-    shards: list[dict[str, Any]] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
 
     @property
     def word_type(self) -> np.dtype[Any]:
@@ -56,6 +73,11 @@ class Header:
     def stride(self) -> int:
         """Bytes an image."""
         return self.entries * (self.word_type.itemsize + 2)
+
+
+def _name(number: int) -> str:
+    """A shard's files without their endings."""
+    return f"shard-{number:05d}"
 
 
 def words_hash(words: Sequence[str]) -> str:
@@ -77,7 +99,7 @@ def write_shard(
     """A shard, whole or absent: its JSON is written last."""
     data = b"".join(rows)
     assert len(data) == len(keys) * header.stride
-    name = f"shard-{number:05d}"
+    name = _name(number)
     files.write(folder / f"{name}.bin", data)
     about = {"file": f"{name}.bin", "rows": len(keys), "crc32": zlib.crc32(data), "keys": list(keys), "bad": list(bad)}
     files.write(folder / f"{name}.json", json.dumps(about))
@@ -89,14 +111,14 @@ def finish(folder: Path, header: Header, words: Sequence[str], shards: int) -> H
     header.size, header.shards = len(words), []
     owner: dict[int, str] = {}
     for number in range(shards):
-        about = files.read_json(folder / f"shard-{number:05d}.json")
+        about = files.read_json(folder / f"{_name(number)}.json", kind=ShardFile)
         for row, key in enumerate(about["keys"]):
             if (hashed := key_hash(key)) in owner:
                 both = {owner[hashed], key}
                 raise DataError(f"two images share the key {' and '.join(both)}", fix="give every record its own id")
             owner[hashed] = key
             index.append((hashed, number, row))
-        header.shards.append({k: about[k] for k in ("file", "rows", "crc32", "bad")})
+        header.shards.append(Shard(file=about["file"], rows=about["rows"], crc32=about["crc32"], bad=about["bad"]))
     table = np.array(index, dtype=_INDEX)
     table.sort(order="hash")
     buffer = io.BytesIO()
@@ -118,22 +140,39 @@ class Store:
         self.folder = str(folder)
         self.header = self._header()
         self.words = self._bytes("words.txt").decode(errors="replace").split("\n")[:-1]
-        if words_hash(self.words) != self.header.words:
-            raise Damaged("words.txt is not the list this store was made with", at=f"{self.folder}/words.txt")
+        if words_hash(self.words) != self.header.words or len(self.words) != self.header.size:
+            fix = "label again, or fetch the whole folder"
+            raise Damaged("words.txt is not the list this store was made with", at=f"{self.folder}/words.txt", fix=fix)
         self.index = self._index()
+        for number, shard in enumerate(self.header.shards):
+            self._check(f"{_name(number)}.bin", shard)
         self._open: dict[int, tuple[NDArray[Any], NDArray[np.float16]]] = {}
         # a read is a few microseconds, so what every one needs is worked out once
         self._hashes = np.ascontiguousarray(self.index["hash"])
 
     def _header(self) -> Header:
+        at, raw = f"{self.folder}/header.json", self._bytes("header.json")
         try:
-            header = seal.opened(self._bytes("header.json"))
-            if header.get("format") == FORMAT:
-                return Header(**{**header, "grid": tuple(header["grid"])})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
-            raise self._damaged("header.json", f"{type(err).__name__}: {err}") from err
-        what = f"label store of format {header.get('format')!r}; this mmalign reads format {FORMAT}"
-        raise RunError(what, at=self.folder, fix="label again")
+            document.parse(raw, at)  # says what is wrong with what is no JSON
+            about = seal.opened(raw)
+        except (RunError, ValueError) as err:
+            raise self._damaged("header.json", err.what if isinstance(err, RunError) else str(err)) from err
+        document.fit(about, dict, at, fix=AGAIN)
+        if (version := document.version(about)) != FORMAT:
+            what = f"label store of format {document.shown(version)}; this mmalign reads format {FORMAT}"
+            raise RunError(what, at=self.folder, fix="label again")
+        document.fit(about, Header, at, fix=AGAIN)
+        return Header(**{**about, "grid": tuple(about["grid"])})
+
+    def _check(self, name: str, shard: Shard) -> None:
+        """A shard's file by its name and, in a local folder, its length; what is in it is read when it is asked for."""
+        if shard["file"] != name:
+            raise self._damaged("header.json", f"it names the file {shard['file']!r} where {name} belongs")
+        if not files.is_url(self.folder):
+            place, bytes_ = (files.local(self.folder) or Path(self.folder)) / name, shard["rows"] * self.header.stride
+            if not place.is_file() or place.stat().st_size != bytes_:
+                what = f"it has {place.stat().st_size:,} bytes, not {bytes_:,}" if place.exists() else "it is not there"
+                raise self._damaged(name, what)
 
     def _index(self) -> NDArray[Any]:
         """The index, if it is sorted and leads to every row of every shard once."""
@@ -153,8 +192,7 @@ class Store:
         return table
 
     def _damaged(self, name: str, why: str) -> Damaged:
-        fix = "delete the label stage's folder and run again"
-        return Damaged(f"{name} is damaged: {why}", at=f"{self.folder}/{name}", fix=fix)
+        return Damaged(f"{name} is damaged: {why}", at=f"{self.folder}/{name}", fix=AGAIN)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -163,7 +201,7 @@ class Store:
         return self._find(key) is not None
 
     @property
-    def bad(self) -> list[list[str]]:
+    def bad(self) -> list[tuple[str, str]]:
         """[key, reason] of every image that could not be read."""
         return [pair for shard in self.header.shards for pair in shard["bad"]]
 
@@ -211,6 +249,9 @@ class Store:
             words_NPK = np.ndarray(shape, header.word_type, data, 0, (header.stride, header.keep * size, size))
             after = header.entries * size
             scores_NPK = np.ndarray(shape, _SCORE, data, after, (header.stride, header.keep * 2, 2))
+            if words_NPK.max(initial=0) >= header.size:
+                what = f"it holds the word {words_NPK.max()}, and the list has {header.size}"
+                raise self._damaged(about["file"], what)
             self._open[number] = words_NPK, scores_NPK
         return self._open[number]
 

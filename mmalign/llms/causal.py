@@ -56,9 +56,10 @@ class CausalLM(LLM):
             raise CardError(what, at="args.lora", fix="no `lora:`")
         alpha = lora_alpha if lora_alpha is not None else 2 * (lora or 0)
         own = None if lora is None else Lora(lora, alpha, lora_dropout, lora_targets)
-        lm = _load(checkpoint, random, bits)
-        Head.take(lm.get_output_embeddings())
-        self._hold(lm, Chat(checkpoint, template), bits, own)
+        with pretrained.reading(checkpoint):
+            lm = _load(checkpoint, random, bits)
+            Head.take(lm.get_output_embeddings())
+            self._hold(lm, Chat(checkpoint, template), bits, own)
 
     @classmethod
     def of(cls, lm: Any, chat: Chat) -> "CausalLM":

@@ -36,10 +36,16 @@ class Chat:
         self.checkpoint = checkpoint
         self.tokenizer: Any = tokenizer or pretrained.read(checkpoint, AutoTokenizer.from_pretrained)
         if template and (place := files.local(template)):
-            template = _read(place)
+            with pretrained.reading(template):
+                template = _read(place)
         self.template: str | None = template or self.tokenizer.chat_template
         if not self.template:
             raise CardError(f"{checkpoint} has no chat template", at="args.template", fix="name one in the card")
+        with pretrained.reading(checkpoint):
+            self._know()
+
+    def _know(self) -> None:
+        """The ids that the tokenizer has; it is tried once, for not all of its settings are looked at before."""
         if MARK not in self.tokenizer.get_vocab():
             self.tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})  # never embedded: see vlm/model.py
         self.mark: int = self.tokenizer.convert_tokens_to_ids(MARK)
@@ -47,6 +53,7 @@ class Chat:
             i for i in (self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, self.tokenizer.eos_token_id, 0)
             if i is not None
         )  # fmt: skip
+        self._tokens(ANCHOR)
 
     @property
     def marks_answers(self) -> bool:
@@ -72,6 +79,9 @@ class Chat:
         """The token ids an answer has right behind a prompt, without the end of the turn."""
         turns = [Turn("user", ANCHOR), Turn("assistant", text)]
         rendered, spans = self._render(turns, prompt=False)
+        if not spans or text not in rendered[spans[0][0] :]:
+            what = f"the chat template of {self.checkpoint} does not mark an answer as it is"
+            raise CardError(what, at="args.template", fix="{% generation %}{{ message.content }}{% endgeneration %}")
         ids, offsets = self._tokens(rendered)
         start, end = spans[0][0], spans[0][0] + rendered[spans[0][0] :].index(text) + len(text)
         return [i for i, (s, e) in zip(ids, offsets, strict=True) if s < end and e > start]

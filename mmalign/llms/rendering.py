@@ -26,6 +26,7 @@ from mmalign.io.limits import Limit
 SECONDS = Limit("MMALIGN_TEMPLATE_SECONDS", 10, "seconds")  # of a processor, for one rendering; see renderer.py
 CHARACTERS = Limit("MMALIGN_TEMPLATE_CHARACTERS", 1 << 26, "characters")  # of what it writes, or is itself
 MEMORY = Limit("MMALIGN_TEMPLATE_BYTES", 1 << 30, "bytes")  # beside what Python and transformers take
+OTHER = "turns as it knows them, or another `template:`"
 
 Spans = list[tuple[int, int]]
 
@@ -52,12 +53,14 @@ class Renderer:
         """
         if len(template) > CHARACTERS.value:
             what = f"the chat template of {name} has more than {CHARACTERS.said}"
-            raise DataError(what, fix=CHARACTERS.fix)
+            raise DataError(what, at=name, fix=CHARACTERS.fix)
         with self.lock:
             answer = self._ask(template, {"messages": list(messages), "words": dict(words)}, name)
         if "error" in answer:
             limit = {"memory": MEMORY, "length": CHARACTERS}.get(answer["limit"])
-            raise DataError(f"the chat template of {name} {answer['error']}", fix=limit.fix if limit else "")
+            raise DataError(
+                f"the chat template of {name} {answer['error']}", at=name, fix=limit.fix if limit else OTHER
+            )
         return answer["text"], [(start, end) for start, end in answer["spans"]]
 
     def start(self) -> None:
@@ -97,8 +100,10 @@ class Renderer:
         self.stop()
         if code == -signal.SIGPROF:
             fix = SECONDS.fix
-            raise DataError(f"the chat template of {name} does not end within {SECONDS.said}", fix=fix)
-        raise DataError(f"the chat template of {name} ends the process that renders it (code {code})")
+            raise DataError(f"the chat template of {name} does not end within {SECONDS.said}", at=name, fix=fix)
+        raise DataError(
+            f"the chat template of {name} ends the process that renders it (code {code})", at=name, fix=OTHER
+        )
 
     def stop(self) -> None:
         """End the process, if it is this one's."""
@@ -125,7 +130,7 @@ def render(
             [list(messages)], chat_template=template, return_assistant_tokens_mask=True, **words
         )
     except jinja2.TemplateError as err:
-        raise DataError(f"the chat template of {name} refuses these turns: {err}") from err
+        raise DataError(f"the chat template of {name} refuses these turns: {err}", at=name, fix=OTHER) from err
     return texts[0], list(spans[0])
 
 

@@ -221,9 +221,3 @@ def benches(names: Sequence[str], data: Path | None, registry: Registry) -> list
         what = f"{', '.join(names)} {'read' if len(names) > 1 else 'reads'} no folder, and --data names one"
         raise RunError(what, at=str(data), fix="leave --data out, or name a benchmark that has files: pope")
     return parts
-
-
-def scores(folder: Path) -> dict[str, dict[str, float]]:
-    """{benchmark: {metric: value}} of a finished evaluation."""
-    metrics: dict[str, dict[str, float]] = task.done(folder)["metrics"]
-    return metrics

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmalign.io import files
 from mmalign.io.visible import visible
-from mmalign.pipeline import task
+from mmalign.pipeline import finished
 from mmalign.pipeline.run import Launch, Show
 from mmalign.pipeline.run import run as run_nodes
 from mmalign.plan import graph, read
@@ -109,7 +109,7 @@ def run(
 def results(nodes: Sequence[Node]) -> Results:
     """What finished stages left."""
     named = {_name(node): node for node in nodes}
-    scores = {name: task.done(node.folder)["metrics"] for name, node in named.items() if node.stage.kind == "evaluate"}
+    scores = {name: finished.scores(node.folder) for name, node in named.items() if node.stage.kind == "evaluate"}
     reports = [node.folder / "report.html" for node in nodes if node.stage.kind == "report"]
     return Results(scores, {name: node.folder for name, node in named.items()}, reports[-1] if reports else None)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from mmalign.errors import RunError, StageError, suggest
 from mmalign.io import disk, files
@@ -70,6 +70,14 @@ class Launch:
         if self.devices > 1 and not node.stage.alone:
             return [sys.executable, "-m", *worker, f"--devices={self.devices}"]
         return [sys.executable, "-m", *worker]
+
+
+class Told(TypedDict):
+    """error.json: what a worker says of its end."""
+
+    what: str
+    at: str
+    fix: str
 
 
 class Failed(StageError):
@@ -186,8 +194,8 @@ def _events(place: Path) -> Iterator[list[dict[str, Any]]]:
 def _failure(node: Node, code: int | None) -> Failed:
     log = node.folder / "log.txt"
     tail = _end(log).splitlines()[-TAIL:]
-    if (node.folder / "error.json").exists():
-        error = files.read_json(node.folder / "error.json")
+    if (place := node.folder / "error.json").exists():
+        error: Told = files.read_json(place, kind=Told, fix=str(log))
         return Failed(f"stage {node.name!r}: {error['what']}", error["at"] or str(log), error["fix"], tail)
     if code == task.FULL:
         what, fix = "found no space left", "free some, or another --runs; the same command goes on"

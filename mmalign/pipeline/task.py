@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmalign import __version__
 from mmalign.errors import RunError
-from mmalign.io import disk, files, seal, sums, yaml
+from mmalign.io import disk, document, files, seal, sums, yaml
 from mmalign.plan.cards import Card, foreign
-from mmalign.plan.graph import FORMAT, Node
+from mmalign.plan.graph import FORMAT, Finished, Node
 from mmalign.plan.interpolation import literal
 from mmalign.plan.recipe import KINDS, Stage
 
+AGAIN = "--force the stage, or another --runs folder"
 FULL = 28  # exit code of a stage that found no space left, so perhaps none for error.json
 
 
@@ -38,6 +39,19 @@ class Task:
     def parent(self, slot: str) -> Path | None:
         """The folder that fills a slot, or None where the recipe leaves it open."""
         return next((folder for name, folder in self.reads if name == slot), None)
+
+
+class Stored(TypedDict):
+    """stage.yaml."""
+
+    recipe: str
+    name: str
+    seed: int
+    stage: dict[str, Any]
+    cards: dict[str, Card]
+    reads: list[tuple[str, str]]
+    arms: list[str]
+    what: dict[str, Any]
 
 
 def save(node: Node) -> str:
@@ -74,26 +88,31 @@ def load(folder: Path, written: str = "") -> Task:
         about, card = yaml.parse(content.decode(), str(place), RunError).raw, _written
     if about.get("format") != FORMAT:
         what = f"{folder.name} was begun in format {about.get('format')!r}; this mmalign reads format {FORMAT}"
-        raise RunError(what, at=str(folder), fix="--force the stage, or another --runs folder")
-    try:
-        return _task(folder, about, card)
-    except (KeyError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as err:
-        what, fix = f"stage.yaml is damaged: {type(err).__name__}: {err}", "--force the stage, or another --runs folder"
-        raise RunError(what, at=str(folder / "stage.yaml"), fix=fix) from err
+        raise RunError(what, at=str(folder), fix=AGAIN)
+    document.fit(about, Stored, str(place), fix=AGAIN)
+    stage = _stage(about["stage"], place)
+    cards = {role: card(raw, role=role) for role, raw in about["cards"].items()}
+    reads = [(slot, folder.parent / other) for slot, other in about["reads"]]
+    basics = {key: about[key] for key in ("name", "recipe", "seed", "what", "arms")}
+    return Task(folder=folder, stage=stage, cards=cards, reads=reads, **basics)
 
 
 def _written(raw: Mapping[str, Any], role: str) -> Card:
     return Card(**raw)
 
 
-def _task(folder: Path, about: dict[str, Any], card: Callable[..., Card]) -> Task:
-    kind = KINDS[about["stage"]["kind"]]
-    settings = OmegaConf.create(literal(about["stage"]))
-    stage = cast(Stage, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings)))
-    cards = {role: card(raw, role=role) for role, raw in about["cards"].items()}
-    reads = [(slot, folder.parent / other) for slot, other in about["reads"]]
-    basics = {key: about[key] for key in ("name", "recipe", "seed", "what", "arms")}
-    return Task(folder=folder, stage=stage, cards=cards, reads=reads, **basics)
+def _stage(raw: dict[str, Any], place: Path) -> Stage:
+    """The settings of a stage.yaml, as their class has them."""
+    kind = raw.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise RunError(
+            f"stage.yaml is damaged: no stage kind {document.shown(kind)}", at=f"{place}  stage.kind", fix=AGAIN
+        )
+    try:
+        settings = OmegaConf.create(literal(raw))
+        return cast(Stage, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(KINDS[kind]), settings)))
+    except (TypeError, ValueError, AttributeError, OverflowError, OmegaConfBaseException) as err:
+        raise RunError(f"stage.yaml is damaged: {str(err).splitlines()[0]}", at=f"{place}  stage", fix=AGAIN) from err
 
 
 def finish(task: Task, results: Mapping[str, Any], began: float, devices: int) -> None:
@@ -138,5 +157,5 @@ def left(folder: Path) -> Iterator[Path]:
 
 
 def done(folder: Path) -> dict[str, Any]:
-    """The stage.json of a finished stage; Damaged where it is not as it was written."""
-    return cast(dict[str, Any], seal.read(folder / "stage.json", sums.Damaged))
+    """The stage.json of a finished stage, see `Finished`; Damaged where it is not as it was written."""
+    return cast(dict[str, Any], seal.read(folder / "stage.json", sums.Damaged, AGAIN, kind=Finished))

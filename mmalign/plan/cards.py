@@ -9,7 +9,9 @@ names.
 """
 
 import importlib
+import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -20,12 +22,15 @@ from typing import Any
 
 from mmalign.errors import CardError, suggest
 from mmalign.io import environment, files, yaml
-from mmalign.plan import signatures, trust
+from mmalign.plan import fact_types, signatures, trust
 
 FAMILIES = tuple(trust.CONTRACTS)
 # arguments of a card that name another card: (argument, in these families, the family it names)
 INNER = (("encoder", ("labels", "vision"), "vision"), ("data", ("benchmarks",), "data"))
 SHIPPED = "mmalign"
+POINT = re.compile(r"\s*[^\W\d]\w*([.:/][\w-]+)*/?\s*(\[[^\]]*\]\s*)?")  # of a class, or of a folder of cards
+log = logging.getLogger(__name__)
+ARGS = "what the class takes: mmalign show, or its docstring"
 
 
 @dataclass
@@ -276,9 +281,22 @@ def _installed() -> dict[str, list[Any]]:
         from importlib.metadata import PathDistribution
 
         dist = PathDistribution(place)
-        points = [point for point in dist.entry_points if point.group.startswith("mmalign.")]
-        points_of.setdefault(f"{dist.metadata['Name']} {dist.version}", points)
+        try:
+            points = [point for point in dist.entry_points if point.group.startswith("mmalign.")]
+            owner = f"{dist.metadata['Name']} {dist.version}"
+        except Exception as err:  # its text is taken apart without a look at what it holds
+            log.warning("the package in %s is damaged, and its parts are not known: %s", place, err)
+            continue
+        points_of.setdefault(owner, [point for point in points if _usable(point, owner)])
     return points_of
+
+
+def _usable(point: Any, owner: str) -> bool:
+    """Whether an entry point is `name = package.module:Class`; one that is not is told, and the others stay."""
+    if point.name.strip() and POINT.fullmatch(point.value):
+        return True
+    log.warning("%s: its entry point %r is no package.module:Class: %r", owner, point.name, point.value)
+    return False
 
 
 def _with_parts() -> Iterator[Path]:
@@ -325,8 +343,13 @@ def read(place: Path, family: str = "", owner: str = SHIPPED) -> Card:
     for key in required:
         if not document.raw.get(key):
             raise CardError(f"the card {place.stem!r} lacks {key!r}", at=str(place), fix=f"add `{key}: ...`")
+    family = family or place.parent.name
+    if wrong := fact_types.problem(family, document.raw.get("facts", {})):
+        key, what = wrong
+        fix = "what the part does; a fact that is not known is left out"
+        raise CardError(f"the card {place.stem!r}: {key} {what}", at=document.where(f"facts.{key}"), fix=fix)
     raw = {**document.raw, "args": files.anchored(document.raw.get("args", {}), place.parent)}
-    return Card(**raw, name=place.stem, family=family or place.parent.name, origin=owner, path=str(place))
+    return Card(**raw, name=place.stem, family=family, origin=owner, path=str(place))
 
 
 def foreign(raw: Mapping[str, Any], file: Path, role: str) -> ForeignCard:
@@ -364,7 +387,7 @@ def _imported(card: Card) -> Any:
     except ModuleNotFoundError as err:
         hint = f"pip install {err.name}" if err.name and not card.target.startswith(err.name) else "check `target:`"
         raise CardError(f"cannot import {card.target!r}: {err}", at=card.path, fix=hint) from err
-    except (ImportError, AttributeError, ValueError) as err:
+    except (ImportError, AttributeError, ValueError, TypeError) as err:  # TypeError: a name that begins with a dot
         raise CardError(f"cannot import {card.target!r}: {err}", at=card.path, fix="check `target:`") from err
 
 
@@ -471,4 +494,6 @@ def _called(make: Any, card: Card, args: Mapping[str, Any], given: Mapping[str, 
     except TypeError as err:
         signature = str(inspect.signature(make))
         raise CardError(f"{card.family} {card.name!r}: {err}", at=card.path, fix=f"it takes {signature}") from err
+    for arg, what in signatures.mistyped(card.target, {arg: args[arg] for arg in card.args if arg in args}):
+        raise CardError(f"{card.family} {card.name!r}: {arg} {what}", at=f"{card.path}  args.{arg}".strip(), fix=ARGS)
     return make(**given, **args)

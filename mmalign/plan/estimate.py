@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mmalign.io import document
 from mmalign.plan import facts
 from mmalign.plan.cards import Card
 from mmalign.plan.graph import Node
@@ -86,10 +87,15 @@ def visual_tokens(adapter: Card | None, grid: Any) -> int | None:
         return None
     if facts.of(adapter).get("keeps_grid"):
         return int(grid[0] * grid[1])
-    if (factor := adapter.args.get(adapter.facts.get("divides", ""))) is not None:
+    if (factor := _argument(adapter, "divides")) is not None:
         return int((grid[0] // factor) * (grid[1] // factor))
-    tokens = adapter.args.get(adapter.facts.get("tokens", ""))
-    return None if tokens is None else int(tokens)
+    return _argument(adapter, "tokens")
+
+
+def _argument(adapter: Card, fact: str) -> int | None:
+    """The argument that a fact names; None where it is no number to count with, which `check` says."""
+    value = adapter.args.get(adapter.facts.get(fact, ""))
+    return None if value is None or document.problem(value, document.Side) else int(value)
 
 
 def adapter_parameters(adapter: Card | None, patch: int | None, dim: int | None) -> int | None:
@@ -99,7 +105,7 @@ def adapter_parameters(adapter: Card | None, patch: int | None, dim: int | None)
         return None
     if adapter.facts.get("same_width"):
         return 0
-    if (depth := adapter.args.get(adapter.facts.get("linears", ""))) is not None:
+    if (depth := _argument(adapter, "linears")) is not None:
         return int(patch * dim + dim + (depth - 1) * (dim * dim + dim))
     counted = dict(adapter.facts.get("parameters", {}))
     if counted.pop("of", None) != adapter.args:  # others than the card's own

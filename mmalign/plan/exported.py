@@ -2,14 +2,22 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 from mmalign.errors import RunError
-from mmalign.io import files
+from mmalign.io import document, files
 from mmalign.plan.cards import Card, Registry, foreign
 
 FORMAT = 1
 ROLES = {"vision": "vision", "adapter": "adapters", "llm": "llms"}  # of the cards every such folder has: family
 AGAIN = "export it again"
+
+
+class Exported(TypedDict):
+    """mmalign.json."""
+
+    format: int
+    cards: dict[str, Card]
 
 
 def cards(folder: Path, registry: Registry | None = None) -> dict[str, Card]:
@@ -19,14 +27,15 @@ def cards(folder: Path, registry: Registry | None = None) -> dict[str, Card]:
     """
     place, registry = folder / "mmalign.json", registry or Registry()
     about = files.read_json(place, fix=AGAIN)
-    version = about.get("format") if isinstance(about, dict) else None
-    if version != FORMAT:
-        what = f"exported in format {version!r}; this mmalign reads {FORMAT}"
+    if (version := document.version(about)) != FORMAT:
+        what = f"exported in format {document.shown(version)}; this mmalign reads {FORMAT}"
         raise RunError(what, at=str(folder), fix=AGAIN)
-    try:
-        read = {role: foreign(card, place, role) for role, card in about["cards"].items()}
-        read = {role: replace(read[role], family=ROLES[role.split(".")[0]]) for role in (*ROLES, *read)}
-    except (KeyError, TypeError, AttributeError) as err:
-        what = f"mmalign.json is damaged: {type(err).__name__}: {err}"
-        raise RunError(what, at=str(place), fix=AGAIN) from err
+    document.fit(about, Exported, str(place), fix=AGAIN)
+    named = about["cards"]
+    for role in (*ROLES, *named):
+        if role not in named or role.split(".")[0] not in ROLES:
+            what = f"mmalign.json {'names a part' if role in named else 'lacks the card of its'} {role!r}"
+            raise RunError(what, at=f"{place}  cards", fix=AGAIN)
+    read = {role: foreign(named[role], place, role) for role in (*ROLES, *named)}
+    read = {role: replace(card, family=ROLES[role.split(".")[0]]) for role, card in read.items()}
     return {role: registry.adopted(card) for role, card in read.items()}

@@ -12,18 +12,42 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from mmalign.errors import CardError, GraphError, RunError, suggest
-from mmalign.io import environment, files, seal
+from mmalign.io import document, environment, files, seal
 from mmalign.plan import sources
 from mmalign.plan.cards import SHIPPED, Card, Registry, below, members
 from mmalign.plan.recipe import KINDS, Evaluate, Label, Part, Recipe, Report, Stage
 
 FORMAT = 1  # of stage.yaml, stage.json and the folders they stand in
-FINISHED = ("name", "kind", "seed", "what", "reads", "metrics")  # what others read of a stage.json
 CODE = "code of "  # begins what `why` says of a part whose code changed
 DIGITS = 12  # hex digits of a fingerprint in a folder's name
+
+
+class Settings(TypedDict, total=False):
+    objectives: dict[str, Any]
+
+
+class What(TypedDict, total=False):
+    """Of what a stage was made from, what others read."""
+
+    settings: Settings
+
+
+class Finished(TypedDict):
+    """What others read of a stage.json."""
+
+    name: str
+    kind: str
+    seed: int
+    what: What
+    reads: list[tuple[str, str]]
+    metrics: dict[str, float | dict[str, float]]
+    parts: NotRequired[dict[str, str]]
+    arms: NotRequired[list[str]]
+    warnings: NotRequired[list[str]]
+    exported: NotRequired[str]
 
 
 @dataclass
@@ -47,12 +71,11 @@ class Node:
             return False
         fix = f"another --runs folder, or --force {self.name} (keeps the old folder aside)"
         results = seal.read(place, fix=fix)
-        if not isinstance(results, dict) or results.get("format") != FORMAT:
-            theirs = results.get("format") if isinstance(results, dict) else None
-            what = f"{self.folder.name} was written in format {theirs!r}; this mmalign reads format {FORMAT}"
+        if (version := document.version(results)) != FORMAT:
+            theirs = document.shown(version)
+            what = f"{self.folder.name} was written in format {theirs}; this mmalign reads format {FORMAT}"
             raise RunError(what, at=str(place), fix=fix)
-        if missing := [key for key in FINISHED if key not in results]:
-            raise RunError(f"{self.folder.name}: stage.json lacks {missing[0]!r}", at=str(place), fix=fix)
+        document.fit(results, Finished, str(place), fix=fix)
         return True
 
     @property
@@ -232,11 +255,11 @@ def _latest(node: Node) -> dict[str, Any] | None:
     finished = []
     for place in node.folder.parent.glob(f"{node.stage.kind}-*/stage.json"):
         try:
-            results = json.loads(place.read_text())
-            same = results["recipe"] == node.recipe.name and results["name"] == node.name
+            results = files.read_json(place, kind=Finished)
+            same = results.get("recipe") == node.recipe.name and results["name"] == node.name
             if same and set(node.arms) & set(results.get("arms", node.arms)):
                 finished.append((place.stat().st_mtime, results["what"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, RunError):
             continue  # another format; it only explains, so it may be skipped
     return max(finished, key=lambda pair: pair[0])[1] if finished else None
 

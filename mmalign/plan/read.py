@@ -13,10 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmalign.errors import MMAlignError, RecipeError, suggest
 from mmalign.io import files, yaml
+from mmalign.io.document import is_union
 from mmalign.io.yaml import Document
 from mmalign.plan import interpolation
 from mmalign.plan.recipe import KINDS, LabelSettings, ObjectiveSettings, Part, Recipe, RecipeFile, Stage
-from mmalign.plan.validate import first_line, is_union, key_of, plain, typed
+from mmalign.plan.validate import first_line, key_of, plain, typed
 
 T = TypeVar("T")
 COMMAND = "command line"

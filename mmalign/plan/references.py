@@ -7,7 +7,7 @@ from pathlib import Path
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import files
 from mmalign.plan import signatures, trust
-from mmalign.plan.cards import Card, members
+from mmalign.plan.cards import ARGS, Card, members
 from mmalign.plan.graph import named
 from mmalign.plan.recipe import Part, Recipe
 
@@ -36,6 +36,9 @@ def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAli
             places = {arg: recipe.where(f"{key}.args.{arg}") for arg in part.args}
             yield from _arguments(card, takes, places)
             yield from _lacking(card, takes, recipe.where(key))
+            for arg, what in signatures.mistyped(card.target, card.args):
+                at = places.get(arg, f"{card.path}  args.{arg}")
+                yield CheckError(f"{card.family} {card.name!r}: {arg} {what}", at=at, fix=ARGS)
         for number, one in members(card):
             try:
                 takes = signatures.takes(one.target) if one.target else None

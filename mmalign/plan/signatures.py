@@ -2,18 +2,22 @@
 
 import ast
 import sys
-from collections.abc import Collection, Iterator
+import types
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mmalign.io import packages
+from mmalign.io import document, packages
 
 DEEP = 20  # imports and base classes followed
 EMPTY = {"nn.Module", "torch.nn.Module", "Module", "object", "ABC", "Protocol", "Generic", "NamedTuple"}  # take nothing
 
 Arguments = dict[str, bool]  # name: whether it must be given
+Parameters = dict[
+    str, tuple[bool, Any]
+]  # and its type, see io/document.py; Any where the text does not tell a plain one
 UNKNOWN, ABSENT = object(), object()  # of an attribute: the text does not tell; no class has it
 
 
@@ -32,7 +36,25 @@ class Definition:
 def takes(target: str) -> Arguments | None:
     """The arguments of a class or function; None where the text does not tell. Absent when there is no such thing."""
     definition = find(target)
-    return _arguments(definition, DEEP) if definition else None
+    parameters = _arguments(definition, DEEP) if definition else None
+    return None if parameters is None else {arg: needed for arg, (needed, _) in parameters.items()}
+
+
+def mistyped(target: str, args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(argument, what is wrong) of values whose type is not that which the text of a class or function asks for."""
+    try:
+        definition = find(target)
+    except Absent:
+        return
+    parameters = (_arguments(definition, DEEP) if definition else None) or {}
+    bounds = attribute(target, "bounds")
+    for arg, value in args.items():
+        _, kind = parameters.get(arg, (False, Any))
+        if isinstance(bounds, dict) and arg in bounds:
+            continue  # which say more of it, see io/bounds.py
+        if wrong := document.problem(value, kind, arg):
+            key, what = wrong
+            yield arg, (f"({key}) " if key != arg else "") + what
 
 
 def attribute(target: str, name: str) -> Any:
@@ -224,7 +246,7 @@ def _may_have(tree: ast.Module, name: str) -> bool:
     return name in names or "*" in names or "__getattr__" in functions
 
 
-def _arguments(definition: Definition, deep: int) -> Arguments | None:
+def _arguments(definition: Definition, deep: int) -> Parameters | None:
     if isinstance(definition.node, ast.FunctionDef):
         return _parameters(definition.node.args, skip=0)
     methods = {node.name: node for node in definition.node.body if isinstance(node, ast.FunctionDef)}
@@ -239,22 +261,54 @@ def _arguments(definition: Definition, deep: int) -> Arguments | None:
     return inherited
 
 
-def _parameters(args: ast.arguments, skip: int) -> Arguments | None:
+def _parameters(args: ast.arguments, skip: int) -> Parameters | None:
     if args.kwarg:
         return None
     plain = [*args.posonlyargs, *args.args]
-    needed = len(plain) - len(args.defaults)
-    needed_by = {arg.arg: number < needed for number, arg in enumerate(plain)}
-    needed_by |= {arg.arg: default is None for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)}
-    return dict(list(needed_by.items())[skip:])
+    defaults: list[ast.expr | None] = [*[None] * (len(plain) - len(args.defaults)), *args.defaults, *args.kw_defaults]
+    both = list(zip([*plain, *args.kwonlyargs], defaults, strict=True))[skip:]
+    return {arg.arg: (default is None, _type(arg.annotation, default)) for arg, default in both}
 
 
-def _fields(node: ast.ClassDef) -> Arguments:
+def _fields(node: ast.ClassDef) -> Parameters:
     lines = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-    return {ast.unparse(item.target): item.value is None for item in lines if "ClassVar" not in ast.dump(item)}
+    own = [item for item in lines if "ClassVar" not in ast.dump(item)]
+    return {ast.unparse(item.target): (item.value is None, _type(item.annotation, item.value)) for item in own}
 
 
-def _inherited(definition: Definition, deep: int) -> Arguments | None:
+_PLAIN = {
+    "int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "tuple": tuple,
+    "Sequence": Sequence, "Mapping": Mapping,
+}  # fmt: skip
+
+
+def _type(annotation: ast.expr | None, default: ast.expr | None = None) -> Any:
+    """The type an annotation names, where it is made of plain ones; else Any. A default of None allows None."""
+    kind = Any if annotation is None else _named_type(annotation)
+    optional = isinstance(default, ast.Constant) and default.value is None
+    return kind if kind is Any or not optional else kind | None
+
+
+def _named_type(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return _PLAIN.get(node.id, Any)
+    if isinstance(node, ast.Constant):
+        return types.NoneType if node.value is None else Any
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        left, right = _named_type(node.left), _named_type(node.right)
+        return Any if Any in (left, right) else left | right
+    if not (isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name)):
+        return Any
+    inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    if node.value.id == "Literal":
+        return Literal[tuple(one.value for one in inner if isinstance(one, ast.Constant))]
+    outer = _PLAIN.get(node.value.id)
+    if outer not in (list, tuple, dict, Sequence, Mapping):
+        return Any
+    return outer[tuple(... if ast.unparse(one) == "..." else _named_type(one) for one in inner)]
+
+
+def _inherited(definition: Definition, deep: int) -> Parameters | None:
     """The arguments of the first base class whose text can be found."""
     assert isinstance(definition.node, ast.ClassDef)
     for base in _bases(definition.node):

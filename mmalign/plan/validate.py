@@ -6,12 +6,13 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mmalign.errors import RecipeError, suggest
+from mmalign.io.document import is_union
 from mmalign.io.yaml import Document
 from mmalign.plan.interpolation import literal
 
@@ -116,10 +117,6 @@ def plain(hint: Any) -> str:
         return whole if inner is Any else f"{whole} of {plain(inner)}"
     words = {float: "a number", int: "a whole number", str: "a word", bool: "true or false", Any: "a value"}
     return words.get(hint, "a mapping")
-
-
-def is_union(hint: Any) -> bool:
-    return get_origin(hint) in (Union, types.UnionType)
 
 
 def _refused(item: Any, under: str = "") -> Iterator[tuple[str, str, str]]:

@@ -15,7 +15,7 @@ from mmalign.data import Data
 from mmalign.errors import DataError, StageError
 from mmalign.io import files
 from mmalign.labels import LabelSource, store
-from mmalign.labels.store import Header
+from mmalign.labels.store import Header, ShardFile
 from mmalign.pipeline import build, weights
 from mmalign.pipeline.task import Task
 from mmalign.plan import cards
@@ -158,7 +158,7 @@ def _images(data: Data, numbers: range, encoder: Vision | None, bad: list[list[s
 def _counts(folder: Path, number: int) -> dict[Path, Any]:
     """{file: what it says} of a shard, without the keys."""
     place = folder / f"shard-{number:05d}.json"
-    about = files.read_json(place)
+    about = files.read_json(place, kind=ShardFile)
     return {place: {"rows": about["rows"], "bad": about["bad"]}}
 
 

@@ -1,7 +1,7 @@
 """Trains the language model from its configuration, on text, until a gate opens or the steps are spent."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 
@@ -58,6 +58,12 @@ def run(task: Task) -> dict[str, Any]:
     }
 
 
+class Look(TypedDict):
+    """gate.json."""
+
+    value: float
+
+
 class Gate:
     """Asked after every step: is the metric high enough to stop?"""
 
@@ -69,7 +75,9 @@ class Gate:
         if not isinstance(bench, Benchmark):
             raise CardError(f"{card.name!r} asks no questions, so it cannot be a gate", at=card.path)
         self.bench, self.place = bench, task.folder / "gate.json"
-        self.value: float = files.read_json(self.place)["value"] if self.place.exists() else 0.0  # of an earlier look
+        self.value: float = (
+            files.read_json(self.place, kind=Look)["value"] if self.place.exists() else 0.0
+        )  # an earlier look's
 
     def __call__(self, done: int) -> bool:
         if done % self.settings.every:

@@ -1,22 +1,52 @@
 """The report stage: scores, losses and a few explained images of everything the scores rest on, in one HTML page."""
 
 import io
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from mmalign.errors import RunError
-from mmalign.io import files, pages
+from mmalign.io import document, files, pages
+from mmalign.io.document import Side
 from mmalign.io.visible import one_line
 from mmalign.pipeline import task
 from mmalign.pipeline.task import Task
 
 RESAMPLES = 10_000
 Line = list[tuple[float, float]]  # (step, value)
+
+
+class Evaluated(TypedDict):
+    """Of an evaluation's stage.json, beside what every stage has."""
+
+    metrics: dict[str, dict[str, float]]
+    headlines: dict[str, str]  # benchmark: its metric
+
+
+class Look(TypedDict, total=False):
+    """A line of premise.jsonl: shares of visual tokens, by `layer N` and `refined`."""
+
+    step: Required[int]
+    words: dict[str, float]
+    right: dict[str, float]
+
+
+class Picture(TypedDict):
+    """An image of pictures.json, its nearest words in the order of the visual tokens."""
+
+    png: str
+    grid: tuple[Side, Side] | None
+    words: list[str]
+    question: str
+    id: str
+
+
+class Answer(TypedDict):
+    id: str
+    text: str
 
 
 @dataclass
@@ -84,16 +114,22 @@ def cells(scores: Sequence[Path], arms: Sequence[str]) -> list[Cell]:
 def _scored(folder: Path) -> Iterator[tuple[str, str, float, bool]]:
     """(benchmark, metric, value, whether it is the benchmark's headline) of an evaluation."""
     about = task.done(folder)
+    document.fit(about, Evaluated, str(folder / "stage.json"))
     for bench, metrics in about["metrics"].items():
         for metric, value in metrics.items():
-            yield bench, metric, value, about["headlines"][bench] == metric
+            yield bench, metric, value, about["headlines"].get(bench) == metric
 
 
 def _losses(folder: Path) -> Iterator[tuple[str, str, float, bool]]:
     """(stage, loss term, its mean over the last logged steps, False) of every training stage below an evaluation."""
-    for _, about in ancestors(folder):
-        for term in about["what"]["settings"].get("objectives", {}):
-            yield about["name"], f"{term} loss", about["metrics"][term], False
+    for place, about in ancestors(folder):
+        for term in about["what"].get("settings", {}).get("objectives") or ():
+            if not isinstance(value := about["metrics"].get(term), (int, float)):
+                at = f"{place / 'stage.json'}  metrics"
+                raise RunError(
+                    f"stage.json is damaged: metrics lacks the loss of {document.shown(term)}", at=at, fix=task.AGAIN
+                )
+            yield about["name"], f"{term} loss", value, False
 
 
 def paired(base: dict[str, float], other: dict[str, float]) -> tuple[float | None, tuple[float, float] | None]:
@@ -142,11 +178,10 @@ SHOWN = ("tokens", "images", "lr", "steps_per_second", "norm", "step")  # in the
 
 def _lines(place: Path) -> dict[str, Line]:
     lines: dict[str, Line] = defaultdict(list)
-    for text in place.read_text(encoding="utf-8").splitlines():
-        row = json.loads(text)
+    for row in files.read_jsonl(place, kind=dict[str, float], fix=task.AGAIN):
         for name, value in row.items():
             if name not in SHOWN and not (name == "loss" and len(row) - len(SHOWN) <= 2):
-                lines[name].append((row["step"], value))
+                lines[name].append((row.get("step", 0), value))
     return lines
 
 
@@ -165,18 +200,20 @@ def premise(scores: Sequence[Path], arms: Sequence[str]) -> list[Chart]:
                 title = f"{' '.join(filter(None, (stage, arm)))}: {NEAREST[kind]}"
                 over = charts.setdefault((stage, arm, kind), Chart(title))
                 for name, key in ((BEFORE, "layer 0"), (REFINED, "refined")):
-                    over.lines.setdefault(name, {})[place.name] = [(look["step"], look[kind][key]) for look in looks]
+                    line = [(float(look["step"]), look[kind][key]) for look in looks if key in look.get(kind, {})]
+                    over.lines.setdefault(name, {})[place.name] = line
                 by = charts.setdefault((stage, kind), Chart(f"{stage}: {NEAREST[kind]}, by layer", across="layer"))
                 by.lines.setdefault(arm or stage, {})[place.name] = _by_layer(looks[-1][kind])
     return list(charts.values())
 
 
 def _looks(place: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()] if place.exists() else []
+    return files.read_jsonl(place, kind=Look, fix=task.AGAIN) if place.exists() else []
 
 
 def _by_layer(shares: dict[str, float]) -> Line:
-    return [(float(name.split()[1]), share) for name, share in shares.items() if name.startswith("layer ")]
+    numbers = [(name.removeprefix("layer "), share) for name, share in shares.items()]
+    return [(float(number), share) for number, share in numbers if number.isdecimal()]
 
 
 def warnings(scores: Sequence[Path], arms: Sequence[str]) -> list[tuple[str, str]]:
@@ -263,21 +300,18 @@ def _explained(place: Path) -> list[dict[str, Any]]:
     """The pictures of an evaluation, each {png, grid, rows of words, question, id}; a RunError for anything else."""
     pictures = []
     try:
-        for raw in files.read_json(place):
-            words = [str(word) for word in raw["words"]]
-            rows, columns = pages.grid(raw["grid"], len(words))
-            lines = [words[row * columns : (row + 1) * columns] for row in range(rows)]
-            texts = {key: str(raw[key]) for key in ("question", "id")}
+        for raw in files.read_json(place, kind=list[Picture], fix=task.AGAIN):
+            rows, columns = pages.grid(raw["grid"], len(raw["words"]))
+            lines = [raw["words"][row * columns : (row + 1) * columns] for row in range(rows)]
+            texts = {key: raw[key] for key in ("question", "id")}
             pictures.append({"png": pages.png(raw["png"]), "grid": (rows, columns), "rows": lines, **texts})
-    except (KeyError, TypeError, ValueError) as err:
-        what = f"pictures.json is damaged: {f'no {err}' if isinstance(err, KeyError) else err}"
-        raise RunError(what, at=str(place), fix="evaluate again: --force") from err
+    except ValueError as err:
+        raise RunError(f"pictures.json is damaged: {err}", at=str(place), fix="evaluate again: --force") from err
     return pictures
 
 
 def _answers(folder: Path) -> dict[str, str]:
     """{question id: answer} of the benchmark whose images are shown: the first that asks questions."""
     places = (folder / f"{bench}.jsonl" for bench in task.done(folder)["metrics"])
-    asked = next((place for place in places if place.exists()), None)
-    rows = [json.loads(line) for line in asked.read_bytes().splitlines()] if asked else []
-    return {row["id"]: row["text"] for row in rows}
+    asked = next((place for place in places if files.exists(place)), None)
+    return {row["id"]: row["text"] for row in files.read_jsonl(asked, kind=Answer, fix=task.AGAIN)} if asked else {}

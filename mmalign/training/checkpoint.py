@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -12,11 +13,21 @@ from torch import Tensor
 
 from mmalign.errors import RunError
 from mmalign.io import disk, files, seal, sums
+from mmalign.io.document import Count
 from mmalign.io.sums import Damaged
 
 SHARD = 4 << 30  # bytes a file
 KEPT = 2  # checkpoints: where the newest is damaged, the other one is gone on from
 ASIDE = ".damaged"  # what the name of a damaged checkpoint ends in, until the next one is written
+NAME = re.compile(r"step-([0-9]{1,18})")
+
+
+class Step(TypedDict):
+    """step.json."""
+
+    step: Count
+    tensors: Count
+    files: NotRequired[dict[str, str]]  # SHA-256 of the shards; 0.1.0 wrote none
 
 
 def save(folder: Path, step: int, state: Iterable[tuple[str, Tensor]], rank: int) -> None:
@@ -72,7 +83,7 @@ def _put_aside(checkpoint: Path) -> None:
 
 def complete(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, the newest first."""
-    places = [path.parent for path in folder.glob("step-*/step.json") if re.fullmatch(r"step-\d+", path.parent.name)]
+    places = [path.parent for path in folder.glob("step-*/step.json") if NAME.fullmatch(path.parent.name)]
     return sorted(places, key=_step, reverse=True)
 
 
@@ -108,14 +119,12 @@ def load(checkpoint: Path, check: bool = True) -> tuple[int, dict[str, Tensor]]:
     check: compare the files with their hashes; False where another process of this machine has done so.
     """
     fix = f"delete {checkpoint}"
-    header = seal.read(checkpoint / "step.json", Damaged, fix)
+    header: Step = seal.read(checkpoint / "step.json", Damaged, fix, kind=Step)
     shards = sorted(checkpoint.glob("state-*.safetensors"))
-    if not isinstance(header, dict) or type(header.get("step")) is not int:
-        raise Damaged("step.json is damaged: it names no step", at=str(checkpoint / "step.json"), fix=fix)
-    known = {checkpoint / name: digest for name, digest in header.get(seal.HASHES, {}).items()}  # 0.1.0 wrote none
+    known = {checkpoint / name: digest for name, digest in header.get("files", {}).items()}
     with sums.verifying(known if check else {}, fix):
         state = _tensors(shards, fix)
-    if header.get("tensors") != len(state):
+    if header["tensors"] != len(state):
         raise Damaged(f"the checkpoint {checkpoint.name} is not whole", at=str(checkpoint), fix=fix)
     return header["step"], state
 
@@ -138,10 +147,10 @@ def trim(log: Path, step: int) -> None:
     if not log.exists():
         return
     kept = []
-    for line in log.read_text(encoding="utf-8").splitlines():
+    for line in log.read_bytes().splitlines():
         try:
-            if int(json.loads(line)["step"]) <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    files.write(log, "".join(f"{line}\n" for line in kept))
+    files.write(log, b"".join(kept))

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from mmalign.errors import CardError, one_of
-from mmalign.io import files, pretrained
+from mmalign.io import document, files, pretrained
+from mmalign.io.document import Side
 from mmalign.vision import Vision, check_pixels, depth, no_text
 from mmalign.vision.alone import alone
 from mmalign.vision.picture import middle, rgb, square
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TEXTS = 256  # texts encoded at a time
+MOST = 16_384  # pixels of a side of an image
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,18 @@ class HFVision(Vision):
         one_of("dense", dense, ("plain", "value"))
         self.checkpoint, self.norm, self.pad, self.dense, self.random = checkpoint, norm, pad, dense, random
         self.pil = pil
+        with pretrained.reading(checkpoint):
+            self._load(image_size)
+        self.depth = depth(layer, self.layers, checkpoint)
+
+    def _load(self, image_size: int | None) -> None:
+        """All that is in the checkpoint's files."""
+        checkpoint = self.checkpoint
         self.architecture = _architecture(checkpoint)
-        model = load(checkpoint, random)
+        model = load(checkpoint, self.random)
         self.tower: Any = getattr(model, "vision_model", model)
         self.project: nn.Module | None = getattr(model, "visual_projection", None)
-        self.processor = _processor(checkpoint, image_size, pil)
+        self.processor = _processor(checkpoint, image_size, self.pil)
         self.preprocess = ResizeCropNormalize.from_processor(self.processor)
         config = self.tower.config
         self.image_size = _side(self.processor, checkpoint)
@@ -88,7 +97,16 @@ class HFVision(Vision):
             setattr(config, f"pos_embed_{noise}", None)
         self._frequencies = [(m, m.inv_freq) for m in self.tower.modules() if hasattr(m, "inv_freq")]  # of RoPE
         self.layers = config.num_hidden_layers
-        self.depth = depth(layer, self.layers, checkpoint)
+        self._try()
+
+    def _try(self) -> None:
+        """Refuse a processor that makes no images for the tower: a mean of four colours, a size that is a word."""
+        from PIL import Image  # where `pixels` takes one
+
+        shape = tuple(self.pixels(Image.new("RGB", (2, 2))).shape)
+        if shape != (3, self.image_size, self.image_size):
+            what = f"the image processor of {self.checkpoint} makes pixels of the shape {shape}"
+            raise CardError(what, at=self.checkpoint, fix=f"3 x {self.image_size} x {self.image_size}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HFVision":
         """Frequencies stay fp32 when weights are cast, as where transformers loads weights in that precision."""
@@ -190,12 +208,11 @@ class HFVision(Vision):
         model = load(self.checkpoint, self.random).eval()
         model.vision_model = nn.Identity()
         model = model.to(device=next(self.parameters()).device, dtype=torch.float32)
-        tokenizer = pretrained.read(self.checkpoint, AutoTokenizer.from_pretrained)
-        rows = []
-        for start in range(0, len(texts), TEXTS):
-            ids_WT = _token_ids(tokenizer, model, texts[start : start + TEXTS])
-            rows.append(F.normalize(_pooled(model.get_text_features(ids_WT)), dim=-1))
-        return torch.cat(rows)
+        with pretrained.reading(self.checkpoint):
+            tokenizer = pretrained.read(self.checkpoint, AutoTokenizer.from_pretrained)
+            parts = [texts[start : start + TEXTS] for start in range(0, len(texts), TEXTS)]
+            rows = [_pooled(model.get_text_features(_token_ids(tokenizer, model, part))) for part in parts]
+        return F.normalize(torch.cat(rows), dim=-1)
 
     def checkpoint_activations(self) -> None:
         pretrained.recompute(self.tower)
@@ -273,6 +290,11 @@ def _processor(checkpoint: str, image_size: int | None, pil: bool) -> Any:
 
 def _side(processor: Any, checkpoint: str) -> int:
     """The side of the images a processor makes."""
+    for size in (dict(processor.size), dict((processor.do_center_crop and processor.crop_size) or {})):
+        for name, side in size.items():
+            if side is not None and (document.problem(side, Side) or side > MOST):
+                what = f"the image processor of {checkpoint}: {name} must be 1 to {MOST:,} pixels, got {side!r}"
+                raise CardError(what, at=checkpoint, fix="image_size: a number of pixels")
     size = dict(processor.crop_size if processor.do_center_crop else processor.size)
     if not (height := size.get("height")) or height != size.get("width"):
         what = f"the image processor of {checkpoint} makes images that are not square: {size}"

@@ -133,7 +133,7 @@ def test_other_rules_are_another_evaluation(model, eval_folder, here):
 def test_what_a_reader_has_to_know_is_said(here):
     counts = {"asked": 4, "answered": 3, "missing": 1, "duplicate": 0, "unparsable": 2}
     for name, score in {"pope": {"counts": counts, "notes": ["by rule X"]}, "gqa": {"counts": {}, "notes": []}}.items():
-        (here / f"{name}.json").write_text(json.dumps(score))
+        (here / f"{name}.json").write_text(json.dumps({"metrics": {}, "headline": "f1", **score}))
     (here / "stage.json").write_text(json.dumps({"metrics": {"pope": {}, "gqa": {}}}))
     assert scores.notes(here) == ["pope: of 4 answers 1 missing, 2 unparsable", "pope: by rule X"]
 
@@ -163,7 +163,7 @@ def test_a_folder_that_one_of_two_reads(model, eval_folder, mmalign, monkeypatch
     nodes = []
     monkeypatch.setattr(models, "_run", nodes.append)
     monkeypatch.setattr(models.show, "scores", lambda *_: None)
-    monkeypatch.setattr(models.existing, "scores", lambda _: {})
+    monkeypatch.setattr(models.finished, "scores", lambda _: {})
     result = mmalign("eval", model, "--bench", "pope,toy-pope", "--data", eval_folder)
     assert "note: toy-pope reads no folder: --data is not for it" in result.err
     assert nodes[0].cards["bench.pope"].args["data"] == str(eval_folder)

@@ -276,7 +276,7 @@ def test_only_a_whole_stage_is_done(plan):
         ('{"format": 1', "not valid JSON"),
         ("[]", "was written in format None; this mmalign reads format 1"),
         ('{"format": 99}', "was written in format 99; this mmalign reads format 1"),
-        ('{"format": 1, "name": "align"}', "stage.json lacks 'kind'"),
+        ('{"format": 1, "name": "align"}', "stage.json is damaged: it lacks 'kind'"),
     ],
 )
 def test_a_damaged_or_foreign_stage_is_refused_not_repeated(plan, text, what):

@@ -374,7 +374,7 @@ def test_a_stage_that_is_no_model_is_not_evaluated(tiny, mmalign):
         ('{"format": 1, "name": ', "not valid JSON"),
         ("[]", "was written in format None"),
         ('{"format": 2}', "was written in format 2; this mmalign reads format 1"),
-        ('{"format": 1}', "stage.json lacks 'name'"),
+        ('{"format": 1}', "stage.json is damaged: it lacks 'name'"),
     ],
 )
 def test_a_stage_folder_that_is_damaged_or_of_another_format(tiny, mmalign, text, what):

@@ -24,7 +24,8 @@ ACCURACY = {  # arm: that of each seed
 
 
 def finished(folder: Path, name: str, kind: str, **more: object) -> Path:
-    about = {"format": 1, "name": name, "kind": kind, "seconds": 1.0, "devices": 1, "reads": [], **more}
+    about = {"format": 1, "name": name, "kind": kind, "seconds": 1.0, "devices": 1, "reads": [], "seed": 0, "what": {}}
+    about |= more
     folder.mkdir(parents=True)
     (folder / "stage.json").write_text(json.dumps(about))
     return folder

@@ -1,0 +1,54 @@
+"""What finished stages left for readers: the scores of an evaluation, the table of a report."""
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+from mmalign.benchmarks import Score
+from mmalign.io import files, seal, sums
+
+EVALUATION = "the folder of a finished evaluation, runs/evaluate-..."
+REPORT = "the folder of a finished report stage, runs/report-..."
+
+
+class Evaluated(TypedDict):
+    """Of an evaluation's stage.json."""
+
+    metrics: dict[str, dict[str, float]]
+
+
+class Row(TypedDict):
+    """One metric of one arm in report.json; difference, interval: against the first arm."""
+
+    arm: str
+    bench: str
+    metric: str
+    values: dict[str, float]  # seed: value
+    headline: bool
+    mean: float
+    spread: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+
+
+class Table(TypedDict):
+    """report.json."""
+
+    cells: list[Row]
+
+
+def scores(folder: Path) -> dict[str, dict[str, float]]:
+    """{benchmark: {metric: value}} of a finished evaluation."""
+    about: Evaluated = seal.read(folder / "stage.json", sums.Damaged, EVALUATION, kind=Evaluated)
+    return about["metrics"]
+
+
+def score(folder: Path, bench: str) -> Score:
+    """The whole score of one benchmark of a finished evaluation."""
+    about: dict[str, Any] = files.read_json(folder / f"{bench}.json", kind=Score, fix=EVALUATION)
+    return Score(**about)
+
+
+def report(folder: Path) -> Table:
+    """The table of a finished report."""
+    table: Table = files.read_json(folder / "report.json", kind=Table, fix=REPORT)
+    return table
