@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmalign.data import cache
 from mmalign.errors import DataError
-from mmalign.io import files, whole
+from mmalign.io import document, files, whole
 
 MAKE = "make it again: mmalign data check ... --quarantine FILE"
 
@@ -35,9 +35,9 @@ def entries(spec: str) -> list[tuple[str, str]]:
 
 def _entry(line: str, at: str) -> tuple[str, str]:
     try:
-        entry = whole.json_value(line)
+        entry = document.parse(line, at, DataError, MAKE)
         return str(entry["id"]), str(entry.get("reason", ""))
-    except (ValueError, TypeError, KeyError, AttributeError) as err:
+    except (DataError, TypeError, KeyError, AttributeError) as err:
         raise DataError(f"not a line of a quarantine: {line[:60]!r}", at=at, fix=MAKE) from err
 
 

@@ -1,9 +1,8 @@
-"""Files read whole, and the JSON in them: never more than a limit, and never a RecursionError."""
+"""Files read whole: never more than a limit."""
 
-import json
 import os
 import stat
-from typing import IO, Any
+from typing import IO
 
 from mmalign.errors import DataError, MMAlignError
 from mmalign.io import files
@@ -47,11 +46,3 @@ def check_size(amount: int, limit: Limit, name: str, error: type[MMAlignError] =
         has = f"more than {limit.said}" if more else limit.short(amount)
         limits = "" if more else f", and no more than {limit.said} are read"
         raise error(f"{name} has {has}{limits}", at=name, fix=limit.fix)
-
-
-def json_value(text: str | bytes) -> Any:
-    """The value of a JSON text; ValueError for what is none, or is nested too deep."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None

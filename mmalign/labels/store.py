@@ -131,12 +131,13 @@ def finish(folder: Path, header: Header, words: Sequence[str], shards: int) -> H
 
 
 class Store:
-    """A finished store, read by key. Safe to read from threads; shards are checked when first touched.
+    """A finished store, read by key. Safe to read from threads; what is in a shard is checked when it is first touched.
 
-    folder: a local folder or any fsspec URL.
+    folder: a local folder or any fsspec URL. lengths: Damaged at once for a shard that is not there or of another
+    length; False where all shards will be looked at anyway.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, lengths: bool = True) -> None:
         self.folder = str(folder)
         self.header = self._header()
         self.words = self._bytes("words.txt").decode(errors="replace").split("\n")[:-1]
@@ -145,7 +146,7 @@ class Store:
             raise Damaged("words.txt is not the list this store was made with", at=f"{self.folder}/words.txt", fix=fix)
         self.index = self._index()
         for number, shard in enumerate(self.header.shards):
-            self._check(f"{_name(number)}.bin", shard)
+            self._check(f"{_name(number)}.bin", shard, lengths)
         self._open: dict[int, tuple[NDArray[Any], NDArray[np.float16]]] = {}
         # a read is a few microseconds, so what every one needs is worked out once
         self._hashes = np.ascontiguousarray(self.index["hash"])
@@ -164,11 +165,11 @@ class Store:
         document.fit(about, Header, at, fix=AGAIN)
         return Header(**{**about, "grid": tuple(about["grid"])})
 
-    def _check(self, name: str, shard: Shard) -> None:
+    def _check(self, name: str, shard: Shard, length: bool) -> None:
         """A shard's file by its name and, in a local folder, its length; what is in it is read when it is asked for."""
         if shard["file"] != name:
             raise self._damaged("header.json", f"it names the file {shard['file']!r} where {name} belongs")
-        if not files.is_url(self.folder):
+        if length and not files.is_url(self.folder):
             place, bytes_ = (files.local(self.folder) or Path(self.folder)) / name, shard["rows"] * self.header.stride
             if not place.is_file() or place.stat().st_size != bytes_:
                 what = f"it has {place.stat().st_size:,} bytes, not {bytes_:,}" if place.exists() else "it is not there"

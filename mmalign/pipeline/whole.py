@@ -52,7 +52,7 @@ def _summed(look: Look, mark: Path) -> None:
 def _stored(look: Look, mark: Path) -> None:
     from mmalign.labels.store import Store  # loads torch
 
-    store = Store(mark.parent)
+    store = Store(mark.parent, lengths=False)
     look.note = "" if store.header.index else NONE
     look.damage += ((mark.parent / name, what) for name, what in store.damage())
 

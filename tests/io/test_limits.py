@@ -67,14 +67,12 @@ def test_json_without_a_floor(text, tmp_path):
     from mmalign.errors import DataError
     from mmalign.io import files
 
-    with pytest.raises(ValueError, match="it is nested too deep"):
-        whole.json_value(text)
     (tmp_path / "x.json").write_text(text)
     place = str(tmp_path / "x.json")
-    with pytest.raises(RunError, match="not valid JSON: it is nested too deep"):
+    with pytest.raises(RunError, match="nested more than 100 deep"):
         files.read_json(Path(place))
     for read in (reading.json_file, reading.json_lines):
-        with pytest.raises(DataError, match="not valid JSON: it is nested too deep"):
+        with pytest.raises(DataError, match="nested (too|more than 100) deep"):
             read(place)
     with pytest.raises(DataError, match="not a line of a quarantine"):
         quarantine.entries(place)

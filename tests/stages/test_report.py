@@ -191,17 +191,17 @@ def test_tokens_that_are_no_patches_stand_in_one_row(tmp_path):
     [
         ({"png": "x); background: url(https://example.org/?"}, "`png` is no base64"),
         ({"png": "aGVsbG8="}, "`png` is no PNG file"),
-        ({"png": None}, "`png` is no base64"),
-        ({"grid": [1, "2); color: red"]}, "`grid` is \\[1, '2\\); color: red'\\]"),
+        ({"png": None}, "0.png must be text, got None"),
+        ({"grid": [1, "2); color: red"]}, "0.grid"),
         ({"grid": [10**6, 10**6]}, "`grid` is 1000000 x 1000000, and there are 2 tokens"),
-        ({"words": 7}, "not iterable"),
-        ({"grid": [0, 0], "words": []}, "`grid` is 0 x 0"),
+        ({"words": 7}, "0.words must be a list of text, got 7"),
+        ({"grid": [0, 0], "words": []}, "0.grid.0 must be a whole number of at least 1, got 0"),
     ],
 )
 def test_pictures_that_are_none_of_ours(tmp_path, changes, what):
     with pytest.raises(RunError, match=f"pictures.json is damaged: .*{what}") as caught:
         shown(tmp_path, **changes)
-    assert caught.value.at.endswith("pictures.json")
+    assert "pictures.json" in caught.value.at
 
 
 def test_texts_in_the_page_are_texts(tmp_path):
