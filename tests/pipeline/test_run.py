@@ -336,7 +336,7 @@ def test_an_interruption_ends_a_stopped_stage_at_once(plan, monkeypatch):
 
 
 def test_what_may_not_be_written_or_read_is_no_traceback(tmp_path, monkeypatch, caplog):
-    def run_(folder, rank):
+    def run_(folder, rank, written):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a.safetensors"))
 
     monkeypatch.setattr(worker, "run", run_)
