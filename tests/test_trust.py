@@ -587,7 +587,7 @@ def test_what_is_resolved_is_not_resolved_again(here, monkeypatch):
 def test_a_log_and_an_error_have_the_name_and_not_the_value(here, monkeypatch, caplog):
     monkeypatch.setattr(worker, "SECRETS", {"${oc.env:MMALIGN_KEY}": "hunter2", "${oc.env:MMALIGN_N}": "7"})
     handler = logging.FileHandler(here / "log.txt")
-    handler.addFilter(worker._hide)
+    handler.setFormatter(worker._Lines())
     logging.getLogger().addHandler(handler)
     try:
         worker._fail(here, CardError("cannot open s3://hunter2@7", at="hunter2", fix="not hunter2"))
@@ -607,7 +607,7 @@ def test_the_worker_s_log_is_one_of_these(here, monkeypatch):
     monkeypatch.setattr(worker, "_die_with_parent", lambda: None)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     assert worker.main() == 2  # there is no stage.yaml
-    assert [handler.filters for handler in logging.getLogger().handlers] == [[worker._hide]]
+    assert [type(handler.formatter) for handler in logging.getLogger().handlers] == [worker._Lines]
 
 
 # Modules that lie beside a recipe

@@ -75,7 +75,8 @@ def run(task: Task) -> dict[str, Any]:
             what = f"the exported model's logits differ by {gap}, more than {stage.tolerance:g}"
             raise StageError(what, at=str(target), fix="report it; a larger `tolerance` keeps the folder")
     about = {"why_not": exported.why_not, "note": exported.note, "precision": weights_in}
-    return {"metrics": {"difference": exported.difference}, **about, "exported": str(target.name)}
+    measured = {} if exported.difference is None else {"difference": exported.difference}
+    return {"metrics": measured, **about, "exported": str(target.name)}
 
 
 def precision(task: Task) -> str:

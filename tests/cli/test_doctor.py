@@ -46,6 +46,6 @@ def test_what_is_no_store_is_named_and_the_rest_looked_at(here, mmalign):
     said = mmalign("doctor", ".", "--json")
     assert said.code == 2
     damaged, whole = json.loads(said.out)
-    assert damaged["state"].startswith("header.json: header.json is damaged: AttributeError")
+    assert damaged["state"].startswith("header.json: header.json is damaged: it must be a mapping, got []")
     assert whole == {"kind": "checkpoint", "where": "b/step-5", "state": "whole"}
     assert said.err.startswith("error: 1 of the files are not as they were written, such as header.json\n")

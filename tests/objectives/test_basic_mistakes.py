@@ -19,8 +19,8 @@ POOLED = "summary: halves the grid\ntarget: mmalign.adapters.squares.AveragePool
         ("{args: {layers: 5}}", "layers is 5, and toy-llama has 4", "layers: 1 to 4; the paper takes half, 2"),
         ("{args: {layers: 0}}", f"{AT_LEAST}, got 0", "layers: 1 to all of the language model's"),
         ("{args: {layers: -1}}", f"{AT_LEAST}, got -1", "layers: 1 to all"),
-        ("{args: {layers: half}}", f"{AT_LEAST}, got 'half'", "layers: 1 to all"),
-        ("{args: {layers: 2.5}}", f"{AT_LEAST}, got 2.5", "layers: 1 to all"),
+        ("{args: {layers: half}}", "layers must be a whole number or null, got 'half'", "what the class takes"),
+        ("{args: {layers: 2.5}}", "layers must be a whole number or null, got 2.5", "what the class takes"),
         ("{args: {layer: 2}}", "takes no argument 'layer'", "did you mean 'layers'?"),
     ],
 )  # fmt: skip
