@@ -31,7 +31,7 @@ def check_model(cards: Mapping[str, Card], folder: Path) -> None:
     batch = _conversation(vlm)
     _step(model, batch)
     save(folder, vlm, cards)
-    again = _logits(read(folder), batch)
+    again = _logits(read(folder, cards), batch)
     assert torch.equal(again, _logits(vlm, batch)), "what was saved and loaded gives other logits"
 
 

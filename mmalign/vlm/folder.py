@@ -73,15 +73,16 @@ def _nameless(value: Any) -> Any:
     return [_nameless(inner) for inner in value] if isinstance(value, list) else value
 
 
-def read(folder: str | Path) -> VLM:
+def read(folder: str | Path, named: Mapping[str, Card] | None = None) -> VLM:
     """The model in a folder that `save` wrote, in eval mode and in the precision it is stored in.
 
+    named: the cards it was saved with, of whoever has them; None: as its mmalign.json says.
     Raises RunError for anything else, Damaged for a file that its SHA256SUMS does not know, CardError for a part that
     is damaged, or whose class is none that the registry knows (plan/trust.py), said before any weights are read.
     """
     place = Path(folder)
     with sums.verifying(sums.read(place), sums.AGAIN):
-        vlm = build(exported.cards(place), place).eval()
+        vlm = build(named or exported.cards(place), place).eval()
         assert vlm.adapter is not None
         _fill(vlm.adapter, place / "adapter.safetensors")
     return vlm

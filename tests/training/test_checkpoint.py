@@ -87,8 +87,8 @@ SHARD = "state-00000.safetensors"
         (lambda c: half(c / SHARD), f"{SHARD} is damaged"),
         (lambda c: (c / SHARD).unlink(), ""),  # missing, or not whole
         (lambda c: half(c / "step.json"), "not valid JSON"),
-        (lambda c: (c / "step.json").write_text("[]"), "step.json is damaged: it names no step"),
-        (lambda c: (c / "step.json").write_text('{"step": "ten"}'), "step.json is damaged: it names no step"),
+        (lambda c: (c / "step.json").write_text("[]"), "step.json is damaged: it must be a mapping, got []"),
+        (lambda c: (c / "step.json").write_text('{"step": "ten"}'), "step.json is damaged: it lacks 'tensors'"),
         (lambda c: (c / "step.json").write_text('{"step": 10, "tensors": 4}'), "the checkpoint step-10 is not whole"),
     ],
 )
