@@ -14,6 +14,7 @@ from mmalign.labels.figures import stats as count
 from mmalign.labels.store import Store
 from mmalign.pipeline import task
 from mmalign.plan.cards import build
+from mmalign.vision.picture import rgb
 
 from . import dump
 from .show import out
@@ -55,7 +56,7 @@ def show(place: str, keys: Sequence[str], target: Path) -> None:
     for key, reference in _images(data):
         if key in left if keys else key in labels:
             left.discard(key)
-            picture = overlay(data.image(reference), *labels[key], labels.header.grid, labels.words)
+            picture = overlay(rgb(data.image(reference)), *labels[key], labels.words)
             name = target if len(keys) < 2 else target.with_stem(f"{target.stem}-{key.replace('/', '_')}")
             files.write(name, picture)
             out.print(f"{key}   {name}")

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from mmalign.vision import Frame
+
 
 @dataclass(frozen=True)
 class Question:
@@ -106,6 +108,9 @@ class Subject(Protocol):
     ) -> "dict[int, tuple[Tensor, Tensor]]":
         """{layer: (cosine_BQK, token_BQK)}: the vocabulary tokens nearest to each visual token; layer 0: as the
         adapter makes them."""
+
+    def frames(self, images: "Sequence[Image]") -> "list[Frame]":
+        """Where the visual tokens lie in each picture; only for a model with a grid."""
 
     def pieces(self, words: Sequence[str]) -> list[list[int]]:
         """The token ids each word has inside a sentence."""

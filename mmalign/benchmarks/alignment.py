@@ -12,6 +12,7 @@ from mmalign.errors import CheckError, DataError
 
 if TYPE_CHECKING:
     from mmalign.data import Data
+    from mmalign.vision import Frame
 
 BATCH = 64  # images per pass
 
@@ -26,7 +27,8 @@ class Comparison:
     key: str
     nearest: list[list[int]]
     right: list[set[int]]
-    object: list[bool | None]  # True: an object, False: background, None: neither
+    object: list[bool | None]  # True: an object, False: background, None: neither, or padding
+    padding: int = 0  # patches that show no picture
 
     def patches(self, is_object: bool, layer: int = 0) -> list[tuple[int, set[int]]]:
         """(nearest, right) of the patches of one kind; layer 0: the visual tokens."""
@@ -37,10 +39,10 @@ class Comparison:
 class Alignment(Probe):
     """Share of visual tokens whose nearest token (cosine) is a piece of a word true of their patch, in percent.
 
-    Object and background patches are counted apart, for most patches are background. `*_shuffled` compares with
-    patches of the same kind in the next image: what a model gains that calls every object "large". `distinct` is
-    the number of different nearest tokens. `object_layer_N`: the same of the language model's N-th layer, which shows
-    whether BASIC's premise holds (arXiv 2508.06895, figure 2).
+    Object and background patches are counted apart, for most patches are background; padding is neither.
+    `*_shuffled` compares with patches of the same kind in the next image: what a model gains that calls every object
+    "large". `distinct` is the number of different nearest tokens. `object_layer_N`: the same of the language model's
+    N-th layer, which shows whether BASIC's premise holds (arXiv 2508.06895, figure 2).
 
     Rows of the vocabulary that no token has are never nearest. data: must know its truth. images: how many of its
     images are looked at, from the first.
@@ -56,7 +58,7 @@ class Alignment(Probe):
             raise CheckError(
                 "alignment: the model's visual tokens are no patches", fix="an adapter that keeps the grid"
             )
-        images = self._compared(model, model.grid)
+        images = self._compared(model)
         objects, backgrounds = [one.patches(True) for one in images], [one.patches(False) for one in images]
         metrics = {
             "object": percent(hits(objects)),
@@ -69,9 +71,11 @@ class Alignment(Probe):
             metrics[f"object_layer_{layer}"] = percent(hits([one.patches(True, layer) for one in images]))
         items = {one.key: percent(hits([own])) for one, own in zip(images, objects, strict=True) if own}
         patches = {"object_patches": sum(map(len, objects)), "background_patches": sum(map(len, backgrounds))}
+        if padding := sum(one.padding for one in images):
+            patches["padding_patches"] = padding
         return Score(metrics, "object", items, {"images": len(images), **patches})
 
-    def _compared(self, model: Subject, grid: tuple[int, int]) -> list[Comparison]:
+    def _compared(self, model: Subject) -> list[Comparison]:
         references = self._references()
         images: list[Comparison] = []
         for start in range(0, len(references), BATCH):
@@ -79,8 +83,8 @@ class Alignment(Probe):
             pictures = [self.data.image(reference) for _, reference in part]
             nearest = model.nearest_tokens(pictures, range(model.depth + 1))
             layers = [token_BQK[..., 0].tolist() for _, token_BQK in nearest.values()]
-            for (key, reference), *own in zip(part, *layers, strict=True):
-                images.append(self._comparison(model, grid, key, reference, own))
+            for (key, reference), frame, *own in zip(part, model.frames(pictures), *layers, strict=True):
+                images.append(self._comparison(model, frame, key, reference, own))
         return images
 
     def _references(self) -> list[tuple[str, Any]]:
@@ -95,13 +99,15 @@ class Alignment(Probe):
         return found
 
     def _comparison(
-        self, model: Subject, grid: tuple[int, int], key: str, reference: Any, nearest: list[list[int]]
+        self, model: Subject, frame: "Frame", key: str, reference: Any, nearest: list[list[int]]
     ) -> Comparison:
-        truth = self.data.truth(reference, grid)
+        truth, seen = self.data.truth(reference, frame), frame.seen()
         known = sorted({word for words in truth.words for word in words})
         pieces = dict(zip(known, model.pieces(known), strict=True))
         right = [{piece for word in words for piece in pieces[word]} for words in truth.words]
-        return Comparison(key, nearest, right, truth.object or [True if words else None for words in truth.words])
+        kinds = truth.object or [True if words else None for words in truth.words]
+        kinds = [kind if shown else None for kind, shown in zip(kinds, seen, strict=True)]
+        return Comparison(key, nearest, right, kinds, seen.count(False))
 
 
 Patches = list[tuple[int, set[int]]]

@@ -1,6 +1,6 @@
 """What a data set is: records of images and turns, found by number; images are opened only when asked for."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,6 +8,8 @@ from mmalign.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from mmalign.vision import Frame
 
 MARK = "<image>"  # stands in a turn's text for the next image of the record
 
@@ -81,6 +83,6 @@ class Data:
         """Shrink by the records of these ids, as a quarantine names them; only readers of files do. at: who says so."""
         raise DataError("this data cannot leave records out", at=at, fix="`quarantine` is for readers of files")
 
-    def truth(self, reference: Any, grid: Sequence[int]) -> Truth:
-        """What each patch of a `grid` (rows, columns) over the image shows; only data with regions knows."""
+    def truth(self, reference: Any, frame: "Frame") -> Truth:
+        """What each patch of a frame of the image shows; only data with regions knows."""
         raise DataError("this data does not know what each patch shows", fix="data with regions, such as toy-captions")

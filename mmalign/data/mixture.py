@@ -17,6 +17,8 @@ from mmalign.errors import DataError, suggest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from mmalign.vision import Frame
+
 KINDS: dict[str, type[Data]] = {"conversations": Conversations, "table": Table, "tars": Tars, "hub": Hub}
 
 
@@ -66,8 +68,8 @@ class Mixture(Data):
     def image_file(self, reference: tuple[int, Any]) -> tuple[bytes, str] | None:
         return self.members[reference[0]].image_file(reference[1])
 
-    def truth(self, reference: tuple[int, Any], grid: Sequence[int]) -> Truth:
-        return self.members[reference[0]].truth(reference[1], grid)
+    def truth(self, reference: tuple[int, Any], frame: "Frame") -> Truth:
+        return self.members[reference[0]].truth(reference[1], frame)
 
     def _at(self, number: int) -> tuple[int, int]:
         """(member, number in it) of a record."""

@@ -21,6 +21,7 @@ from mmalign.objectives import Objective
 from mmalign.plan import cards
 from mmalign.plan.cards import Registry
 from mmalign.plan.check import unmet
+from mmalign.vision import Frame
 from mmalign.vlm.batch import IGNORED, Batch
 from mmalign.vlm.labelling import Labeller
 from mmalign.vlm.model import VLM
@@ -78,14 +79,17 @@ class SupervisedModel(Supervised):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
+        picture_sizes: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """{"loss": the weighted sum, and every objective's mean under its name}. Scalars, fp32.
 
         input_ids, attention_mask, labels: (R, S); the image mark's id stands once for every visual token, labels are
         -100 where nothing is trained and else the ids themselves, as transformers shifts them. pixel_values: (B, 3, S,
-        S), the pictures in the order of their marks. A plain tensor batch of the model's own processor has all of it.
+        S), the pictures in the order of their marks. picture_sizes: (B, 2), height and width of each upright
+        picture, by which padding is known and left out; None: all of `pixel_values` counts as picture. A plain tensor
+        batch of the model's own processor has all of it but these.
         """
-        batch = self.batch(input_ids, attention_mask, pixel_values, labels)
+        batch = self.batch(input_ids, attention_mask, pixel_values, labels, picture_sizes)
         terms, _ = super().forward(batch)
         units = batch.units
         if self.training:  # a line of the log is about training alone
@@ -94,8 +98,9 @@ class SupervisedModel(Supervised):
         return {"loss": loss, **terms}
 
     def batch(
-        self, ids_RS: Tensor, mask_RS: Tensor | None, pixels_B3SS: Tensor | None, label_RS: Tensor | None
-    ) -> Batch:
+        self, ids_RS: Tensor, mask_RS: Tensor | None, pixels_B3SS: Tensor | None, label_RS: Tensor | None,
+        sizes_B2: Tensor | None = None,
+    ) -> Batch:  # fmt: skip
         trained_RS = torch.zeros_like(ids_RS, dtype=torch.bool) if label_RS is None else label_RS != IGNORED
         if label_RS is not None and bool((label_RS[trained_RS] != ids_RS[trained_RS]).any()):
             what = "labels are other tokens than input_ids where they are trained"
@@ -107,6 +112,7 @@ class SupervisedModel(Supervised):
             mask_RS=torch.ones_like(ids_RS) if mask_RS is None else mask_RS.long(),
             weight_RS=trained_RS.float(),
             pixels_B3SS=pixels_B3SS,
+            frames=self._frames(sizes_B2),
             seed=int(torch.randint(1 << 31, ())),  # of the global generator: a seeded run draws the same labels
         )
         (labels,) = self._labels
@@ -115,6 +121,11 @@ class SupervisedModel(Supervised):
         shown = pictures(self.vlm.vision, pixels_B3SS)  # labels of what the model is shown, not of the file
         label_pixels = torch.stack([labels.encoder.pixels(picture) for picture in shown])
         return replace(batch, label_pixels_B3SS=label_pixels.to(ids_RS.device))
+
+    def _frames(self, sizes_B2: Tensor | None) -> list[Frame] | None:
+        if sizes_B2 is None or self.vlm.grid is None:
+            return None
+        return [self.vlm.frame((width, height)) for height, width in sizes_B2.tolist()]
 
     def _unit(self, name: str) -> str:
         objective: Any = self.objectives[name]

@@ -16,7 +16,9 @@ from mmalign.errors import CheckError, RunError
 from mmalign.integrations.llava import template_of
 from mmalign.llms.causal import CausalLM
 from mmalign.llms.chat import Chat
-from mmalign.vision import Vision
+from mmalign.vision import Fit, Frame, Vision
+from mmalign.vision.picture import rgb
+from mmalign.vision.processor import frame_of, own_fit
 from mmalign.vlm.model import VLM
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 class TowerVision(Vision):
     """The vision tower inside a LLaVA model, read at the layer that the model reads; no text tower."""
+
+    fit: Fit
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__()
@@ -36,12 +40,17 @@ class TowerVision(Vision):
         self.layer, self.classed = config.vision_feature_layer, config.vision_feature_select_strategy == "default"
         self.dim, self.image_size = vision.hidden_size, vision.image_size
         self.grid = (vision.image_size // vision.patch_size,) * 2
+        self.fit = own_fit(self.images)
         self.name = str(getattr(config, "_name_or_path", "") or type(model).__name__)
 
     def pixels(self, image: "Image", scale: int = 1) -> Tensor:
         if scale != 1:
             raise CheckError("the processor of a LLaVA model makes pictures of one size", fix="scale=1")
-        return torch.as_tensor(self.images(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0])
+        return torch.as_tensor(self.images(images=rgb(image), return_tensors="pt")["pixel_values"][0])
+
+    def frame(self, size: tuple[int, int]) -> Frame:
+        patch = self.tower.config.patch_size
+        return frame_of(self.images, self.fit, size, self.grid, self.image_size, patch)
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         states = self.tower(pixels_B3SS, output_hidden_states=True).hidden_states

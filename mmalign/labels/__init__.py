@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmalign.errors import CheckError
+from mmalign.vision import Frame
 
 Sample = Callable[[int], Sequence[tuple[Tensor, str]]]  # images -> (dense_PJ, caption) of that many, spread evenly
 
@@ -21,7 +22,8 @@ class PatchLabels:
     """The words of each patch of some images.
 
     words: W of them. words_BPK: numbers into `words`, best first. scores_BPK: fp32; 0 or less says `no word`.
-    grid: (rows, columns) of the P patches, which follow each other row by row.
+    grid: (rows, columns) of the P patches, which follow each other row by row. frames: of each image, where they lie in
+    the picture; None: the patches cover all of each picture.
     Raises CheckError where these do not fit each other.
     """
 
@@ -29,6 +31,7 @@ class PatchLabels:
     words_BPK: Tensor
     scores_BPK: Tensor
     grid: tuple[int, int]
+    frames: Sequence[Frame] | None = None
 
     def __post_init__(self) -> None:
         shape, (rows, columns) = tuple(self.words_BPK.shape), self.grid
@@ -42,6 +45,9 @@ class PatchLabels:
         if len(odd_M):
             what = f"words_BPK holds {int(odd_M[0])}, and there are {len(self.words)} words"
             raise CheckError(what, at="args.words_BPK", fix="numbers into `words`, from 0, where the score is 0, too")
+        if self.frames is not None and [frame.grid for frame in self.frames] != [self.grid] * shape[0]:
+            what = f"labels of {shape[0]} images on {self.grid}, and frames on {[frame.grid for frame in self.frames]}"
+            raise CheckError(what, at="args.frames", fix="one for each image, on the grid of its labels")
 
     def __len__(self) -> int:
         """B."""
@@ -52,11 +58,34 @@ class PatchLabels:
         return self.words_BPK.flatten(0, 1)[patch_N].long(), self.scores_BPK.flatten(0, 1)[patch_N]
 
     def on(self, grid: tuple[int, int]) -> "PatchLabels":
-        """The labels of another grid over the same image: for each patch, those of the patch under its centre."""
-        if grid == self.grid:
-            return self
-        under_P = patches_under(self.grid, grid).to(self.words_BPK.device)
-        return replace(self, words_BPK=self.words_BPK[:, under_P], scores_BPK=self.scores_BPK[:, under_P], grid=grid)
+        """The labels of another grid over the same part of each picture: see `onto`."""
+        return self if grid == self.grid else self._moved([replace(frame, grid=grid) for frame in self._frames()], grid)
+
+    def onto(self, frames: Sequence[Frame]) -> "PatchLabels":
+        """The labels of other patches of the same pictures: for each, those of the patch under its centre.
+
+        frames: of each image, where those patches lie; all on one grid. Padding has no word, nor what was cropped away
+        when labels were made. Raises CheckError where frames are of other pictures.
+        """
+        own = self._frames()
+        if [frame.size for frame in own] != [frame.size for frame in frames] and self.frames is not None:
+            sizes = [frame.size for frame in frames]
+            what = f"labels of pictures of {[frame.size for frame in own]}, and frames of {sizes}"
+            raise CheckError(what, at="args.frames", fix="of the same pictures, in the same order")
+        return self._moved(frames, frames[0].grid) if frames else self
+
+    def _moved(self, frames: Sequence[Frame], grid: tuple[int, int]) -> "PatchLabels":
+        index = [source.onto(target) for source, target in zip(self._frames(), frames, strict=True)]
+        index_BP = torch.tensor(index, dtype=torch.long, device=self.words_BPK.device).view(
+            len(self), grid[0] * grid[1]
+        )
+        at_BPK = index_BP.clamp(min=0)[..., None].expand(-1, -1, self.words_BPK.shape[-1])
+        words_BPK, scores_BPK = self.words_BPK.gather(1, at_BPK), self.scores_BPK.gather(1, at_BPK)
+        scores_BPK = scores_BPK * (index_BP >= 0)[..., None]
+        return replace(self, words_BPK=words_BPK, scores_BPK=scores_BPK, grid=grid, frames=list(frames))
+
+    def _frames(self) -> Sequence[Frame]:
+        return self.frames if self.frames is not None else [Frame("squash", (1, 1), self.grid)] * len(self)
 
     def to(self, device: torch.device | str) -> "PatchLabels":
         if self.words_BPK.device == self.scores_BPK.device == torch.device(device):
@@ -74,12 +103,10 @@ class PatchLabels:
         ]
 
 
-def patches_under(source_grid: tuple[int, int], target_grid: tuple[int, int]) -> Tensor:
-    """For every patch of the target grid, row by row, the patch of the source grid under its centre."""
-    (rows, columns), (source_rows, source_columns) = target_grid, source_grid
-    row_H = ((torch.arange(rows) + 0.5) * source_rows / rows).long()
-    column_W = ((torch.arange(columns) + 0.5) * source_columns / columns).long()
-    return (row_H[:, None] * source_columns + column_W[None, :]).flatten()
+def under(words_PK: Tensor, scores_PK: Tensor, patch_P: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The labels of the patches of these numbers, see `Frame.onto`; -1 is no patch, and its scores are 0."""
+    index_P = torch.tensor(patch_P, device=words_PK.device)
+    return words_PK[index_P.clamp(min=0)], scores_PK[index_P.clamp(min=0)] * (index_P >= 0)[:, None]
 
 
 class LabelSource:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mmalign.errors import RunError
 from mmalign.labels.store import Store
+from mmalign.vision import Frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,14 +87,17 @@ def figure_6(summary: Stats) -> bytes:
     return _png(pyplot, figure)
 
 
-def overlay(
-    image: "Image", words_PK: NDArray[Any], scores_PK: NDArray[Any], grid: tuple[int, int], words: list[str]
-) -> bytes:
-    """PNG: the image with each patch's best word on it; patches without a word are darkened."""
+def overlay(image: "Image", words_PK: NDArray[Any], scores_PK: NDArray[Any], frame: Frame, words: list[str]) -> bytes:
+    """PNG: the image with each patch's best word on it, where the patch lies; patches without a word are darkened.
+
+    image: upright, of the frame's size.
+    """
     pyplot = _pyplot()
-    rows, columns = grid
+    (rows, columns), (x0, y0, x1, y1) = frame.grid, frame.region
     figure, axes = pyplot.subplots(figsize=(max(4, columns * 0.75), max(4, rows * 0.75)))
-    axes.imshow(image.convert("RGB"), extent=(0, columns, rows, 0), aspect="auto")
+    left, right = (columns * (x - x0) / (x1 - x0) for x in (0, 1))  # in patches: so is all that is drawn
+    top, bottom = (rows * (y - y0) / (y1 - y0) for y in (0, 1))
+    axes.imshow(image.convert("RGB"), extent=(left, right, bottom, top), aspect="auto")
     for patch, (word, score) in enumerate(zip(words_PK[:, 0], scores_PK[:, 0], strict=True)):
         row, column = divmod(patch, columns)
         if score > 0:
@@ -102,6 +106,7 @@ def overlay(
                       bbox={"facecolor": "black", "alpha": 0.55, "pad": 1, "linewidth": 0})  # fmt: skip
         else:
             axes.add_patch(pyplot.Rectangle((column, row), 1, 1, color="black", alpha=0.5))
+    axes.set(xlim=(min(0, left), max(columns, right)), ylim=(max(rows, bottom), min(0, top)))
     axes.set(xticks=range(columns + 1), yticks=range(rows + 1), xticklabels=[], yticklabels=[])
     axes.grid(color="white", linewidth=0.4)
     figure.tight_layout(pad=0.2)

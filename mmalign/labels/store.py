@@ -2,7 +2,8 @@
 
     header.json           what the labels were made from, and the checksums of all below; sealed, see io/seal.py
     words.txt             the word list, one a line; labels are line numbers
-    shard-00000.bin       rows of P x K word numbers (u16, or u32 for longer lists), then P x K scores (fp16)
+    shard-00000.bin       rows of P x K word numbers (u16, or u32 for longer lists), P x K scores (fp16), and of the
+                          picture its width and height (u32) and what of it the patches cover (fp64 x 4, see Frame)
     shard-00000.json      the keys of its rows, and the images that could not be read, with the reason
     index.npy             (hash of the key, shard, row), sorted by hash
 
@@ -26,10 +27,13 @@ from mmalign.errors import DataError, RunError
 from mmalign.io import disk, document, files, seal
 from mmalign.io.document import Count, Side
 from mmalign.io.sums import Damaged
+from mmalign.vision import Frame
 
-FORMAT = 1
+FORMAT = 2  # 2: rows say where in the picture their patches lie
 _SCORE = np.dtype("<f2")
+_FRAME = np.dtype("<u4, <u4, <f8, <f8, <f8, <f8")  # width and height; x0, y0, x1, y1
 _INDEX = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("row", "<u4")])
+FAR = 1e6  # sides of a picture: no padding reaches so far out
 AGAIN = "delete the label stage's folder and run again"
 
 
@@ -56,9 +60,10 @@ class Header:
     keep: Side  # K
     settings: dict[str, Any]  # of the label source
     data: str  # the data's card, and a hash of its arguments and of the files they name
+    fit: str = "squash"  # how pictures became squares
     format: int = FORMAT
     size: Count = 0  # W
-    index: str = ""  # sha256 of index.npy; 0.1.0 wrote none
+    index: str = ""  # sha256 of index.npy
     shards: list[Shard] = field(default_factory=list)
 
     @property
@@ -72,7 +77,7 @@ class Header:
     @property
     def stride(self) -> int:
         """Bytes an image."""
-        return self.entries * (self.word_type.itemsize + 2)
+        return self.entries * (self.word_type.itemsize + _SCORE.itemsize) + _FRAME.itemsize
 
 
 def _name(number: int) -> str:
@@ -88,9 +93,18 @@ def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
-def pack(header: Header, words_PK: NDArray[Any], scores_PK: NDArray[Any]) -> bytes:
+def pack(header: Header, words_PK: NDArray[Any], scores_PK: NDArray[Any], frame: Frame) -> bytes:
     """One image's row."""
-    return words_PK.astype(header.word_type).tobytes() + scores_PK.astype("<f2").tobytes()
+    place = np.array((*frame.size, *frame.region), _FRAME)
+    return words_PK.astype(header.word_type).tobytes() + scores_PK.astype(_SCORE).tobytes() + place.tobytes()
+
+
+def _covers(frame_N: NDArray[Any]) -> NDArray[np.bool_]:
+    """sound_N: whether these are pictures of some size, and a part of each that has one."""
+    width_N, height_N, x0_N, y0_N, x1_N, y1_N = (frame_N[name] for name in _FRAME.names or ())
+    near_N = (np.abs([x0_N, y0_N, x1_N, y1_N]) < FAR).all(0)  # what is no number is not
+    sound_N: NDArray[np.bool_] = (width_N > 0) & (height_N > 0) & (x1_N > x0_N) & (y1_N > y0_N) & near_N
+    return sound_N
 
 
 def write_shard(
@@ -147,7 +161,7 @@ class Store:
         self.index = self._index()
         for number, shard in enumerate(self.header.shards):
             self._check(f"{_name(number)}.bin", shard, lengths)
-        self._open: dict[int, tuple[NDArray[Any], NDArray[np.float16]]] = {}
+        self._open: dict[int, tuple[NDArray[Any], NDArray[np.float16], NDArray[Any]]] = {}
         # a read is a few microseconds, so what every one needs is worked out once
         self._hashes = np.ascontiguousarray(self.index["hash"])
 
@@ -161,7 +175,10 @@ class Store:
         document.fit(about, dict, at, fix=AGAIN)
         if (version := document.version(about)) != FORMAT:
             what = f"label store of format {document.shown(version)}; this mmalign reads format {FORMAT}"
-            raise RunError(what, at=self.folder, fix="label again")
+            if version == 1:
+                what = "label store of format 1, which does not say where in a picture its patches lie"
+            fix = "label again: a recipe's stage of kind: label makes another; or name another store"
+            raise RunError(what, at=self.folder, fix=fix)
         document.fit(about, Header, at, fix=AGAIN)
         return Header(**{**about, "grid": tuple(about["grid"])})
 
@@ -178,7 +195,7 @@ class Store:
     def _index(self) -> NDArray[Any]:
         """The index, if it is sorted and leads to every row of every shard once."""
         data = self._bytes("index.npy")
-        if self.header.index and hashlib.sha256(data).hexdigest() != self.header.index:
+        if hashlib.sha256(data).hexdigest() != self.header.index:
             raise self._damaged("index.npy", "its checksum differs")
         try:
             table = cast(NDArray[Any], np.load(io.BytesIO(data), allow_pickle=False))
@@ -206,8 +223,8 @@ class Store:
         """[key, reason] of every image that could not be read."""
         return [pair for shard in self.header.shards for pair in shard["bad"]]
 
-    def __getitem__(self, key: str) -> tuple[NDArray[Any], NDArray[np.float16]]:
-        """words_PK, numbers into `words`, and scores_PK; DataError when the key has no labels."""
+    def __getitem__(self, key: str) -> tuple[NDArray[Any], NDArray[np.float16], Frame]:
+        """words_PK, numbers into `words`, scores_PK, and where the patches lie; DataError for a key without labels."""
         if (place := self._find(key)) is None:
             fix = "label the same data, or raise `max_bad` to go on without"
             raise DataError(f"no labels for {key!r}", at=self.folder, fix=fix)
@@ -217,7 +234,7 @@ class Store:
         """words_NPK and scores_NPK of one shard after the other."""
         for number, about in enumerate(self.header.shards):
             if about["rows"]:
-                yield self._shard(number)
+                yield self._shard(number)[:2]
 
     def damage(self) -> Iterator[tuple[str, str]]:
         """(file, what is wrong) of every shard that is not as it was written; all of them are read."""
@@ -227,9 +244,11 @@ class Store:
             except Damaged as err:
                 yield about["file"], err.what
 
-    def row(self, shard: int, row: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
-        words_NPK, scores_NPK = self._open.get(shard) or self._shard(shard)
-        return words_NPK[row], scores_NPK[row]
+    def row(self, shard: int, row: int) -> tuple[NDArray[Any], NDArray[np.float16], Frame]:
+        words_NPK, scores_NPK, frame_N = self._open.get(shard) or self._shard(shard)
+        width, height, x0, y0, x1, y1 = frame_N[row].item()
+        frame = Frame(self.header.fit, (width, height), self.header.grid, (x0, y0, x1, y1))
+        return words_NPK[row], scores_NPK[row], frame
 
     def _find(self, key: str) -> tuple[int, int] | None:
         hashed = np.uint64(key_hash(key))
@@ -239,8 +258,8 @@ class Store:
         _, shard, row = self.index[at].item()
         return shard, row
 
-    def _shard(self, number: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
-        """words_NPK and scores_NPK of a shard, views of its file."""
+    def _shard(self, number: int) -> tuple[NDArray[Any], NDArray[np.float16], NDArray[Any]]:
+        """words_NPK, scores_NPK and frame_N of a shard, views of its file."""
         if number not in self._open:
             header, about = self.header, self.header.shards[number]
             data = self._map(about["file"])
@@ -253,7 +272,13 @@ class Store:
             if words_NPK.max(initial=0) >= header.size:
                 what = f"it holds the word {words_NPK.max()}, and the list has {header.size}"
                 raise self._damaged(about["file"], what)
-            self._open[number] = words_NPK, scores_NPK
+            after += header.entries * _SCORE.itemsize
+            frame_N = np.ndarray(shape[:1], _FRAME, data, after, (header.stride,))
+            if len(wrong_M := np.flatnonzero(~_covers(frame_N))):
+                width, height, *region = frame_N[wrong_M[0]].item()
+                what = f"its patches cover {region} of a picture of {width} x {height} pixels"
+                raise self._damaged(about["file"], what)
+            self._open[number] = words_NPK, scores_NPK, frame_N
         return self._open[number]
 
     def _map(self, name: str) -> Any:

@@ -123,7 +123,9 @@ class Basic(Objective):
 
     layers: k, the first layers that refine; None: half of them (the paper). weights: of layer i, i^2 (increasing, the
     paper), 1 (constant) or (k + 1 - i)^2 (decreasing). attention: auto, tokens count as much as the text looks at them
-    (the paper), or equal. subtract_mean: take the image's mean refined token off each, since much of a layer's output
+    (the paper), or equal. padding: exclude, tokens of patches that show no picture count nothing and the others' shares
+    sum to 1, for a bar of gray has no meaning to refine; include, they count like all others (the paper, which does not
+    speak of padding). subtract_mean: take the image's mean refined token off each, since much of a layer's output
     is common to all patches (not in the paper).
     """
 
@@ -136,12 +138,15 @@ class Basic(Objective):
         weights: Literal["increasing", "constant", "decreasing"] = "increasing",
         attention: Literal["auto", "equal"] = "auto",
         subtract_mean: bool = False,
+        padding: Literal["exclude", "include"] = "exclude",
     ) -> None:
         super().__init__()
         _check_layers(layers)
         one_of("weights", weights, KINDS)
         one_of("attention", attention, ("auto", "equal"))
+        one_of("padding", padding, ("exclude", "include"))
         self.layers, self.weights, self.attention, self.subtract_mean = layers, weights, attention, subtract_mean
+        self.padding = padding
 
     def prepare(self, context: Context) -> None:
         _check_layers(self.layers, context.layers)
@@ -151,10 +156,11 @@ class Basic(Objective):
     def refined(self, step: Step) -> tuple[Tensor, Tensor]:
         """refined_BPD (eq. 4) and share_BP (eq. 5), constants, fp32 or wider."""
         assert self.look is not None, "prepare first"
-        refined_BPD = wide(step.refined[self.look].detach())
+        refined_BPD, share_BP = wide(step.refined[self.look].detach()), wide(step.shares[self.look].detach())
+        counted_BP = step.seen_BP if self.padding == "exclude" else torch.ones_like(step.seen_BP)
         if self.subtract_mean:
-            refined_BPD = refined_BPD - refined_BPD.mean(1, keepdim=True)
-        return refined_BPD, wide(step.shares[self.look].detach())
+            refined_BPD = refined_BPD - _mean(refined_BPD, counted_BP)
+        return refined_BPD, _shared(share_BP, counted_BP)
 
 
 class Direction(Basic):
@@ -180,10 +186,11 @@ class Distribution(Basic):
         weights: Literal["increasing", "constant", "decreasing"] = "increasing",
         attention: Literal["auto", "equal"] = "auto",
         subtract_mean: bool = False,
+        padding: Literal["exclude", "include"] = "exclude",
         logits: Literal["plain", "cosine"] = "plain",
         temperature: float = 0.07,
     ) -> None:
-        super().__init__(layers, weights, attention, subtract_mean)
+        super().__init__(layers, weights, attention, subtract_mean, padding)
         one_of("logits", logits, ("plain", "cosine"))
         _check_temperature(temperature)
         self.logits, self.temperature = logits, temperature
@@ -214,6 +221,19 @@ def layer_weights(layers: int, kind: str) -> tuple[float, ...]:
         "decreasing": [float(i * i) for i in range(layers, 0, -1)],
     }[kind]
     return tuple(weight / sum(raw) for weight in raw)
+
+
+def _mean(refined_BPD: Tensor, counted_BP: Tensor) -> Tensor:
+    """mean_B1D of the tokens that count."""
+    weight_BP1 = counted_BP.to(refined_BPD.dtype)[..., None]
+    return (refined_BPD * weight_BP1).sum(1, keepdim=True) / weight_BP1.sum(1, keepdim=True).clamp(min=1)
+
+
+def _shared(share_BP: Tensor, counted_BP: Tensor) -> Tensor:
+    """share_BP of the tokens that count, each image's sum as before; as it is where all do."""
+    own_BP = share_BP * counted_BP
+    scale_B1 = share_BP.sum(1, keepdim=True) / own_BP.sum(1, keepdim=True).clamp(min=torch.finfo(own_BP.dtype).tiny)
+    return torch.where(counted_BP.all(1, keepdim=True), share_BP, own_BP * scale_B1)
 
 
 def _check_temperature(temperature: float) -> None:

@@ -1,6 +1,7 @@
 """SEA: supervised embedding alignment (arXiv 2408.11813, section 4.2)."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from mmalign.errors import CheckError
 from mmalign.labels import PatchLabels
 from mmalign.objectives import Context, Labels, Objective, Step, Words
 from mmalign.objectives.contrast import MAX_SCALE, bounded, info_nce, similarities
+from mmalign.vision import Frame
 
 
 class Text(Protocol):
@@ -28,6 +30,7 @@ def sea_loss(
     text: Text,
     *,
     grid: tuple[int, int] | None = None,
+    frames: Sequence[Frame] | None = None,
     window: int = 2,
     temperature: float | Tensor = 0.07,
     generator: torch.Generator | None = None,
@@ -36,10 +39,11 @@ def sea_loss(
 
     One labelled patch of every window, one word of it in proportion to the scores, each word once in the batch.
     tokens_BQD: visual tokens as the adapter gives them; token i is patch i, row by row.
-    labels: words and scores of the same images; where their grid is another, those under each token's centre.
+    labels: words and scores of the same images; where their patches are others, those under each token's centre.
     text: text_ND when indexed by numbers of `labels.words`: a tensor text_WD with a row for each word, the mean of its
     sub-tokens' input embeddings (eq. 7), or `Words`, which also leaves out words the tokenizer makes nothing of.
-    grid: (rows, columns) of the tokens; None: that of the labels.
+    grid: (rows, columns) of the tokens; None: that of the labels. frames: where the tokens lie in each picture
+    (`VLM.frames`), for labels of an encoder that makes its squares in another way; None: in the same square.
     window: side in patches of the squares of which each gives one patch (the paper: 2).
     temperature: above 0; a tensor of one element may be learned, best as the exp of its logarithm. Below 0.01 it counts
     as 0.01, as in CLIP.
@@ -48,11 +52,11 @@ def sea_loss(
     Mean over the pairs, scalar, fp32; 0 where no patch has a label. Gradients reach tokens, text and temperature.
     Raises CheckError where these do not fit each other.
     """
-    grid = labels.grid if grid is None else grid
+    grid = frames[0].grid if frames else labels.grid if grid is None else grid
     _check(tokens_BQD, labels, text, grid)
     _check_window(window)
     random = generator or _default_generator(tokens_BQD.device)
-    labels_at = _spelled(labels.on(grid).to(random.device), text)
+    labels_at = _spelled((labels.onto(frames) if frames else labels.on(grid)).to(random.device), text)
     patch_N, word_N = draw(labels_at, len(tokens_BQD), grid, window, random)
     visual_ND, text_ND = pairs(tokens_BQD, text, patch_N, word_N)
     return info_nce(similarities(visual_ND, text_ND, _scale(temperature, tokens_BQD.device)))  # eq. 8 and 9

@@ -164,7 +164,23 @@ def cards_of(recipe: Recipe, name: str, registry: Registry) -> dict[str, Card]:
     for role, family, part, key in named(recipe, name):
         card = _card(family, part, registry, recipe.where(key))
         cards |= {role: card} | below(role, registry.inside(card))
+    if (fit := fit_of(recipe, name)) and (role := encoder_of(recipe.stages[name], cards)):
+        cards[role] = replace(cards[role], args={**cards[role].args, "fit": fit})
     return cards
+
+
+def fit_of(recipe: Recipe, name: str) -> str | None:
+    """How a stage's pictures become squares: as it says itself, else as the stage whose weights it reads saw them."""
+    stage: Stage = recipe.stages[name]
+    if hasattr(stage, "fit") or stage.reads.weights not in recipe.stages:
+        return getattr(stage, "fit", None)
+    return fit_of(recipe, stage.reads.weights)
+
+
+def encoder_of(stage: Stage, cards: Mapping[str, Card]) -> str:
+    """The role of the encoder that is given the stage's pictures, the innermost; empty: it sees none."""
+    outer = "labels.encoder" if isinstance(stage, Label) else "vision"
+    return max((role for role in cards if role == outer or role.startswith(f"{outer}.")), key=len, default="")
 
 
 def _card(family: str, part: Part, registry: Registry, at: str) -> Card:

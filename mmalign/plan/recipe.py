@@ -68,6 +68,12 @@ class Optim:
     clip: float = field(default=1.0, metadata=_least(0))  # gradient norm; 0: no clipping
 
 
+# How the pictures of a stage become squares: crop, the middle of each; pad, in the middle of a square of the mean
+# colour; squash, their sides made equal; None: as the encoder's card says. Stages that read its weights see alike. It
+# is an argument of the encoder's card by the time a stage is planned, and counts in the fingerprint there.
+Fit = Literal["crop", "pad", "squash"]
+
+
 @dataclass
 class EngineSettings:
     """How a stage is run; none of it changes the result (beyond the last bits of a sum)."""
@@ -119,12 +125,13 @@ class Label(Stage):
 
     source: Part = field(default_factory=Part)
     data: Part = field(default_factory=Part)
+    fit: Fit | None = field(default=None, metadata=SILENT)  # how pictures become squares; None: as the card says
     keep: int = field(default=10, metadata=_above(0))  # words kept per patch
     max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1} | SILENT)  # share that may be unreadable
     shard: int = field(default=4096, metadata=_above(0))  # images per file of the store
     batch: int = field(default=64, metadata=_above(0) | SILENT)  # images per encoder pass
 
-    version = 2  # 2: in fp32
+    version = 3  # 2: in fp32; 3: rows say where in the picture their patches lie, and padding has no word
     gives = ("labels",)
     takes = ("vision",)
     seeded = False
@@ -142,6 +149,7 @@ class Train(Stage):
     trains: list[Literal["vision", "adapter", "llm"]] = field(default=MISSING, metadata={"once": "each part once"})
     objectives: dict[str, ObjectiveSettings] = field(default_factory=dict)
     labels: LabelSettings | None = None  # None: no labels, or those of `reads.labels`
+    fit: Fit | None = field(default=None, metadata=SILENT)  # how pictures become squares; None: as the card says
     optim: Optim = field(default_factory=Optim)
     batch: int = field(default=MISSING, metadata=_above(0))  # samples per optimizer step, over all devices
     micro_batch: int = field(default=8, metadata=_above(0))  # samples per device and pass; SEA contrasts within one
@@ -157,7 +165,8 @@ class Train(Stage):
     log_every: int = field(default=10, metadata=_above(0) | SILENT)  # optimizer steps
     watch_every: int = field(default=100, metadata=_above(0) | SILENT)  # steps between looks at BASIC's premise
 
-    version = 2  # 2: with group_by_length, steps of like length; the language-model loss in fp32
+    # 2: with group_by_length, steps of like length; the language-model loss in fp32; 3: labels where the patch lies
+    version = 3
     gives = ("weights",)
     takes = ("labels", "weights", "vision", "llm")
     parts = ("vision", "adapter", "llm")
@@ -207,7 +216,7 @@ class Export(Stage):
 
     tolerance: float = field(default=1e-3, metadata=_above(0))  # largest difference of a logit, fp32
 
-    version = 2  # 2: weights in the precision they were trained in
+    version = 3  # 2: weights in the precision they were trained in; 3: the processor's fit is the model's
     takes = ("weights", "vision", "llm")
     seeded = False
     parts = ("vision", "adapter", "llm")
@@ -219,6 +228,7 @@ class Contrast(Stage):
 
     data: Part = field(default_factory=Part)
     optim: Optim = field(default_factory=Optim)
+    fit: Fit | None = field(default=None, metadata=SILENT)  # how pictures become squares; None: as the card says
     pool: Literal["mean", "cls"] = "mean"  # mean: patches carry the words (dense labels are good); cls: CLIP's own
     batch: int = field(default=MISSING, metadata=_above(0))  # images per step; all contrasted with each other
     steps: int = field(default=MISSING, metadata=_above(0))

@@ -34,6 +34,8 @@ def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAli
             continue
         if takes is not None:
             places = {arg: recipe.where(f"{key}.args.{arg}") for arg in part.args}
+            if getattr(recipe.stages[name], "fit", None):  # the encoder's, which is no argument in the recipe
+                places.setdefault("fit", recipe.where(f"stages.{name}.fit"))
             yield from _arguments(card, takes, places)
             yield from _lacking(card, takes, recipe.where(key))
             for arg, what in signatures.mistyped(card.target, card.args):

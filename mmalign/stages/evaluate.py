@@ -51,6 +51,7 @@ def run(task: Task) -> dict[str, Any]:
         "metrics": {name: score.metrics for name, score in scores.items()},
         "headlines": {name: score.headline for name, score in scores.items()},
         "parts": places,
+        "fit": model.vision.fit if isinstance(model, VLM) and model.vision else "",
     }
 
 
@@ -172,11 +173,13 @@ def pictures(vlm: VLM, bench: Benchmark) -> list[dict[str, Any]]:
         if question.image is not None and len(first) < PICTURES:
             first.setdefault(question.image, question)
     images = [bench.image(reference) for reference in first]
-    named = vlm.nearest_words(images, top_k=1).words[0] if images else []
-    words = [[nearest[0][0] for nearest in tokens] for tokens in named]
+    if not images:
+        return []
+    seen = vlm.nearest_words(images, top_k=1)
+    words = [[nearest[0][0] for nearest in tokens] for tokens in seen.words[0]]
     return [
-        {"png": _png(image), "grid": vlm.grid, "words": own, "question": question.text, "id": question.id}
-        for image, own, question in zip(images, words, first.values(), strict=True)
+        {"png": _png(picture), "grid": vlm.grid, "words": own, "question": question.text, "id": question.id}
+        for picture, own, question in zip(seen.pictures, words, first.values(), strict=True)
     ]
 
 

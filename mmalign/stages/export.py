@@ -76,7 +76,8 @@ def run(task: Task) -> dict[str, Any]:
             raise StageError(what, at=str(target), fix="report it; a larger `tolerance` keeps the folder")
     about = {"why_not": exported.why_not, "note": exported.note, "precision": weights_in}
     measured = {} if exported.difference is None else {"difference": exported.difference}
-    return {"metrics": measured, **about, "exported": str(target.name)}
+    fit = vlm.vision.fit if vlm.vision else ""
+    return {"metrics": measured, **about, "fit": fit, "exported": str(target.name)}
 
 
 def precision(task: Task) -> str:
@@ -146,6 +147,11 @@ def note(vlm: VLM) -> str:
     if cast(HFVision, vlm.vision).norm:
         large = "its encoder's final norm is a layer of large numbers"
         notes.append(f"{large}: for fp32 and bf16, not fp16, and not to be trained further")
+    if cast(HFVision, vlm.vision).pil:
+        notes.append(
+            "its pictures were resized by Pillow: `AutoImageProcessor.from_pretrained(FOLDER, "
+            'backend="pil")` resizes so, transformers\' own choice up to 2/255 off it'
+        )
     return "; ".join(notes)
 
 
@@ -239,14 +245,10 @@ def _into(target: nn.Module, source: nn.Module) -> None:
 def processor(vlm: VLM) -> LlavaProcessor:
     """Images as the encoder takes them, and the chat template for text and for lists of parts."""
     encoder, llm = cast(HFVision, vlm.vision), cast(CausalLM, vlm.llm)
-    images = encoder.processor
-    if encoder.pad:
-        settings = {k: v for k, v in images.to_dict().items() if not k.startswith(("_", "image_processor_type"))}
-        images = LlavaImageProcessor(**{**settings, "do_pad": True})
     words = llm.chat.tokenizer
     words.chat_template = llm.chat.template
     return LlavaProcessor(
-        image_processor=images,
+        image_processor=images(encoder),
         tokenizer=words,
         patch_size=encoder.tower.config.patch_size,
         vision_feature_select_strategy="default" if encoder.prefix_tokens else "full",
@@ -254,6 +256,14 @@ def processor(vlm: VLM) -> LlavaProcessor:
         image_token=MARK,
         num_additional_image_tokens=encoder.prefix_tokens,
     )
+
+
+def images(encoder: HFVision) -> Any:
+    """The image processor of transformers that makes the encoder's own pixels."""
+    if encoder.fit != "pad":
+        return encoder.processor
+    settings = {k: v for k, v in encoder.processor.to_dict().items() if not k.startswith(("_", "image_processor_type"))}
+    return LlavaImageProcessor(**{**settings, "do_pad": True})
 
 
 @torch.no_grad()

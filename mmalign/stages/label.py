@@ -22,7 +22,8 @@ from mmalign.plan import cards
 from mmalign.plan.recipe import Label
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
-from mmalign.vision import Vision
+from mmalign.vision import Frame, Vision
+from mmalign.vision.picture import upright_size
 
 
 def source(
@@ -61,17 +62,19 @@ def _captions(data: Data) -> Iterator[str]:
 
 
 def _sample(encoder: Vision | None, data: Data, images: int) -> list[tuple[Tensor, str]]:
-    """(dense_PJ, caption) of images spread evenly over the data."""
+    """(dense_PJ, caption) of images spread evenly over the data; of the patches that show picture."""
     assert encoder is not None
     samples: list[tuple[Tensor, str]] = []
     stride = max(1, len(data) // max(1, images))
     for number in range(0, stride * min(images, len(data)), stride):
         try:
             record = data[number]
-            pixels = [encoder.pixels(data.image(reference)) for reference in record.images]
+            pictures = [data.image(reference) for reference in record.images]
+            pixels = [encoder.pixels(picture) for picture in pictures]
         except DataError:
             continue
-        samples += [(dense_PJ, record.caption) for dense_PJ in (_dense(encoder, torch.stack(pixels)) if pixels else [])]
+        for picture, dense_PJ in zip(pictures, _dense(encoder, torch.stack(pixels)) if pixels else [], strict=True):
+            samples.append((dense_PJ[encoder.frame(upright_size(picture)).seen()], record.caption))
     return samples
 
 
@@ -96,6 +99,7 @@ def run(task: Task) -> dict[str, Any]:
         grid=grid,
         keep=min(stage.keep, len(labels.words)),
         settings=task.cards["labels"].args,
+        fit=encoder.fit if encoder else "squash",
         data=f"{task.cards['data'].name} {_hash(task.what['cards']['data'])}",
         size=len(labels.words),
     )
@@ -129,18 +133,21 @@ def _shard(
     for start in range(number * stage.shard, last, stage.batch):
         images = list(_images(data, range(start, min(start + stage.batch, last)), encoder, bad))
         if images:
-            pixels = torch.stack([pixels for _, pixels in images])
+            keys_B, pixels, frames = zip(*images, strict=True)
             assert encoder is not None
-            words_NK, scores_NK = labels.label(_dense(encoder, pixels).flatten(0, 1))
+            words_NK, scores_NK = labels.label(_dense(encoder, torch.stack(pixels)).flatten(0, 1))
+            scores_NK[~torch.tensor([seen for frame in frames for seen in frame.seen()])] = 0  # padding has no word
             each = (t.cpu().view(len(images), -1, header.keep).numpy() for t in (words_NK, scores_NK))
-            rows += [store.pack(header, *pair) for pair in zip(*each, strict=True)]
-            keys += [key for key, _ in images]
+            rows += [store.pack(header, *one) for one in zip(*each, frames, strict=True)]
+            keys += keys_B
         events.progress(min(start + stage.batch, last), len(data))
     store.write_shard(folder, number, header, rows, keys, bad)
 
 
-def _images(data: Data, numbers: range, encoder: Vision | None, bad: list[list[str]]) -> Iterator[tuple[str, Tensor]]:
-    """(key, pixels) of every image of some records; what cannot be read goes into `bad` with the reason."""
+def _images(
+    data: Data, numbers: range, encoder: Vision | None, bad: list[list[str]]
+) -> Iterator[tuple[str, Tensor, Frame]]:
+    """(key, pixels, frame) of every image of some records; what cannot be read goes into `bad` with the reason."""
     assert encoder is not None
     for number in numbers:
         try:
@@ -150,7 +157,8 @@ def _images(data: Data, numbers: range, encoder: Vision | None, bad: list[list[s
             continue
         for key, reference in zip(record.keys, record.images, strict=True):
             try:
-                yield key, encoder.pixels(data.image(reference))
+                image = data.image(reference)
+                yield key, encoder.pixels(image), encoder.frame(upright_size(image))
             except DataError as err:
                 bad.append([key, err.what])
 

@@ -66,6 +66,7 @@ def run(task: Task) -> dict[str, Any]:
     return {
         "metrics": last,
         "parts": weights.places(task) | _save(task, stage, engine, vlm),
+        "fit": vlm.vision.fit if vlm.vision else "",
         "bad": collate.bad.gather() if not rank else 0,
         "warnings": warnings,
     }
@@ -110,22 +111,23 @@ def _premise(task: Task, stage: Train, model: Supervised, collate: Collate, step
     if not seen:
         return None
     batch = collate.batch(seen, seed=0).to(device())
-    right = _truths(model.vlm, collate, seen) if task.cards["data"].facts.get("truth") else None
+    right = _truths(model.vlm, collate, batch, seen) if task.cards["data"].facts.get("truth") else None
     place = task.folder / "premise.jsonl"
     return Premise(model, batch, right, place, stage.watch_every, steps, silent=world()[0] > 0)
 
 
-def _truths(vlm: VLM, collate: Collate, numbers: list[int]) -> list[list[set[int]]]:
+def _truths(vlm: VLM, collate: Collate, batch: Batch, numbers: list[int]) -> list[list[set[int]]]:
     """The token ids that would be right for each patch of an object, of each image."""
+    assert batch.frames is not None
+    references = [reference for number in numbers for reference in collate.data[number].images]
     rights = []
-    for number in numbers:
-        for reference in collate.data[number].images:
-            truth = collate.data.truth(reference, collate.grid)
-            known = sorted({word for words in truth.words for word in words})
-            pieces = dict(zip(known, vlm.pieces(known), strict=True))
-            objects = truth.object or [True] * len(truth.words)
-            each = zip(truth.words, objects, strict=True)
-            rights.append([{p for w in words for p in pieces[w]} if thing else set() for words, thing in each])
+    for reference, frame in zip(references, batch.frames, strict=True):
+        truth = collate.data.truth(reference, frame)
+        known = sorted({word for words in truth.words for word in words})
+        pieces = dict(zip(known, vlm.pieces(known), strict=True))
+        objects = truth.object or [True] * len(truth.words)
+        each = zip(truth.words, objects, strict=True)
+        rights.append([{p for w in words for p in pieces[w]} if thing else set() for words, thing in each])
     return rights
 
 
@@ -149,7 +151,7 @@ def _collate(task: Task, stage: Train, vlm: VLM, data: Data, labels: Supply) -> 
         BadSamples.of(int(stage.max_bad * len(data)), task.folder),
         store=labels.store,
         source=labels.in_pass.source if labels.in_pass else None,
-        grid=vlm.adapter.grid,
+        grid=vlm.adapter.grid if vlm.grid or labels.in_pass else None,
         labeller=labels.in_pass.encoder if labels.in_pass else None,
         pack=stage.pack,
     )

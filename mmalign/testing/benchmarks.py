@@ -18,6 +18,7 @@ from mmalign.benchmarks import Benchmark, Probe, Question, Score, Subject
 from mmalign.data import MARK
 from mmalign.errors import CheckError, DataError
 from mmalign.testing.tensors import refuses
+from mmalign.vision import Frame
 
 MOST = 100  # questions whose pictures are opened
 BOUNDS = (0.0, 100.0)
@@ -197,7 +198,7 @@ def check_probe(make: Callable[[], Probe], model: Subject | None = None) -> None
             raise AssertionError(f"{what}; raise a CheckError for what cannot be looked at") from err
 
 
-SUBJECT = ("untrained", "grid", "depth", "nearest_tokens", "pieces", "perplexity")
+SUBJECT = ("untrained", "grid", "depth", "nearest_tokens", "frames", "pieces", "perplexity")
 
 
 class _Only:
@@ -242,6 +243,9 @@ class StandIn:
             token_BQK = torch.stack([each[: shape[1] * top_k].view(shape[1:]) % self.vocab for each in drawn])
             found[layer] = (torch.linspace(1, 0, top_k).expand(shape), token_BQK)
         return found
+
+    def frames(self, images: Sequence[Image.Image]) -> list[Frame]:
+        return [Frame("squash", image.size, self.grid) for image in images]
 
     def pieces(self, words: Sequence[str]) -> list[list[int]]:
         return [[sum(word.encode()) % self.vocab] for word in words]

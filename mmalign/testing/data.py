@@ -11,6 +11,7 @@ from PIL import Image
 from mmalign.data import MARK, Data, Record
 from mmalign.errors import DataError
 from mmalign.testing.tensors import refuses
+from mmalign.vision import Frame
 
 MOST = 200  # records looked at
 GRIDS = ((3, 2), (4, 4))
@@ -125,7 +126,7 @@ def _truth(data: Data, reference: Any) -> None:
     """What each patch shows, where the data knows it."""
     for rows, columns in GRIDS:
         with suppress(DataError):
-            truth = data.truth(reference, (rows, columns))
+            truth = data.truth(reference, Frame("squash", (1, 1), (rows, columns)))
             what = f"truth on a grid of {rows} x {columns} has {len(truth.words)} patches"
             assert len(truth.words) == rows * columns, what
             what = f"truth on a grid of {rows} x {columns} says of {len(truth.object)} patches what they are"

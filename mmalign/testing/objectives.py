@@ -70,6 +70,7 @@ def step_of(
     step = Step(visual_BPD=visual_BPD.repeat(repeats, 1, 1).to(dtype).requires_grad_(True), random=_generator(0))
     if objective.per_patch:
         step.grid = GRID
+        step.seen_BP = torch.ones(step.visual_BPD.shape[:2], dtype=torch.bool)
     if "answers" in objective.needs:
         _answer(step, random, repeats, dtype, answered)
     if "labels" in objective.needs:

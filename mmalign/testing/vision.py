@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmalign.errors import CardError
+from mmalign.testing.frames import frames_hold
 from mmalign.testing.tensors import learns_as_before, no_scalars, refuses, repeats, shape_is
 from mmalign.vision import Vision
 
@@ -29,6 +30,7 @@ def check_vision(make: Callable[[], Vision], folder: Path, reload: Callable[[Pat
     images = pictures()
     pixels_B3SS = torch.stack([_pixels(vision, image) for image in images])
     _threads(vision, images, pixels_B3SS)
+    frames_hold(vision)
     _other_sizes(vision)
     for dtype in (torch.float32, torch.bfloat16):
         cast = make().eval().to(dtype)

@@ -1,6 +1,5 @@
 """The toy world's data sets: captions for both kinds of alignment, conversations about images, and texts."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from numpy.random import Generator
@@ -10,6 +9,7 @@ from mmalign.data import MARK, Data, Record, Truth, Turn
 from mmalign.errors import CheckError, DataError, suggest
 from mmalign.toyworld import language, render
 from mmalign.toyworld.world import SIDE, Scene, scene, stream
+from mmalign.vision import Frame
 
 SPLITS = ("train", "eval")  # no scene of one is a scene of the other
 MOST_QUESTIONS = 12  # that differ, about any scene
@@ -32,9 +32,9 @@ class Scenes:
         noise = self.stream("noise", number).bytes(SIDE * SIDE * 3)
         return Image.fromarray(render.pixels(self.scene(number), noise))
 
-    def truth(self, number: int, grid: Sequence[int]) -> Truth:
-        """What each patch of a grid (rows, columns) over an image shows."""
-        return render.truth(self.scene(number), grid)
+    def truth(self, number: int, frame: Frame) -> Truth:
+        """What each patch of a frame of an image shows."""
+        return render.truth(self.scene(number), frame.grid, frame.region)
 
     def stream(self, purpose: str, number: int) -> Generator:
         """Random numbers of an image for one purpose, always the same."""
@@ -71,8 +71,8 @@ class ToyData(Data):
     def image(self, reference: int) -> Image.Image:
         return self.scenes.image(reference)
 
-    def truth(self, reference: int, grid: Sequence[int]) -> Truth:
-        return self.scenes.truth(reference, grid)
+    def truth(self, reference: int, frame: Frame) -> Truth:
+        return self.scenes.truth(reference, frame)
 
 
 class AltTexts(ToyData):

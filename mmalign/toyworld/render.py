@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from mmalign.data import Truth
 from mmalign.toyworld.world import BACKGROUNDS, COLORS, SIDE, Scene, Thing
+from mmalign.vision.frame import Box
 
 Plane = NDArray[np.floating[Any]]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 Mask = NDArray[np.bool_]
 Coordinates = NDArray[np.int64]
 
@@ -89,10 +91,10 @@ def pixels(scene: Scene, noise: bytes) -> NDArray[np.uint8]:
     return (pixels_SS3 + grain_SS3 - NOISE // 2).clip(0, 255).astype(np.uint8)
 
 
-def truth(scene: Scene, grid: Sequence[int]) -> Truth:
-    """What each patch of a grid (rows, columns) over the image shows: P entries, row by row."""
+def truth(scene: Scene, grid: Sequence[int], region: Box = WHOLE) -> Truth:
+    """What each patch of a grid (rows, columns) over a region of the image shows: P entries, row by row."""
     rows, columns = grid
-    share_NHW = shares(owners(scene), len(scene.things), rows, columns)
+    share_NHW = shares(owners(scene), len(scene.things), rows, columns, region)
     patches = Truth([])
     for share_N in share_NHW.reshape(len(scene.things), -1).T:
         best = int(share_N.argmax())
@@ -113,16 +115,18 @@ def background(scene: Scene) -> tuple[str, ...]:
     return ("background", scene.background)
 
 
-def shares(owner_SS: NDArray[np.int8], things: int, rows: int, columns: int) -> Plane:
-    """share_NHW: how much of each patch each thing covers; patches may cut through pixels."""
+def shares(owner_SS: NDArray[np.int8], things: int, rows: int, columns: int, region: Box = WHOLE) -> Plane:
+    """share_NHW: how much of each patch each thing covers; patches may cut through pixels and reach outside."""
     owned_NSS = np.arange(things)[:, None, None] == owner_SS
-    area_NHW: NDArray[np.int64] = _cover(rows) @ owned_NSS @ _cover(columns).T
-    return area_NHW / SIDE**2
+    x0, y0, x1, y1 = region
+    area_NHW: Plane = _cover(rows, y0, y1) @ owned_NSS @ _cover(columns, x0, x1).T
+    return area_NHW / (SIDE**2 * (x1 - x0) * (y1 - y0))
 
 
-def _cover(patches: int) -> NDArray[np.int64]:
-    """cover_HS: how much of each pixel lies in each of a row of patches, in 1/patches: whole numbers, so exact."""
-    edge = np.arange(patches + 1) * SIDE
+def _cover(patches: int, start: float, end: float) -> Plane:
+    """cover_HS: how much of each pixel lies in each patch of a row over a stretch of the image, in 1/patches: whole
+    numbers where it is the whole image, so exact."""
+    edge = SIDE * (start * patches + np.arange(patches + 1) * (end - start))
     pixel = np.arange(SIDE) * patches
-    overlap = np.minimum(edge[1:, None], pixel + patches) - np.maximum(edge[:-1, None], pixel)
+    overlap: Plane = np.minimum(edge[1:, None], pixel + patches) - np.maximum(edge[:-1, None], pixel)
     return overlap.clip(0)

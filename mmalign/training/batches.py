@@ -10,7 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from torch import Tensor
 from mmalign.data import Data, Record
 from mmalign.errors import DataError, StageError
 from mmalign.io import files
-from mmalign.labels import LabelSource, patches_under
+from mmalign.labels import LabelSource, under
 from mmalign.labels.store import Store
 from mmalign.llms.chat import Chat
 from mmalign.plan.recipe import uneven
 from mmalign.training import checkpoint
 from mmalign.training.engine import world
-from mmalign.vision import Vision
+from mmalign.vision import Frame, Vision
+from mmalign.vision.picture import upright_size
 from mmalign.vlm.batch import Batch, Sample, collate
 
 
@@ -107,7 +108,7 @@ class Collate:
     """Records to batches: chat format, images, labels.
 
     tokens: visual tokens an image becomes. prompt_weight: loss weight of tokens that are no answer. store, source:
-    where labels come from, if anything here brings them. grid: of the visual tokens, for labels of another grid.
+    where labels come from, if anything here brings them. grid: of the visual tokens; None: nobody asks where they lie.
     labeller: the encoder labels are made with in the pass, where it is not the model's: it wants its own pixels.
     pack: samples share rows of max_length, each seeing itself alone.
     """
@@ -121,7 +122,7 @@ class Collate:
     prompt_weight: float = 0.0
     store: Store | None = None
     source: LabelSource | None = None
-    grid: tuple[int, int] = (0, 0)
+    grid: tuple[int, int] | None = None
     labeller: Vision | None = None
     pack: bool = False
 
@@ -162,22 +163,30 @@ class Collate:
         images = [self.data.image(reference) for reference in record.images]
         pixels = [self.vision.pixels(image) for image in images] if self.vision else []
         sample = Sample(record.id, ids, weights, pixels)
-        sample.label_pixels = [self.labeller.pixels(image) for image in images] if self.labeller else []
+        sizes = [upright_size(image) for image in images] if self.grid else []
+        if self.labeller:
+            sample.label_pixels = [self.labeller.pixels(image) for image in images]
+            sample.label_frames = [self.labeller.frame(size) for size in sizes]
+        if self.vision and self.grid:
+            sample.frames = [replace(self.vision.frame(size), grid=self.grid) for size in sizes]
         if self.store or (self.source and self.source.needs == "truth"):
-            for key, reference in zip(record.keys, record.images, strict=True):
-                words_PK, scores_PK = self._labels(key, reference)
+            for key, reference, frame in zip(record.keys, record.images, sample.frames, strict=True):
+                words_PK, scores_PK = self._labels(key, reference, frame)
                 sample.words.append(words_PK)
                 sample.scores.append(scores_PK)
         return sample
 
-    def _labels(self, key: str, reference: Any) -> tuple[Tensor, Tensor]:
+    def _labels(self, key: str, reference: Any, frame: Frame) -> tuple[Tensor, Tensor]:
         if self.store:
-            words, scores = self.store[key]
-            cell_P = patches_under(self.store.header.grid, self.grid)  # the store's patch under each of ours
-            words_PK, scores_PK = words.astype(np.int64), scores.astype(np.float32)
-            return torch.from_numpy(words_PK)[cell_P], torch.from_numpy(scores_PK)[cell_P]
+            words, scores, source = self.store[key]
+            words_PK, scores_PK = torch.from_numpy(words.astype(np.int64)), torch.from_numpy(scores.astype(np.float32))
+            if source.size != frame.size:
+                what = f"labels of a picture of {source.size}, and {key!r} is one of {frame.size}"
+                raise DataError(what, at=self.store.folder, fix="label the same pictures")
+            return under(words_PK, scores_PK, source.onto(frame))
         assert self.source is not None
-        return self.source.given(self.data.truth(reference, self.grid).words)
+        words_PK, scores_PK = self.source.given(self.data.truth(reference, frame).words)
+        return under(words_PK, scores_PK, frame.onto(frame))  # padding has no word, whatever the data says
 
 
 @dataclass

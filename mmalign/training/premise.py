@@ -34,7 +34,7 @@ class Premise:
     right_BQ: where the data knows what a patch shows, the token ids that would be right, else None. A line holds, for
     `layer 0` (the tokens as the adapter makes them), each layer after it and `refined`, the share of tokens whose
     nearest vocabulary token (cosine) is a word by itself (the proxy for `meaningful`) and, with truth, is right on an
-    object.
+    object. Tokens whose patch is padding are left out; `padding` is their share, where there are any.
     """
 
     model: Supervised
@@ -69,16 +69,21 @@ class Premise:
         with vlm.vocabulary() as embed_VD:
             closest = NearestTokens.of(vlm.llm, embed_VD)
             nearest = {name: closest(state_BQD)[1][..., 0] for name, state_BQD in states.items()}
-        shares = {"words": {name: self._words(token_BQ) for name, token_BQ in nearest.items()}}
+        seen_BQ = model.seen(batch)
+        shares = {"words": {name: self._words(token_BQ[seen_BQ]) for name, token_BQ in nearest.items()}}
         if self.right_BQ is not None:
-            shares["right"] = {name: _right(token_BQ, self.right_BQ) for name, token_BQ in nearest.items()}
+            shown = zip(self.right_BQ, seen_BQ.tolist(), strict=True)
+            right_BQ = [[r if seen else set() for r, seen in zip(*row, strict=True)] for row in shown]
+            shares["right"] = {name: _right(token_BQ, right_BQ) for name, token_BQ in nearest.items()}
+        if not bool(seen_BQ.all()):
+            shares["padding"] = {"layer 0": float((~seen_BQ).float().mean())}
         return shares
 
-    def _words(self, token_BQ: Tensor) -> float:
+    def _words(self, token_N: Tensor) -> float:
         """The share of tokens that are a word by themselves."""
         chat = self.model.vlm.llm.chat
-        tokens = chat.tokenizer.convert_ids_to_tokens(token_BQ.flatten().tolist())
-        return sum(map(chat.is_word, tokens)) / len(tokens)
+        tokens = chat.tokenizer.convert_ids_to_tokens(token_N.tolist())
+        return sum(map(chat.is_word, tokens)) / max(1, len(tokens))
 
     def warning(self) -> str | None:
         """What a reader must be told when the premise does not hold at the last look."""

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from mmalign.errors import CardError
+from mmalign.vision.frame import FITS as FITS
+from mmalign.vision.frame import Fit as Fit
+from mmalign.vision.frame import Frame as Frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,14 +22,15 @@ class Vision(nn.Module):
     """pixels_B3SS -> patches_BPC; S is `image_size`.
 
     dim: C. grid: (H, W). image_size: S, in pixels. joint: J, 0 for an encoder without a text tower, which cannot do
-    `both` and `words`. Subclasses set them when they are built. `forward` and `both` raise a CardError for images of
-    another size.
+    `both` and `words`. fit: how `pixels` makes a square of a picture, as `frame` says. Subclasses set them when they
+    are built. `forward` and `both` raise a CardError for images of another size.
     """
 
     dim: int
     grid: tuple[int, int]
     image_size: int
     joint: int = 0
+    fit: str = ""
 
     @property
     def patches(self) -> int:
@@ -39,6 +43,15 @@ class Vision(nn.Module):
         scale: so many times the encoder's size, for wrappers that look closer.
         """
         raise NotImplementedError
+
+    def frame(self, size: tuple[int, int]) -> Frame:
+        """Where the patches lie in an upright picture of (width, height), as `pixels` prepares it. Needs no picture.
+
+        A CardError from an encoder that does not say it.
+        """
+        what = f"{type(self).__name__} does not say where its patches lie in a picture: it has no `frame`"
+        fix = "def frame(self, size): return Frame(self.fit, size, self.grid)  # where `pixels` squashes, fit: squash"
+        raise CardError(what, at=f"{type(self).__module__}.{type(self).__qualname__}", fix=fix)
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """patches_BPC."""
@@ -60,7 +73,7 @@ class Vision(nn.Module):
         raise NotImplementedError
 
     def identity(self) -> str:
-        """What tells this encoder, weights and settings, from another.
+        """What tells this encoder, weights and settings, from another; not its fit, which a label store keeps apart.
 
         A label store of one is refused where another is expected.
         """

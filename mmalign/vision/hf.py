@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from mmalign.errors import CardError, one_of
 from mmalign.io import document, files, pretrained
 from mmalign.io.document import Side
-from mmalign.vision import Vision, check_pixels, depth, no_text
+from mmalign.vision import FITS, Fit, Frame, Vision, check_pixels, depth, no_text
 from mmalign.vision.alone import alone
-from mmalign.vision.picture import middle, rgb, square
-from mmalign.vision.processor import ResizeCropNormalize
+from mmalign.vision.picture import fitted, rgb
+from mmalign.vision.processor import ResizeCropNormalize, frame_of, own_fit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,23 +49,26 @@ class HFVision(Vision):
     """The vision tower of a transformers checkpoint, read at one of its layers.
 
     checkpoint: a folder, a `pkg:` folder or a hub id. layer: whose output the patches are, as an index into
-    transformers' hidden_states: -1 the last, -2 the one before (LLaVA-1.5). norm: whether the tower's final layer
-    norm is applied to it. pad: pad images to a square with the mean colour first (LLaVA-1.5) instead of what the
-    checkpoint's processor does. image_size: in pixels; None: the size of the checkpoint's processor. dense: how
-    patches come into the joint space: plain, the last layer's output; value, its last layer sees every patch alone,
-    so that attention passes on the patch's own value (MaskCLIP, arXiv 2112.01071). random: take only the
-    configuration, not the weights. pil: images are resized by Pillow, as where LLaVA's numbers were published; else by
-    torchvision, transformers' own choice since, in less than half the time and up to 2/255 off it.
+    transformers' hidden_states: -1 the last, -2 the one before (LLaVA-1.5). norm: whether the tower's final layer norm
+    is applied to it. fit: how a picture becomes a square: crop, its middle; pad, in the middle of a square of the mean
+    colour (LLaVA-1.5); squash; None: as the checkpoint's processor does it. image_size: in pixels; None: the size of
+    the checkpoint's processor. dense: how patches come into the joint space: plain, the last layer's output; value, its
+    last layer sees every patch alone, so that attention passes on the patch's own value (MaskCLIP, arXiv 2112.01071).
+    random: take only the configuration, not the weights. pil: images are resized by Pillow, as where LLaVA's numbers
+    were published; else by torchvision, transformers' own choice since, in less than half the time and up to 2/255 off
+    it.
 
     A CardError for an architecture that is not known, or a layer or an image size that does not fit.
     """
+
+    fit: Fit
 
     def __init__(
         self,
         checkpoint: str,
         layer: int = -2,
         norm: bool = False,
-        pad: bool = False,
+        fit: Fit | None = None,
         image_size: int | None = None,
         dense: Literal["plain", "value"] = "plain",
         random: bool = False,
@@ -73,20 +76,20 @@ class HFVision(Vision):
     ) -> None:
         super().__init__()
         one_of("dense", dense, ("plain", "value"))
-        self.checkpoint, self.norm, self.pad, self.dense, self.random = checkpoint, norm, pad, dense, random
-        self.pil = pil
+        one_of("fit", fit, (None, *FITS))
+        self.checkpoint, self.norm, self.dense, self.random, self.pil = checkpoint, norm, dense, random, pil
         with pretrained.reading(checkpoint):
-            self._load(image_size)
+            self._load(image_size, fit)
         self.depth = depth(layer, self.layers, checkpoint)
 
-    def _load(self, image_size: int | None) -> None:
+    def _load(self, image_size: int | None, fit: Fit | None) -> None:
         """All that is in the checkpoint's files."""
         checkpoint = self.checkpoint
         self.architecture = _architecture(checkpoint)
         model = load(checkpoint, self.random)
         self.tower: Any = getattr(model, "vision_model", model)
         self.project: nn.Module | None = getattr(model, "visual_projection", None)
-        self.processor = _processor(checkpoint, image_size, self.pil)
+        self.processor, self.fit = _processor(checkpoint, image_size, fit, self.pil)
         self.preprocess = ResizeCropNormalize.from_processor(self.processor)
         config = self.tower.config
         self.image_size = _side(self.processor, checkpoint)
@@ -118,13 +121,15 @@ class HFVision(Vision):
 
     def pixels(self, image: "Image", scale: int = 1) -> Tensor:
         """pixels_3SS, fp32, as the checkpoint's own image processor makes them."""
-        image, crop = rgb(image), bool(self.processor.do_center_crop)
-        image = square(image, self.processor.image_mean) if self.pad else middle(image) if crop else image
+        image = fitted(rgb(image), self.fit, self.processor.image_mean)
         if self.preprocess:
             return self.preprocess(image, scale)
-        sizes = {"size": self.processor.size, **({"crop_size": self.processor.crop_size} if crop else {})}
+        sizes = {"size": self.processor.size, **({"crop_size": self.processor.crop_size} if self.fit == "crop" else {})}
         scaled = {name: {key: pixels * scale for key, pixels in dict(size).items()} for name, size in sizes.items()}
         return torch.as_tensor(self.processor(images=image, return_tensors="pt", **scaled)["pixel_values"][0])
+
+    def frame(self, size: tuple[int, int]) -> Frame:
+        return frame_of(self.processor, self.fit, size, self.grid, self.image_size, self.tower.config.patch_size)
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """patches_BPC. Layers above the chosen one are not run."""
@@ -220,7 +225,7 @@ class HFVision(Vision):
     def identity(self) -> str:
         digest = files.Hashes().of(self.checkpoint)
         name = f"{Path(self.checkpoint).name} {digest[:12]}" if digest else self.checkpoint
-        settings = [f"{self.image_size} px", *["padded"] * self.pad, *["value"] * (self.dense == "value")]
+        settings = [f"{self.image_size} px", *["value"] * (self.dense == "value")]
         settings += ["pil"] * self.pil
         return ", ".join([name, *settings])
 
@@ -276,16 +281,24 @@ def _joint(model: Any) -> int:
     return int(width or model.config.vision_config.hidden_size)  # SigLIP's head keeps the width
 
 
-def _processor(checkpoint: str, image_size: int | None, pil: bool) -> Any:
-    """The checkpoint's image processor; a size of our own keeps the whole short side."""
+def _processor(checkpoint: str, image_size: int | None, fit: Fit | None, pil: bool) -> tuple[Any, Fit]:
+    """The checkpoint's image processor, and what it does: with a size or a fit of our own all of the middle square, or
+    all of the picture; on its own it may cut a margin away."""
     backend = {"backend": "pil"} if pil else {}
     processor: Any = pretrained.read(checkpoint, lambda path: AutoImageProcessor.from_pretrained(path, **backend))
-    if image_size is not None:
-        square_ = {"height": image_size, "width": image_size}
-        crop = bool(processor.do_center_crop)
-        processor.size = {"shortest_edge": image_size} if crop else square_
-        processor.crop_size = square_ if crop else None
-    return processor
+    own = own_fit(processor)
+    fit = fit or own
+    if image_size is None:
+        image_size = _side(processor, checkpoint)
+        if fit == own != "pad":  # which is done here, before the processor
+            return processor, fit
+    square_ = {"height": image_size, "width": image_size}
+    processor.do_center_crop = fit == "crop"
+    if getattr(processor, "do_pad", None):
+        processor.do_pad = False
+    processor.size = {"shortest_edge": image_size} if fit == "crop" else square_
+    processor.crop_size = square_ if fit == "crop" else None
+    return processor, fit
 
 
 def _side(processor: Any, checkpoint: str) -> int:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mmalign.errors import CardError, one_of, suggest
 from mmalign.io import files
-from mmalign.vision import Vision, check_pixels, depth, weights
+from mmalign.vision import FITS, Fit, Frame, Vision, check_pixels, depth, weights
 from mmalign.vision.alone import alone
-from mmalign.vision.picture import middle, rgb, square
+from mmalign.vision.picture import fitted, halved, placed, rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FILE = "open_clip_model.safetensors"
 TEXTS = 256  # texts encoded at a time
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+OWN: dict[str, Fit] = {"shortest": "crop", "squash": "squash", "longest": "pad"}  # resize_mode of weights: its fit
 INTERMEDIATES = {"stop_early": True, "intermediates_only": True, "output_fmt": "NLC"}
 
 
@@ -28,9 +29,11 @@ class OpenCLIPVision(Vision):
 
     model: open_clip's name. pretrained: the tag of its weights. checkpoint: weights in place of the tag's, a
     .safetensors file or a folder with an open_clip_model.safetensors. layer: -1 the last, -2 the one before. norm:
-    whether the tower's final norm is applied. pad: pad images to a square with the mean colour first. dense: plain or
+    whether the tower's final norm is applied. fit: see HFVision; None: as the weights have it. dense: plain or
     value, see HFVision. random: no weights at all. A CardError where one of these does not fit the others.
     """
+
+    fit: Fit
 
     def __init__(
         self,
@@ -39,18 +42,20 @@ class OpenCLIPVision(Vision):
         checkpoint: str = "",
         layer: int = -2,
         norm: bool = False,
-        pad: bool = False,
+        fit: Fit | None = None,
         dense: Literal["plain", "value"] = "plain",
         random: bool = False,
     ) -> None:
         super().__init__()
         one_of("dense", dense, ("plain", "value"))
+        one_of("fit", fit, (None, *FITS))
         self.name = f"{model}.{pretrained}" if pretrained else model
         self.checkpoint, self.load_args = checkpoint, (model, pretrained, checkpoint, random)
-        self.norm, self.pad, self.dense = norm, pad, dense
+        self.norm, self.dense = norm, dense
         self.tower: Any = load(*self.load_args).visual
         self._reader: _NativeTower | _TimmTower = _reader_of(self.tower, self.name)
         self.preprocess_config: dict[str, Any] = self.tower.preprocess_cfg
+        self.fit = fit or OWN[self.preprocess_config["resize_mode"]]
         self.dim, self.grid, self.image_size = self._reader.dim, self._reader.grid, self.tower.image_size[0]
         self.joint = 0 if self._reader.no_dense else _open_clip().get_model_config(model)["embed_dim"]
         self.layers = self._reader.layers
@@ -60,10 +65,15 @@ class OpenCLIPVision(Vision):
 
     def pixels(self, image: "Image", scale: int = 1) -> Tensor:
         """pixels_3SS by open_clip's own transform for the weights."""
-        image = square(rgb(image), self.preprocess_config["mean"]) if self.pad else middle(rgb(image))
+        image = fitted(rgb(image), self.fit, self.preprocess_config["mean"])
         options = {key: self.preprocess_config[key] for key in PREPROCESSING}
+        options["resize_mode"] = "shortest" if self.fit == "crop" else "squash"
         pixels_3SS: Tensor = _open_clip().image_transform(self.image_size * scale, is_train=False, **options)(image)
         return pixels_3SS
+
+    def frame(self, size: tuple[int, int]) -> Frame:
+        rows, columns = (n * side / self.image_size for n, side in zip(self.grid, self._reader.patch, strict=True))
+        return placed(self.fit, size, self.grid, self.image_size, half=halved).trimmed(rows, columns)
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """patches_BPC. Layers above the chosen one are not run."""
@@ -119,7 +129,7 @@ class OpenCLIPVision(Vision):
 
     def identity(self) -> str:
         weights_digest = [weights.digest(self.checkpoint, FILE)] if self.checkpoint else []
-        settings = [f"{self.image_size} px", *["padded"] * self.pad, *["value"] * (self.dense == "value")]
+        settings = [f"{self.image_size} px", *["value"] * (self.dense == "value")]
         return ", ".join([" ".join([self.name, *weights_digest]), *settings])
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -182,6 +192,7 @@ class _NativeTower:
     def __init__(self, visual: Any) -> None:
         self.visual = visual
         self.dim, self.grid, self.layers = visual.transformer.width, tuple(visual.grid_size), visual.transformer.layers
+        self.patch: tuple[int, int] = tuple(visual.patch_size)
         pools = getattr(visual, "attn_pool", None) is not None
         self.no_dense = "pools with CoCa's queries, which are not defined for one patch alone" if pools else ""
 
@@ -208,7 +219,7 @@ class _TimmTower:
     def __init__(self, visual: Any) -> None:
         self.visual, self.trunk = visual, visual.trunk
         self.dim, self.grid = self.trunk.num_features, tuple(self.trunk.patch_embed.grid_size)
-        self.layers = len(self.trunk.blocks)
+        self.layers, self.patch = len(self.trunk.blocks), tuple(self.trunk.patch_embed.patch_size)
         pool = self.trunk.global_pool  # map: attention, token: takes the first
         defined = pool in ("map", "token")
         self.no_dense = "" if defined else f"pools by {pool!r}, which is not defined for one patch alone"

@@ -11,8 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmalign.vision.picture import placed
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from mmalign.vision.frame import Fit, Frame
 
 # What is done here in place of a processor's own methods; a processor that overrides one is called itself.
 METHODS = ("process_image", "_preprocess", "resize", "center_crop", "rescale_and_normalize", "normalize")
@@ -74,6 +78,22 @@ class ResizeCropNormalize:
         assert self.short
         shorter, short = min(image.size), self.short * scale
         return [short if side == shorter else int(short * side / shorter) for side in (image.height, image.width)]
+
+
+def own_fit(processor: Any) -> "Fit":
+    """How an image processor of transformers makes a square of a picture."""
+    if getattr(processor, "do_pad", None):
+        return "pad"
+    return "crop" if processor.do_center_crop else "squash"
+
+
+def frame_of(
+    processor: Any, fit: "Fit", size: tuple[int, int], grid: tuple[int, int], side: int, patch: int
+) -> "Frame":
+    """Where patches of `patch` pixels lie in a picture of `size` that a processor made a square of `side` pixels."""
+    short = dict(processor.size).get("shortest_edge")  # larger than the crop where the processor has a margin
+    rows, columns = (n * patch / side for n in grid)
+    return placed(fit, size, grid, side, short).trimmed(rows, columns)
 
 
 def _none() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.errors import CardError
-from mmalign.vision import Vision, check_pixels
+from mmalign.vision import Frame, Vision, check_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,11 +33,15 @@ class S2(Vision):
             raise CardError(what, at="args.scales", fix="scales: [1, 2, 3]")
         self.encoder, self.scales = encoder, tuple(scales)
         self.dim, self.grid = len(scales) * encoder.dim, encoder.grid
-        self.image_size, self.joint = scales[-1] * encoder.image_size, encoder.joint
+        self.image_size, self.joint, self.fit = scales[-1] * encoder.image_size, encoder.joint, encoder.fit
 
     def pixels(self, image: "Image", scale: int = 1) -> Tensor:
         """pixels_3SS at the largest scale; the smaller copies are made from it."""
         return self.encoder.pixels(image, scale * self.scales[-1])
+
+    def frame(self, size: tuple[int, int]) -> Frame:
+        """That of the encoder's own view: the larger copies show the same, and their patches are averaged to its."""
+        return self.encoder.frame(size)
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """patches_BPC."""

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmalign.errors import CardError
+from mmalign.errors import CardError, one_of
 from mmalign.io import files
-from mmalign.vision import Vision, check_pixels, depth, weights
-from mmalign.vision.picture import middle, rgb, square
+from mmalign.vision import FITS, Fit, Frame, Vision, check_pixels, depth, weights
+from mmalign.vision.picture import fitted, halved, placed, rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FILE = "model.safetensors"
+OWN: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "pad"}  # crop_mode of weights: its fit
 
 
 class TimmVision(Vision):
@@ -23,9 +24,11 @@ class TimmVision(Vision):
 
     model: timm's name without the tag. pretrained: the tag of its weights. checkpoint: weights in place of the tag's,
     a .safetensors file or a folder with a model.safetensors. layer: -1 the last block, -2 the one before. norm: whether
-    the model's final norm is applied. pad: pad images to a square with the mean colour first. image_size: in pixels;
+    the model's final norm is applied. fit: see HFVision; None: as the weights have it. image_size: in pixels;
     None: the size of the weights. random: no weights at all. A CardError where one of these does not fit the others.
     """
+
+    fit: Fit
 
     def __init__(
         self,
@@ -34,32 +37,40 @@ class TimmVision(Vision):
         checkpoint: str = "",
         layer: int = -2,
         norm: bool = False,
-        pad: bool = False,
+        fit: Fit | None = None,
         image_size: int | None = None,
         random: bool = False,
     ) -> None:
         super().__init__()
+        one_of("fit", fit, (None, *FITS))
         if not (pretrained or checkpoint or random):
             raise CardError(f"timm model {model!r} without weights", fix="pretrained: a tag, or checkpoint: a file")
         self.name = f"{model}.{pretrained}" if pretrained else model
-        self.checkpoint, self.norm, self.pad = checkpoint, norm, pad
+        self.checkpoint, self.norm = checkpoint, norm
         self.tower: Any = _vit(self.name, checkpoint, image_size, random)
         self.image_size, self.grid = self.tower.patch_embed.img_size[0], tuple(self.tower.patch_embed.grid_size)
         self.dim, self.layers = self.tower.num_features, len(self.tower.blocks)
         self.depth = depth(layer, self.layers, self.name)
         self.data_config: dict[str, Any] = _timm().data.resolve_model_data_config(self.tower)
+        self.fit = fit or OWN[self.data_config.get("crop_mode") or "center"]
         self._transforms: dict[int, Any] = {}
 
     def pixels(self, image: "Image", scale: int = 1) -> Tensor:
         """pixels_3SS by the mean, deviation and interpolation of the weights. The whole short side is seen: timm's
         crop to a part of it is a habit of classifiers."""
-        image = square(rgb(image), self.data_config["mean"]) if self.pad else middle(rgb(image))
+        image = fitted(rgb(image), self.fit, self.data_config["mean"])
         if scale not in self._transforms:
-            side = self.image_size * scale
-            config = {**self.data_config, "input_size": (3, side, side), "crop_pct": 1.0}
+            side, mode = self.image_size * scale, "center" if self.fit == "crop" else "squash"
+            config = {**self.data_config, "input_size": (3, side, side), "crop_pct": 1.0, "crop_mode": mode}
             self._transforms[scale] = _timm().data.create_transform(**config, is_training=False)
         pixels_3SS: Tensor = self._transforms[scale](image)
         return pixels_3SS
+
+    def frame(self, size: tuple[int, int]) -> Frame:
+        rows, columns = (
+            n * side / self.image_size for n, side in zip(self.grid, self.tower.patch_embed.patch_size, strict=True)
+        )
+        return placed(self.fit, size, self.grid, self.image_size, half=halved).trimmed(rows, columns)
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """patches_BPC. Blocks above the chosen one are not run."""
@@ -77,7 +88,7 @@ class TimmVision(Vision):
 
     def identity(self) -> str:
         weights_digest = [weights.digest(self.checkpoint, FILE)] if self.checkpoint else []
-        return ", ".join([" ".join([self.name, *weights_digest]), f"{self.image_size} px", *["padded"] * self.pad])
+        return ", ".join([" ".join([self.name, *weights_digest]), f"{self.image_size} px"])
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """model.safetensors and config.json, as timm's own hub folders."""

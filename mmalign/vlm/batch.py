@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmalign.llms.chat import Chat
+from mmalign.vision import Frame
 
 IGNORED = -100  # the label of a position that is not trained, as transformers has it
 
@@ -26,6 +27,8 @@ class Batch:
     words_BPK: Tensor | None = None  # labels from a store, or from the data itself
     scores_BPK: Tensor | None = None
     label_pixels_B3SS: Tensor | None = None  # the same images, prepared for the label source's own encoder
+    frames: list[Frame] | None = None  # where the visual tokens lie in each image's picture; None: all over it
+    label_frames: list[Frame] | None = None  # and the patches of the label source's own encoder
     seed: int = 0  # of this pass's random numbers
     ids: list[str] = field(default_factory=list)  # the samples' ids
 
@@ -55,6 +58,8 @@ class Sample:
     words: list[Tensor] = field(default_factory=list)  # words_PK of every image, where labels are there
     scores: list[Tensor] = field(default_factory=list)
     label_pixels: list[Tensor] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)  # of every image, where it is asked for
+    label_frames: list[Frame] = field(default_factory=list)
 
 
 def collate(rows: Sequence[Sequence[Sample]], chat: Chat, seed: int = 0) -> Batch:
@@ -82,6 +87,8 @@ def collate(rows: Sequence[Sequence[Sample]], chat: Chat, seed: int = 0) -> Batc
         words_BPK=torch.stack(words) if words else None,
         scores_BPK=torch.stack(scores) if scores else None,
         label_pixels_B3SS=torch.stack(label_pixels) if label_pixels else None,
+        frames=[frame for s in samples for frame in s.frames] or None,
+        label_frames=[frame for s in samples for frame in s.label_frames] or None,
         seed=seed,
         ids=[s.id for s in samples],
     )

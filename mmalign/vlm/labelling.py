@@ -11,6 +11,7 @@ from mmalign.labels import LabelSource, PatchLabels
 from mmalign.plan import cards
 from mmalign.plan.cards import Registry
 from mmalign.vision import Vision
+from mmalign.vision.picture import upright_size
 from mmalign.vlm.pictures import listed
 
 if TYPE_CHECKING:
@@ -48,9 +49,13 @@ class Labeller:
     def _prepared(self, images: "Sequence[Image]") -> dict[str, object]:
         """What the source decided by pictures without captions."""
         try:
-            return self.source.prepare(lambda: (), lambda count: [(self.dense(one)[0], "") for one in images[:count]])
+            return self.source.prepare(lambda: (), lambda count: [(self._seen(one), "") for one in images[:count]])
         except DataError as err:
             raise CheckError(err.what, at=err.at, fix=f"images=[...] like those to come, or {err.fix}") from err
+
+    def _seen(self, image: "Image") -> Tensor:
+        """dense_PJ of the patches that show picture."""
+        return self.dense(image)[0][self.encoder.frame(upright_size(image)).seen()]
 
     @property
     def device(self) -> torch.device:
@@ -64,11 +69,14 @@ class Labeller:
 
     @torch.no_grad()
     def __call__(self, images: "Image | Sequence[Image]") -> PatchLabels:
-        dense_BPJ = self.dense(images)
+        pictures = listed(images)
+        dense_BPJ = self.dense(pictures)
         words_NK, scores_NK = self.source.label(dense_BPJ.flatten(0, 1))
         count, patches = dense_BPJ.shape[:2]
         words_BPK, scores_BPK = (each.view(count, patches, -1) for each in (words_NK, scores_NK))
-        return PatchLabels(self.source.words, words_BPK, scores_BPK, self.encoder.grid)
+        frames = [self.encoder.frame(upright_size(image)) for image in pictures]
+        labels = PatchLabels(self.source.words, words_BPK, scores_BPK, self.encoder.grid, frames)
+        return labels.onto(frames)  # padding has no word
 
 
 def label(images: "Image | Sequence[Image]", source: str = "siglip-words", top_k: int = 10, **args: Any) -> PatchLabels:

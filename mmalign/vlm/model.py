@@ -6,6 +6,7 @@ the language model, V its vocabulary, K kept (top_k).
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,8 @@ from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError, StageError
 from mmalign.llms import LLM, Look, Places
 from mmalign.objectives import Words
-from mmalign.vision import Vision
+from mmalign.vision import Frame, Vision
+from mmalign.vision.picture import upright_size
 from mmalign.vlm.batch import IGNORED, Sample, collate
 from mmalign.vlm.pictures import listed, shown
 from mmalign.vlm.prefix import Group, Pass
@@ -66,6 +68,18 @@ class VLM(nn.Module):
         """Layers of the language model at which `hidden_states` can look; 0 where it shows none."""
         return self.llm.depth if self.llm.watchable else 0
 
+    def frame(self, size: tuple[int, int]) -> Frame:
+        """Where visual tokens lie in an upright picture of (width, height); CheckError where they are no patches."""
+        vision, _ = self._seeing()
+        if self.grid is None:
+            what = f"the visual tokens of {type(self.adapter).__name__} are no patches"
+            raise CheckError(what, at="adapter", fix="an adapter that keeps the grid")
+        return replace(vision.frame(size), grid=self.grid)
+
+    def frames(self, images: "Image | Sequence[Image]") -> list[Frame]:
+        """The frame of each PIL image."""
+        return [self.frame(upright_size(image)) for image in listed(images)]
+
     # Training: which parts learn
 
     def freeze_all_but(self, trained: Iterable[str]) -> None:
@@ -110,7 +124,8 @@ class VLM(nn.Module):
 
         images: of each conversation, a PIL image for every image mark in its turns, in their order. input_ids,
         attention_mask, labels: (R, S), padded on the right; the mark's id once for every visual token, labels -100 but
-        where an answer is. pixel_values: pixels_B3SS in the order of the marks; not there without images. Raises
+        where an answer is. pixel_values: pixels_B3SS in the order of the marks; picture_sizes: (B, 2), height and width
+        of each upright picture; neither is there without images. Raises
         DataError where marks and images differ in number, CardError for a chat template that marks no answers.
         """
         each = images if images is not None else [()] * len(conversations)
@@ -118,7 +133,10 @@ class VLM(nn.Module):
         batch = collate(rows, self.llm.chat).to(self.device)
         labels_RS = batch.ids_RS.masked_fill(batch.weight_RS == 0, IGNORED)
         inputs = {"input_ids": batch.ids_RS, "attention_mask": batch.mask_RS, "labels": labels_RS}
-        return inputs if batch.pixels_B3SS is None else {**inputs, "pixel_values": batch.pixels_B3SS}
+        if batch.pixels_B3SS is None:
+            return inputs
+        sizes = [upright_size(image)[::-1] for own in each for image in own]
+        return {**inputs, "pixel_values": batch.pixels_B3SS, "picture_sizes": torch.tensor(sizes, device=self.device)}
 
     def _sample(self, turns: Sequence[Turn], images: "Sequence[Image]") -> Sample:
         encoded = self.llm.chat.encode(turns, [self.tokens] * len(images))
@@ -278,7 +296,8 @@ class VLM(nn.Module):
                 rows = zip(token_QK.tolist(), cosine_QK.tolist(), strict=True)
                 words[layer].append([[(spelled(tokenizer, i), c) for i, c in zip(*row, strict=True)] for row in rows])
         names = [str(number) for number in range(len(pictures))] if names is None else list(names)
-        return WordMap(names, [shown(vision, picture) for picture in pictures], self.grid, words)
+        seen = [frame.seen() for frame in self.frames(pictures)] if self.grid else None
+        return WordMap(names, [shown(vision, picture) for picture in pictures], self.grid, words, seen)
 
     @torch.no_grad()
     def perplexity(self, texts: Sequence[str]) -> float:

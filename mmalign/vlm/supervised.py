@@ -6,17 +6,17 @@ model, N trained tokens or patches asked for, K labels kept per patch.
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmalign.errors import CheckError, StageError
-from mmalign.labels import LabelSource, patches_under
+from mmalign.labels import LabelSource
 from mmalign.llms import Look, Places
 from mmalign.objectives import Context, Objective, Step, Words
-from mmalign.vision import Vision
+from mmalign.vision import Frame, Vision
 from mmalign.vlm.batch import Batch
 from mmalign.vlm.model import PARTS, VLM
 
@@ -69,6 +69,8 @@ class Supervised(nn.Module):
             step.grid = self.vlm.grid
         if visual_BQD is not None:
             step.visual_BPD = visual_BQD if batch.images else visual_BQD[:0]
+        if self.vlm.grid is not None:
+            step.seen_BP = self.seen(batch)
         if "labels" in self.needs:
             self._label(step, batch, dense_BPJ)
         if self.needs & {"answers", "layers"}:
@@ -147,22 +149,38 @@ class Supervised(nn.Module):
             none_NK = torch.zeros(0, 1, device=batch.ids_RS.device)
             step.labels = lambda patch_N: (none_NK.long(), none_NK)
             return
-        source, label_grid = labels.source, self.vlm.adapter.grid
+        source, encoder = labels.source, labels.encoder or self.vlm.vision
         assert source is not None, "no batch brings labels, and no source makes them"
+        assert encoder is not None
+        frames = batch.frames or self._whole(self.vlm.adapter.grid, batch)
+        sources = batch.label_frames
+        if labels.encoder is None or sources is None:  # the same square of each picture
+            sources = [replace(frame, grid=encoder.grid) for frame in frames]
         if labels.encoder is not None:
-            label_grid = labels.encoder.grid
             assert batch.label_pixels_B3SS is not None, "the label source's encoder has a size and colours of its own"
             with torch.no_grad():
                 _, dense_BPJ = labels.encoder.both(batch.label_pixels_B3SS)
         assert dense_BPJ is not None
-        under_P = patches_under(label_grid, self.vlm.adapter.grid).to(dense_BPJ.device)
-        dense_NJ = dense_BPJ.detach()[:, under_P].flatten(0, 1)
+        pairs = enumerate(zip(sources, frames, strict=True))
+        index = [image * encoder.patches + p if p >= 0 else -1 for image, (s, t) in pairs for p in s.onto(t)]
+        under_N, dense_NJ = torch.tensor(index, device=dense_BPJ.device), dense_BPJ.detach().flatten(0, 1)
 
         def label(patch_N: Tensor) -> tuple[Tensor, Tensor]:
-            words_NK, scores_NK = source.label(dense_NJ[patch_N])
-            return words_NK, words.scored(words_NK, scores_NK)
+            words_NK, scores_NK = source.label(dense_NJ[under_N[patch_N].clamp(min=0)])
+            return words_NK, words.scored(words_NK, scores_NK) * (under_N[patch_N] >= 0)[:, None]
 
         step.labels = label
+
+    def seen(self, batch: Batch) -> Tensor:
+        """seen_BQ: whether each visual token's patch shows picture, not padding."""
+        assert self.vlm.grid is not None
+        frames = batch.frames or self._whole(self.vlm.grid, batch)
+        seen = [frame.seen() for frame in frames]
+        return torch.tensor(seen, dtype=torch.bool, device=batch.ids_RS.device).view(len(frames), self.vlm.tokens)
+
+    def _whole(self, grid: tuple[int, int], batch: Batch) -> list[Frame]:
+        """Frames of pictures of which nobody says how they became squares: their patches show all of them."""
+        return [Frame("squash", (1, 1), grid)] * batch.images
 
     def _random(self, batch: Batch) -> torch.Generator:
         """The pass's own stream, apart from the global one: arms of a study stay paired."""

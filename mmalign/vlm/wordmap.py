@@ -23,6 +23,7 @@ class LayerWords:
     layer: int  # 0: as the adapter makes it; i: hidden_states[i] of transformers
     grid: tuple[int, int] | None  # rows, columns; None where a token is no patch
     words: list[list[tuple[str, float]]]
+    seen: list[bool] | None = None  # whether each token's patch shows picture, not padding; None: all do
 
 
 @dataclass
@@ -30,13 +31,15 @@ class WordMap:
     """The words nearest to the visual tokens of some images, layer by layer.
 
     names: of the images. pictures: as the encoder was given them. grid: (rows, columns) of the tokens, None where a
-    token is no patch. words[layer][image][token]: (word, cosine) pairs, the nearest first.
+    token is no patch. words[layer][image][token]: (word, cosine) pairs, the nearest first. seen[image][token]: whether
+    its patch shows picture; None: all do, or a token is no patch.
     """
 
     names: list[str]
     pictures: "Sequence[Image]"
     grid: tuple[int, int] | None
     words: dict[int, list[list[list[tuple[str, float]]]]]
+    seen: list[list[bool]] | None = None
 
     def __iter__(self) -> Iterator[LayerWords]:
         """Image by image, and of each the layers in the order asked for."""
@@ -46,17 +49,20 @@ class WordMap:
     def _layers(self, number: int) -> list[LayerWords]:
         """One image, layer by layer."""
         name = self.names[number]
-        return [LayerWords(name, layer, self.grid, images[number]) for layer, images in self.words.items()]
+        seen = self.seen[number] if self.seen else None
+        return [LayerWords(name, layer, self.grid, images[number], seen) for layer, images in self.words.items()]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row a word: image, layer, token, row and column of its patch, rank, word, cosine."""
+        """One row a word: image, layer, token, row and column of its patch, whether that is padding, rank, word,
+        cosine."""
         for one in self:
             for token, words in enumerate(one.words):
                 patch = divmod(token, self.grid[1]) if self.grid else (None, None)
                 for rank, (word, cosine) in enumerate(words):
                     yield {
                         "image": one.image, "layer": one.layer, "token": token, "row": patch[0], "column": patch[1],
-                        "rank": rank, "word": word, "cosine": cosine,
+                        "padding": one.seen is not None and not one.seen[token], "rank": rank, "word": word,
+                        "cosine": cosine,
                     }  # fmt: skip
 
     def to_pandas(self) -> Any:

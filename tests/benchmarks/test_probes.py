@@ -9,6 +9,7 @@ from mmalign.benchmarks.alignment import Alignment
 from mmalign.benchmarks.perplexity import Perplexity
 from mmalign.data import Data, Record, Truth, Turn
 from mmalign.errors import CheckError, DataError
+from mmalign.vision import Frame
 
 WORDS = ["red", "star", "pur", "##ple", "back"]  # the vocabulary; "purple" has two pieces
 
@@ -33,6 +34,9 @@ class Model:
         return {
             layer: (torch.ones(token_BQ.shape)[..., None], token_BQ[..., None]) for layer, token_BQ in nearest.items()
         }
+
+    def frames(self, images):
+        return [Frame("squash", (30, 10), self.grid) for _ in images]
 
     def pieces(self, words: Sequence[str]) -> list[list[int]]:
         return [[2, 3] if word == "purple" else [WORDS.index(word)] for word in words]
@@ -64,7 +68,7 @@ class Known(Data):
     def image(self, reference: int) -> int:
         return reference
 
-    def truth(self, reference: int, grid: Sequence[int]) -> Truth:
+    def truth(self, reference: int, frame: Frame) -> Truth:
         return self.truths[reference]
 
 
@@ -112,6 +116,18 @@ def test_alignment_where_the_data_does_not_tell_objects_apart():
     score = Alignment(data).measure(Model({0: [0, 0, 0], 1: [4, 4, 4]}))
     assert score.counts["object_patches"] == 3
     assert score.metrics["object"] == pytest.approx(100 * 2 / 3)
+
+
+def test_alignment_counts_padding_apart():
+    class Padded(Model):
+        """Of its three patches, the last is below the picture."""
+
+        def frames(self, images):
+            return [Frame("pad", (30, 10), self.grid, (0.0, 0.0, 1.5, 1.0)) for _ in images]
+
+    score = Alignment(Known()).measure(Padded({0: [1, 0, 4], 1: [3, 1, 4]}))
+    assert score.counts == {"images": 2, "object_patches": 3, "background_patches": 1, "padding_patches": 2}
+    assert score.metrics["background"] == 0  # red; not any more: back
 
 
 def test_alignment_looks_at_the_first_images_only():

@@ -8,6 +8,7 @@ from mmalign.data import Data, Record, Truth, Turn
 from mmalign.data.mixture import Mixture
 from mmalign.errors import DataError
 from mmalign.toyworld.data import Captions
+from mmalign.vision import Frame
 from tests.data.samples import images, is_picture, jsonl, row
 
 
@@ -69,7 +70,7 @@ def test_members_written_in_a_recipe(tmp_path):
 def test_truth_comes_from_the_member():
     data = Mixture([Rows(1), Captions(3)])
     reference = data[2].images[0]
-    assert isinstance(data.truth(reference, (2, 2)), Truth)
+    assert isinstance(data.truth(reference, Frame("squash", (1, 1), (2, 2))), Truth)
     assert data.image(reference).tobytes() == Captions(3).image(1).tobytes()
     assert data.image_file(reference) is None
 

@@ -23,7 +23,7 @@ from tests.vlm.test_prefix import Quiz
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     torch.manual_seed(3)
-    eye = HFVision(str(parts.clip(tmp_path_factory.mktemp("clip"))), pad=True)
+    eye = HFVision(str(parts.clip(tmp_path_factory.mktemp("clip"))), fit="pad")
     mouth = CausalLM(str(parts.llm("llama", tmp_path_factory.mktemp("llama"))))
     for name, parameter in mouth.named_parameters():  # sharper than as initialised, so that answers differ
         if parameter.dim() > 1 and "embed" not in name:

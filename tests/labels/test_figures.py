@@ -9,7 +9,7 @@ from PIL import Image
 from mmalign.errors import RunError
 from mmalign.labels.figures import BINS, figure_6, overlay, stats
 from mmalign.labels.store import Store
-from tests.labels.test_store import WORDS, build
+from tests.labels.test_store import WORDS, build, frame
 
 
 def test_stats_equal_loops_over_every_label(tmp_path):
@@ -50,5 +50,5 @@ def test_pictures(tmp_path):
     rows = build(tmp_path)
     figure = Image.open(io.BytesIO(figure_6(stats(Store(tmp_path)))))
     assert figure.size[0] > 800
-    drawn = Image.open(io.BytesIO(overlay(Image.new("L", (30, 20)), *rows["img/0"], (5, 3), WORDS)))
+    drawn = Image.open(io.BytesIO(overlay(Image.new("L", (40, 30)), *rows["img/0"], frame(), WORDS)))
     assert min(drawn.size) > 300

@@ -1,10 +1,15 @@
 """The labels of patches: what they refuse, patches by number, another grid, another device, the best words."""
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmalign.errors import CheckError
-from mmalign.labels import PatchLabels, patches_under
+from mmalign.labels import PatchLabels
+from mmalign.vision import FITS
+from mmalign.vision.picture import placed
 
 WORDS = ["red", "blue", "star", "ring"]
 
@@ -25,6 +30,12 @@ def labels(images=2, grid=(5, 3), top_k=3, seed=0):
         ({"scores_BPK": torch.zeros(2, 15, 2)}, "args.scores_BPK", r"\(2, 15, 3\), and scores_BPK \(2, 15, 2\)"),
         ({"words_BPK": torch.full((2, 15, 3), 4)}, "args.words_BPK", "words_BPK holds 4, and there are 4 words"),
         ({"words_BPK": torch.full((2, 15, 3), -1)}, "args.words_BPK", "words_BPK holds -1, and there are 4 words"),
+        ({"frames": []}, "args.frames", r"labels of 2 images on \(5, 3\), and frames on \[\]"),
+        (
+            {"frames": [placed("pad", (4, 3), (5, 3), 60), placed("pad", (4, 3), (3, 5), 60)]},
+            "args.frames",
+            r"labels of 2 images on \(5, 3\), and frames on \[\(5, 3\), \(3, 5\)\]",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(change, at, message):
@@ -45,25 +56,62 @@ def test_patches_are_counted_through_all_images():
     assert narrow.at(torch.tensor([0]))[0].dtype == torch.long
 
 
-@pytest.mark.parametrize(
-    ("source", "target"), [((5, 3), (4, 4)), ((3, 3), (6, 6)), ((27, 27), (24, 24)), ((2, 7), (1, 1))]
-)
+GRIDS = [((5, 3), (4, 4)), ((3, 3), (6, 6)), ((27, 27), (24, 24)), ((2, 7), (1, 1)), ((24, 24), (27, 27))]
+
+
+@pytest.mark.parametrize(("source", "target"), GRIDS)
 def test_another_grid_takes_the_patch_under_the_centre(source, target):
-    under = patches_under(source, target).tolist()
+    some = labels(grid=source)
+    assert some.on(source) is some
+    moved = some.on(target)
+    assert (moved.grid, len(moved)) == (target, 2)
     for row in range(target[0]):
         for column in range(target[1]):
             y, x = (row + 0.5) / target[0], (column + 0.5) / target[1]  # of the image
-            want = int(y * source[0]) * source[1] + int(x * source[1])
-            assert under[row * target[1] + column] == want
+            under, patch = int(y * source[0]) * source[1] + int(x * source[1]), row * target[1] + column
+            assert torch.equal(moved.words_BPK[:, patch], some.words_BPK[:, under])
+            assert torch.equal(moved.scores_BPK[:, patch], some.scores_BPK[:, under])
 
 
-def test_labels_on_another_grid():
-    some = labels()
-    assert some.on((5, 3)) is some
-    moved = some.on((4, 4))
-    assert (moved.grid, len(moved)) == ((4, 4), 2)
-    assert torch.equal(moved.words_BPK[1], some.words_BPK[1][patches_under((5, 3), (4, 4))])
-    assert torch.equal(moved.scores_BPK[1], some.scores_BPK[1][patches_under((5, 3), (4, 4))])
+@pytest.mark.parametrize("fits", list(itertools.product(FITS, FITS)))
+def test_labels_of_another_fit(fits):
+    """Each image by its own frame; a patch that nothing is under has no word, whatever its scores were."""
+    sizes = [(400, 300), (300, 400)]
+    source, target = ([placed(fit, size, grid, 60) for size in sizes] for fit, grid in zip(fits, GRIDS[0], strict=True))
+    some = replace(labels(), frames=source)
+    moved = some.onto(target)
+    assert (moved.grid, list(moved.frames)) == ((4, 4), target)
+    for image in (0, 1):
+        for patch, under in enumerate(source[image].onto(target[image])):
+            if under < 0:
+                assert (moved.scores_BPK[image, patch] == 0).all()
+            else:
+                assert torch.equal(moved.words_BPK[image, patch], some.words_BPK[image, under])
+                assert torch.equal(moved.scores_BPK[image, patch], some.scores_BPK[image, under])
+    on = some.on((6, 6))  # the same part of the pictures
+    assert [frame.region for frame in on.frames] == [frame.region for frame in source]
+
+
+def test_labels_without_frames_are_of_the_whole_picture():
+    target = [placed("pad", (400, 300), (6, 6), 60)] * 2
+    whole = replace(labels(), frames=[placed("squash", (400, 300), (5, 3), 60)] * 2)
+    assert torch.equal(labels().onto(target).scores_BPK, whole.onto(target).scores_BPK)
+
+
+def test_labels_of_no_image():
+    none = PatchLabels(WORDS, torch.zeros(0, 15, 3).long(), torch.zeros(0, 15, 3), (5, 3), [])
+    assert none.onto([]) is none
+    assert none.on((4, 4)).words_BPK.shape == none.on((4, 4)).scores_BPK.shape == (0, 16, 3)
+
+
+def test_frames_of_other_pictures_are_refused():
+    frames = [placed("pad", (400, 300), (5, 3), 60), placed("pad", (300, 400), (5, 3), 60)]
+    some = replace(labels(), frames=frames)
+    with pytest.raises(
+        CheckError, match=r"labels of pictures of \[\(400, 300\), \(300, 400\)\], and frames of \[\(3"
+    ) as caught:
+        some.onto(frames[::-1])
+    assert (caught.value.at, caught.value.fix) == ("args.frames", "of the same pictures, in the same order")
 
 
 def test_the_best_word_of_each_patch_and_none():

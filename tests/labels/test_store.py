@@ -9,18 +9,23 @@ from mmalign.errors import DataError, RunError
 from mmalign.io import seal
 from mmalign.labels import store
 from mmalign.labels.store import Header, Store
+from mmalign.vision.picture import placed
 
 WORDS = ["red", "star", "blue", "ring"]
 
 
 def header(grid=(5, 3), keep=3, words=WORDS):
-    return Header("clip abc", store.words_hash(words), grid, keep, {"sign": 1}, "toy", size=len(words))
+    return Header("clip abc", store.words_hash(words), grid, keep, {"sign": 1}, "toy", "pad", size=len(words))
 
 
 def random_row(seed, grid=(5, 3), keep=3, words=len(WORDS)):
     g = np.random.default_rng(seed)
     shape = (grid[0] * grid[1], keep)
     return g.integers(0, words, shape), g.random(shape, dtype=np.float32) - 0.3
+
+
+def frame(number=0, grid=(5, 3)):
+    return placed("pad", (40 + number, 30), grid, 60)
 
 
 def build(folder, images=7, shard=3, words=WORDS, grid=(5, 3), keep=3):
@@ -31,7 +36,9 @@ def build(folder, images=7, shard=3, words=WORDS, grid=(5, 3), keep=3):
     for number in range(shards):
         part = keys[number * shard : (number + 1) * shard]
         bad = [["img/bad", "truncated"]] if number == 0 else []
-        store.write_shard(folder, number, head, [store.pack(head, *rows[k]) for k in part], part, bad)
+        store.write_shard(
+            folder, number, head, [store.pack(head, *rows[k], frame(keys.index(k), grid)) for k in part], part, bad
+        )
     store.finish(folder, head, words, shards)
     return rows
 
@@ -43,16 +50,18 @@ def test_what_is_written_is_read(tmp_path, grid, keep):
     assert len(read) == 7
     assert read.words == WORDS
     assert read.bad == [["img/bad", "truncated"]]
-    for key, (words, scores) in rows.items():
-        got_words, got_scores = read[key]
+    for number, (key, (words, scores)) in enumerate(rows.items()):
+        got_words, got_scores, got_frame = read[key]
         assert np.array_equal(got_words, words)
         assert np.array_equal(got_scores, scores.astype(np.float16))
+        assert got_frame == frame(number, grid)
+        assert hash(got_frame) == hash(frame(number, grid))  # so that what is worked out once is met again
 
 
 def test_bytes_per_image_are_as_promised():
     head = header((24, 24), 10)
-    assert head.stride == 23_040  # 576 patches x 10 words x (2 bytes number + 2 bytes score)
-    assert len(store.pack(head, *random_row(0, (24, 24), 10))) == 23_040
+    assert head.stride == 23_080  # 576 patches x 10 words x (2 bytes number + 2 bytes score), and where they lie
+    assert len(store.pack(head, *random_row(0, (24, 24), 10), frame(grid=(24, 24)))) == 23_080
 
 
 def test_long_word_lists_take_wider_numbers(tmp_path):
@@ -96,15 +105,23 @@ def test_a_cut_shard_a_changed_list_another_format(tmp_path):
         Store(tmp_path)
 
 
-@pytest.mark.parametrize("at", [-1, -4, -6, -9, 0, 20, 100])  # row, shard and hash of the last entry; numpy's header
-@pytest.mark.parametrize("hashed", [True, False])
-def test_a_flipped_byte_of_the_index_is_found_before_any_label_is_read(tmp_path, at, hashed):
+def test_a_store_that_does_not_say_where_its_patches_lie(tmp_path):
+    """As 0.1.0 wrote them."""
     build(tmp_path)
-    if not hashed:  # as 0.1.0 wrote it
-        about = seal.read(tmp_path / "header.json")
-        del about["index"]
-        (tmp_path / "header.json").write_text(json.dumps(about))
-        assert len(Store(tmp_path)) == 7
+    header = seal.read(tmp_path / "header.json")
+    header.pop("fit")
+    (tmp_path / "header.json").write_text(json.dumps({**header, "format": 1}))
+    with pytest.raises(
+        RunError, match="label store of format 1, which does not say where in a picture its patches"
+    ) as err:
+        Store(tmp_path)
+    assert err.value.at == str(tmp_path)
+    assert "kind: label" in err.value.fix
+
+
+@pytest.mark.parametrize("at", [-1, -4, -6, -9, 0, 20, 100])  # row, shard and hash of the last entry; numpy's header
+def test_a_flipped_byte_of_the_index_is_found_before_any_label_is_read(tmp_path, at):
+    build(tmp_path)
     place = tmp_path / "index.npy"
     data = bytearray(place.read_bytes())
     data[at] ^= 0x81
@@ -113,7 +130,7 @@ def test_a_flipped_byte_of_the_index_is_found_before_any_label_is_read(tmp_path,
         Store(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 1, "grid": [1, 1], "colour": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}', '{"format": 2, "grid": [1, 1], "colour": 3}'])
 def test_a_damaged_header(tmp_path, text):
     build(tmp_path)
     (tmp_path / "header.json").write_text(text)
@@ -139,6 +156,26 @@ def test_a_word_list_that_is_no_text(tmp_path):
         Store(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ((0, 30, 0, 0, 1, 1), r"a picture of 0 x 30 pixels"),
+        ((40, 30, 0, 0, np.nan, 1), r"\[0\.0, 0\.0, nan, 1\.0\]"),
+        ((40, 30, 0.5, 0, 0.5, 1), r"\[0\.5, 0\.0, 0\.5, 1\.0\] of a picture of 40 x 30 pixels"),
+        ((40, 30, 0, 0, 1, np.inf), "inf"),
+    ],
+)
+def test_patches_that_cover_no_part_of_a_picture(tmp_path, place, says):
+    """In a shard whose checksum is right."""
+    head = header()
+    place = np.array(place, store._FRAME)
+    row = store.pack(head, *random_row(0), frame())[: -store._FRAME.itemsize] + place.tobytes()
+    store.write_shard(tmp_path, 0, head, [store.pack(head, *random_row(1), frame()), row], ["img/0", "img/1"], [])
+    store.finish(tmp_path, head, WORDS, 1)
+    with pytest.raises(RunError, match=rf"shard-00000\.bin is damaged: its patches cover .*{says}"):
+        Store(tmp_path)["img/0"]
+
+
 def test_a_shard_that_is_missing(tmp_path):
     build(tmp_path)
     (tmp_path / "shard-00001.bin").unlink()
@@ -157,7 +194,7 @@ def test_no_store_here(tmp_path):
 
 def test_two_images_with_one_key(tmp_path):
     head = header()
-    row = store.pack(head, *random_row(0))
+    row = store.pack(head, *random_row(0), frame())
     for number in (0, 1):
         store.write_shard(tmp_path, number, head, [row], ["same"], [])
     with pytest.raises(DataError, match="two images share the key same"):
@@ -171,7 +208,7 @@ def test_readable_through_a_url(tmp_path):
     memory = fsspec.filesystem("memory")
     for place in tmp_path.iterdir():
         memory.pipe(f"/labels/{place.name}", place.read_bytes())
-    words, _ = Store("memory://labels")["img/4"]
+    words, _, _ = Store("memory://labels")["img/4"]
     assert np.array_equal(words, rows["img/4"][0])
 
 

@@ -50,7 +50,9 @@ def make_step(images, patches, dim, vocab, dtype=torch.float32, seed=0):
     share /= share.sum(1, keepdim=True)
     embed = torch.randn(vocab, dim, generator=g).to(dtype)
     look = Look((1.0,), True)
-    step = Step(visual_BPD=visual, refined={look: refined}, shares={look: share}, vocabulary=lambda: nullcontext(embed))
+    every = torch.ones(images, patches, dtype=torch.bool)
+    step = Step(visual_BPD=visual, seen_BP=every, refined={look: refined}, shares={look: share})
+    step.vocabulary = lambda: nullcontext(embed)
     return step, look, visual, refined, share, embed
 
 

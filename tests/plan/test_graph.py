@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.errors import GraphError, RunError
+from mmalign.errors import CheckError, GraphError, RunError
 from mmalign.pipeline import existing, task
 from mmalign.plan import graph
 from mmalign.plan import read as compose
 from mmalign.plan.cards import Registry
 from mmalign.plan.check import check
 from mmalign.plan.recipe import Evaluate, Export, Part
+from mmalign.vision import Vision
 from tests.conftest import TINY
 
 SHELF = "summary: {name}\ntarget: {target}\nargs: {args}\n"
@@ -101,7 +102,7 @@ def test_what_changes_a_result_is_in_it_and_in_all_that_reads_it(plan, word, wha
 
 def test_a_new_version_of_a_stage_is_in_it(plan, monkeypatch):
     before = plan()
-    monkeypatch.setattr("mmalign.plan.recipe.Train.version", 3)
+    monkeypatch.setattr("mmalign.plan.recipe.Train.version", 4)
     assert changed(before, plan()) == AFTER_ALIGN
 
 
@@ -439,3 +440,45 @@ def test_what_stage_reads_beside_the_weights_is_handed_over_and_not_counted_agai
     again = existing.again(nodes["tune"].folder, Export(kind="export"), Registry())
     assert [(slot, other.name) for slot, other in again.reads] == [("weights", "tune"), ("llm", "words")]
     assert again.what["reads"] == [["weights", nodes["tune"].folder.name]]
+
+
+def fits(nodes, role):
+    return {name: node.cards[role].args.get("fit") for name, node in nodes.items() if role in node.cards}
+
+
+def test_a_fit_is_the_encoders_and_that_of_whoever_reads_the_weights(plan):
+    nodes = plan(TINY, "stages.align.fit=crop", "stages.tune.fit=pad")
+    assert fits(nodes, "vision") == {"align": "crop", "tune": "pad", "score": "pad"}
+    assert fits(nodes, "labels.encoder") == {"label": None}
+    assert changed(plan(), nodes) == AFTER_ALIGN
+    assert changed(plan(TINY, "stages.align.fit=crop"), nodes) == AFTER_TUNE
+    assert fits(plan(TINY, "stages.align.fit=crop"), "vision") == {"align": "crop", "tune": None, "score": None}
+    nodes = plan(TINY, "stages.label.fit=squash")
+    assert fits(nodes, "labels.encoder") == {"label": "squash"}
+    assert changed(plan(), nodes) == ALL
+
+
+def test_a_fit_goes_to_the_encoder_inside_another(plan, here):
+    (here / "shelf/vision").mkdir(parents=True)
+    wrapped = "summary: x\ntarget: mmalign.vision.s2.S2\nargs: {encoder: toy-clip, scales: [1, 2]}\n"
+    (here / "shelf/vision/closer.yaml").write_text(wrapped)
+    nodes = plan(TINY, "registry=[shelf]", "model.vision=closer", "stages.align.fit=pad")
+    assert fits(nodes, "vision")["align"] is None
+    assert fits(nodes, "vision.encoder")["align"] == "pad"
+
+
+class Fixed(Vision):
+    """An encoder that makes its squares in one way."""
+
+    def __init__(self, checkpoint: str = "") -> None:
+        super().__init__()
+
+
+def test_a_fit_that_the_encoder_does_not_take(plan, here):
+    card(here / "shelf", "vision", "own", "tests.plan.test_graph.Fixed")
+    (here / "x.yaml").write_text(TINY)
+    words = ("registry=[shelf]", "model.vision=own", "stages.align.fit=pad")
+    with pytest.raises(CheckError) as error:
+        check(compose.load("x.yaml", words))
+    assert error.value.what == "vision 'own' takes no argument 'fit'"
+    assert error.value.at.endswith("stages.align.fit")

@@ -49,7 +49,7 @@ def eyes(folder: Path) -> tuple[HFVision, HFVision]:
     vision = {**tower, "image_size": SIDE, "patch_size": 14}
     CLIPConfig(vision_config=vision, text_config={"num_hidden_layers": 1}).save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
-    fast, pil = (HFVision(str(folder), layer=-1, pad=True, random=True, pil=pil) for pil in (False, True))
+    fast, pil = (HFVision(str(folder), layer=-1, fit="pad", random=True, pil=pil) for pil in (False, True))
     return fast, pil
 
 

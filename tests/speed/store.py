@@ -21,7 +21,7 @@ TIMES = 9
 
 def measure() -> Pairs:
     words, g = [f"word {n}" for n in range(41_242)], np.random.default_rng(0)
-    header = Header("benchmark", store.words_hash(words), GRID, KEEP, {}, "", size=len(words))
+    header = Header("benchmark", store.words_hash(words), GRID, KEEP, {}, "", "pad", size=len(words))
     keys = [f"{n // 1000:05d}/{n:09d}.jpg" for n in range(IMAGES)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -35,7 +35,7 @@ def measure() -> Pairs:
 
         def ours() -> None:
             for number in order:
-                words_PK, scores_PK = read[keys[number]]
+                words_PK, scores_PK, _ = read[keys[number]]
                 words_PK.copy(), scores_PK.copy()  # so that the bytes are read, as pread reads them
 
         def bare() -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import AddedToken
-from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from mmalign.adapters.mlp import MLP
 from mmalign.data import MARK, Turn
@@ -21,6 +27,7 @@ from mmalign.plan.cards import Card, Registry
 from mmalign.plan.recipe import Export
 from mmalign.stages import export
 from mmalign.testing import small
+from mmalign.vision import FITS
 from mmalign.vision.hf import HFVision
 from mmalign.vlm.folder import read
 from mmalign.vlm.model import VLM
@@ -31,9 +38,9 @@ from tests.vlm.test_model import picture
 from tests.vlm.test_prefix import Quiz
 
 VISION = {  # as on their cards: CLIP padded to a square, DINOv2 at a size of its own and normed
-    "clip": (parts.clip, {"pad": True}),
+    "clip": (parts.clip, {"fit": "pad"}),
     "siglip": (parts.siglip, {}),
-    "dinov2": (parts.dinov2, {"layer": -1, "norm": True, "pad": True, "image_size": 24}),
+    "dinov2": (parts.dinov2, {"layer": -1, "norm": True, "fit": "pad", "image_size": 24}),
 }
 # family and chat template of the registry's language models: the shape of their tokenizer, rows beyond its tokens
 FORMATS = {
@@ -207,6 +214,53 @@ def test_the_precision_is_that_of_the_stage_it_exports(tiny, given):
     assert export.precision(replace(exports, reads=[])) == "fp32"
 
 
+SIZES = [
+    (300, 300), (400, 300), (300, 400), (600, 150), (150, 600), (7, 220), (220, 7), (333, 217), (31, 29), (3, 90),
+    (24, 24), (640, 427),
+]  # fmt: skip
+LONG = [(7, 1000), (1000, 7), (1, 90)]  # whose ends `middle` takes off before they are resized and cropped
+
+
+@pytest.mark.parametrize("more", [{}, {"image_size": 24}, {"pil": True}], ids=str)
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
+def test_its_processor_makes_the_pixels_of_the_stage(kind, fit, more, tmp_path_factory, tmp_path):
+    """Whatever the checkpoint's own habit was; a folder does not say whether Pillow resizes, so it is asked to."""
+    encoder = HFVision(str(VISION[kind][0](tmp_path_factory.mktemp(kind))), fit=fit, **more)
+    export.images(encoder).save_pretrained(tmp_path)
+    backend = {"backend": "pil"} if encoder.pil else {}
+    processor = AutoImageProcessor.from_pretrained(tmp_path, **backend)
+    for width, height in SIZES if fit == "crop" else SIZES + LONG:
+        image = picture(width, max(width, height)).crop((0, 0, width, height))
+        theirs = torch.as_tensor(processor(images=image, return_tensors="pt")["pixel_values"][0])
+        assert (theirs - encoder.pixels(image)).abs().max() <= 1e-6, (width, height)
+    other = next(one for one in FITS if one != fit)
+    elsewhere = HFVision(encoder.checkpoint, fit=other, **more)
+    image = picture(1, 400).crop((0, 0, 400, 300))
+    assert (elsewhere.pixels(image) - encoder.pixels(image)).abs().max() > 0.1  # it matters
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_what_is_exported_sees_as_the_stage_did_when_it_is_loaded(build, tmp_path, fit):
+    model = build("siglip")
+    model.vision = HFVision(model.vision.checkpoint, fit=fit)
+    export.processor(model).image_processor.save_pretrained(tmp_path / "vision")
+    model.vision.save(tmp_path / "saved")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "vision" / name).write_bytes((tmp_path / "saved" / name).read_bytes())
+    loaded = HFVision(str(tmp_path / "vision"))
+    assert loaded.fit == fit
+    image = picture(1, 400).crop((0, 0, 400, 300))
+    assert torch.equal(loaded.pixels(image), model.vision.pixels(image))
+    assert loaded.frame((400, 300)) == model.vision.frame((400, 300))
+
+
+def test_pictures_resized_by_pillow_are_said(build):
+    model = build()
+    model.vision = HFVision(model.vision.checkpoint, pil=True)
+    assert 'AutoImageProcessor.from_pretrained(FOLDER, backend="pil")' in export.note(model)
+
+
 def test_a_row_nobody_trained_is_never_the_likeliest(build, tmp_path):
     given = build()
     rows = given.llm.lm.get_output_embeddings().weight.shape[0]
@@ -220,7 +274,7 @@ def test_a_row_nobody_trained_is_never_the_likeliest(build, tmp_path):
 
 def _cards(given, depth):
     return {
-        "vision": Card("", "mmalign.vision.hf.HFVision", {"checkpoint": given.vision.checkpoint, "pad": True}),
+        "vision": Card("", "mmalign.vision.hf.HFVision", {"checkpoint": given.vision.checkpoint, "fit": "pad"}),
         "adapter": Card("", "mmalign.adapters.mlp.MLP", {"depth": depth}),
         "llm": Card("", "mmalign.llms.causal.CausalLM", {"checkpoint": given.llm.checkpoint}),
     }

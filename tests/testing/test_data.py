@@ -61,8 +61,8 @@ class Kept(Data):
     def image_file(self, reference):
         return None
 
-    def truth(self, reference, grid):
-        patches = grid[0] * grid[1]
+    def truth(self, reference, frame):
+        patches = frame.grid[0] * frame.grid[1]
         return Truth([("star",)] * patches, [True] * patches)
 
     def leave_out(self, ids, at=""):
@@ -146,9 +146,9 @@ BROKEN = {
     "threads": (method("__getitem__", late), "threads that read at once get another record"),
     "image threads": (method("image", late_image), "threads that read at once get another image"),
     "file": (method("image_file", lambda self, r: ("a.png", b"")), r"image_file\('a'\) is no pair of bytes and a name"),
-    "truth": (method("truth", lambda self, r, g: Truth([("star",)])), "truth on a grid of 3 x 2 has 1 patches"),
+    "truth": (method("truth", lambda self, r, f: Truth([("star",)])), "truth on a grid of 3 x 2 has 1 patches"),
     "object": (
-        method("truth", lambda self, r, g: Truth([()] * (g[0] * g[1]), [True])),
+        method("truth", lambda self, r, f: Truth([()] * (f.grid[0] * f.grid[1]), [True])),
         "truth on a grid of 3 x 2 says of 1 patches what they are",
     ),
     "keeps all": (method("leave_out", lambda self, ids, at="": None), r"leave_out\(\) of one record leaves 4 of 4"),

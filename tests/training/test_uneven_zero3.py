@@ -46,8 +46,9 @@ class Uneven(Rows):
             raise DataError("row 3 is broken")
         return super().__getitem__(number)
 
-    def truth(self, reference, grid):
-        return Truth([() if reference == 0 else (("red", "blue", "star")[n % 3],) for n in range(grid[0] * grid[1])])
+    def truth(self, reference, frame):
+        (rows, columns) = frame.grid
+        return Truth([() if reference == 0 else (("red", "blue", "star")[n % 3],) for n in range(rows * columns)])
 
 
 class TruthLabels(LabelSource):

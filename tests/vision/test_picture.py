@@ -132,7 +132,7 @@ def test_the_middle_of_very_long_images(size, kept):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 40), (40, 3), (2000, 2), (2, 2000)])
-@pytest.mark.parametrize("settings", [{}, {"pad": True}])
+@pytest.mark.parametrize("settings", [{}, {"fit": "pad"}])
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_encoders_take_every_shape(kind, settings, size, folders):
     vision = tiny.encoder(folders[kind], **settings)
@@ -151,7 +151,7 @@ def test_what_a_centre_crop_takes_away_may_go_before(folders):
 
 
 def test_padding_comes_before_the_processor(folders):
-    vision = tiny.encoder(folders["clip"], pad=True)
+    vision = tiny.encoder(folders["clip"], fit="pad")
     image = tiny.picture(50, 20)
     squared = Image.fromarray(by_hand(image, vision.processor.image_mean))
     expected = vision.processor(images=squared, return_tensors="pt")["pixel_values"][0]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmalign.vision import FITS
 from mmalign.vision.picture import square
 from mmalign.vision.processor import ResizeCropNormalize
 from tests.vision import tiny
@@ -20,7 +21,7 @@ def noise(size):
 
 @pytest.mark.parametrize("kind", [kind for kind in tiny.KINDS if kind != "dinov3"])
 @pytest.mark.parametrize("scale", [1, 2])
-@pytest.mark.parametrize("settings", [{}, {"pad": True}, {"image_size": 42}])
+@pytest.mark.parametrize("settings", [{}, *({"fit": fit} for fit in FITS), {"image_size": 42}])
 def test_bit_for_bit_what_the_processor_makes(kind, scale, settings, folders):
     vision = tiny.encoder(folders[kind], **settings)
     assert vision.preprocess
@@ -48,7 +49,7 @@ def test_a_processor_that_works_otherwise_is_asked_itself(folders):
 @pytest.mark.parametrize("kind", tiny.TEXTED)
 def test_pillows_way_is_llavas(kind, folders):
     """Resized by Pillow, then (x / 255 - mean) / std; torchvision's way is near it, and another one."""
-    ours, pil = tiny.encoder(folders[kind], pad=True), tiny.encoder(folders[kind], pad=True, pil=True)
+    ours, pil = tiny.encoder(folders[kind], fit="pad"), tiny.encoder(folders[kind], fit="pad", pil=True)
     assert pil.preprocess is None
     assert pil.identity() == f"{ours.identity()}, pil"
     assert pil.image_size == ours.image_size

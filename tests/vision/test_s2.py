@@ -63,7 +63,7 @@ def test_grids_that_are_not_square():
     class Wide(torch.nn.Module):
         """5 x 3 patches; each has the mean of its pixels, its row and its column."""
 
-        dim, grid, image_size, joint = 3, (5, 3), 15, 0
+        dim, grid, image_size, joint, fit = 3, (5, 3), 15, 0, "squash"
 
         def forward(self, pixels_B3SS):
             mean = F.adaptive_avg_pool2d(pixels_B3SS, self.grid).mean(1)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from mmalign.errors import CardError
 from mmalign.testing import check_vision
-from mmalign.vision import Vision, check_pixels, depth, no_text
+from mmalign.vision import Frame, Vision, check_pixels, depth, no_text
+from mmalign.vision.picture import placed, square
 
 SIDE = 8
 
@@ -18,7 +19,7 @@ SIDE = 8
 class Plain(Vision):
     """Keeps the contract: 2 x 2 patches of 4 pixels. Each subclass breaks one clause of it."""
 
-    joint = 5
+    joint, fit = 5, "squash"
 
     def __init__(self, folder=None):
         super().__init__()
@@ -32,6 +33,9 @@ class Plain(Vision):
         side = SIDE * scale
         bytes_ = torch.frombuffer(bytearray(image.convert("RGB").resize((side, side)).tobytes()), dtype=torch.uint8)
         return bytes_.reshape(side, side, 3).permute(2, 0, 1) / 255
+
+    def frame(self, size):
+        return Frame(self.fit, size, self.grid)
 
     def forward(self, pixels_B3SS):
         check_pixels(pixels_B3SS, SIDE, "plain")
@@ -163,7 +167,87 @@ class Stubborn(Plain):
         super().save(folder)
 
 
+class Unplaced(Plain):
+    frame = Vision.frame
+
+
+class OtherGrid(Plain):
+    def frame(self, size):
+        return Frame(self.fit, size, (3, 2))
+
+
+class OtherFit(Plain):
+    fit = "crop"
+
+    def frame(self, size):
+        return Frame("squash", size, self.grid)
+
+
+class OtherSize(Plain):
+    def frame(self, size):
+        return Frame(self.fit, size[::-1], self.grid)
+
+
+class SaysCropped(Plain):
+    fit = "crop"
+
+    def frame(self, size):
+        return placed("crop", size, self.grid, SIDE)
+
+
+class SaysPadded(Plain):
+    fit = "pad"
+
+    def frame(self, size):
+        return placed("pad", size, self.grid, SIDE)
+
+
+class Padded(SaysPadded):
+    """4 x 4 patches of 2 pixels, so that some are padding."""
+
+    def __init__(self, folder=None):
+        super().__init__()
+        self.grid, self.layer = (4, 4), nn.Linear(12, 6)
+        if folder:
+            self.load_state_dict(load_file(folder / "weights.safetensors"))
+
+    def pixels(self, image, scale=1):
+        return super().pixels(square(image.convert("RGB"), (0.5, 0.5, 0.5)), scale)
+
+    def forward(self, pixels_B3SS):
+        check_pixels(pixels_B3SS, SIDE, "plain")
+        return self.layer(F.unfold(pixels_B3SS.to(self.layer.weight.dtype), 2, stride=2).transpose(1, 2))
+
+
+class SaysSquashed(Padded):
+    fit = "squash"
+
+    def frame(self, size):
+        return Frame("squash", size, self.grid)
+
+
+class UpsideDown(Padded):
+    def frame(self, size):
+        x0, y0, x1, y1 = super().frame(size).region
+        return Frame(self.fit, size, self.grid, (x0, y1, x1, y0))
+
+
+class HalfAPatchOff(Padded):
+    def frame(self, size):
+        x0, y0, x1, y1 = super().frame(size).region
+        off = (x1 - x0) / 8
+        return Frame(self.fit, size, self.grid, (x0 + off, y0, x1 + off, y1))
+
+
 BROKEN = {
+    OtherGrid: r"the grid of the frame of a 96 x 96 picture is \(3, 2\), not \(2, 2\)",
+    OtherFit: "the fit of the frame of a 96 x 96 picture is squash, not crop",
+    OtherSize: r"the size of the frame of a 96 x 72 picture is \(72, 96\), not \(96, 72\)",
+    SaysCropped: r"patch 0 of a 160 x 40 picture shows \(0\.44, 0\.25\), and its pixels \(0\.25, 0\.25\)",
+    SaysPadded: r"patch 0 of a 160 x 40 picture shows \(0\.25, -0\.50\), which is outside, and its pixels show",
+    SaysSquashed: r"patch 0 of a 96 x 72 picture shows \(0\.12, 0\.12\), and its pixels show no picture",
+    UpsideDown: "frame\\(\\) is wrong: patch 0",
+    HalfAPatchOff: "frame\\(\\) is wrong: patch",
     Scalar: "parameters without a dimension, .*: scale",
     Nameless: r"identity\(\) is empty",
     Renamed: "two encoders built alike have different identities",
@@ -187,8 +271,16 @@ BROKEN = {
 }
 
 
-def test_the_unbroken_encoder_passes(tmp_path):
-    check_vision(Plain, tmp_path, Plain)
+@pytest.mark.parametrize("vision", [Plain, Padded])
+def test_the_unbroken_encoder_passes(tmp_path, vision):
+    check_vision(vision, tmp_path, vision)
+
+
+def test_an_encoder_without_a_frame_says_what_to_write(tmp_path):
+    with pytest.raises(CardError, match="Unplaced does not say where its patches lie in a picture") as caught:
+        check_vision(Unplaced, tmp_path, Unplaced)
+    assert caught.value.at == "tests.vision.test_vision_contract.Unplaced"
+    assert caught.value.fix.startswith("def frame(self, size): return Frame(")
 
 
 @pytest.mark.parametrize("vision", BROKEN, ids=lambda vision: vision.__name__)

@@ -26,7 +26,8 @@ def test_they_are_those_of_the_label_stage(images, tmp_path, monkeypatch):
     store, labels = Store(folder / "labels"), mmalign.label(images, "toy-words", top_k=3)
     assert (labels.words, labels.grid, len(labels)) == (store.words, store.header.grid, IMAGES)
     for number in range(IMAGES):
-        words_PK, scores_PK = store[f"train-{number}"]
+        words_PK, scores_PK, frame = store[f"train-{number}"]
+        assert labels.frames[number] == frame
         assert np.array_equal(labels.words_BPK[number].numpy(), words_PK)
         assert np.allclose(labels.scores_BPK[number].half().numpy(), scores_PK, atol=1e-3)
 

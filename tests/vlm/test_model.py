@@ -9,7 +9,6 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from mmalign.adapters.mlp import MLP
 from mmalign.data import Data, Record, Turn
 from mmalign.errors import CheckError, DataError, StageError
-from mmalign.labels import patches_under
 from mmalign.llms.causal import CausalLM
 from mmalign.objectives import Words
 from mmalign.objectives.lm import NextToken
@@ -291,16 +290,6 @@ def test_an_adapter_that_lies_about_its_tokens_is_named(folders):
     batch = collate(model).batch([0], seed=0)
     with pytest.raises(StageError, match="25 places for visual tokens, 24 tokens"):
         model.embed(batch, torch.zeros(1, 24, 32))
-
-
-@pytest.mark.parametrize(("come", "go"), [((3, 3), (6, 6)), ((5, 3), (27, 27)), ((24, 24), (27, 27)), ((4, 4), (4, 4))])
-def test_resampled_takes_the_patch_under_the_centre(come, go):
-    want = []
-    for row in range(go[0]):
-        for column in range(go[1]):
-            y, x = (row + 0.5) / go[0], (column + 0.5) / go[1]
-            want.append(int(y * come[0]) * come[1] + int(x * come[1]))
-    assert patches_under(come, go).tolist() == want
 
 
 def test_the_passs_random_numbers_are_its_own(folders):

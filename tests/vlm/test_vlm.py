@@ -248,7 +248,7 @@ def test_inputs_are_what_the_training_stage_trains_on(model):
     collate = Collate(data, model.llm.chat, model.vision, model.tokens, 400, BadSamples(0))
     batch = collate.batch(range(4), seed=0)
     inputs = model.inputs([r.turns for r in data], [[data.image(i) for i in r.images] for r in data])
-    assert set(inputs) == {"input_ids", "attention_mask", "labels", "pixel_values"}
+    assert set(inputs) == {"input_ids", "attention_mask", "labels", "pixel_values", "picture_sizes"}
     assert torch.equal(inputs["input_ids"], batch.ids_RS)
     assert torch.equal(inputs["attention_mask"], batch.mask_RS)
     assert torch.equal(inputs["pixel_values"], batch.pixels_B3SS)

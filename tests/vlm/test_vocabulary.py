@@ -26,9 +26,9 @@ class Seen(Data):
     def image(self, reference):
         return picture(reference)
 
-    def truth(self, reference, grid):
+    def truth(self, reference, frame):
         words = ["star", "ring", "blue", "image", "left"]
-        return Truth([(words[n % 5],) for n in range(grid[0] * grid[1])], [True] * (grid[0] * grid[1]))
+        return Truth([(words[n % 5],) for n in range(25)], [True] * 25)
 
 
 def inspect(model, tmp_path):
@@ -48,7 +48,7 @@ def premise(model, tmp_path):
 
 def alignment(model, tmp_path):
     probe = Alignment(Seen(), images=2)
-    return probe._compared(model.vlm, model.vlm.grid), probe.measure(model.vlm)
+    return probe._compared(model.vlm), probe.measure(model.vlm)
 
 
 CLIENTS = {"inspect": inspect, "report": report, "premise": premise, "alignment": alignment}

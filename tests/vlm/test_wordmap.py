@@ -9,7 +9,7 @@ from PIL import Image
 from mmalign.errors import RunError
 from mmalign.vlm.wordmap import WordMap
 
-COLUMNS = ["image", "layer", "token", "row", "column", "rank", "word", "cosine"]
+COLUMNS = ["image", "layer", "token", "row", "column", "padding", "rank", "word", "cosine"]
 
 
 def said(*words):
@@ -36,9 +36,9 @@ def test_rows(words):
     rows = list(words.rows())
     assert len(rows) == 2 * 2 * 2 * 2
     assert list(rows[0]) == COLUMNS
-    assert list(rows[3].values()) == ["x", 3, 1, 1, 0, 1, "d", 0.4]
+    assert list(rows[3].values()) == ["x", 3, 1, 1, 0, False, 1, "d", 0.4]
     words.grid = None
-    assert list(next(words.rows()).values()) == ["x", 3, 0, None, None, 0, "a", 0.5]
+    assert list(next(words.rows()).values()) == ["x", 3, 0, None, None, False, 0, "a", 0.5]
 
 
 def test_a_grid_is_counted_row_by_row(words):

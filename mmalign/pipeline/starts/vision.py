@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from mmalign.vision import Vision, check_pixels
+from mmalign.vision import Frame, Vision, check_pixels
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ class {{ cls }}(Vision):
 
     checkpoint: a folder that `save` wrote; None: drawn from `seed`. dim: C. image_size, patch: in pixels.
     """
+
+    fit = "squash"  # `pixels` makes the sides of a picture equal, so the patches cover all of it: see `frame`
 
     # An encoder with a text tower sets `joint` when it is built, and writes `both` and `words`, too.
 
@@ -42,6 +44,9 @@ class {{ cls }}(Vision):
         small = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
         bytes_SS3 = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(side, side, 3)
         return bytes_SS3.permute(2, 0, 1) / 127.5 - 1
+
+    def frame(self, size: tuple[int, int]) -> Frame:
+        return Frame(self.fit, size, self.grid)
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         check_pixels(pixels_B3SS, self.image_size, "{{ name }}")
