@@ -1,4 +1,4 @@
-"""The order of an epoch: micro-batches and steps of records of like length, so that nobody pads or waits; else random.
+"""The order of an epoch, by length: `grouped` over all of it, so that nobody pads or waits; `sorted_steps` as LLaVA does.
 
 Letters: N records, U micro-batches, M records of a micro-batch.
 """
@@ -29,8 +29,8 @@ def grouped(
 ) -> Array:
     """order_N: a permutation of N records for one epoch, the same for the same arguments.
 
-    Every run of `micro_batch` records is of one kind, and drawn at random from the records of its length (LLaVA sorts
-    windows of random records instead, which pads more where few records are long). A step of `batch` records is made
+    Every run of `micro_batch` records is of one kind, and drawn at random from the records of its length; so a step
+    has long records or short ones, not both (see `sorted_steps`). A step of `batch` records is made
     of micro-batches of like length and kind, as those of Hugging Face's LengthGroupedSampler are: whatever number of
     devices share a step, none waits for another. The order of the steps is random.
 
@@ -55,6 +55,34 @@ def grouped(
     inner = _by_length(inner, lengths, kinds).reshape(steps, batch // micro_batch, micro_batch)
     parts = [_by_length(first, lengths, kinds), random.permutation(inner), _by_length(last, lengths, kinds)]
     return np.concatenate([head, *(part.reshape(-1) for part in parts), rest[full:]]).astype(np.int64)
+
+
+def sorted_steps(
+    length_N: Sequence[int] | Array,
+    batch: int,
+    seed: int | Sequence[int],
+    kind_N: Sequence[int] | Array | None = None,
+    start: int = 0,
+) -> Array:
+    """order_N: a permutation of N records for one epoch, as LLaVA's `group_by_modality_length` makes it.
+
+    The `batch` records of a step are drawn at random from those of one kind and sorted, the longest first: its
+    micro-batches are of like length, and what a step learns from is a fair sample. The order of the steps is random.
+
+    length_N, kind_N, start: as for `grouped`. The first records fill up the step in which earlier epochs ended; they,
+    and at the end what is left over, less than a step of each kind, are of any kind.
+    """
+    lengths = np.asarray(length_N)
+    kinds = np.zeros(len(lengths), np.int64) if kind_N is None else np.asarray(kind_N)
+    random = np.random.default_rng(seed)
+    head, drawn = np.split(random.permutation(len(lengths)), [min(-start % batch, len(lengths))])
+    of_kind = [drawn[kinds[drawn] == kind] for kind in np.unique(kinds)]
+    steps = [own[: len(own) // batch * batch].reshape(-1, batch) for own in of_kind]
+    left = random.permutation(np.concatenate([head[:0], *(own[len(own) // batch * batch :] for own in of_kind)]))
+    full = len(left) // batch * batch
+    every_SM = np.concatenate([np.zeros((0, batch), np.int64), *steps])
+    parts = [*random.permutation(every_SM), *left[:full].reshape(-1, batch), left[full:]]
+    return np.concatenate([head, *(part[np.argsort(-lengths[part], kind="stable")] for part in parts)]).astype(np.int64)
 
 
 def _by_length(micro_UM: Array, lengths: Array, kinds: Array) -> Array:

@@ -99,9 +99,14 @@ def _by_length(task: Task, stage: Train, collate: Collate) -> Callable[[int], An
 
     about = [task.what["cards"]["data"], chat.checkpoint, chat.template, collate.tokens, stage.max_length, rows]
     length_N, kind_N = cache.array("lengths", hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32], measured)
-    return lambda epoch: order.grouped(
-        length_N, stage.micro_batch, stage.batch, [task.seed, epoch], kind_N, start=epoch * rows
-    )
+
+    def of_epoch(epoch: int) -> Any:
+        seed, start = [task.seed, epoch], epoch * rows
+        if stage.group_by_length == "step":
+            return order.sorted_steps(length_N, stage.batch, seed, kind_N, start)
+        return order.grouped(length_N, stage.micro_batch, stage.batch, seed, kind_N, start)
+
+    return of_epoch
 
 
 def _premise(task: Task, stage: Train, model: Supervised, collate: Collate, steps: int) -> Premise | None:

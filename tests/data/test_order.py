@@ -105,6 +105,59 @@ def test_micro_batches_go_on_across_epochs():
     assert order.padding_ratio(lengths, flat, 8) < 1.1
 
 
+def slow_sorted_steps(lengths, batch, seed, kinds, start):
+    """LLaVA's way, record by record."""
+    random = np.random.default_rng(seed)
+    drawn = list(random.permutation(len(lengths)))
+    head = [drawn.pop(0) for _ in range(min(-start % batch, len(lengths)))]
+    steps, left = [], []
+    for kind in sorted(set(kinds)):
+        own = [record for record in drawn if kinds[record] == kind]
+        while len(own) >= batch:
+            steps.append([own.pop(0) for _ in range(batch)])
+        left += own
+    left = [left[i] for i in random.permutation(len(left))]
+    steps = [steps[i] for i in random.permutation(len(steps))]
+    steps += [left[at : at + batch] for at in range(0, len(left), batch)]
+    return head + [record for step in steps for record in sorted(step, key=lambda record: -lengths[record])]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 100, 1003])
+@pytest.mark.parametrize("batch", [1, 8, 32])
+@pytest.mark.parametrize("start", [0, 5, 64])
+def test_a_step_is_drawn_at_random_and_sorted(count, batch, start):
+    lengths, kinds = heavy_tailed(count)
+    order_N = order.sorted_steps(lengths, batch, (3, 1), kinds, start)
+    assert sorted(order_N) == list(range(count))
+    same = np.random.default_rng((3, 1)).permutation(count)  # numpy permutes numbers and rows alike
+    assert list(order_N[: -start % batch]) == list(same[: -start % batch])
+    for step in micro_batches(order_N[-start % batch :], batch):
+        assert (np.diff(lengths[step]) <= 0).all()
+
+
+def test_steps_are_a_fair_sample_of_their_kind():
+    """Of one kind each, and their mean lengths differ as those of random samples do; `grouped` steps' do not."""
+    lengths, kinds = heavy_tailed()
+    steps = micro_batches(order.sorted_steps(lengths, 128, 0, kinds), 128)
+    assert sum(len(set(kinds[step])) > 1 for step in steps) <= 2  # what is left over
+    pictured = steps[(kinds[steps] == 1).all(1)]
+    spread = lengths[kinds == 1].std() / np.sqrt(128)
+    assert 0.8 < lengths[pictured].mean(1).std() / spread < 1.2
+    by_epoch = micro_batches(order.grouped(lengths, 16, 128, 0, kinds), 128)
+    assert lengths[by_epoch[(kinds[by_epoch] == 1).all(1)]].mean(1).std() / spread > 5
+    at_random = np.random.default_rng(0).permutation(len(lengths))
+    steps_N = order.sorted_steps(lengths, 128, 0, kinds)
+    assert order.padding_ratio(lengths, steps_N, 16) < 0.5 * (order.padding_ratio(lengths, at_random, 16) - 1) + 1
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_sorted_steps_are_those_of_the_definition(start):
+    lengths, kinds = heavy_tailed(301)
+    assert list(order.sorted_steps(lengths, 16, 9, kinds, start)) == slow_sorted_steps(lengths, 16, 9, kinds, start)
+    alone = order.sorted_steps(lengths, 16, 9, start=start)
+    assert list(alone) == slow_sorted_steps(lengths, 16, 9, [0] * 301, start)
+
+
 class Few(Data):
     def __len__(self):
         return 3
