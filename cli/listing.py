@@ -3,16 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from mmalign.errors import CardError, RecipeError, suggest
 from mmalign.io import yaml
 from mmalign.io.visible import one_line
-from mmalign.plan.cards import FAMILIES, Registry
+from mmalign.plan import signatures
+from mmalign.plan.arguments import Argument, of
+from mmalign.plan.cards import FAMILIES, Card, Registry
+from mmalign.plan.references import GIVEN
 
 from .lines import say
 
 MORE = ("recipes", "stages")
+WIDE = 100  # columns of what an argument is
 
 
 def family(name: str | None, as_json: bool) -> None:
@@ -66,13 +71,39 @@ def part(family: str, name: str, as_json: bool) -> None:
         return
     if family not in FAMILIES:
         raise CardError(f"no family {family!r}", fix=suggest(family, (*FAMILIES, *MORE)))
-    card = asdict(Registry().card(family, name))
+    card = Registry().card(family, name)
+    rows = arguments(card)
     if as_json:
-        dump(card)
+        dump({**asdict(card), "arguments": rows})
         return
-    for key, item in card.items():
-        if item not in ("", {}, None):
+    for key, item in asdict(card).items():
+        if key != "args" and item not in ("", {}, None):
             say(f"{key:<8} {item}")
+    for row in rows:
+        say(f"\n{row['name']}: {row['value']}")
+        for line in wrap(row["about"], WIDE):
+            say(f"  {line}")
+
+
+def arguments(card: Card) -> list[dict[str, str]]:
+    """name, value and what it is of every argument of a card's class: what the class's text says, nothing is imported.
+
+    value: the card's; else the class's default; else who gives it. None of a class whose text cannot be read.
+    """
+    try:
+        known = of(card.target) or []
+    except signatures.Absent:
+        return []
+    return [{"name": one.name, "value": _value(one, card), "about": one.about} for one in known]
+
+
+def _value(one: Argument, card: Card) -> str:
+    if one.name in card.args:
+        here = repr(card.args[one.name])
+        return here if one.default in (None, here) else f"{here}   (the class's own: {one.default})"
+    if one.name in GIVEN.get(card.family, ()):
+        return "given by the stage"
+    return "needed" if one.default is None else one.default
 
 
 def stage(kind: str, as_json: bool) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 class Adapter(nn.Module):
     """patches_BPC -> visual_BQD.
 
-    patch_dim: C. llm_dim: D. grid: (rows, columns) of the patches, rows x columns = P. Further arguments are the
-    settings of the card.
+    patch_dim: C, the width of the encoder's patches. llm_dim: D, that of the language model's embeddings. grid: (rows,
+    columns) of the patches, rows x columns = P.
+
+    Further arguments are the settings of the card.
     """
 
     keeps_grid: ClassVar[bool] = True  # whether visual token i is patch i

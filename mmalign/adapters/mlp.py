@@ -9,7 +9,10 @@ from mmalign.errors import CheckError
 
 
 class MLP(Adapter):
-    """`depth` linear layers with a GELU between each two; LLaVA-1.5 (arXiv 2310.03744) has two, one is linear."""
+    """Linear layers with a GELU between each two.
+
+    depth: how many; LLaVA-1.5 (arXiv 2310.03744) has two, one is linear.
+    """
 
     def __init__(self, patch_dim: int, llm_dim: int, grid: tuple[int, int], depth: int = 2) -> None:
         super().__init__(patch_dim, llm_dim, grid)

@@ -33,7 +33,7 @@ class MMLU(FiledBenchmark):
     """Asked as plain text without a chat template; the answer is the likeliest of " A" to " D".
 
     style: of the prompt; hendrycks' own code leaves two blanks before the subject and does not strip the question,
-    lm-evaluation-harness has one blank and strips. shots: worked examples before the question.
+    lm-evaluation-harness has one blank and strips. shots: worked examples before the question. split: test, or val.
     """
 
     max_new_tokens = 1

@@ -26,6 +26,7 @@ class MMVet(FiledBenchmark):
     grades: a grades file ({id: {model[], content[], score[]}}); where a judge is asked, it is written after each grade,
     with the answer it is for, and what it already holds is not asked again.
     judge: the address of an OpenAI-compatible API (https://.../v1); its key is read from $OPENAI_API_KEY.
+    judge_model: the model asked there; the paper's grades are GPT-4's.
     evaluator: the official mm-vet_evaluator.py, whose prompt the judge gets; None: the one beside the data.
     runs: how often each answer is graded (the paper: 5); None: as often as the grades file has.
     """

@@ -13,7 +13,9 @@ MARK = re.compile(r"\s*<image>\s*")
 
 
 class Perplexity(Probe):
-    """exp of the mean loss per token over the first `texts` texts of a data set, images left out.
+    """exp of the mean loss per token over texts of a data set, images left out.
+
+    data: where they come from, from the first on. texts: how many.
 
     `perplexity` is the trained model's, `before` that of the language model it started from; a model from elsewhere has
     only the first. A text is all that is said in a record, its turns joined by blanks.

@@ -12,7 +12,8 @@ from mmalign.labels import LabelSource
 class Given(LabelSource):
     """The data's own words for each patch, all with the score 1.
 
-    words: the word list that gives them their numbers, see `read_words`. keep: at most so many a patch.
+    words: the file that gives them their numbers, one word a line; not in the paper, whose data has no truth. keep: at
+    most so many a patch (the paper keeps 10).
     """
 
     needs = "truth"

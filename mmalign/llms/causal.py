@@ -23,10 +23,12 @@ from mmalign.llms.watch import Watch
 class CausalLM(LLM):
     """The model of a transformers checkpoint and its chat format.
 
-    checkpoint: a folder, a `pkg:` folder or a hub id. template: see Chat. random: take only the configuration, not
-    the weights. bits: 4 or 8, hold the weights so (bitsandbytes); then only LoRA learns. lora: the rank of low-rank
-    updates that learn in place of the weights, and are merged into them when saved (peft). lora_alpha: None: twice
-    the rank. lora_dropout, lora_targets: see mmalign/llms/lora.py.
+    checkpoint: a folder, a `pkg:` folder or a hub id. template: a file with a jinja chat template; None: the one of the
+    checkpoint's tokenizer. random: take only the configuration, not the weights. bits: 4 or 8, hold the weights so
+    (bitsandbytes); then only LoRA learns. lora: the rank of low-rank updates that learn in place of the weights, and are
+    merged into them when saved (peft). lora_alpha: an update counts this over its rank; None: twice the rank.
+    lora_dropout: the share of what goes into an update that is dropped. lora_targets: the names of the layers that are
+    updated, or all-linear: all but the head.
     """
 
     lm: Any  # the model of transformers itself, with its head

@@ -175,7 +175,8 @@ class Distribution(Basic):
     """Give each visual token the vocabulary distribution of its refined self (eq. 7).
 
     logits: plain, v E^T (the paper); cosine, unit vectors over a temperature, so that only directions speak (not in
-    the paper, whose plain logits also drive the tokens' lengths). temperature: of the cosine logits.
+    the paper, whose plain logits also drive the tokens' lengths). temperature: of the cosine logits (not in the
+    paper).
     """
 
     collective = True  # ZeRO-3 gathers E from all ranks

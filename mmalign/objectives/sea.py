@@ -127,7 +127,7 @@ class SEA(Objective):
     temperature: where the learnable temperature starts. The paper prints 0, which cannot be a temperature; 0 is read
     as a log-temperature of 0, that is 1. Our default is CLIP's 0.07: from 1, short runs hardly move.
     gather: contrast over all ranks' pairs instead of those of one device, gradients included; the number of devices
-    then changes the result.
+    then changes the result. The paper does not say which.
     """
 
     needs = frozenset({"labels"})

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mmalign.io import document, packages
 
@@ -15,9 +15,6 @@ DEEP = 20  # imports and base classes followed
 EMPTY = {"nn.Module", "torch.nn.Module", "Module", "object", "ABC", "Protocol", "Generic", "NamedTuple"}  # take nothing
 
 Arguments = dict[str, bool]  # name: whether it must be given
-Parameters = dict[
-    str, tuple[bool, Any]
-]  # and its type, see io/document.py; Any where the text does not tell a plain one
 UNKNOWN, ABSENT = object(), object()  # of an attribute: the text does not tell; no class has it
 
 
@@ -33,23 +30,51 @@ class Definition:
     module: str
 
 
+class Parameter(NamedTuple):
+    """An argument. kind: its type, see io/document.py; Any where the text does not tell a plain one."""
+
+    default: str | None  # its text; None: it must be given
+    kind: Any
+
+
+Parameters = dict[str, Parameter]
+
+
 def takes(target: str) -> Arguments | None:
     """The arguments of a class or function; None where the text does not tell. Absent when there is no such thing."""
+    known = parameters(target)
+    return None if known is None else {arg: one.default is None for arg, one in known.items()}
+
+
+def parameters(target: str) -> Parameters | None:
+    """The arguments of a class or function, by name, in their order; None and Absent as for `takes`."""
     definition = find(target)
-    parameters = _arguments(definition, DEEP) if definition else None
-    return None if parameters is None else {arg: needed for arg, (needed, _) in parameters.items()}
+    return _arguments(definition, DEEP) if definition else None
+
+
+def docstrings(target: str) -> Iterator[str]:
+    """Of a class and of its base classes, the nearest first, as far as their texts can be found."""
+    definition = find(target)
+    return _docstrings(definition, DEEP) if definition else iter(())
+
+
+def _docstrings(definition: Definition, deep: int) -> Iterator[str]:
+    yield ast.get_docstring(definition.node) or ""
+    if isinstance(definition.node, ast.ClassDef) and deep:
+        for base in _bases(definition.node):
+            if above := _base(definition, base, deep):
+                yield from _docstrings(above, deep - 1)
 
 
 def mistyped(target: str, args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(argument, what is wrong) of values whose type is not that which the text of a class or function asks for."""
     try:
-        definition = find(target)
+        known = parameters(target) or {}
     except Absent:
         return
-    parameters = (_arguments(definition, DEEP) if definition else None) or {}
     bounds = attribute(target, "bounds")
     for arg, value in args.items():
-        _, kind = parameters.get(arg, (False, Any))
+        kind = known[arg].kind if arg in known else Any
         if isinstance(bounds, dict) and arg in bounds:
             continue  # which say more of it, see io/bounds.py
         if wrong := document.problem(value, kind, arg):
@@ -267,13 +292,17 @@ def _parameters(args: ast.arguments, skip: int) -> Parameters | None:
     plain = [*args.posonlyargs, *args.args]
     defaults: list[ast.expr | None] = [*[None] * (len(plain) - len(args.defaults)), *args.defaults, *args.kw_defaults]
     both = list(zip([*plain, *args.kwonlyargs], defaults, strict=True))[skip:]
-    return {arg.arg: (default is None, _type(arg.annotation, default)) for arg, default in both}
+    return {arg.arg: _parameter(arg.annotation, default) for arg, default in both}
+
+
+def _parameter(annotation: ast.expr | None, default: ast.expr | None) -> Parameter:
+    return Parameter(None if default is None else ast.unparse(default), _type(annotation, default))
 
 
 def _fields(node: ast.ClassDef) -> Parameters:
     lines = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
     own = [item for item in lines if "ClassVar" not in ast.dump(item)]
-    return {ast.unparse(item.target): (item.value is None, _type(item.annotation, item.value)) for item in own}
+    return {ast.unparse(item.target): _parameter(item.annotation, item.value) for item in own}
 
 
 _PLAIN = {

@@ -26,7 +26,9 @@ class QuizItem:
 
 
 class Quiz(Benchmark):
-    """Questions about the first `images` scenes of a split; answers are the likeliest option.
+    """Questions about the first scenes of a split; answers are the likeliest option.
+
+    images: how many scenes. split, seed: which world's, as for its data.
 
     A CheckError for less than one image, or a split that is not there.
     """

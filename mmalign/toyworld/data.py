@@ -42,7 +42,9 @@ class Scenes:
 
 
 class ToyData(Data):
-    """`size` records of a split. The same number means the same scene in every data set of that split and seed.
+    """Records of a split. The same number means the same scene in every data set of that split and seed.
+
+    size: how many records. split: train or eval; no scene is in both. seed: of another world.
 
     A CheckError for a negative size.
     """
@@ -94,7 +96,10 @@ class Captions(ToyData):
 
 
 class VisualChat(ToyData):
-    """Images with a conversation of `questions` questions and answers, at most 12, for the tune stage."""
+    """Images with a conversation, for the tune stage.
+
+    questions: with their answers, about one image; at most 12.
+    """
 
     kind = "chat"
 
@@ -110,7 +115,7 @@ class VisualChat(ToyData):
 class Texts(ToyData):
     """Texts without images: scenes told and asked about, scenes told again in other words, lists to repeat, and tales.
 
-    retold, repeats, tales: shares of those; the rest are told scenes, `questions` questions each.
+    retold, repeats, tales: shares of those; the rest are told scenes. questions: about each of them, at most 12.
     """
 
     kind = "texts"
