@@ -49,7 +49,9 @@ class Resampler(_Queries):
     """Flamingo's Perceiver resampler (arXiv 2204.14198): in every layer the latents attend to the patches and to
     themselves.
 
-    heads: of each attention; they share its width. Its embeddings of time are for videos and left out. The paper gates the language model's layers, not these.
+    heads: of each attention; they share its width.
+
+    Its embeddings of time are for videos and left out. The paper gates the language model's layers, not these.
     """
 
     def __init__(
@@ -100,8 +102,10 @@ class SquaredReLU(nn.Module):
 class QFormer(_Queries):
     """Queries that attend to each other in every layer and to the patches in every second (BLIP-2, arXiv 2301.12597).
 
-    every: how often the patches are seen, in layers, from the first on. heads: of each attention. The paper starts from BERT; this one from
-    random weights, so it is smaller, and norms come before each step, which trains without a warm start.
+    every: how often the patches are seen, in layers, from the first on. heads: of each attention.
+
+    The paper starts from BERT; this one from random weights, so it is smaller, and norms come before each step, which
+    trains without a warm start.
     """
 
     def __init__(

@@ -28,8 +28,8 @@ class Mixture(Data):
 
     weights: how often each member is gone through in one pass over the mixture: 1 all its records once (the default),
     0.5 every second one, 2 all of them twice. counts: how many records of each instead. Fewer than all are spread
-    evenly over a member, so that a sorted file is still seen from one end to the other. quarantine: a file of records to
-    leave out, as `mmalign data check --quarantine` writes it.
+    evenly over a member, so that a sorted file is still seen from one end to the other. quarantine: a file of records
+    to leave out, as `mmalign data check --quarantine` writes it.
 
     A record's id is its member's number and its own id: `0/000000033471@17`; a record that comes twice has one id.
     """

@@ -1,4 +1,4 @@
-"""The order of an epoch, by length: `grouped` over all of it, so that nobody pads or waits; `sorted_steps` as LLaVA does.
+"""The order of an epoch by length: `grouped`, over all of it, so that nobody pads or waits; `sorted_steps`, LLaVA's.
 
 Letters: N records, U micro-batches, M records of a micro-batch.
 """

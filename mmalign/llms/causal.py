@@ -23,10 +23,10 @@ from mmalign.llms.watch import Watch
 class CausalLM(LLM):
     """The model of a transformers checkpoint and its chat format.
 
-    checkpoint: a folder, a `pkg:` folder or a hub id. template: a file with a jinja chat template; None: the one of the
+    checkpoint: a folder, a `pkg:` folder or a hub id. template: a file with a jinja chat template; None: that of the
     checkpoint's tokenizer. random: take only the configuration, not the weights. bits: 4 or 8, hold the weights so
-    (bitsandbytes); then only LoRA learns. lora: the rank of low-rank updates that learn in place of the weights, and are
-    merged into them when saved (peft). lora_alpha: an update counts this over its rank; None: twice the rank.
+    (bitsandbytes); then only LoRA learns. lora: the rank of low-rank updates that learn in place of the weights and are
+    merged when saved (peft). lora_alpha: an update counts this over its rank; None: twice the rank.
     lora_dropout: the share of what goes into an update that is dropped. lora_targets: the names of the layers that are
     updated, or all-linear: all but the head.
     """

@@ -159,8 +159,8 @@ class Train(Stage):
     template: str | None = None  # the chat template of this stage's data; None: the language model's
     precision: Literal["bf16", "fp32"] = "bf16"
     max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1} | SILENT)  # share that may be unusable
-    # step: a step's samples are drawn at random, with images or without, and sorted inside it (LLaVA); epoch: a step has
-    # samples of like length, which pads least; both read all rows once and keep their lengths. None: at random
+    # step: a step's samples are drawn at random, with images or without, and sorted inside it (LLaVA); epoch: a step is
+    # of samples of like length, which pads least; both read all rows once and keep their lengths. None: at random
     group_by_length: Literal["step", "epoch"] | None = None
     pack: bool = field(default=False, metadata=SILENT)  # samples of a pass share rows, each seeing itself alone
     engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)
