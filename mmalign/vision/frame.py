@@ -14,6 +14,7 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 Fit = Literal["crop", "pad", "squash"]
 FITS: tuple[Fit, ...] = ("crop", "pad", "squash")
 SEEN = 0.5  # a patch that shows less picture than this share of itself has no word: it is padding
+_ROUNDING = 1e-9  # of a share that is one half
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Frame:
 
 @lru_cache(4096)
 def _seen(frame: Frame) -> tuple[bool, ...]:
-    return tuple(share >= SEEN for share in frame.visible())
+    return tuple(share >= SEEN - _ROUNDING for share in frame.visible())
 
 
 @lru_cache(4096)

@@ -1,6 +1,7 @@
 """A patch shows the part of the picture that its frame says: read from the pixels that the encoder is given."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -197,3 +198,20 @@ def test_a_square_of_a_huge_picture_is_placed_as_it_is_reduced(monkeypatch):
     rows = np.flatnonzero(red.any(1))
     assert frame.region[1] == pytest.approx(-rows[0] / len(rows))
     assert frame.region[3] == pytest.approx((len(red) - rows[0]) / len(rows))
+
+
+def exactly(length, around, count):
+    """The share of each of `count` strips of a padded square that shows picture, as fractions."""
+    start = Fraction((around - length) // 2, around)
+    end = start + Fraction(length, around)
+    edges = [Fraction(number, count) for number in range(count + 1)]
+    return [max(Fraction(0), min(b, end) - max(a, start)) * count for a, b in itertools.pairwise(edges)]
+
+
+@pytest.mark.parametrize("size", [(96, 48), (48, 96), (640, 320), (7, 14), (1000, 500), (333, 999), (400, 300)])
+@pytest.mark.parametrize("side", [6, 18, 24, 27, 30])
+def test_half_a_patch_of_picture_is_enough(size, side):
+    """Whatever floating point makes of one half, where the edge of the picture cuts a patch in two."""
+    columns, rows = (exactly(length, max(size), side) for length in size)
+    seen = [2 * row * column >= 1 for row in rows for column in columns]
+    assert placed("pad", size, (side, side), 14 * side).seen() == seen
