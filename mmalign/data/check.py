@@ -24,11 +24,11 @@ from mmalign.data.mixture import Mixture
 from mmalign.data.reasons import Unusable, reason_of
 from mmalign.data.rows import Rows
 from mmalign.errors import DataError
+from mmalign.io.pictures import orientation
 
 CHUNK = 200  # records a process takes at once
 FEW = 400  # records for which no further process is started
 AHEAD = 4  # chunks waiting for every process
-ORIENTATION = 274  # EXIF's tag
 NOTED = 100  # records of each note whose ids are kept
 TINY, HUGE = 16, 4096  # pixels of a side that are worth a note
 
@@ -223,15 +223,8 @@ def _notes(image: Any, name: str) -> Iterator[str]:
         yield "with transparency, which is dropped"
     if max(image.size) > HUGE or min(image.size) < TINY:
         yield f"wider or higher than {HUGE} pixels" if max(image.size) > HUGE else f"smaller than {TINY} pixels"
-    if _turned(image):
+    if orientation(image) != 1:
         yield "to be turned upright by its EXIF"
-
-
-def _turned(image: Any) -> bool:
-    try:
-        return image.getexif().get(ORIENTATION, 1) not in (0, 1)
-    except Exception:  # EXIF that cannot be read turns nothing
-        return False
 
 
 def _own_id(data: Data, id_: str) -> str:

@@ -20,6 +20,8 @@ FORMATS = {
     "JPEG2000": "Jpeg2K", "PPM": "Ppm",
 }  # fmt: skip
 
+ORIENTATION = 0x0112  # EXIF's tag
+
 Opener = tuple[Callable[..., Any], Callable[[bytes], bool | str]]
 
 
@@ -62,6 +64,15 @@ def rgb(image: "Image") -> "Image":
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def orientation(image: "Image") -> int:
+    """EXIF's number for how a picture is to be turned upright, 2 to 8; 1: not at all, nor where its EXIF is damaged."""
+    try:
+        number = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF, which Pillow meets with errors of five kinds
+        return 1
+    return number if isinstance(number, int) and 2 <= number <= 8 else 1
 
 
 def _eight_bits(image: "Image") -> "Image":

@@ -16,11 +16,12 @@ from mmalign.plan.check import check
 from tests.conftest import TINY
 from tests.data.samples import images, is_picture, jpeg, row
 
+BOXES = ("coco-boxes", "vg-boxes")
 OWN = ("conversations", "table", "tars", "hub", "mixture")
 SETS = ("llava-pretrain-558k", "cc-595k", "llava-mix-665k", "cambrian-align-2.5m", "cambrian-7m")
 
 
-@pytest.mark.parametrize("name", [*OWN, *SETS])
+@pytest.mark.parametrize("name", [*OWN, *SETS, *BOXES])
 def test_a_card_fits_its_class(name):
     card = Registry().card("data", name)
     takes = signatures.takes(card.target)
@@ -29,16 +30,17 @@ def test_a_card_fits_its_class(name):
     missing = {arg for arg, needed in takes.items() if needed} - set(card.args)
     assert missing <= ({"path", "data", "name"} if name in OWN else set())
     assert issubclass(cards.target(card), Data)
-    assert card.facts["truth"] is False
+    assert card.facts["truth"] is (name in BOXES)
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", [*SETS, *BOXES])
 def test_published_data_says_where_it_is_from(name):
     card = Registry().card("data", name)
     assert card.paper.startswith("https://arxiv.org/abs/")
     assert card.license
     assert card.facts["images"] is True
-    assert all(spec.startswith("data:") for spec in card.args.values())
+    specs = [spec for arg in card.args.values() for spec in ([arg] if isinstance(arg, str) else arg)]
+    assert all(spec.startswith("data:") for spec in specs)
 
 
 def laid_out(root, name):
@@ -69,6 +71,25 @@ def test_published_data_is_read_as_it_is_laid_out(tmp_path, monkeypatch, name):
     data = cards.build(Registry().card("data", name))
     assert [record.id for record in data] == ["a@0", "t@1"]
     assert is_picture(data.image(data[0].images[0]), 0, "JPEG")
+
+
+def test_boxes_are_read_as_they_are_laid_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMALIGN_DATA", str(tmp_path))
+    for folder in ("coco/annotations", "coco/val2017", "vg/VG_100K", "vg/VG_100K_2"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "coco" / "annotations" / "instances_val2017.json").write_text(json.dumps({
+        "images": [{"id": 139, "file_name": "000000000139.jpg", "width": 24, "height": 16}],
+        "annotations": [{"image_id": 139, "category_id": 1, "bbox": [1.5, 2, 3, 4]}],
+        "categories": [{"id": 1, "name": "person"}],
+    }))  # fmt: skip
+    thing = {"names": ["tree"], "x": 0, "y": 0, "w": 3, "h": 3}
+    (tmp_path / "vg" / "objects.json").write_text(json.dumps([{"image_id": 1, "objects": [thing]}]))
+    for place in ("coco/val2017/000000000139.jpg", "vg/VG_100K_2/1.jpg"):
+        (tmp_path / place).write_bytes(jpeg())
+    for name, said in zip(BOXES, ("person", "tree"), strict=True):
+        data = cards.build(Registry().card("data", name))
+        assert [record.caption for record in data] == [said]
+        assert is_picture(data.image(data[0].images[0]), 0, "JPEG")
 
 
 def test_a_mixture_from_a_recipe(tmp_path):
