@@ -169,6 +169,7 @@ def inspect(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="picture files")],
     layers: Annotated[str, typer.Option(help="0: as the adapter makes them; N: behind layer N of the LLM")] = "0",
     keep: Annotated[int, typer.Option(min=1, help="words a token")] = 5,
+    words: Annotated[str | None, typer.Option(metavar="LIST", help="nearest of a list's words: one a line")] = None,
     out: Annotated[Path | None, typer.Option(help="write a page there, as .html, in place of the table")] = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
@@ -176,7 +177,7 @@ def inspect(
     """Show the words nearest to each visual token."""
     from . import inspecting
 
-    inspecting.inspect(checkpoint, images, layers, keep, out, as_json)
+    inspecting.inspect(checkpoint, images, layers, keep, words, out, as_json)
 
 
 @app.command("chat")

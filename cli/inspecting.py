@@ -1,10 +1,11 @@
-"""`inspect`: the words nearest to each visual token of an image, as a table or a page."""
+"""`inspect`: the tokens, or the words of a list, nearest to each visual token of an image: a table or a page."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmalign.errors import RunError
+from mmalign.io.wordlist import read_words
 from mmalign.pipeline import existing
 
 from .images import open_rgb
@@ -15,13 +16,22 @@ if TYPE_CHECKING:
     from mmalign.vlm.wordmap import WordMap
 
 
-def inspect(spec: str, images: Sequence[Path], layers: str, keep: int, target: Path | None, as_json: bool) -> None:
+def inspect(
+    spec: str,
+    images: Sequence[Path],
+    layers: str,
+    keep: int,
+    word_list: str | None,
+    target: Path | None,
+    as_json: bool,
+) -> None:
     place, depths = existing.find(spec), numbers(layers)
+    listed = read_words(word_list) if word_list is not None else None
     pictures = {str(image): open_rgb(image) for image in images}  # each once
     if target and not (target.absolute().parent).is_dir():
         raise RunError(f"no folder {target.parent}", at=str(target), fix="--out in a folder that is there")
     model = loaded(place)
-    words = model.nearest_words(list(pictures.values()), depths, keep, names=list(pictures))
+    words = model.nearest_words(list(pictures.values()), depths, keep, list(pictures), listed)
     if target:
         words.save(target, f"What the visual tokens of {spec} say")
     if as_json:

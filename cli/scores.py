@@ -12,6 +12,7 @@ from mmalign.benchmarks import Benchmark, Gaps, Probe, Score
 from mmalign.errors import DataError, RunError
 from mmalign.plan.cards import Card, Registry, build, own, target
 from mmalign.plan.read import setting
+from mmalign.plan.references import paths
 
 from .lines import say
 
@@ -97,6 +98,8 @@ def ready(node: "Node") -> None:
 
     if (node.folder / "stage.json").exists():
         return
+    for problem in paths({role: card for role, card in node.cards.items() if card.family == "data"}):
+        raise problem
     for card in node.cards.values():
         kind = target(own(card)) if card.family == "benchmarks" else None
         if isinstance(kind, type) and issubclass(kind, FiledBenchmark):

@@ -109,6 +109,11 @@ class Subject(Protocol):
         """{layer: (cosine_BQK, token_BQK)}: the vocabulary tokens nearest to each visual token; layer 0: as the
         adapter makes them."""
 
+    def nearest_listed(
+        self, images: "Sequence[Image]", words: Sequence[str], layers: Sequence[int] = (0,), top_k: int = 1
+    ) -> "dict[int, tuple[Tensor, Tensor]]":
+        """{layer: (cosine_BQK, word_BQK)}: the words of a list nearest to each visual token, by their numbers in it."""
+
     def frames(self, images: "Sequence[Image]") -> "list[Frame]":
         """Where the visual tokens lie in each picture; only for a model with a grid."""
 

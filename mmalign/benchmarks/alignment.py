@@ -1,39 +1,48 @@
-"""Do visual tokens say what their patches show? The nearest vocabulary token of each, against the data's truth.
+"""Do visual tokens say what their patches show? The nearest token or word of each, against the data's truth.
 
 Letters: P patches of an image.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mmalign.benchmarks import Probe, Score, Subject
 from mmalign.errors import CheckError, DataError
+from mmalign.io.wordlist import read_words
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from mmalign.data import Data
-    from mmalign.vision import Frame
 
 BATCH = 64  # images per pass
 
 
 @dataclass
 class Comparison:
-    """One image: the token nearest to each patch at each layer, and the tokens that would be right; P entries each.
+    """One image: what would be right for each patch, and what is nearest to it at each layer; P entries each.
 
-    nearest: layer by layer, from 0, the visual tokens as the adapter makes them.
+    words: true of the patch. right: what it may be nearest to; of an object or the background empty where it has no
+    word, or none that could be nearest. nearest: layer by layer, from 0, the visual tokens as the adapter makes them.
     """
 
     key: str
-    nearest: list[list[int]]
+    words: list[tuple[str, ...]]
     right: list[set[int]]
     object: list[bool | None]  # True: an object, False: background, None: neither, or padding
     padding: int = 0  # patches that show no picture
+    nearest: list[list[int]] = field(default_factory=list)
 
-    def patches(self, is_object: bool, layer: int = 0) -> list[tuple[int, set[int]]]:
-        """(nearest, right) of the patches of one kind; layer 0: the visual tokens."""
-        each = zip(self.nearest[layer], self.right, self.object, strict=True)
-        return [(nearest, right) for nearest, right, kind in each if kind is is_object]
+    def patches(self, is_object: bool, layer: int = 0) -> "Patches":
+        """(nearest, right) of the patches of one kind that can be right; layer 0: the visual tokens.
+
+        nearest is -1 where nobody looked yet.
+        """
+        nearest = self.nearest[layer] if self.nearest else [-1] * len(self.right)
+        each = zip(nearest, self.right, self.object, strict=True)
+        return [(near, right) for near, right, kind in each if kind is is_object and right]
 
 
 class Alignment(Probe):
@@ -45,13 +54,18 @@ class Alignment(Probe):
     N-th layer, which shows whether BASIC's premise holds (arXiv 2508.06895, figure 2).
 
     Rows of the vocabulary that no token has are never nearest. data: must know its truth. images: how many of its
-    images are looked at, from the first.
+    images are looked at, from the first. words: a list, see `read_words`: the nearest of its words instead, each the
+    mean of its pieces' embeddings (SEA, section 4.2), has to be true of the patch, upper and lower case alike.
+
+    Patches that nothing could be right for are in no share: `unlisted_patches` are those of objects whose words are
+    not in the list, and where the data has no words for the background (COCO), it has no share.
     """
 
-    def __init__(self, data: "Data", images: int = 200) -> None:
+    def __init__(self, data: "Data", images: int = 200, words: str | None = None) -> None:
         if images < 2:
             raise CheckError(f"alignment: images must be at least 2, got {images}")
         self.data, self.images = data, images
+        self.words = read_words(words) if words is not None else None
 
     def measure(self, model: Subject) -> Score:
         if model.grid is None:
@@ -59,33 +73,51 @@ class Alignment(Probe):
                 "alignment: the model's visual tokens are no patches", fix="an adapter that keeps the grid"
             )
         images = self._compared(model)
-        objects, backgrounds = [one.patches(True) for one in images], [one.patches(False) for one in images]
-        metrics = {
-            "object": percent(hits(objects)),
-            "object_shuffled": percent(hits(_shuffled(objects))),
-            "background": percent(hits(backgrounds)),
-            "background_shuffled": percent(hits(_shuffled(backgrounds))),
-            "distinct": len({token for one in images for token in one.nearest[0]}),
-        }
+        kinds = {"object": True, "background": False}
+        judged = {name: [one.patches(kind) for one in images] for name, kind in kinds.items()}
+        metrics: dict[str, float] = {}
+        for name, patches in judged.items():
+            if name == "object" or any(patches):
+                metrics |= {name: percent(hits(patches)), f"{name}_shuffled": percent(hits(_shuffled(patches)))}
+        metrics["distinct"] = len({number for one in images for number in one.nearest[0]})
         for layer in range(1, len(images[0].nearest)):
             metrics[f"object_layer_{layer}"] = percent(hits([one.patches(True, layer) for one in images]))
+        objects = judged["object"]
         items = {one.key: percent(hits([own])) for one, own in zip(images, objects, strict=True) if own}
-        patches = {"object_patches": sum(map(len, objects)), "background_patches": sum(map(len, backgrounds))}
-        if padding := sum(one.padding for one in images):
-            patches["padding_patches"] = padding
-        return Score(metrics, "object", items, {"images": len(images), **patches})
+        return Score(metrics, "object", items, _counts(images, sum(map(len, objects))))
 
     def _compared(self, model: Subject) -> list[Comparison]:
-        references = self._references()
-        images: list[Comparison] = []
-        for start in range(0, len(references), BATCH):
-            part = references[start : start + BATCH]
-            pictures = [self.data.image(reference) for _, reference in part]
-            nearest = model.nearest_tokens(pictures, range(model.depth + 1))
-            layers = [token_BQK[..., 0].tolist() for _, token_BQK in nearest.values()]
-            for (key, reference), frame, *own in zip(part, model.frames(pictures), *layers, strict=True):
-                images.append(self._comparison(model, frame, key, reference, own))
+        """What is right is known for all images before the model looks at any."""
+        parts = list(_parts(self._references()))
+        images = [one for part in parts for one in self._truths(model, part)]
+        self._check(images)
+        at = iter(images)
+        for part in parts:
+            for own in zip(*self._nearest(model, [self.data.image(reference) for _, reference in part]), strict=True):
+                next(at).nearest = list(own)
         return images
+
+    def _check(self, images: Sequence[Comparison]) -> None:
+        """A DataError where no patch could ever be right."""
+        if any(one.patches(True) for one in images):
+            return
+        objects = [words for one in images for words, kind in zip(one.words, one.object, strict=True) if kind]
+        if not objects:
+            what = f"alignment: the data knows of no object in any patch of {len(images)} images"
+            raise DataError(what, fix="more images, or other data")
+        first = ", ".join(list(dict.fromkeys(word for words in objects for word in words))[:3])
+        where = "is in the list" if self.words else "is spelled by the model's tokenizer"
+        what = f"alignment: none of the words of {len(objects)} object patches {where}: {first}"
+        raise DataError(what, fix="words: a list with the data's own words")
+
+    def _nearest(self, model: Subject, pictures: "Sequence[Image]") -> list[list[list[int]]]:
+        """Layer by layer, what is nearest to each visual token of each picture."""
+        depths = range(model.depth + 1)
+        if self.words is None:
+            nearest = model.nearest_tokens(pictures, depths)
+        else:
+            nearest = model.nearest_listed(pictures, self.words, depths)
+        return [number_BQK[..., 0].tolist() for _, number_BQK in nearest.values()]
 
     def _references(self) -> list[tuple[str, Any]]:
         """(key, reference) of the first images."""
@@ -98,19 +130,50 @@ class Alignment(Probe):
             raise DataError(f"alignment: the data has {len(found)} images", fix="a data set with images")
         return found
 
-    def _comparison(
-        self, model: Subject, frame: "Frame", key: str, reference: Any, nearest: list[list[int]]
-    ) -> Comparison:
-        truth, seen = self.data.truth(reference, frame), frame.seen()
-        known = sorted({word for words in truth.words for word in words})
-        pieces = dict(zip(known, model.pieces(known), strict=True))
-        right = [{piece for word in words for piece in pieces[word]} for words in truth.words]
-        kinds = truth.object or [True if words else None for words in truth.words]
-        kinds = [kind if shown else None for kind, shown in zip(kinds, seen, strict=True)]
-        return Comparison(key, nearest, right, kinds, seen.count(False))
+    def _truths(self, model: Subject, part: "Part") -> Iterator[Comparison]:
+        """What is right for the patches of some images; what is nearest is not known yet."""
+        frames = model.frames([self.data.image(reference) for _, reference in part])
+        for (key, reference), frame in zip(part, frames, strict=True):
+            truth, seen = self.data.truth(reference, frame), frame.seen()
+            known = sorted({word for words in truth.words for word in words})
+            numbers = dict(zip(known, self._numbers(model, known), strict=True))
+            right = [{number for word in words for number in numbers[word]} for words in truth.words]
+            kinds = truth.object or [True if words else None for words in truth.words]
+            kinds = [kind if shown else None for kind, shown in zip(kinds, seen, strict=True)]
+            yield Comparison(key, truth.words, right, kinds, seen.count(False))
+
+    def _numbers(self, model: Subject, known: Sequence[str]) -> list[list[int]]:
+        """What is right where each of these words is true: tokens, or words of the list."""
+        if self.words is None:
+            return model.pieces(known)
+        return [self._listed.get(word.casefold(), []) for word in known]
+
+    @cached_property
+    def _listed(self) -> dict[str, list[int]]:
+        """{word of the list: its numbers there}, upper and lower case alike."""
+        listed: dict[str, list[int]] = {}
+        for number, word in enumerate(self.words or ()):
+            listed.setdefault(word.casefold(), []).append(number)
+        return listed
+
+
+def _counts(images: Sequence[Comparison], judged: int) -> dict[str, int]:
+    """Images and patches. judged: patches of objects that can be right."""
+    kinds = [kind for one in images for kind in one.object]
+    counts = {"images": len(images), "object_patches": judged, "background_patches": kinds.count(False)}
+    apart = {
+        "unlisted_patches": kinds.count(True) - judged,
+        "padding_patches": sum(one.padding for one in images),
+    }
+    return counts | {name: count for name, count in apart.items() if count}
 
 
 Patches = list[tuple[int, set[int]]]
+Part = Sequence[tuple[str, Any]]  # (key, reference) of some images
+
+
+def _parts(references: Part) -> Iterator[Part]:
+    return (references[start : start + BATCH] for start in range(0, len(references), BATCH))
 
 
 def _shuffled(images: Sequence[Patches]) -> Iterator[Patches]:

@@ -54,6 +54,9 @@ def problems(recipe: Recipe, registry: Registry) -> Iterator[MMAlignError]:
         yield from paths(cards)
         yield from (problem for card in cards.values() for problem in facts.contradicted(card))
         yield from protocols(recipe, name, stage, cards)
+        for role, card in cards.items():
+            if role.startswith("bench.") and "words" in (_takes(card) or ()):
+                yield from _word_list(card.args.get("words"))
         yield from _images(recipe, name, stage, cards)
         yield from _labels(recipe, name, stage, cards)
         yield from _bounded(recipe, name, cards)

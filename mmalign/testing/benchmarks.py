@@ -198,7 +198,7 @@ def check_probe(make: Callable[[], Probe], model: Subject | None = None) -> None
             raise AssertionError(f"{what}; raise a CheckError for what cannot be looked at") from err
 
 
-SUBJECT = ("untrained", "grid", "depth", "nearest_tokens", "frames", "pieces", "perplexity")
+SUBJECT = ("untrained", "grid", "depth", "nearest_tokens", "nearest_listed", "frames", "pieces", "perplexity")
 
 
 class _Only:
@@ -212,15 +212,26 @@ class _Only:
         if name in self._replaced:
             return self._replaced[name]
         if name == "nearest_tokens":
-            return self._nearest
+            return self._tokens
+        if name == "nearest_listed":
+            return self._listed
         value = getattr(self._model, name)
         return (lambda: _Only(value())) if name == "untrained" and value is not None else value
 
-    def _nearest(self, images: Sequence[Image.Image], layers: Sequence[int] = (0,), top_k: int = 1) -> Any:
+    def _tokens(self, images: Sequence[Image.Image], layers: Sequence[int] = (0,), top_k: int = 1) -> Any:
+        self._check(layers)
+        return self._model.nearest_tokens(images, layers, top_k)
+
+    def _listed(
+        self, images: Sequence[Image.Image], words: Sequence[str], layers: Sequence[int] = (0,), top_k: int = 1
+    ) -> Any:
+        self._check(layers)
+        return self._model.nearest_listed(images, words, layers, top_k)
+
+    def _check(self, layers: Sequence[int]) -> None:
         deepest = self._replaced.get("depth", self._model.depth)
         beyond = [layer for layer in layers if not 0 <= layer <= deepest]
         assert not beyond, f"it looks at layer {beyond[0]} of a model that shows {deepest}"
-        return self._model.nearest_tokens(images, layers, top_k)
 
 
 class StandIn:
@@ -235,13 +246,24 @@ class StandIn:
     def nearest_tokens(
         self, images: Sequence[Image.Image], layers: Sequence[int] = (0,), top_k: int = 1
     ) -> dict[int, tuple[Tensor, Tensor]]:
+        return self._drawn(images, self.vocab, layers, top_k)
+
+    def nearest_listed(
+        self, images: Sequence[Image.Image], words: Sequence[str], layers: Sequence[int] = (0,), top_k: int = 1
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        return self._drawn(images, len(words), layers, min(top_k, len(words)))
+
+    def _drawn(
+        self, images: Sequence[Image.Image], count: int, layers: Sequence[int], top_k: int
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Numbers below `count` for every patch."""
         shape = (len(images), self.grid[0] * self.grid[1], top_k)
         found: dict[int, tuple[Tensor, Tensor]] = {}
         for layer in layers:
             seeds = [sum(image.convert("RGB").resize((4, 4)).tobytes()) + layer for image in images]
-            drawn = [torch.randperm(self.vocab * 9, generator=torch.Generator().manual_seed(s)) for s in seeds]
-            token_BQK = torch.stack([each[: shape[1] * top_k].view(shape[1:]) % self.vocab for each in drawn])
-            found[layer] = (torch.linspace(1, 0, top_k).expand(shape), token_BQK)
+            drawn = [torch.randperm(count * 9, generator=torch.Generator().manual_seed(s)) for s in seeds]
+            number_BQK = torch.stack([each[: shape[1] * top_k].view(shape[1:]) % count for each in drawn])
+            found[layer] = (torch.linspace(1, 0, top_k).expand(shape), number_BQK)
         return found
 
     def frames(self, images: Sequence[Image.Image]) -> list[Frame]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmalign.vlm.batch import Batch
 from mmalign.vlm.supervised import Supervised
-from mmalign.vlm.vocabulary import NearestTokens
+from mmalign.vlm.vocabulary import among_tokens
 
 IMAGES, TOKENS = 4, 2048  # looked at, at least: shares of a few dozen tokens say little
 MARGIN = 0.01  # of shares: less is no difference
@@ -67,7 +67,7 @@ class Premise:
         states = {"layer 0": visual_BQD, **{f"layer {n}": kept for n, kept in enumerate(seen.kept, 1)}}
         states["refined"] = seen.refined[model.looks[0]]
         with vlm.vocabulary() as embed_VD:
-            closest = NearestTokens.of(vlm.llm, embed_VD)
+            closest = among_tokens(vlm.llm, embed_VD)
             nearest = {name: closest(state_BQD)[1][..., 0] for name, state_BQD in states.items()}
         seen_BQ = model.seen(batch)
         shares = {"words": {name: self._words(token_BQ[seen_BQ]) for name, token_BQ in nearest.items()}}

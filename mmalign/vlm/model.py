@@ -21,10 +21,10 @@ from mmalign.llms import LLM, Look, Places
 from mmalign.objectives import Words
 from mmalign.vision import Frame, Vision
 from mmalign.vision.picture import upright_size
+from mmalign.vlm import nearest
 from mmalign.vlm.batch import IGNORED, Sample, collate
-from mmalign.vlm.pictures import listed, shown
+from mmalign.vlm.pictures import listed
 from mmalign.vlm.prefix import Group, Pass
-from mmalign.vlm.vocabulary import NearestTokens, spelled
 from mmalign.vlm.wordmap import WordMap
 
 if TYPE_CHECKING:
@@ -260,44 +260,38 @@ class VLM(nn.Module):
         """The token ids each word has inside a sentence; empty where the tokenizer makes nothing of it."""
         return self.llm.chat.pieces(words)
 
-    @torch.no_grad()
     def nearest_tokens(
         self, images: "Tensor | Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 1
     ) -> dict[int, tuple[Tensor, Tensor]]:
         """{layer: (cosine_BQK, token_BQK)}: the vocabulary tokens nearest to each visual token at each layer.
 
-        Rows of the embedding matrix that no token has are left out; see NearestTokens. Raises CheckError for no top_k.
+        Rows of the embedding matrix that no token has are left out, as is the image mark's. Raises CheckError for no
+        top_k.
         """
-        nearest = self._nearest(top_k)
-        return {layer: nearest(hidden_BQD, top_k) for layer, hidden_BQD in self.hidden_states(images, layers).items()}
+        return nearest.by_layer(self, images, None, layers, top_k)
 
-    def _nearest(self, top_k: int) -> NearestTokens:
-        if top_k < 1:
-            raise CheckError(f"top_k must be at least 1, got {top_k}", at="top_k")
-        with self.vocabulary() as embed_VD:
-            return NearestTokens.of(self.llm, embed_VD)
+    def nearest_listed(
+        self, images: "Tensor | Image | Sequence[Image]", words: Sequence[str], layers: Sequence[int] = (0,),
+        top_k: int = 1,
+    ) -> dict[int, tuple[Tensor, Tensor]]:  # fmt: skip
+        """{layer: (cosine_BQK, word_BQK)}: the words of a list nearest to each visual token, by their numbers in it.
+
+        A word is the mean of its pieces' embeddings, as in SEA (section 4.2). One that stands there twice has its first
+        number; one the tokenizer makes nothing of is never near. Raises CheckError for no top_k, and for no word.
+        """
+        return nearest.by_layer(self, images, words, layers, top_k)
 
     def nearest_words(
         self, images: "Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 5,
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | None = None, words: Sequence[str] | None = None,
     ) -> WordMap:  # fmt: skip
         """What visual tokens say: the `top_k` nearest vocabulary tokens of each, as text with its cosine.
 
-        images: PIL images. layers: see `hidden_states`. names: of the images; None: their numbers. The result draws
-        itself in a notebook, is saved as a page, and turns into a DataFrame.
+        images: PIL images. layers: see `hidden_states`. names: of the images; None: their numbers. words: the nearest
+        of these words instead, see `nearest_listed`; None: of all single tokens. The result draws itself in a notebook,
+        is saved as a page, and turns into a DataFrame.
         """
-        vision, _ = self._seeing()
-        pictures, tokenizer = listed(images), self.llm.chat.tokenizer
-        words: dict[int, list[list[list[tuple[str, float]]]]] = {layer: [] for layer in layers}
-        nearest = self._nearest(top_k)
-        for picture in pictures:  # one at a time: all layers of many pictures would be held together
-            for layer, hidden_BQD in self.hidden_states(picture, layers).items():
-                cosine_QK, token_QK = nearest(hidden_BQD[0], top_k)
-                rows = zip(token_QK.tolist(), cosine_QK.tolist(), strict=True)
-                words[layer].append([[(spelled(tokenizer, i), c) for i, c in zip(*row, strict=True)] for row in rows])
-        names = [str(number) for number in range(len(pictures))] if names is None else list(names)
-        seen = [frame.seen() for frame in self.frames(pictures)] if self.grid else None
-        return WordMap(names, [shown(vision, picture) for picture in pictures], self.grid, words, seen)
+        return nearest.word_map(self, self._seeing()[0], images, layers, top_k, names, words)
 
     @torch.no_grad()
     def perplexity(self, texts: Sequence[str]) -> float:
@@ -374,7 +368,7 @@ class VLM(nn.Module):
 
 def nearest_words(
     model: VLM, images: "Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 5,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] | None = None, words: Sequence[str] | None = None,
 ) -> WordMap:  # fmt: skip
     """`model.nearest_words(...)`: what the visual tokens of images say, at any layer."""
-    return model.nearest_words(images, layers, top_k, names)
+    return model.nearest_words(images, layers, top_k, names, words)

@@ -1,6 +1,8 @@
-"""The words nearest to a vector, among the language model's own: the one place where that is computed.
+"""The words nearest to a vector, among the language model's own tokens or those of a list: the one place where that is
+computed.
 
-Letters: N vectors, D width of the language model, V its vocabulary, T of it that tokens have, K kept (top_k).
+Letters: N vectors, D width of the language model, V its vocabulary, T rows compared with, W words of a list, K kept
+(top_k).
 """
 
 from dataclasses import dataclass
@@ -10,38 +12,58 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmalign.errors import CheckError
+from mmalign.io.wordlist import firsts
 from mmalign.llms import LLM
+from mmalign.objectives import Words
 
-LIMIT = 256 << 20  # bytes of cosines at a time
+LIMIT = 256 << 20  # bytes of cosines, or of a word list's pieces, at a time
 
 
 @dataclass
-class NearestTokens:
-    """Rows of the input embedding matrix that belong to a token, as unit vectors, fp32.
+class Nearest:
+    """Unit vectors to compare with, fp32, and the number that each stands for. On one device."""
+
+    number_T: Tensor
+    unit_TD: Tensor
+
+    def __call__(self, vectors: Tensor, top_k: int = 1) -> tuple[Tensor, Tensor]:
+        """(cosine, number) of shape (..., K) for vectors of shape (..., D), nearest first; K is at most T."""
+        flat_ND = F.normalize(vectors.flatten(0, -2).float(), dim=-1).to(self.unit_TD.device)
+        top_k = min(top_k, len(self.number_T))
+        size = max(1, LIMIT // (4 * len(self.number_T)))
+        best = [(part_ND @ self.unit_TD.T).topk(top_k, dim=-1) for part_ND in torch.split(flat_ND, size)]
+        shape = (*vectors.shape[:-1], top_k)
+        cosine_NK, row_NK = (torch.cat(parts).view(shape) for parts in zip(*best, strict=True))
+        return cosine_NK, self.number_T[row_NK]
+
+
+def among_tokens(llm: LLM, embed_VD: Tensor) -> Nearest:
+    """The tokens of a language model, numbered by their ids. embed_VD: its matrix, whole (under ZeRO-3: gathered).
 
     Rows behind the last token (padding of the matrix, ids that no token has) and the image mark's are left out: nobody
     trained them, so being near to one says nothing.
     """
+    used = sorted({i for i in llm.chat.tokenizer.get_vocab().values() if i < len(embed_VD)} - {llm.chat.mark})
+    token_T = torch.tensor(used, device=embed_VD.device)
+    return Nearest(token_T, F.normalize(embed_VD.detach()[token_T].float(), dim=-1))
 
-    token_T: Tensor  # the ids of these rows
-    unit_TD: Tensor
 
-    @classmethod
-    def of(cls, llm: LLM, embed_VD: Tensor) -> "NearestTokens":
-        """embed_VD: the matrix of `llm`, whole (under ZeRO-3: gathered)."""
-        used = sorted({i for i in llm.chat.tokenizer.get_vocab().values() if i < len(embed_VD)} - {llm.chat.mark})
-        token_T = torch.tensor(used, device=embed_VD.device)
-        return cls(token_T, F.normalize(embed_VD.detach()[token_T].float(), dim=-1))
+@torch.no_grad()
+def among_words(words: Words, device: torch.device) -> Nearest:
+    """The words of a list, numbered by their first place in it: each the mean of its pieces' embeddings (SEA, 4.2).
 
-    def __call__(self, vectors: Tensor, top_k: int = 1) -> tuple[Tensor, Tensor]:
-        """(cosine, token) of shape (..., K) for vectors of shape (..., D), nearest first."""
-        flat_ND = F.normalize(vectors.flatten(0, -2).float(), dim=-1).to(self.unit_TD.device)
-        top_k = min(top_k, len(self.token_T))
-        size = max(1, LIMIT // (4 * len(self.token_T)))
-        best = [(part_ND @ self.unit_TD.T).topk(top_k, dim=-1) for part_ND in torch.split(flat_ND, size)]
-        shape = (*vectors.shape[:-1], top_k)
-        cosine_NK, row_NK = (torch.cat(parts).view(shape) for parts in zip(*best, strict=True))
-        return cosine_NK, self.token_T[row_NK]
+    Words of which the tokenizer makes nothing are left out; a CheckError where that is all of them. Their pieces are
+    never embedded all at once.
+    """
+    silent = set(words.silent)
+    number_T = torch.tensor([n for word, n in firsts(words.words).items() if word not in silent], device=device)
+    if not len(number_T):
+        what = f"the tokenizer of the language model makes nothing of any of {len(words)} words"
+        raise CheckError(what, at="words", fix="another word list")
+    width = words.embed(torch.zeros(1, dtype=torch.long, device=device)).shape[-1]
+    parts = torch.split(number_T, max(1, LIMIT // (4 * width * words.pieces_WT.shape[1])))
+    return Nearest(number_T, torch.cat([F.normalize(words[part_N], dim=-1) for part_N in parts]))
 
 
 def spelled(tokenizer: Any, token: int) -> str:

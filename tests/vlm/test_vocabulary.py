@@ -8,7 +8,7 @@ from mmalign.data import Data, Record, Truth, Turn
 from mmalign.objectives.basic import Direction
 from mmalign.stages import evaluate
 from mmalign.training.premise import Premise
-from mmalign.vlm.vocabulary import NearestTokens
+from mmalign.vlm.vocabulary import among_tokens
 from tests.objectives.test_basic import batch_of, build, folders  # noqa: F401
 from tests.vlm.test_model import picture
 from tests.vlm.test_prefix import Quiz
@@ -97,23 +97,23 @@ def test_it_would_be_nearest_if_it_counted(model, client, tmp_path, monkeypatch)
 
 def test_the_mark_of_an_image_is_left_out_too(model):
     llm = model.vlm.llm
-    nearest = NearestTokens.of(llm, llm.vocabulary())
-    assert llm.chat.mark not in nearest.token_T
-    assert len(nearest.token_T) == len(set(range(len(llm.chat.tokenizer))) - {llm.chat.mark})
+    nearest = among_tokens(llm, llm.vocabulary())
+    assert llm.chat.mark not in nearest.number_T
+    assert len(nearest.number_T) == len(set(range(len(llm.chat.tokenizer))) - {llm.chat.mark})
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 10_000])
 def test_nearest_by_a_loop(model, top_k):
     llm = model.vlm.llm
-    nearest = NearestTokens.of(llm, llm.vocabulary())
+    nearest = among_tokens(llm, llm.vocabulary())
     vectors_2ND = torch.randn(2, 5, llm.dim)
     cosine_2NK, token_2NK = nearest(vectors_2ND, top_k)
-    kept = min(top_k, len(nearest.token_T))
+    kept = min(top_k, len(nearest.number_T))
     assert cosine_2NK.shape == token_2NK.shape == (2, 5, kept)
     for image in range(2):
         for number in range(5):
             vector = vectors_2ND[image, number]
-            slow = torch.stack([torch.cosine_similarity(vector, llm.vocabulary()[i], dim=0) for i in nearest.token_T])
+            slow = torch.stack([torch.cosine_similarity(vector, llm.vocabulary()[i], dim=0) for i in nearest.number_T])
             best = slow.argsort(descending=True)[:kept]
             assert torch.allclose(cosine_2NK[image, number], slow[best], atol=1e-5)
-            assert token_2NK[image, number, 0] == nearest.token_T[best[0]]
+            assert token_2NK[image, number, 0] == nearest.number_T[best[0]]
