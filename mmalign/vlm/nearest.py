@@ -44,6 +44,8 @@ def among(model: "VLM", words: Sequence[str] | None, top_k: int) -> Nearest:
     """What visual tokens are compared with: the words, or all tokens. CheckError for no top_k, and for no word."""
     if top_k < 1:
         raise CheckError(f"top_k must be at least 1, got {top_k}", at="top_k")
+    if words is not None and not len(words):
+        raise CheckError("a list of no words", at="words", fix="some words; None: all single tokens")
     if words is not None:
         return among_words(model.word_embeddings(words), model.device)
     with model.vocabulary() as embed_VD:

@@ -14,7 +14,10 @@ from mmalign.cli import models, scores
 from PIL import Image
 
 from mmalign.pipeline import existing
+from mmalign.pipeline.load import load
+from mmalign.plan import cards
 from mmalign.plan.cards import Registry
+from tests.plan.test_mistakes import assert_mistake
 
 SHORT = "Answer the question using a single word or phrase."
 
@@ -46,6 +49,44 @@ def test_the_stored_answers_score_the_same(model, eval_folder, here, mmalign):
     assert json.loads(result.out) == {"pope": json.loads(again.out)["metrics"]}
     assert "pope: scored by the rule of lmms-eval, not the official one" in result.err
     assert json.loads((evaluation / "pope.json").read_text())["counts"]["answered"] == 4
+
+
+def boxed(folder):
+    """COCO's val2017 as it is laid out, of two pictures."""
+    (folder / "coco" / "annotations").mkdir(parents=True)
+    (folder / "coco" / "val2017").mkdir()
+    images = [{"id": n, "file_name": f"{n}.png", "width": w, "height": h} for n, w, h in ((1, 80, 60), (2, 48, 48))]
+    for image in images:
+        picture = Image.new("RGB", (image["width"], image["height"]), (200, 30, 30))
+        picture.paste((20, 40, 220), (0, 0, 24, 40))
+        picture.save(folder / "coco" / "val2017" / image["file_name"])
+    boxes = [(1, 0, [0, 0, 24, 40]), (1, 1, [24, 10, 56, 50]), (2, 0, [0, 0, 24, 40])]
+    annotations = [{"image_id": image, "category_id": category, "bbox": box} for image, category, box in boxes]
+    categories = [{"id": 0, "name": "star"}, {"id": 1, "name": "blue_ring"}]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "coco" / "annotations" / "instances_val2017.json").write_text(json.dumps(document))
+
+
+def test_alignment_on_boxes(model, here, mmalign, monkeypatch):
+    """The command's number is that of a plain loop over the model's tokens and the boxes."""
+    monkeypatch.setenv("MMALIGN_DATA", str(here / "data"))
+    result = mmalign("eval", model, "--bench", "coco-alignment", "--json")
+    assert_mistake(result, "path data:coco/annotations/instances_val2017.json does not exist", "", "MMALIGN_DATA")
+    boxed(here / "data")
+    result = mmalign("eval", model, "--bench", "coco-alignment", "--json")
+    assert result.code == 0, result.err
+    metrics = json.loads(result.out)["coco-alignment"]
+    vlm, data = load(str(model)), cards.build(Registry().card("data", "coco-boxes"))
+    right = []
+    for record in data:
+        picture = data.image(record.images[0])
+        truth = data.truth(record.images[0], vlm.frame(picture.size))
+        nearest = vlm.nearest_tokens(picture)[0][1][0, :, 0].tolist()
+        for words, near in zip(truth.words, nearest, strict=True):
+            right += [near in vlm.pieces(list(words))[0]] if words else []
+    assert len(right) > 20
+    assert metrics["object"] == pytest.approx(100 * sum(right) / len(right))
+    assert "background" not in metrics
 
 
 # Killed

@@ -24,6 +24,28 @@ def test_table_json_and_page(model, mmalign):
     assert lines[8].split() == ["a.png", "0", "1,1", *word.split(), f"{cosine:.3f}"]
 
 
+def test_the_words_of_a_list(model, mmalign):
+    Path("words.txt").write_text("# mine\nred star\nblue\n\nring\nblue\n")
+    result = mmalign("inspect", model, "a.png", "--words", "words.txt", "--layers", "0,2", "--json", "--out", "x.html")
+    assert result.code == 0, result.err
+    first, last = json.loads(result.out)
+    assert all({word for word, _ in words} == {"red star", "blue", "ring"} for words in first["words"] + last["words"])
+    assert first["words"][0][0][1] >= first["words"][0][1][1]
+    assert "red star" in Path("x.html").read_text()
+    tokens = json.loads(mmalign("inspect", model, "a.png", "--keep", "999", "--json").out)[0]["words"]
+    for listed, single in zip(first["words"], tokens, strict=True):  # a word of one piece is that token
+        assert dict(listed)["blue"] == pytest.approx(dict(map(tuple, single))["blue"], abs=1e-5)
+
+
+def test_a_list_that_is_none(model, mmalign, monkeypatch):
+    monkeypatch.setattr("mmalign.cli.inspecting.loaded", None)  # known before a model is loaded
+    result = mmalign("inspect", model, "a.png", "--words", "none.txt")
+    assert_mistake(result, "cannot read the word list 'none.txt'", "none.txt", "`words:` takes a path")
+    Path("empty.txt").write_text("\n# nothing\n")
+    result = mmalign("inspect", model, "a.png", "--words", "empty.txt")
+    assert_mistake(result, "the word list is empty", "empty.txt", "one word a line")
+
+
 def test_a_conversation(model, mmalign, monkeypatch):
     lines = iter(["what is this ?", "/image none.png", "/image a.png", "and this ?", "/help", "", "/forget", "hello"])
 

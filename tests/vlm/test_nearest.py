@@ -12,7 +12,9 @@ from mmalign.adapters.mlp import MLP
 from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError
 from mmalign.llms.causal import CausalLM
+from mmalign.objectives import Words
 from mmalign.vision.hf import HFVision
+from mmalign.vlm import nearest, vocabulary
 from mmalign.vlm.model import VLM
 from mmalign.vlm.pictures import shown
 from mmalign.vlm.vocabulary import spelled
@@ -113,3 +115,100 @@ def test_a_page_needs_nothing_else(model, picture, grid):
 )
 def test_a_token_as_text(text, said):
     assert spelled(SimpleNamespace(decode=lambda ids: text), 0) == said
+
+
+# Words of a list
+
+LISTED = ["there", "unbelievable", "star", "", "zebra crossing", "star", "Blue", "x"]
+
+
+def test_words_of_a_list_by_the_definition(model, picture):
+    """The mean of a word's pieces (SEA, section 4.2), by a loop; a word that stands there twice counts once."""
+    layers = [3, 0]
+    found = list(model.nearest_words(picture, layers, top_k=4, words=LISTED))
+    chat, embed, states = model.llm.chat, model.llm.vocabulary().detach(), hidden(model, picture)
+    pieces = {word: chat.pieces([word])[0] for word in LISTED}
+    means = {word: torch.stack([embed[i] for i in ids]).mean(0) for word, ids in pieces.items() if ids}
+    assert [one.layer for one in found] == layers
+    assert max(map(len, pieces.values())) > 1
+    for one in found:
+        for token, words in zip(states[one.layer], one.words, strict=True):
+            slow = {word: float(F.cosine_similarity(token, mean, dim=0)) for word, mean in means.items()}
+            best = sorted(slow, key=slow.get, reverse=True)[:4]
+            assert [word for word, _ in words] == best
+            assert [c for _, c in words] == pytest.approx([slow[word] for word in best], abs=1e-5)
+
+
+def test_numbers_of_a_list(model, picture):
+    """More wanted than there are: every word once, under its first number."""
+    cosine_BQK, word_BQK = model.nearest_listed([picture, picture], LISTED, top_k=50)[0]
+    spelled_words = [n for n, word in enumerate(LISTED) if model.llm.chat.pieces([word])[0] and n != 5]
+    assert cosine_BQK.shape == word_BQK.shape == (2, 25, len(spelled_words))
+    assert set(word_BQK[0, 0].tolist()) == set(spelled_words)
+    assert (cosine_BQK.diff(dim=-1) <= 0).all()
+    assert torch.equal(word_BQK[0], word_BQK[1])
+
+
+def test_no_word_at_all(model, picture, monkeypatch):
+    with pytest.raises(CheckError, match="top_k must be at least 1, got 0"):
+        model.nearest_listed(picture, LISTED, top_k=0)
+    with pytest.raises(CheckError, match="a list of no words"):
+        model.nearest_words(picture, words=[])
+    pieces = model.llm.chat.pieces
+    monkeypatch.setattr(
+        model.llm.chat,
+        "pieces",
+        lambda words: [[] if word == "x" else ids for word, ids in zip(words, pieces(words), strict=True)],
+    )
+    assert {w for words in model.nearest_words(picture, words=["x", "star"]).words[0][0] for w, _ in words} == {"star"}
+    with pytest.raises(CheckError, match="the tokenizer of the language model makes nothing of any of 2 words"):
+        model.nearest_listed(picture, ["x", "x"])
+
+
+@pytest.mark.parametrize("ask", ["tokens", "listed"])
+def test_many_images_are_looked_at_a_few_at_a_time(model, ask, monkeypatch):
+    pictures = [Image.effect_noise(SIZE, 30 * n).convert("RGB") for n in range(5)]
+    passes = []
+    hidden_states = type(model).hidden_states
+
+    def counted(self, images, layers=None):
+        passes.append(len(images))
+        return hidden_states(self, images, layers)
+
+    monkeypatch.setattr(type(model), "hidden_states", counted)
+    look = {"tokens": model.nearest_tokens, "listed": lambda *args: model.nearest_listed(args[0], LISTED, *args[1:])}
+    whole = look[ask](pictures, [0, 2], 3)
+    monkeypatch.setattr(nearest, "HELD", 4 * 25 * model.llm.dim * 2 * 2)  # two images of two layers
+    parts = look[ask](pictures, [0, 2], 3)
+    assert passes == [5, 2, 2, 1]
+    for layer in (0, 2):
+        assert torch.allclose(whole[layer][0], parts[layer][0], atol=1e-5)
+        assert torch.equal(whole[layer][1], parts[layer][1])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-6)])
+@pytest.mark.parametrize(
+    ("count", "width", "longest", "vectors"), [(1, 3, 1, (1,)), (37, 5, 4, (2, 3)), (300, 16, 7, (7, 1, 2))]
+)
+def test_among_words_of_any_shape(dtype, tolerance, count, width, longest, vectors, monkeypatch):
+    """Embeddings of either precision, fp32 from there on; a list and vectors that do not fit one product."""
+    random = torch.Generator().manual_seed(0)
+    embed_VD = torch.randn(50, width, generator=random).to(dtype)
+    pieces_WT = torch.randint(-1, 50, (count, longest), generator=random)
+    pieces_WT[0, 0] = 7
+    pieces_WT = torch.where((pieces_WT < 0).cumsum(1) > 0, -1, pieces_WT)  # pieces first, -1 behind them
+    words = Words([f"word {n}" for n in range(count)], pieces_WT, lambda ids: embed_VD[ids])
+    vectors_ND = torch.randn(*vectors, width, generator=random).to(dtype)
+    monkeypatch.setattr(vocabulary, "LIMIT", 256)
+    near = vocabulary.among_words(words, torch.device("cpu"))
+    cosine_NK, word_NK = near(vectors_ND, 4)
+    rows = [[i for i in row if i >= 0] for row in pieces_WT.tolist()]
+    means = {n: embed_VD[torch.tensor(row)].double().mean(0) for n, row in enumerate(rows) if row}
+    assert near.number_T.tolist() == list(means)
+    kept = min(4, len(means))
+    assert cosine_NK.shape == (*vectors, kept)
+    triples = zip(vectors_ND.flatten(0, -2), cosine_NK.flatten(0, -2), word_NK.flatten(0, -2), strict=True)
+    for vector, cosine_K, word_K in triples:
+        slow = {n: float(F.cosine_similarity(vector.double(), mean, dim=0)) for n, mean in means.items()}
+        assert cosine_K.tolist() == pytest.approx(sorted(slow.values(), reverse=True)[:kept], abs=tolerance)
+        assert [slow[n] for n in word_K.tolist()] == pytest.approx(cosine_K.tolist(), abs=tolerance)
