@@ -376,3 +376,17 @@ def test_the_facts_of_a_card_and_its_class_are_one(parts):
     assert facts.of(card) == {"needs": ["labels"], "per_patch": False, "unit": "images", "paper_lambda": 3}
     with pytest.raises(CardError):
         Registry(["shelf"]).card("objectives", "mien")
+
+
+def test_the_word_list_of_a_benchmark(here):
+    """Known before anything runs, where it is."""
+    text = "name: x\nmodel: {vision: toy-clip, adapter: linear, llm: toy-llama}\nstages:\n"
+    text += "  score: {kind: evaluate, bench: [{card: toy-alignment, args: {words: ./words.txt}}]}\n"
+    error = refused(here, text=text)
+    assert "words" in error.what
+    assert "does not exist" in error.what
+    (here / "words.txt").write_bytes(b"a\0b")
+    error = refused(here, text=text)
+    assert error.what == "the word list is a binary file"
+    (here / "words.txt").write_text("star\nring\n")
+    assert checked(here, text=text) == []
