@@ -68,6 +68,10 @@ def test_padding_and_what_is_cut_away():
     truth = boxes.truth(0, (80, 60), 1, frame)
     assert truth.words[:8] == [("sky",)] * 4 + [(), ("dog",), (), ()]
     assert truth.object[:8] == [True] * 4 + [False, True, False, False]
+    low = regions(("sky", 0, 0, 80, 6)).truth(
+        0, (80, 60), 1, frame
+    )  # over most of what the patches show of the picture
+    assert low.words[:4] == [("sky",)] * 4
     narrow = Frame("pad", (80, 40), (4, 4), (0, -1 / 2, 1, 3 / 2))  # whole rows of it are bars
     truth = boxes.truth(0, (80, 40), 1, narrow)
     assert truth.object[:4] == truth.object[-4:] == [None] * 4
