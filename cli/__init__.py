@@ -308,7 +308,7 @@ def data_show(
     verbs.look(data, overrides or [], llm, vision, rows, as_json)
 
 
-labels_app = typer.Typer(no_args_is_help=True, help="Look at a label store.")
+labels_app = typer.Typer(no_args_is_help=True, help="Look at a label store, or decide a source's sign.")
 app.add_typer(labels_app, name="labels")
 Store = Annotated[str, typer.Argument(metavar="LABELS", help="the folder of a label stage, or a store (path or URL)")]
 
@@ -336,6 +336,24 @@ def labels_show(
     from . import labels as verbs
 
     verbs.show(place, keys or [], out)
+
+
+@labels_app.command("sign")
+def labels_sign(
+    source: Annotated[str, typer.Argument(metavar="CARD", help="a label source   (mmalign list labels)")],
+    data: DataArg,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="labels.words=..., data.size=..., fit=pad")
+    ] = None,
+    images: Annotated[int, typer.Option(min=2, help="looked at, spread over the data")] = 256,
+    out: Annotated[Path, typer.Option(help="a few images labelled under both signs, as .png")] = Path("signs.png"),
+    as_json: Json = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Decide the sign of a label source by captions, without anything else."""
+    from . import signs
+
+    signs.decide(source, data, overrides or [], images, out, as_json)
 
 
 def main(args: list[str] | None = None) -> Any:

@@ -1,5 +1,6 @@
-"""Word lists: a file of words, one a line, from a path, a URL or the package."""
+"""Word lists: a file of words, one a line, from a path, a URL or the package; and the words of a text."""
 
+import re
 from collections.abc import Sequence
 
 from mmalign.errors import DataError
@@ -36,3 +37,8 @@ def firsts(words: Sequence[str]) -> dict[str, int]:
     for number, word in enumerate(words):
         found.setdefault(word, number)
     return found
+
+
+def tokens(text: str) -> set[str]:
+    """The words of a text, in small letters; hyphens and apostrophes inside a word are part of it."""
+    return set(re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower()))

@@ -1,6 +1,7 @@
 """What a label store holds, in numbers and pictures: figure 6 of SEA (arXiv 2408.11813), and labels on an image."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mmalign.vision import Frame
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+HEAD = 40  # pixels of the line above a sheet of pictures
 BINS = np.linspace(-1, 1, 201)  # of scores, which are cosines or differences of them
 
 
@@ -111,6 +113,22 @@ def overlay(image: "Image", words_PK: NDArray[Any], scores_PK: NDArray[Any], fra
     axes.grid(color="white", linewidth=0.4)
     figure.tight_layout(pad=0.2)
     return _png(pyplot, figure)
+
+
+def sheet(rows: Sequence[Sequence[bytes]], heads: Sequence[str]) -> bytes:
+    """PNG: rows of pictures of one size, those of a column under its head."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    pictures = [[Image.open(io.BytesIO(png)).convert("RGB") for png in row] for row in rows]
+    width, height = (max(side) for side in zip(*(one.size for row in pictures for one in row), strict=True))
+    whole = Image.new("RGB", (width * len(heads), HEAD + height * len(rows)), "white")
+    for column, head in enumerate(heads):
+        ImageDraw.Draw(whole).text((column * width + 8, 6), head, "black", ImageFont.load_default(HEAD // 2))
+        for number, row in enumerate(pictures):
+            whole.paste(row[column], (column * width, HEAD + number * height))
+    out = io.BytesIO()
+    whole.save(out, "PNG")
+    return out.getvalue()
 
 
 def _pyplot() -> Any:

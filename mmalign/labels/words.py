@@ -1,7 +1,6 @@
 """The words nearest to each patch, in the joint space of a vision encoder and its text tower (SEA, section 4.1)."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -10,14 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.errors import CheckError, DataError, one_of
-from mmalign.io.wordlist import firsts, read_words
+from mmalign.io.wordlist import firsts, read_words, tokens
 from mmalign.labels import LabelSource, Sample
 from mmalign.labels.bank import text_bank
 from mmalign.labels.rank import Bank
+from mmalign.labels.sign import LOOK, decided
 from mmalign.vision import Vision
-
-LOOK = 256  # images that decide the sign
-MARGIN = 0.02  # the signs must differ by this share of patches, else it is not decided
 
 
 class NearestWords(LabelSource):
@@ -25,7 +22,7 @@ class NearestWords(LabelSource):
 
     encoder: the vision encoder whose joint space is used. words: see `read_words`. keep: n.
     sign: +1, or -1 where an encoder's patch-text similarity is inverted (the paper negates it for CLIP); auto: the one
-    whose best words occur more often in the images' own captions.
+    under which patches have the words of their own images' captions, see sign.py; Undecided where that does not tell.
     center: take each word's mean similarity over this many images of the data off first (0: never, the paper), so
     that a score above 0 says `more than elsewhere`; without it cosines on a cone are all above 0.
     templates: see `text_bank`. vocabulary: captions keeps only the words that some caption of the data uses.
@@ -59,15 +56,15 @@ class NearestWords(LabelSource):
             self.words = used(self.words, captions())
             decisions["words"] = len(self.words)
         images = self._looked_at(sample)
+        if self.sign == "auto":  # before 41,242 words are encoded
+            verdict = decided(self.words, self._text, images)
+            self.sign, decisions["sign"] = int(verdict.sign or 0), verdict
         numbers = firsts(self.words)
         self.number_W = torch.tensor(list(numbers.values()))
-        text_WJ = text_bank(self.encoder, list(numbers), self.templates)
+        text_WJ = self._text(list(numbers))
         mean_W = mean_similarity(text_WJ, [dense_PJ for dense_PJ, _ in images[: self.center]])
         if self.center:
             decisions["centred on"] = f"{min(self.center, len(images))} images"
-        if self.sign == "auto":
-            self.sign, why = decided(list(numbers), {s: Bank.of(text_WJ, mean_W, s) for s in (1, -1)}, images)
-            decisions["sign"] = f"{self.sign:+d} ({why})"
         self.bank = Bank.of(text_WJ, mean_W, int(self.sign))
         return decisions
 
@@ -78,10 +75,10 @@ class NearestWords(LabelSource):
         if self.center and not images:
             what = f"center is {self.center} images, and none can be read to take the words' mean over"
             raise DataError(what, at="args.center", fix="center: 0, or data with images")
-        if self.sign == "auto" and not any(tokens(caption) for _, caption in images):
-            what = f"sign auto is decided by captions, and none of {len(images)} images has one"
-            raise DataError(what, at="args.sign", fix="sign: 1 or sign: -1, or data with captions")
         return images
+
+    def _text(self, words: Sequence[str]) -> Tensor:
+        return text_bank(self.encoder, words, self.templates)
 
     @torch.no_grad()
     def label(self, dense_NJ: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,26 +113,3 @@ def used(words: Sequence[str], captions: Iterable[str]) -> list[str]:
         what = "no word of the list occurs in any caption" if said else "vocabulary captions, and there is no caption"
         raise DataError(what, at="args.vocabulary", fix="vocabulary: all, or another word list")
     return kept
-
-
-def tokens(caption: str) -> set[str]:
-    return set(re.findall(r"[^\W_]+(?:['-][^\W_]+)*", caption.lower()))
-
-
-@torch.no_grad()
-def decided(words: Sequence[str], banks: dict[int, Bank], images: Sequence[tuple[Tensor, str]]) -> tuple[int, str]:
-    """The sign under which a patch's best word is in its image's caption more often, and both shares."""
-    agree = {1: 0, -1: 0}
-    patches = 0
-    for dense_PJ, caption in images:
-        said = tokens(caption)
-        for sign, bank in banks.items():
-            best_P1, _ = bank.best(F.normalize(dense_PJ.float(), dim=-1), 1)
-            agree[sign] += sum(words[number].lower() in said for number in best_P1[:, 0].tolist())
-        patches += len(dense_PJ)
-    share = {sign: count / max(1, patches) for sign, count in agree.items()}
-    why = f"the best word is in the caption for {share[1]:.1%} of patches with +1, {share[-1]:.1%} with -1"
-    if abs(share[1] - share[-1]) < MARGIN:
-        fix = "sign: 1 or sign: -1; look at the labels (mmalign labels show)"
-        raise DataError(f"sign auto is not decided: {why}", at="args.sign", fix=fix)
-    return max(share, key=share.__getitem__), why

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 from mmalign.errors import RunError, StageError, suggest
 from mmalign.io import disk, files
@@ -78,14 +78,15 @@ class Told(TypedDict):
     what: str
     at: str
     fix: str
+    exit_code: NotRequired[int]
 
 
 class Failed(StageError):
-    """A stage process ended badly; `tail` holds the last lines of its log."""
+    """A stage process ended badly; `tail` holds the last lines of its log, exit_code says whose mistake it was."""
 
-    def __init__(self, what: str, at: str, fix: str, tail: list[str]) -> None:
+    def __init__(self, what: str, at: str, fix: str, tail: list[str], exit_code: int = StageError.exit_code) -> None:
         super().__init__(what, at=at, fix=fix)
-        self.tail = tail
+        self.tail, self.exit_code = tail, exit_code
 
 
 def run(nodes: Sequence[Node], launch: Launch, show: Show, force: Sequence[str] = ()) -> None:
@@ -196,7 +197,8 @@ def _failure(node: Node, code: int | None) -> Failed:
     tail = _end(log).splitlines()[-TAIL:]
     if (place := node.folder / "error.json").exists():
         error: Told = files.read_json(place, kind=Told, fix=str(log))
-        return Failed(f"stage {node.name!r}: {error['what']}", error["at"] or str(log), error["fix"], tail)
+        what, at = f"stage {node.name!r}: {error['what']}", error["at"] or str(log)
+        return Failed(what, at, error["fix"], tail, error.get("exit_code", StageError.exit_code))
     if code == task.FULL:
         what, fix = "found no space left", "free some, or another --runs; the same command goes on"
     elif code and code < 0:

@@ -107,8 +107,9 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
 def _fail(folder: Path, err: MMAlignError, code: int = 0) -> int:
     logging.error("%s", err)
     about = {"what": err.what, "at": err.at, "fix": err.fix}
+    told = {key: environment.hidden(text, SECRETS) for key, text in about.items()}
     with suppress(OSError):
-        files.write_json(folder / "error.json", {key: environment.hidden(text, SECRETS) for key, text in about.items()})
+        files.write_json(folder / "error.json", {**told, "exit_code": err.exit_code})
     return code or err.exit_code
 
 

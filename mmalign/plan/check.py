@@ -6,7 +6,7 @@ from itertools import combinations
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import bounds, files
 from mmalign.io.wordlist import read_words
-from mmalign.plan import facts, signatures
+from mmalign.plan import facts, signatures, signs
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.graph import cards_of, named, order
 from mmalign.plan.recipe import Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
@@ -25,7 +25,7 @@ def check(variants: Sequence[Recipe], registry: Registry | None = None, ahead: b
             if not (ahead and isinstance(problem, NotThereError)):
                 raise problem
             told.append(problem.what)
-    told += [note for recipe in variants for note in notes(recipe, registry)]
+    told += [note for recipe in variants for note in [*notes(recipe, registry), *signs.undecided(recipe, registry)]]
     return list(dict.fromkeys([*told, *_equal_arms(variants)]))
 
 
@@ -49,24 +49,29 @@ def problems(recipe: Recipe, registry: Registry) -> Iterator[MMAlignError]:
         except MMAlignError as err:
             yield err
             continue
-        yield from _needed(recipe, name, stage)
-        yield from targets(recipe, name, cards)
-        yield from paths(cards)
-        yield from (problem for card in cards.values() for problem in facts.contradicted(card))
-        yield from protocols(recipe, name, stage, cards)
-        for role, card in cards.items():
-            if role.startswith("bench.") and "words" in (_takes(card) or ()):
-                yield from _word_list(card.args.get("words"))
-        yield from _images(recipe, name, stage, cards)
-        yield from _labels(recipe, name, stage, cards)
-        yield from _bounded(recipe, name, cards)
-        yield from _read_back(recipe, name, stage, cards)
-        if isinstance(stage, Train):
-            yield from _train(recipe, name, stage, cards)
-        if isinstance(stage, (Train, Evaluate)):
-            yield from _model(recipe, cards)
-        if isinstance(stage, (Train, Language, Contrast)) and stage.optim.name == "muon" and stage.engine.zero:
-            yield _problem(recipe, name, "engine.zero", "muon steps on whole matrices", "engine: {zero: 0}")
+        yield from of_stage(recipe, name, stage, cards)
+
+
+def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Everything that is wrong with a stage of those cards."""
+    yield from _needed(recipe, name, stage)
+    yield from targets(recipe, name, cards)
+    yield from paths(cards)
+    yield from (problem for card in cards.values() for problem in facts.contradicted(card))
+    yield from protocols(recipe, name, stage, cards)
+    for role, card in cards.items():
+        if role.startswith("bench.") and "words" in (_takes(card) or ()):
+            yield from _word_list(card.args.get("words"))
+    yield from _images(recipe, name, stage, cards)
+    yield from _labels(recipe, name, stage, cards)
+    yield from _bounded(recipe, name, cards)
+    yield from _read_back(recipe, name, stage, cards)
+    if isinstance(stage, Train):
+        yield from _train(recipe, name, stage, cards)
+    if isinstance(stage, (Train, Evaluate)):
+        yield from _model(recipe, cards)
+    if isinstance(stage, (Train, Language, Contrast)) and stage.optim.name == "muon" and stage.engine.zero:
+        yield _problem(recipe, name, "engine.zero", "muon steps on whole matrices", "engine: {zero: 0}")
 
 
 def _images(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:

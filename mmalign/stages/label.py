@@ -24,6 +24,7 @@ from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
 from mmalign.vision import Frame, Vision
 from mmalign.vision.picture import upright_size
+from mmalign.vlm import sampling
 
 
 def source(
@@ -36,7 +37,7 @@ def source(
     encoder = _encoder(task, own)
     handed: dict[str, Any] = {} if encoder is None else {"encoder": encoder}
     labels: LabelSource = cards.build(task.cards["labels"], keep=keep, **handed)
-    decided = labels.prepare(lambda: _captions(data), lambda images: _sample(encoder, data, images))
+    decided = labels.prepare(lambda: sampling.captions(data), lambda images: _sample(encoder, data, images))
     if decided:
         events.say("labels: " + ", ".join(f"{key} {value}" for key, value in decided.items()))
     return labels.to(device()), encoder
@@ -53,29 +54,9 @@ def _encoder(task: Task, own: Vision | None) -> Vision | None:
     return encoder.float().to(device()).eval()
 
 
-def _captions(data: Data) -> Iterator[str]:
-    for number in range(len(data)):
-        try:
-            yield data[number].caption
-        except DataError:
-            continue  # met again, counted and listed when it is labelled
-
-
 def _sample(encoder: Vision | None, data: Data, images: int) -> list[tuple[Tensor, str]]:
-    """(dense_PJ, caption) of images spread evenly over the data; of the patches that show picture."""
     assert encoder is not None
-    samples: list[tuple[Tensor, str]] = []
-    stride = max(1, len(data) // max(1, images))
-    for number in range(0, stride * min(images, len(data)), stride):
-        try:
-            record = data[number]
-            pictures = [data.image(reference) for reference in record.images]
-            pixels = [encoder.pixels(picture) for picture in pictures]
-        except DataError:
-            continue
-        for picture, dense_PJ in zip(pictures, _dense(encoder, torch.stack(pixels)) if pixels else [], strict=True):
-            samples.append((dense_PJ[encoder.frame(upright_size(picture)).seen()], record.caption))
-    return samples
+    return sampling.sample(encoder, data, images)
 
 
 @torch.no_grad()

@@ -51,7 +51,8 @@ class Labeller:
         try:
             return self.source.prepare(lambda: (), lambda count: [(self._seen(one), "") for one in images[:count]])
         except DataError as err:
-            raise CheckError(err.what, at=err.at, fix=f"images=[...] like those to come, or {err.fix}") from err
+            more = "" if err.at == "args.sign" else "images=[...] like those to come, or "  # captions decide a sign
+            raise CheckError(err.what, at=err.at, fix=more + err.fix) from err
 
     def _seen(self, image: "Image") -> Tensor:
         """dense_PJ of the patches that show picture."""
@@ -61,22 +62,30 @@ class Labeller:
     def device(self) -> torch.device:
         return next(self.encoder.parameters()).device
 
-    @torch.no_grad()
     def dense(self, images: "Image | Sequence[Image]") -> Tensor:
         """dense_BPJ of PIL images, on the encoder's device."""
-        pixels_B3SS = torch.stack([self.encoder.pixels(image) for image in listed(images)])
-        return self.encoder.both(pixels_B3SS.to(self.device))[1]
+        return dense_of(self.encoder, listed(images))
 
-    @torch.no_grad()
     def __call__(self, images: "Image | Sequence[Image]") -> PatchLabels:
-        pictures = listed(images)
-        dense_BPJ = self.dense(pictures)
-        words_NK, scores_NK = self.source.label(dense_BPJ.flatten(0, 1))
-        count, patches = dense_BPJ.shape[:2]
-        words_BPK, scores_BPK = (each.view(count, patches, -1) for each in (words_NK, scores_NK))
-        frames = [self.encoder.frame(upright_size(image)) for image in pictures]
-        labels = PatchLabels(self.source.words, words_BPK, scores_BPK, self.encoder.grid, frames)
-        return labels.onto(frames)  # padding has no word
+        return labelled(self.source, self.encoder, listed(images))
+
+
+@torch.no_grad()
+def dense_of(encoder: Vision, images: "Sequence[Image]") -> Tensor:
+    """dense_BPJ of PIL images, on the encoder's device."""
+    pixels_B3SS = torch.stack([encoder.pixels(image) for image in images])
+    return encoder.both(pixels_B3SS.to(next(encoder.parameters()).device))[1]
+
+
+@torch.no_grad()
+def labelled(source: LabelSource, encoder: Vision, images: "Sequence[Image]") -> PatchLabels:
+    """The labels of PIL images by a source that is prepared and its encoder; padding has no word."""
+    dense_BPJ = dense_of(encoder, images)
+    words_NK, scores_NK = source.label(dense_BPJ.flatten(0, 1))
+    count, patches = dense_BPJ.shape[:2]
+    words_BPK, scores_BPK = (each.view(count, patches, -1) for each in (words_NK, scores_NK))
+    frames = [encoder.frame(upright_size(image)) for image in images]
+    return PatchLabels(source.words, words_BPK, scores_BPK, encoder.grid, frames).onto(frames)
 
 
 def label(images: "Image | Sequence[Image]", source: str = "siglip-words", top_k: int = 10, **args: Any) -> PatchLabels:
