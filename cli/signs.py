@@ -49,27 +49,34 @@ def decide(source: str, data: str, overrides: Sequence[str], images: int, target
 
 def _cards(source: str, data: str, overrides: Sequence[str]) -> dict[str, Card]:
     """{role: card} as a label stage has them, checked as such; the settings laid over them."""
-    given: dict[str, list[str]] = {"labels": [], "data": [], "fit": []}
-    for word in overrides:
-        part, dot, rest = word.partition("." if not word.startswith("fit=") else "=")
-        if not dot or part not in given:
-            fix = f"labels.KEY=VALUE, data.KEY=VALUE or fit=pad, such as {EXAMPLE}"
-            raise CheckError(f"{word!r} is no setting of the labels or the data", at=COMMAND, fix=fix)
-        given[part].append(rest)
-    args = dict(setting(word, CheckError, "labels.words=./words.txt") for word in given["labels"])
+    of_part = _by_part(overrides)
+    args, data_args = (
+        dict(setting(word, CheckError, EXAMPLE) for word in of_part[part]) for part in ("labels", "data")
+    )
     known = Registry()
     labels = known.card("labels", source)
     _has_sign(labels, args)
     labels = replace(labels, args={**labels.args, **args, "sign": "auto"})
-    of_role = {"labels": labels, **cards.below("labels", known.inside(labels)), "data": card_of(data, given["data"])}
-    data_args = dict(setting(word, CheckError, EXAMPLE) for word in given["data"])
-    stage = Label(STAGE, source=Part(source, args), data=Part(data, data_args), fit=_fit(given["fit"]))
+    of_role = {"labels": labels, **cards.below("labels", known.inside(labels)), "data": card_of(data, of_part["data"])}
+    stage = Label(STAGE, source=Part(source, args), data=Part(data, data_args), fit=_fit(of_part["fit"]))
     if stage.fit and (role := graph.encoder_of(stage, of_role)):
         of_role[role] = replace(of_role[role], args={**of_role[role].args, "fit": stage.fit})
     recipe = Recipe(name=STAGE, stages={STAGE: stage}, where=_where)
     for problem in of_stage(recipe, STAGE, stage, of_role):
         raise problem
     return of_role
+
+
+def _by_part(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """{labels, data: `key=value` words; fit: its values}, from `labels.key=value`, `data.key=value` and `fit=...`."""
+    of_part: dict[str, list[str]] = {"labels": [], "data": [], "fit": []}
+    for word in overrides:
+        part, dot, rest = word.partition("=" if word.startswith("fit=") else ".")
+        if not dot or part not in of_part:
+            fix = f"labels.KEY=VALUE, data.KEY=VALUE or fit=pad, such as {EXAMPLE}"
+            raise CheckError(f"{word!r} is no setting of the labels or the data", at=COMMAND, fix=fix)
+        of_part[part].append(rest)
+    return of_part
 
 
 def _fit(words: Sequence[str]) -> Fit | None:

@@ -49,7 +49,7 @@ def both(card: Card, inner: Mapping[str, Card], data: Data, images: int, picture
     def prepared(one: LabelSource) -> dict[str, object]:
         return one.prepare(lambda: sampling.captions(data), lambda _: looked_at)
 
-    signs = Signs(len(looked_at), pictures=[(image, {}) for image in _pictures(data, pictures)])
+    signs = Signs(len(looked_at), pictures=[(image, {}) for image in _pictures(data, images, pictures)])
     try:
         signs.verdict = prepared(source("auto")).get("sign")
     except DataError as err:
@@ -62,10 +62,10 @@ def both(card: Card, inner: Mapping[str, Card], data: Data, images: int, picture
     return signs
 
 
-def _pictures(data: Data, count: int) -> list["Image"]:
-    """The first picture of each of so many records, spread over the data, that can be read."""
+def _pictures(data: Data, images: int, count: int) -> list["Image"]:
+    """The first pictures, at most so many, of the records that are looked at."""
     pictures: list[Image] = []
-    for number in sampling.spread(data, 10 * count):  # some may not be readable
+    for number in sampling.spread(data, images):
         with suppress(DataError):
             pictures += [data.image(reference) for reference in data[number].images[:1]]
         if len(pictures) == count:

@@ -7,8 +7,10 @@ from torch.nn.functional import normalize
 
 from mmalign.errors import CheckError, DataError
 from mmalign.io import files
+from mmalign.io.wordlist import tokens
 from mmalign.labels import bank
-from mmalign.labels.words import NearestWords, mean_similarity, tokens, used
+from mmalign.labels.sign import Undecided
+from mmalign.labels.words import NearestWords, mean_similarity, used
 from mmalign.vision import Vision
 
 WORDS = ["red", "blue", "star", "ring", "soup"]
@@ -109,25 +111,31 @@ def test_the_caption_vocabulary(place):
     assert tokens(said) == {"the", "ring's", "well-kept", "red", "star", "2", "of", "3"}
 
 
-def showing(word, sign):
+def showing(word, sign, number=0):
     """Patches that look like a word, and a caption that names it."""
     text = Tower().words([word])
-    return (sign * text.expand(9, -1) + 0.01 * dense(patches=9)), f"a {word}"
+    return (sign * text.expand(9, -1) + 0.01 * dense(number, patches=9)), f"a {word}, {number}"
 
 
 @pytest.mark.parametrize("truth", [1, -1])
-def test_auto_finds_the_sign_the_captions_agree_with(place, truth):
-    sample = [showing(word, truth) for word in ("red", "star", "ring")]
-    source = NearestWords(Tower(), place, keep=1, sign="auto")
+@pytest.mark.parametrize("center", [0, 3])
+def test_auto_is_the_sign_the_captions_agree_with(place, truth, center):
+    sample = [showing(word, truth, number) for number in range(4) for word in WORDS]
+    source = NearestWords(Tower(), place, keep=1, sign="auto", center=center)
     decisions = source.prepare(lambda: [], lambda images: sample)
-    assert source.sign == truth
-    assert "of patches with +1" in str(decisions["sign"])
+    assert source.sign == source.bank.sign == decisions["sign"].sign == truth
+    assert f"sign {truth:+d}" in source.identity()
+    assert str(decisions["sign"]).startswith(f"{truth:+d} (with +1 the best word of ")
 
 
-def test_auto_that_cannot_decide_says_so(place):
-    source = NearestWords(Tower(), place, keep=1, sign="auto")
-    with pytest.raises(DataError, match="sign auto is not decided: .*0.0%"):
-        source.prepare(lambda: [], lambda images: [(dense(), "no word of the list")])
+def test_auto_that_cannot_decide_says_so_before_the_list_is_encoded(place):
+    tower = Tower()
+    source = NearestWords(tower, place, keep=1, sign="auto")
+    sample = [(dense(number), f"a {word} {number}") for number, word in enumerate(WORDS * 2)]
+    with pytest.raises(Undecided, match=r"sign auto is not decided: with \+1 the best word of .*%"):
+        source.prepare(lambda: [], lambda images: sample)
+    assert tower.asked == 1  # the content words alone
+    assert source.bank is None
 
 
 @pytest.mark.parametrize("center", [1, 2, 3, 256])
