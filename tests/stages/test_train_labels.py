@@ -1,14 +1,16 @@
 """Labels in the training stage: store and online draw the same; what is missing, foreign or unspeakable is said."""
 
 import json
+import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mmalign.errors import StageError
+from mmalign.errors import DataError, StageError
 from mmalign.labels.store import Store
 from mmalign.objectives import sea
 from mmalign.pipeline import build, task
@@ -16,6 +18,7 @@ from mmalign.plan import graph
 from mmalign.plan import read as compose
 from mmalign.plan.recipe import Train
 from mmalign.stages import label, supply, train
+from mmalign.toyworld.data import Captions
 from mmalign.training.events import Events
 from tests import parts
 from tests.conftest import TINY
@@ -183,10 +186,65 @@ def test_a_word_list_the_tokenizer_makes_nothing_of(tmp_path):
         train.run(given)
 
 
-def test_a_sign_that_cannot_be_decided_stops_the_stage(tmp_path):
-    (tmp_path / "words.txt").write_text("soup\nforest\n")  # in no caption
-    asked = f"stages.label.source.args={{words: {tmp_path}/words.txt, sign: auto}}"
-    node = planned(tmp_path, asked)[0]
-    task.save(node)
-    with pytest.raises(label.DataError, match=r"sign auto is not decided: .* 0.0% of patches with \+1, 0.0% with -1"):
-        label.run(task.load(node.folder))
+# A sign that the data does not decide
+
+UNRELATED = """summary: captions of other images
+target: tests.stages.test_train_labels.Unrelated
+args: {size: 48}
+"""
+
+
+class Unrelated(Captions):
+    """The captions of images that come 7 further on."""
+
+    def __getitem__(self, number):
+        record = super().__getitem__(number)
+        return replace(record, turns=super().__getitem__((number + 7) % self.size).turns)
+
+
+def unrelated(folder: Path, *words: str) -> task.Task:
+    """The last stage of the tiny recipe with those words, on a shelf with data whose captions are of other images."""
+    planned(folder)
+    (folder / "shelf" / "data").mkdir(exist_ok=True)
+    (folder / "shelf" / "data" / "unrelated.yaml").write_text(UNRELATED)
+    node = planned(folder, *words)[-1]
+    return task.load(node.folder, task.save(node))
+
+
+def test_captions_of_other_images_stop_the_label_stage(tmp_path):
+    sign = "stages.label.source.args={sign: auto}"
+    given = unrelated(tmp_path, "stages.align=~", sign, "stages.label.data={card: unrelated}")
+    with pytest.raises(DataError, match=r"sign auto is not decided: with \+1 the best word of .* \(p 0\.") as caught:
+        label.run(given)
+    assert caught.value.exit_code == 2
+    assert "sign: -1 (the paper's, for CLIP) or sign: 1" in caught.value.fix
+    assert not (given.folder / "labels").exists()
+    given = unrelated(tmp_path, "stages.align=~", sign)  # their own captions
+    label.run(given)
+    said = json.loads((given.folder / "events.jsonl").read_text().splitlines()[0])["say"]
+    assert re.search(r"sign \+1 \(with \+1 .* \(p 0\.0001\); with -1 .* \(p 1\); .* captions, 7 content words\)", said)
+    assert "sign +1" in Store(given.folder / "labels").header.encoder
+
+
+def test_captions_of_other_images_stop_a_stage_with_online_labels_before_the_first_step(tmp_path, monkeypatch):
+    online = ["stages.label=~", *ONLINE, "stages.align.labels.source.args={sign: auto}", "stages.align.steps=1"]
+    given = unrelated(tmp_path, *online, "stages.align.data={card: unrelated}")
+    monkeypatch.setattr(train, "_probe", lambda *_: pytest.fail("the model was run"))
+    with pytest.raises(DataError, match="sign auto is not decided"):
+        train.run(given)
+    assert not (given.folder / "metrics.jsonl").exists()
+    given = unrelated(
+        tmp_path, *online, "stages.align.data={card: unrelated}", "stages.align.labels.source.args.sign=-1"
+    )
+    supply.supply(given, given.stage, build.vlm(given), build.data(given.cards["data"]), Events(given.folder))
+
+
+def test_a_word_list_that_no_caption_uses_decides_no_sign(tmp_path):
+    (tmp_path / "words.txt").write_text("soup\nforest\n")
+    given = unrelated(
+        tmp_path, "stages.align=~", f"stages.label.source.args={{words: {tmp_path}/words.txt, sign: auto}}"
+    )
+    with pytest.raises(
+        DataError, match=r"sign auto is not decided: of 4\d captions none has a content word of the list"
+    ):
+        label.run(given)
