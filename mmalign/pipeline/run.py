@@ -78,7 +78,7 @@ class Told(TypedDict):
     what: str
     at: str
     fix: str
-    exit_code: NotRequired[int]
+    exit_code: NotRequired[int]  # of the command; left out: a stage failed
 
 
 class Failed(StageError):

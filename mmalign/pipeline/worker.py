@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmalign.errors import MMAlignError, StageError
+from mmalign.errors import DataError, MMAlignError, StageError
 from mmalign.io import disk, environment, files
 from mmalign.io.visible import visible
 from mmalign.pipeline import task, weights
@@ -108,8 +108,9 @@ def _fail(folder: Path, err: MMAlignError, code: int = 0) -> int:
     logging.error("%s", err)
     about = {"what": err.what, "at": err.at, "fix": err.fix}
     told = {key: environment.hidden(text, SECRETS) for key, text in about.items()}
+    asked = {"exit_code": err.exit_code} if isinstance(err, DataError) else {}  # data that cannot give what is asked
     with suppress(OSError):
-        files.write_json(folder / "error.json", {**told, "exit_code": err.exit_code})
+        files.write_json(folder / "error.json", {**told, **asked})
     return code or err.exit_code
 
 

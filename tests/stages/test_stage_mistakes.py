@@ -17,6 +17,7 @@ from tests.conftest import TINY, Said, command
 PARTS = '''"""Parts that do what parts should not."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from mmalign.data import MARK, Data, Record, Turn
@@ -52,6 +53,13 @@ class Buggy(Captions):
         raise ZeroDivisionError("a bug of the plugin's own")
 
 
+class Unrelated(Captions):
+    """The captions of images that come 7 further on."""
+
+    def __getitem__(self, number: int):
+        return replace(super().__getitem__(number), turns=super().__getitem__((number + 7) % self.size).turns)
+
+
 class NoData:
     def __init__(self, size: int) -> None: ...
 
@@ -81,7 +89,7 @@ TUNE += ["stages.tune.steps=3"]
 def run(tiny: Path):
     """run(*overrides): the tiny recipe with a shelf of parts that misbehave, as a process of its own."""
     (tiny.parent / "naughty_parts.py").write_text(PARTS)
-    parts = {"data": ["Spotty", "Deadly", "Buggy", "NoData"], "objectives": ["Shallow", "Wanting"]}
+    parts = {"data": ["Spotty", "Deadly", "Buggy", "NoData", "Unrelated"], "objectives": ["Shallow", "Wanting"]}
     for family, names in parts.items():
         (tiny.parent / "shelf" / family).mkdir(parents=True)
         for name in names:
@@ -96,8 +104,8 @@ def run(tiny: Path):
     return run
 
 
-def assert_failed(said: Said, what: str, at: str, fix: str) -> None:
-    assert said.code == 1, said.err
+def assert_failed(said: Said, what: str, at: str, fix: str, code: int = 1) -> None:
+    assert said.code == code, said.err
     assert said.out == ""
     lines = said.err.splitlines()
     number = next(n for n, line in enumerate(lines) if line.startswith("error: "))
@@ -144,6 +152,17 @@ def test_unreadable_images_in_training_are_counted_listed_and_tolerated_as_far_a
     assert json.loads((folder / "stage.json").read_text())["bad"] == 2
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert sum(row["images"] for row in metrics) == 22  # 24 samples seen, none in the place of a bad one
+
+
+def test_a_sign_that_the_data_does_not_decide(run, here):
+    """It is told before anything runs that the data has to decide it; then the exit code is 2."""
+    data = "stages.label.data={card: unrelated, args: {size: 48}}"
+    said = run(*LABEL, data, "stages.label.source.args.sign=auto")
+    fix = "sign: -1 (the paper's, for CLIP) or sign: 1; mmalign labels sign CARD DATA"
+    assert_failed(said, "stage 'label': sign auto is not decided: with +1 the best word of", "args.sign", fix, code=2)
+    assert said.err.startswith("note: stage 'label': the sign of toy-words is auto, and unrelated has to decide it")
+    (folder,) = stages(here, "label")
+    assert not (folder / "labels").exists()
 
 
 @pytest.mark.parametrize(("words", "stage"), [(LABEL, "label"), (TUNE, "tune")])
