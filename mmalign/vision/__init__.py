@@ -5,9 +5,10 @@ Letters: B images, H x W = P patches, C width of a patch, J width of the joint s
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmalign.errors import CardError
 from mmalign.vision.frame import FITS as FITS
@@ -36,6 +37,18 @@ class Vision(nn.Module):
     def patches(self) -> int:
         """P."""
         return self.grid[0] * self.grid[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but that BatchNorm keeps the statistics it was trained with.
+
+        A micro-batch is too small to take others from, an image's patches would depend on its neighbours, and
+        activations that are made again would count twice.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     def pixels(self, image: "Image", scale: int = 1) -> Tensor:
         """pixels_3SS of one image, prepared as the encoder was trained. Runs on the CPU, in reader threads.

@@ -15,7 +15,7 @@ from mmalign.errors import CardError, one_of
 from mmalign.io import document, files, pretrained
 from mmalign.io.document import Side
 from mmalign.vision import FITS, Fit, Frame, Vision, check_pixels, depth, no_text
-from mmalign.vision.alone import alone
+from mmalign.vision.dense import DENSE, Attention, Dense, alone, available, operated, states_of
 from mmalign.vision.picture import fitted, rgb
 from mmalign.vision.processor import ResizeCropNormalize, frame_of, own_fit
 
@@ -52,13 +52,12 @@ class HFVision(Vision):
     transformers' hidden_states: -1 the last, -2 the one before (LLaVA-1.5). norm: whether the tower's final layer norm
     is applied to it. fit: how a picture becomes a square: crop, its middle; pad, in the middle of a square of the mean
     colour (LLaVA-1.5); squash; None: as the checkpoint's processor does it. image_size: in pixels; None: the size of
-    the checkpoint's processor. dense: how patches come into the joint space: plain, the last layer's output; value, its
-    last layer sees every patch alone, so that attention passes on the patch's own value (MaskCLIP, arXiv 2112.01071).
-    random: take only the configuration, not the weights. pil: images are resized by Pillow, as where LLaVA's numbers
-    were published; else by torchvision, transformers' own choice since, in less than half the time and up to 2/255 off
-    it.
+    the checkpoint's processor. dense: how patches come into the joint space, see mmalign.vision.dense: plain; value
+    (MaskCLIP); surgery (CLIP Surgery), which SigLIP has not: it pools by attention. random: take only the
+    configuration, not the weights. pil: images are resized by Pillow, as where LLaVA's numbers were published; else by
+    torchvision, transformers' own choice since, in less than half the time and up to 2/255 off it.
 
-    A CardError for an architecture that is not known, or a layer or an image size that does not fit.
+    A CardError for an architecture that is not known, or a layer, an image size or dense features that do not fit.
     """
 
     fit: Fit
@@ -68,14 +67,13 @@ class HFVision(Vision):
         checkpoint: str,
         layer: int = -2,
         norm: bool = False,
-        fit: Fit | None = None,
+        fit: Literal["crop", "pad", "squash"] | None = None,
         image_size: int | None = None,
-        dense: Literal["plain", "value"] = "plain",
+        dense: Literal["plain", "value", "surgery"] = "plain",  # `check` reads no alias
         random: bool = False,
         pil: bool = False,
     ) -> None:
         super().__init__()
-        one_of("dense", dense, ("plain", "value"))
         one_of("fit", fit, (None, *FITS))
         self.checkpoint, self.norm, self.dense, self.random, self.pil = checkpoint, norm, dense, random, pil
         with pretrained.reading(checkpoint):
@@ -95,6 +93,7 @@ class HFVision(Vision):
         self.image_size = _side(self.processor, checkpoint)
         self.dim, self.grid = config.hidden_size, (self.image_size // config.patch_size,) * 2
         self.joint = _joint(model)
+        available(self.dense, *_ways(self.joint, self.project), checkpoint)
         self.prefix_tokens = self.architecture.has_class_token + getattr(config, "num_register_tokens", 0)
         for noise in ("shift", "jitter", "rescale"):  # of positions in training mode (DINOv3); our images have one size
             setattr(config, f"pos_embed_{noise}", None)
@@ -139,9 +138,9 @@ class HFVision(Vision):
         """patches_BPC and dense_BPJ of one pass."""
         if not self.joint:
             raise no_text(self.checkpoint)
-        last_depth = self.layers - (self.dense == "value")
-        states = self._hidden_states(pixels_B3SS, {self.depth, last_depth})
-        return self._patches(states[self.depth]), self._dense(states[last_depth])
+        last = states_of(self.dense, self.layers)
+        states = self._hidden_states(pixels_B3SS, {self.depth, *last})
+        return self._patches(states[self.depth]), self._dense({number: states[number] for number in last})
 
     def _hidden_states(self, pixels_B3SS: Tensor, numbers: set[int]) -> dict[int, Tensor]:
         """hidden_BTC after each of these numbers of layers: transformers' hidden_states, no layer too many.
@@ -194,8 +193,12 @@ class HFVision(Vision):
         norm: nn.Module = getattr(self.tower, self.architecture.norm)
         return norm
 
-    def _dense(self, last_BTC: Tensor) -> Tensor:
-        """dense_BPJ: each patch through what turns the pooled image into the joint space (SEA, eq. 4)."""
+    def _dense(self, states: Mapping[int, Tensor]) -> Tensor:
+        """dense_BPJ of the hidden states that they are made of."""
+        if self.dense == "surgery":
+            last_BTC = operated(states, {number: _attention(self._layers()[number]) for number in states})
+        else:
+            (last_BTC,) = states.values()
         last_BPC = self._drop_prefix(last_BTC)
         if self.dense == "value":
             last_BPC = alone(lambda one_N1C: self._layers()[-1](one_N1C, *self.architecture.layer_args), last_BPC)
@@ -225,7 +228,7 @@ class HFVision(Vision):
     def identity(self) -> str:
         digest = files.Hashes().of(self.checkpoint)
         name = f"{Path(self.checkpoint).name} {digest[:12]}" if digest else self.checkpoint
-        settings = [f"{self.image_size} px", *["value"] * (self.dense == "value")]
+        settings = [f"{self.image_size} px", *[self.dense] * (self.dense != "plain")]
         settings += ["pil"] * self.pil
         return ", ".join([name, *settings])
 
@@ -245,6 +248,13 @@ class HFVision(Vision):
 def layers(tower: nn.Module, count: int) -> nn.ModuleList:
     """The transformer layers of a tower that has so many."""
     return next(m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+
+
+def _attention(layer: Any) -> Attention:
+    """Of a CLIP's layer."""
+    attention = layer.self_attn
+    values = lambda hidden_BTC: attention.v_proj(layer.layer_norm1(hidden_BTC))  # noqa: E731
+    return Attention(values, attention.out_proj, attention.num_heads)
 
 
 def load(checkpoint: str, random: bool) -> Any:
@@ -279,6 +289,13 @@ def _joint(model: Any) -> int:
         return 0
     width = model.visual_projection.out_features if hasattr(model, "visual_projection") else None
     return int(width or model.config.vision_config.hidden_size)  # SigLIP's head keeps the width
+
+
+def _ways(joint: int, project: nn.Module | None) -> tuple[tuple[Dense, ...], str]:
+    """The dense features that a checkpoint has, and what stands in the way of the others."""
+    if not joint:
+        return (), "has no text tower"
+    return (("plain", "value"), "pools by attention, not by its class token") if project is None else (DENSE, "")
 
 
 def _processor(checkpoint: str, image_size: int | None, fit: Fit | None, pil: bool) -> tuple[Any, Fit]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mmalign.errors import CardError, one_of, suggest
 from mmalign.io import files
 from mmalign.vision import FITS, Fit, Frame, Vision, check_pixels, depth, weights
-from mmalign.vision.alone import alone
+from mmalign.vision.dense import available
+from mmalign.vision.openclip_towers import Tower, side, tower_of
 from mmalign.vision.picture import fitted, halved, placed, rgb
 
 if TYPE_CHECKING:
@@ -21,16 +22,18 @@ FILE = "open_clip_model.safetensors"
 TEXTS = 256  # texts encoded at a time
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 OWN: dict[str, Fit] = {"shortest": "crop", "squash": "squash", "longest": "pad"}  # resize_mode of weights: its fit
-INTERMEDIATES = {"stop_early": True, "intermediates_only": True, "output_fmt": "NLC"}
 
 
 class OpenCLIPVision(Vision):
-    """The vision tower of an open_clip model, read at one of its layers.
+    """The vision tower of an open_clip model, read at one of its layers: those of a ViT, or the stages of a ConvNeXt or
+    a ResNet, whose maps are the grid.
 
     model: open_clip's name. pretrained: the tag of its weights. checkpoint: weights in place of the tag's, a
-    .safetensors file or a folder with an open_clip_model.safetensors. layer: -1 the last, -2 the one before. norm:
-    whether the tower's final norm is applied. fit: see HFVision; None: as the weights have it. dense: plain or
-    value, see HFVision. random: no weights at all. A CardError where one of these does not fit the others.
+    .safetensors file or a folder with an open_clip_model.safetensors. layer: -1 the last, -2 the one before, whose map
+    is twice as fine where layers are stages. norm: whether the tower's final norm is applied. fit: see HFVision; None:
+    as the weights have it. dense: how patches come into the joint space, see mmalign.vision.dense: plain, value or
+    surgery of a CLIP's ViT, plain of a ConvNeXt's and value of a ResNet's last map. random: no weights at all. A
+    CardError where one of these does not fit the others.
     """
 
     fit: Fit
@@ -42,25 +45,25 @@ class OpenCLIPVision(Vision):
         checkpoint: str = "",
         layer: int = -2,
         norm: bool = False,
-        fit: Fit | None = None,
-        dense: Literal["plain", "value"] = "plain",
+        fit: Literal["crop", "pad", "squash"] | None = None,
+        dense: Literal["plain", "value", "surgery"] = "plain",  # `check` reads no alias
         random: bool = False,
     ) -> None:
         super().__init__()
-        one_of("dense", dense, ("plain", "value"))
         one_of("fit", fit, (None, *FITS))
         self.name = f"{model}.{pretrained}" if pretrained else model
         self.checkpoint, self.load_args = checkpoint, (model, pretrained, checkpoint, random)
         self.norm, self.dense = norm, dense
         self.tower: Any = load(*self.load_args).visual
-        self._reader: _NativeTower | _TimmTower = _reader_of(self.tower, self.name)
+        self._reader: Tower = tower_of(self.tower, layer, self.name)
         self.preprocess_config: dict[str, Any] = self.tower.preprocess_cfg
         self.fit = fit or OWN[self.preprocess_config["resize_mode"]]
-        self.dim, self.grid, self.image_size = self._reader.dim, self._reader.grid, self.tower.image_size[0]
-        self.joint = 0 if self._reader.no_dense else _open_clip().get_model_config(model)["embed_dim"]
+        self.dim, self.grid, self.image_size = self._reader.dim, self._reader.grid, side(self.tower)
         self.layers = self._reader.layers
         self.depth = depth(layer, self.layers, self.name)
-        if norm and self._reader.no_dense and isinstance(self._reader, _NativeTower):
+        has_dense = available(dense, self._reader.ways, self._reader.why, self.name)
+        self.joint = _open_clip().get_model_config(model)["embed_dim"] if has_dense else 0
+        if norm and not self._reader.norms:
             raise CardError(f"the final norm of {self.name} is behind its pool", at="args.norm", fix="norm: false")
 
     def pixels(self, image: "Image", scale: int = 1) -> Tensor:
@@ -77,37 +80,32 @@ class OpenCLIPVision(Vision):
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """patches_BPC. Layers above the chosen one are not run."""
-        return self._patches(self._hidden_states(pixels_B3SS, {self.depth})[self.depth])
+        return self._patches(self._states(pixels_B3SS, {self.depth})[self.depth])
 
     def both(self, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
         """patches_BPC and dense_BPJ of one pass."""
         self._check_joint()
-        last_depth = self.layers - (self.dense == "value")
-        states = self._hidden_states(pixels_B3SS, {self.depth, last_depth})
-        last_BPC = states[last_depth]
-        if self.dense == "value":
-            last_BPC = alone(self._reader.last_layer, last_BPC)
-        return self._patches(states[self.depth]), self._reader.to_joint(self._reader.norm(last_BPC))
+        needs = self._reader.needs(self.dense)
+        states = self._states(pixels_B3SS, {self.depth, *needs})
+        dense_BPJ = self._reader.dense({number: states[number] for number in needs}, self.dense)
+        return self._patches(states[self.depth]), dense_BPJ
 
-    def _hidden_states(self, pixels_B3SS: Tensor, numbers: set[int]) -> dict[int, Tensor]:
-        """hidden_BPC after each of these numbers of layers."""
+    def _states(self, pixels_B3SS: Tensor, numbers: set[int]) -> dict[int, Tensor]:
+        """hidden_BTC after each of these numbers of layers."""
         check_pixels(pixels_B3SS, self.image_size, self.name)
-        pixels_B3SS = pixels_B3SS.to(next(self.tower.parameters()).dtype)
-        states = self._reader.states(pixels_B3SS, [number - 1 for number in sorted(numbers)])
-        if (patches := states[0].shape[1]) != self.patches:
-            raise CardError(f"{self.name} gives {patches} patches, not a grid of {self.grid[0]} x {self.grid[1]}")
-        return dict(zip(sorted(numbers), states, strict=True))
+        return self._reader.states(pixels_B3SS.to(next(self.tower.parameters()).dtype), sorted(numbers))
 
-    def _patches(self, hidden_BPC: Tensor) -> Tensor:
-        patches_BPC: Tensor = self._reader.norm(hidden_BPC) if self.norm else hidden_BPC
-        return patches_BPC
+    def _patches(self, hidden_BTC: Tensor) -> Tensor:
+        patches_BPC = hidden_BTC[:, self._reader.prefix :]
+        if (patches := patches_BPC.shape[1]) != self.patches:
+            raise CardError(f"{self.name} gives {patches} patches, not a grid of {self.grid[0]} x {self.grid[1]}")
+        return self._reader.norm(patches_BPC) if self.norm else patches_BPC
 
     def _check_joint(self) -> None:
         if not self.joint:
-            what = f"{self.name} {self._reader.no_dense}"
-            raise CardError(what, fix="take labels from another encoder, such as CLIP")
-        if self.dense == "value" and isinstance(self._reader, _TimmTower):
-            raise CardError(f"{self.name} is a timm tower, which has no value path here", fix="dense: plain")
+            ways = [f"dense: {way}" for way in self._reader.ways]
+            fix = " or ".join([*ways, "take labels from another encoder, such as CLIP"])
+            raise CardError(f"{self.name} {self._reader.why}", fix=fix)
 
     @torch.no_grad()
     def words(self, texts: Sequence[str]) -> Tensor:
@@ -117,7 +115,7 @@ class OpenCLIPVision(Vision):
         model.visual = nn.Identity()
         device = next(self.parameters()).device
         model = model.to(device=device, dtype=torch.float32)
-        tokenizer = _open_clip().get_tokenizer(self.load_args[0])
+        tokenizer = _tokenizer(self.load_args[0])
         rows = []
         for start in range(0, len(texts), TEXTS):
             ids_WT = tokenizer(list(texts[start : start + TEXTS])).to(device)
@@ -125,11 +123,11 @@ class OpenCLIPVision(Vision):
         return torch.cat(rows)
 
     def checkpoint_activations(self) -> None:
-        self.tower.set_grad_checkpointing(True)
+        self._reader.checkpoint_activations()
 
     def identity(self) -> str:
         weights_digest = [weights.digest(self.checkpoint, FILE)] if self.checkpoint else []
-        settings = [f"{self.image_size} px", *["value"] * (self.dense == "value")]
+        settings = [f"{self.image_size} px", *[self.dense] * (self.dense != "plain")]
         return ", ".join([" ".join([self.name, *weights_digest]), *settings])
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -171,6 +169,19 @@ def load(name: str, pretrained: str, checkpoint: str, random: bool) -> Any:
     return model
 
 
+def _tokenizer(name: str) -> Any:
+    """Of a model's text tower. CLIP's own comes with open_clip; others are downloaded when they are first used."""
+    library = _open_clip()
+    source = library.get_model_config(name)["text_cfg"].get("hf_tokenizer_name") or "its tokenizer's files"
+    try:
+        return library.get_tokenizer(name)
+    except Exception as err:  # from transformers, huggingface_hub and the network, of many kinds
+        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+        what = f"the text tower of open_clip's {name} needs the tokenizer {source}, which cannot be had: {reason}"
+        fix = f"hf download {source}   (once, where the hub can be reached), or labels by an encoder of transformers"
+        raise CardError(what, at="args.model", fix=fix) from err
+
+
 def _quick_gelu(name: str, pretrained: str) -> bool:
     """Whether the weights were trained with OpenAI's approximate GELU; open_clip only warns where its name lacks it."""
     config = _open_clip().get_pretrained_cfg(name, pretrained) or {}
@@ -184,65 +195,3 @@ def _open_clip() -> Any:
         fix = "pip install mmalign[openclip]"
         raise CardError("encoders by open_clip's names need the package open_clip_torch", fix=fix) from err
     return open_clip
-
-
-class _NativeTower:
-    """How open_clip's own ViTs are read. no_dense: why there are no dense features, empty where there are."""
-
-    def __init__(self, visual: Any) -> None:
-        self.visual = visual
-        self.dim, self.grid, self.layers = visual.transformer.width, tuple(visual.grid_size), visual.transformer.layers
-        self.patch: tuple[int, int] = tuple(visual.patch_size)
-        pools = getattr(visual, "attn_pool", None) is not None
-        self.no_dense = "pools with CoCa's queries, which are not defined for one patch alone" if pools else ""
-
-    def states(self, pixels_B3SS: Tensor, blocks: list[int]) -> list[Tensor]:
-        hidden: dict[str, list[Tensor]] = self.visual.forward_intermediates(pixels_B3SS, blocks, **INTERMEDIATES)
-        return hidden["image_intermediates"]
-
-    def norm(self, hidden_BPC: Tensor) -> Tensor:
-        normed_BPC: Tensor = self.visual.ln_post(hidden_BPC)
-        return normed_BPC
-
-    def last_layer(self, one_N1C: Tensor) -> Tensor:
-        output_N1C: Tensor = self.visual.transformer.resblocks[-1](one_N1C)
-        return output_N1C
-
-    def to_joint(self, last_BPC: Tensor) -> Tensor:
-        dense_BPJ: Tensor = last_BPC @ self.visual.proj
-        return dense_BPJ
-
-
-class _TimmTower:
-    """How timm's ViTs inside open_clip are read."""
-
-    def __init__(self, visual: Any) -> None:
-        self.visual, self.trunk = visual, visual.trunk
-        self.dim, self.grid = self.trunk.num_features, tuple(self.trunk.patch_embed.grid_size)
-        self.layers, self.patch = len(self.trunk.blocks), tuple(self.trunk.patch_embed.patch_size)
-        pool = self.trunk.global_pool  # map: attention, token: takes the first
-        defined = pool in ("map", "token")
-        self.no_dense = "" if defined else f"pools by {pool!r}, which is not defined for one patch alone"
-
-    def states(self, pixels_B3SS: Tensor, blocks: list[int]) -> list[Tensor]:
-        hidden: list[Tensor] = self.trunk.forward_intermediates(pixels_B3SS, blocks, **INTERMEDIATES)
-        return hidden
-
-    def norm(self, hidden_BPC: Tensor) -> Tensor:
-        normed_BPC: Tensor = self.trunk.norm(hidden_BPC)
-        return normed_BPC
-
-    def last_layer(self, one_N1C: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def to_joint(self, last_BPC: Tensor) -> Tensor:
-        return alone(lambda one_N1C: self.visual.head(self.trunk.forward_head(one_N1C)), last_BPC)
-
-
-def _reader_of(visual: Any, name: str) -> _NativeTower | _TimmTower:
-    if hasattr(visual, "transformer"):
-        return _NativeTower(visual)
-    trunk = getattr(visual, "trunk", None)
-    if hasattr(trunk, "blocks") and hasattr(getattr(trunk, "patch_embed", None), "grid_size"):
-        return _TimmTower(visual)
-    raise CardError(f"open_clip model {name!r} is not built like a ViT", fix="a model with patches and blocks")

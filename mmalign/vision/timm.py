@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class TimmVision(Vision):
         checkpoint: str = "",
         layer: int = -2,
         norm: bool = False,
-        fit: Fit | None = None,
+        fit: Literal["crop", "pad", "squash"] | None = None,
         image_size: int | None = None,
         random: bool = False,
     ) -> None:

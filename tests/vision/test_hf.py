@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, Siglip2Config, Siglip2Model, SiglipImageProcessor, ViTConfig, ViTModel
 
-from mmalign.errors import CardError, CheckError
+from mmalign.errors import CardError
 from mmalign.testing import check_vision
 from mmalign.vision import hf
 from mmalign.vision.hf import HFVision
@@ -116,26 +116,6 @@ def test_dense_siglip_is_the_head_on_each_patch_by_itself(folders):
         for patch in range(vision.patches):
             expected = model.vision_model.head(last[image : image + 1, patch : patch + 1])
             assert torch.allclose(dense_BPJ[image, patch], expected[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("layer", [-1, -2])
-@pytest.mark.parametrize("kind", TEXTED)
-@torch.no_grad()
-def test_dense_value_is_the_value_path_of_the_last_layer(kind, layer, folders):
-    """MaskCLIP's form: attention gives way to value and output projection, residual and MLP stay."""
-    vision = encoder(folders[kind], layer=layer, dense="value")
-    pixels_B3SS = pixels(vision)
-    hidden, _ = states(folders[kind], pixels_B3SS)
-    last, before_BPC = vision._layers()[-1], hidden[-2][:, -vision.patches :]
-    attention = last.self_attn
-    value_BPC = before_BPC + attention.out_proj(attention.v_proj(last.layer_norm1(before_BPC)))
-    value_BPC = vision.tower.post_layernorm(value_BPC + last.mlp(last.layer_norm2(value_BPC)))
-    patches_BPC, dense_BPJ = vision.both(pixels_B3SS)
-    for patch in range(vision.patches):
-        one_B1C = value_BPC[:, patch : patch + 1]
-        expected = vision.project(one_B1C)[:, 0] if kind == "clip" else vision.tower.head(one_B1C)
-        assert torch.allclose(dense_BPJ[:, patch], expected, atol=1e-5)
-    assert torch.allclose(patches_BPC, hidden[layer][:, -vision.patches :], atol=1e-6)
 
 
 TEXTS = ["dog", "a photo of a red car", "red house"]
@@ -260,7 +240,11 @@ def test_no_module_is_registered_twice(folders):
 
 def test_identity_tells_settings_that_change_labels(folders):
     clip = folders["clip"]
-    encoders = [encoder(clip), encoder(clip, image_size=42), encoder(clip, dense="value")]
+    encoders = [
+        encoder(clip),
+        encoder(clip, image_size=42),
+        *(encoder(clip, dense=dense) for dense in ("value", "surgery")),
+    ]
     identities = [*(vision.identity() for vision in encoders), encoder(folders["siglip"]).identity()]
     assert len(set(identities)) == len(identities)
     assert encoder(clip, fit="pad").identity() == identities[0]  # a store keeps it
@@ -324,11 +308,6 @@ def test_a_layer_that_is_not_there(layer, folders):
         encoder(folders["clip"], layer=layer)
     assert caught.value.at == "args.layer"
     assert caught.value.fix == "1 to 3, or -1 (the last) to -3"
-
-
-def test_dense_has_two_ways(folders):
-    with pytest.raises(CheckError, match="dense must be one of plain, value, got 'clever'"):
-        encoder(folders["clip"], dense="clever")
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3"])

@@ -5,9 +5,8 @@ import sys
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from mmalign.errors import CardError, CheckError
+from mmalign.errors import CardError
 from mmalign.testing import check_vision
 from mmalign.vision.openclip import OpenCLIPVision, load
 from tests.vision.tiny import picture, pixels
@@ -17,6 +16,7 @@ open_clip = pytest.importorskip("open_clip")
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 VISION = {"image_size": 24, "layers": 3, "width": 32, "head_width": 8, "patch_size": 6}
 TIMM = {"image_size": 160, "timm_model_pretrained": False}
+ROTARY = {**TIMM, "image_size": 224, "timm_model_name": "eva02_tiny_patch14_224"}
 MODELS = {
     "tiny": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT},
     "tiny-avg": {"embed_dim": 24, "vision_cfg": {**VISION, "pool_type": "avg"}, "text_cfg": TEXT},
@@ -29,6 +29,12 @@ MODELS = {
     "tiny-token": {  # EVA-CLIP
         "embed_dim": 24,
         "vision_cfg": {**TIMM, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None},
+        "text_cfg": TEXT,
+        "custom_text": True,
+    },
+    "tiny-rotary": {  # EVA-02
+        "embed_dim": 24,
+        "vision_cfg": {**ROTARY, "timm_pool": "token", "timm_proj": None},
         "text_cfg": TEXT,
         "custom_text": True,
     },
@@ -131,19 +137,6 @@ def test_dense_of_timm_towers_is_their_head_on_each_patch_by_itself(model, tmp_p
         assert torch.allclose(dense_BPJ[:, patch], expected, atol=1e-5)
 
 
-@torch.no_grad()
-def test_dense_value_is_the_value_path_of_the_last_layer(tmp_path):
-    vision, reference = save_and_load("tiny", tmp_path, dense="value")
-    pixels_B3SS = pixels(vision)
-    hidden = reference.visual.forward_intermediates(pixels_B3SS, output_fmt="NLC")["image_intermediates"][-2]
-    block = reference.visual.transformer.resblocks[-1]
-    value = block.attn.in_proj_weight[64:], block.attn.in_proj_bias[64:]
-    hidden_BPC = hidden + block.attn.out_proj(F.linear(block.ln_1(hidden), *value))
-    hidden_BPC = hidden_BPC + block.mlp(block.ln_2(hidden_BPC))
-    expected = reference.visual.ln_post(hidden_BPC) @ reference.visual.proj
-    assert torch.allclose(vision.both(pixels_B3SS)[1], expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("model", TEXTED)
 @torch.no_grad()
 def test_words_are_the_text_towers(model, tmp_path, monkeypatch):
@@ -199,8 +192,8 @@ def test_identity_tells_weights_and_settings(tmp_path):
     encoder().save(tmp_path)
     vision = OpenCLIPVision("tiny", checkpoint=str(tmp_path))
     assert encoder(fit="pad").identity() == encoder().identity()  # a store keeps it
-    encoders = [encoder(), encoder(dense="value"), encoder("tiny-avg"), vision]
-    assert len({vision_.identity() for vision_ in encoders}) == 4
+    encoders = [encoder(), encoder(dense="value"), encoder(dense="surgery"), encoder("tiny-avg"), vision]
+    assert len({vision_.identity() for vision_ in encoders}) == 5
 
 
 # what can go wrong
@@ -246,22 +239,6 @@ def test_towers_without_dense_features(model, reason):
 def test_coca_has_no_final_norm_of_patches():
     with pytest.raises(CardError, match="the final norm of tiny-coca is behind its pool"):
         encoder("tiny-coca", norm=True)
-
-
-def test_timm_towers_have_no_value_path():
-    vision = encoder("tiny-map", dense="value")
-    with pytest.raises(CardError, match="is a timm tower, which has no value path here"):
-        vision.both(pixels(vision))
-
-
-def test_dense_has_two_ways():
-    with pytest.raises(CheckError, match="dense must be one of plain, value, got 'clever'"):
-        encoder(dense="clever")
-
-
-def test_not_a_vit():
-    with pytest.raises(CardError, match="'tiny-resnet' is not built like a ViT"):
-        encoder("tiny-resnet")
 
 
 def test_wrong_size():
