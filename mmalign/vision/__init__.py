@@ -39,14 +39,14 @@ class Vision(nn.Module):
         return self.grid[0] * self.grid[1]
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module, but that BatchNorm keeps the statistics it was trained with.
+        """As of any module, but that BatchNorm keeps the statistics it was trained with, and no layer is left out.
 
-        A micro-batch is too small to take others from, an image's patches would depend on its neighbours, and
-        activations that are made again would count twice.
+        A micro-batch is too small to take statistics from, an image's patches would depend on its neighbours, and
+        activations that are made again would count twice. Stochastic depth (timm's DropPath) is a habit of classifiers.
         """
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, _BatchNorm) or type(module).__name__ == "DropPath":
                 module.eval()
         return self
 

@@ -1,16 +1,17 @@
-"""Vision encoders of timm, by name: ViTs and what is built like them."""
+"""Vision encoders of timm, by name: ViTs, whose blocks give rows of patches, and models of stages, which give maps."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmalign.errors import CardError, one_of
 from mmalign.io import files
 from mmalign.vision import FITS, Fit, Frame, Vision, check_pixels, depth, weights
 from mmalign.vision.picture import fitted, halved, placed, rgb
+from mmalign.vision.skeleton import create, library, read, shape, side, skeleton_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,12 +21,19 @@ OWN: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "pad"}  #
 
 
 class TimmVision(Vision):
-    """The blocks of a timm model, read after one of them. No text tower.
+    """A timm model, read after one of its layers: the blocks of a ViT, or the stages of a ConvNeXt, Swin, Hiera, ResNet
+    and others, whose map is the grid. No text tower, and so no dense features; open_clip has those of timm's CLIPs.
 
     model: timm's name without the tag. pretrained: the tag of its weights. checkpoint: weights in place of the tag's,
-    a .safetensors file or a folder with a model.safetensors. layer: -1 the last block, -2 the one before. norm: whether
-    the model's final norm is applied. fit: see HFVision; None: as the weights have it. image_size: in pixels;
-    None: the size of the weights. random: no weights at all. A CardError where one of these does not fit the others.
+    a .safetensors file or a folder with a model.safetensors. layer: -1 the last, -2 the one before, whose map is twice
+    as fine where layers are stages; a ResNet's stem is its first. norm: whether the model's final norm is applied
+    (SAM's, its neck). fit: see HFVision; None: as the weights have it. image_size: in pixels; None: the size of the
+    weights. random: no weights at all.
+
+    A patch is where its share of the square is. Convolutions that step by two with three columns (ResNet's, not
+    ConvNeXt's) look up to half a patch further left and up.
+
+    A CardError where one of these does not fit the others, before any weight is loaded.
     """
 
     fit: Fit
@@ -47,11 +55,15 @@ class TimmVision(Vision):
             raise CardError(f"timm model {model!r} without weights", fix="pretrained: a tag, or checkpoint: a file")
         self.name = f"{model}.{pretrained}" if pretrained else model
         self.checkpoint, self.norm = checkpoint, norm
-        self.tower: Any = _vit(self.name, checkpoint, image_size, random)
-        self.image_size, self.grid = self.tower.patch_embed.img_size[0], tuple(self.tower.patch_embed.grid_size)
-        self.dim, self.layers = self.tower.num_features, len(self.tower.blocks)
+        skeleton, options = skeleton_of(self.name, image_size)
+        self.image_size = image_size or side(skeleton, self.name)
+        self.layers = len(skeleton.feature_info)
         self.depth = depth(layer, self.layers, self.name)
-        self.data_config: dict[str, Any] = _timm().data.resolve_model_data_config(self.tower)
+        self.dim, self.grid = shape(skeleton, self.image_size, self.depth, norm, self.name)
+        if checkpoint:
+            options["pretrained_cfg_overlay"] = {"file": weights.file(checkpoint, FILE)}
+        self.tower: Any = create(self.name, not random, options)
+        self.data_config: dict[str, Any] = library().data.resolve_model_data_config(self.tower)
         self.fit = fit or OWN[self.data_config.get("crop_mode") or "center"]
         self._transforms: dict[int, Any] = {}
 
@@ -62,29 +74,31 @@ class TimmVision(Vision):
         if scale not in self._transforms:
             side, mode = self.image_size * scale, "center" if self.fit == "crop" else "squash"
             config = {**self.data_config, "input_size": (3, side, side), "crop_pct": 1.0, "crop_mode": mode}
-            self._transforms[scale] = _timm().data.create_transform(**config, is_training=False)
+            self._transforms[scale] = library().data.create_transform(**config, is_training=False)
         pixels_3SS: Tensor = self._transforms[scale](image)
         return pixels_3SS
 
     def frame(self, size: tuple[int, int]) -> Frame:
-        rows, columns = (
-            n * side / self.image_size for n, side in zip(self.grid, self.tower.patch_embed.patch_size, strict=True)
-        )
+        patch = self.tower.feature_info[self.depth - 1]["reduction"]
+        rows, columns = (n * patch / self.image_size for n in self.grid)
         return placed(self.fit, size, self.grid, self.image_size, half=halved).trimmed(rows, columns)
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """patches_BPC. Blocks above the chosen one are not run."""
         check_pixels(pixels_B3SS, self.image_size, self.name)
         pixels_B3SS = pixels_B3SS.to(next(self.tower.parameters()).dtype)
-        options = {"norm": self.norm, "stop_early": True, "intermediates_only": True}
-        (map_BCHW,) = self.tower.forward_intermediates(pixels_B3SS, indices=[self.depth - 1], **options)
+        map_BCHW = read(self.tower, pixels_B3SS, self.depth, self.norm)
         if tuple(map_BCHW.shape[2:]) != self.grid:
             raise CardError(f"{self.name} gives a grid of {tuple(map_BCHW.shape[2:])}, not of {self.grid}")
         patches_BPC: Tensor = map_BCHW.flatten(2).transpose(1, 2)
         return patches_BPC
 
     def checkpoint_activations(self) -> None:
-        self.tower.set_grad_checkpointing(True)
+        try:
+            self.tower.set_grad_checkpointing(True)
+        except AssertionError as err:
+            what = f"timm cannot make the activations of {self.name} again"
+            raise CardError(what, fix="engine: {checkpointing: false}") from err
 
     def identity(self) -> str:
         weights_digest = [weights.digest(self.checkpoint, FILE)] if self.checkpoint else []
@@ -100,29 +114,3 @@ class TimmVision(Vision):
         overrides = {"input_size": [3, self.image_size, self.image_size], "num_classes": 0}
         content = {"architecture": self.name.split(".")[0], "num_classes": 0, "pretrained_cfg": {**config, **overrides}}
         files.write_json(folder / "config.json", content)
-
-
-def _timm() -> Any:
-    try:
-        import timm
-        import timm.data
-    except ModuleNotFoundError as err:
-        raise CardError("encoders by timm's names need the package timm", fix="pip install mmalign[timm]") from err
-    return timm
-
-
-def _vit(name: str, checkpoint: str, image_size: int | None, random: bool) -> Any:
-    timm = _timm()
-    options: dict[str, Any] = {"img_size": image_size} if image_size else {}
-    if checkpoint:
-        options["pretrained_cfg_overlay"] = {"file": weights.file(checkpoint, FILE)}
-    try:
-        model = timm.create_model(name, pretrained=not random, num_classes=0, **options)
-    except (RuntimeError, OSError, TypeError, ValueError) as err:
-        reason = str(err).strip().splitlines()[0]
-        fix = "timm.list_pretrained() has the names, or the network is down"
-        raise CardError(f"cannot make timm model {name!r}: {reason}", fix=fix) from err
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    if grid is None or not isinstance(getattr(model, "blocks", None), nn.ModuleList | nn.Sequential):
-        raise CardError(f"timm model {name!r} is not built like a ViT", fix="a model with patches and blocks")
-    return model

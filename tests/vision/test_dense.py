@@ -15,6 +15,8 @@ from tests.vision import test_openclip
 from tests.vision.test_openclip import models  # noqa: F401
 from tests.vision.tiny import encoder, pixels
 
+LayerScale = pytest.importorskip("open_clip.transformer").LayerScale
+
 
 def hf(folders, kind, **settings):
     """The encoder, transformers' hidden states, its layers by their parts, and what joins a state with the texts."""
@@ -36,6 +38,7 @@ def native(folders, kind, model="tiny", **settings):
     vision = test_openclip.encoder(model, dense=kind, **settings)
     pixels_B3SS, tower, hidden = pixels(vision), vision.tower, []
     for block in tower.transformer.resblocks:
+        block.ls_1 = LayerScale(32)
         with torch.no_grad():  # away from zeros and ones, so that nothing cancels or is skipped unseen
             for parameter in block.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -46,7 +49,7 @@ def native(folders, kind, model="tiny", **settings):
     [handle.remove() for handle in handles]
     layers = [
         SimpleNamespace(
-            norm=block.ln_1, out=block.attn.out_proj, heads=block.attn.num_heads,
+            norm=block.ln_1, out=lambda x, b=block: b.ls_1(b.attn.out_proj(x)), heads=block.attn.num_heads,
             value=lambda x, a=block.attn: F.linear(x, a.in_proj_weight[64:], a.in_proj_bias[64:]),
             rest=lambda x, block=block: block.mlp(block.ln_2(x)),
         )
@@ -59,6 +62,8 @@ def of_timm(folders, kind, **settings):
     """A ViT of timm inside open_clip, with LayerScale."""
     vision = test_openclip.encoder("tiny-token", dense=kind, **settings)
     pixels_B3SS, trunk, hidden = pixels(vision), vision.tower.trunk, []
+    for block in trunk.blocks:
+        block.ls1 = LayerScale(64, 0.3)
     handles = [block.register_forward_pre_hook(lambda _, args: hidden.append(args[0])) for block in trunk.blocks]
     trunk.forward_features(pixels_B3SS)
     [handle.remove() for handle in handles]

@@ -16,6 +16,7 @@ open_clip = pytest.importorskip("open_clip")
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 VISION = {"image_size": 24, "layers": 3, "width": 32, "head_width": 8, "patch_size": 6}
 TIMM = {"image_size": 160, "timm_model_pretrained": False}
+CONVNEXT = {**TIMM, "image_size": 64, "timm_model_name": "test_convnext"}
 ROTARY = {**TIMM, "image_size": 224, "timm_model_name": "eva02_tiny_patch14_224"}
 MODELS = {
     "tiny": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT},
@@ -51,9 +52,20 @@ MODELS = {
         "multimodal_cfg": {**TEXT, "attn_pooler_heads": 4},
         "custom_text": True,
     },
+    "tiny-convnext": {
+        "embed_dim": 24,
+        "vision_cfg": {
+            **TIMM,
+            "image_size": 64,
+            "timm_model_name": "test_convnext",
+            "timm_pool": "",
+            "timm_proj": "linear",
+        },
+        "text_cfg": TEXT,
+    },
     "tiny-resnet": {
         "embed_dim": 24,
-        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16},
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16},
         "text_cfg": TEXT,
     },
 }

@@ -27,8 +27,16 @@ def test_contract(model, tmp_path):
     check_vision(lambda: encoder(model), tmp_path, lambda folder: TimmVision(model, checkpoint=str(folder)))
 
 
-@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
-@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(
+    ("model", "norm"),
+    [
+        ("vit_tiny_patch16_224", False),
+        ("vit_tiny_patch16_224", True),
+        ("eva02_tiny_patch14_224", False),
+        ("vit_small_patch16_dinov3", False),
+        ("vit_small_patch16_dinov3", True),
+    ],
+)
 @torch.no_grad()
 def test_the_last_block_is_what_timm_gives(model, norm, tmp_path):
     """Class token, rotary positions and registers: all dropped, the first patch never."""
@@ -134,9 +142,11 @@ def test_no_such_tag():
         TimmVision("test_vit", pretrained="nosuch")
 
 
-def test_not_a_vit():
-    with pytest.raises(CardError, match="'test_resnet' is not built like a ViT"):
-        encoder("test_resnet")
+def test_a_norm_that_is_not_there():
+    """Of a model that averages patches before it norms them."""
+    with pytest.raises(CardError, match="'eva02_tiny_patch14_224' has no final norm behind layer 11 of 12") as caught:
+        encoder("eva02_tiny_patch14_224", norm=True)
+    assert (caught.value.at, caught.value.fix) == ("args.norm", "norm: false")
 
 
 def test_wrong_size():
