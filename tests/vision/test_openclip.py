@@ -39,6 +39,7 @@ MODELS = {
         "text_cfg": TEXT,
         "custom_text": True,
     },
+    "tiny-hub": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": {**TEXT, "hf_tokenizer_name": "mmalign/nowhere"}},
     "tiny-timm-avg": {
         "embed_dim": 24,
         "vision_cfg": {**TIMM, "timm_model_name": "test_vit4", "timm_pool": "avg", "timm_proj": "linear"},
@@ -227,6 +228,22 @@ def test_no_weights():
     with pytest.raises(CardError, match="open_clip model 'ViT-B-32' without weights") as caught:
         OpenCLIPVision("ViT-B-32")
     assert caught.value.fix.startswith("pretrained: one of")
+
+
+def test_a_tokenizer_that_is_not_here(monkeypatch):
+    """SigLIP's: open_clip downloads it when it is first used."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    vision = encoder("tiny-hub")
+    with pytest.raises(CardError) as caught:
+        vision.words(["dog"])
+    error = caught.value
+    assert error.what.startswith(
+        "the text tower of open_clip's tiny-hub needs the tokenizer mmalign/nowhere, which cannot be had: "
+    )
+    assert "\n" not in error.what
+    assert error.at == "args.model"
+    assert error.fix.startswith("hf download mmalign/nowhere   (once, where the hub can be reached)")
+    assert vision(pixels(vision)).shape == (2, 16, 32)  # a model that only sees needs none
 
 
 def test_weights_of_another_model(tmp_path):

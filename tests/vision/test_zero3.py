@@ -24,13 +24,19 @@ def hf(kind, **settings):
 MAKE = {
     "clip": hf("clip"),
     "clip-value": hf("clip", dense="value"),
+    "clip-surgery": hf("clip", dense="surgery"),
     "siglip": hf("siglip"),
     "siglip-value": hf("siglip", dense="value"),
     "dinov2-reg": hf("dinov2-reg", layer=-1, norm=True),
     "dinov3": hf("dinov3"),
     "s2": lambda folders: S2(encoder(folders["clip"])),
     "timm": lambda folders: TimmVision("test_vit", random=True),
+    "timm-map": lambda folders: TimmVision("test_convnext", random=True, image_size=64),
     "open_clip": lambda folders: OpenCLIPVision("tiny", random=True),
+    "open_clip-surgery": lambda folders: OpenCLIPVision("tiny", random=True, dense="surgery"),
+    "open_clip-timm-surgery": lambda folders: OpenCLIPVision("tiny-token", random=True, dense="surgery"),
+    "open_clip-resnet-value": lambda folders: OpenCLIPVision("tiny-resnet", random=True, layer=-1, dense="value"),
+    "open_clip-convnext": lambda folders: OpenCLIPVision("tiny-convnext", random=True, layer=-1),
     "open_clip-map": lambda folders: OpenCLIPVision("tiny-map", random=True),
 }
 
