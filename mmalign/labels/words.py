@@ -20,12 +20,17 @@ from mmalign.vision import Vision
 class NearestWords(LabelSource):
     """Cosine similarity of dense features and words, the best `keep` of them (eq. 4 to 6).
 
-    encoder: the vision encoder whose joint space is used. words: see `read_words`. keep: n.
+    encoder: the vision encoder whose joint space is used. words: a file with one a line (the paper: 2of12 and words of
+    the captions). keep: n, the words of a patch (the paper: 10).
     sign: +1, or -1 where an encoder's patch-text similarity is inverted (the paper negates it for CLIP); auto: the one
     under which patches have the words of their own images' captions, see sign.py; Undecided where that does not tell.
     center: take each word's mean similarity over this many images of the data off first (0: never, the paper), so
     that a score above 0 says `more than elsewhere`; without it cosines on a cone are all above 0.
-    templates: see `text_bank`. vocabulary: captions keeps only the words that some caption of the data uses.
+    templates: sentences that a word stands in as {}, whose mean is its embedding (the paper: the word alone).
+    vocabulary: captions keeps only the words that some caption of the data uses; all, the whole list (the paper).
+
+    Labels made while a model trains are those of a store where features are: an encoder of their own is in fp32 for
+    both. The model's own encoder is in the precision it trains in; of bf16's labels see tests/toyworld/label_precision.py.
     """
 
     def __init__(
@@ -82,9 +87,10 @@ class NearestWords(LabelSource):
 
     @torch.no_grad()
     def label(self, dense_NJ: Tensor) -> tuple[Tensor, Tensor]:
+        """words_NK, and scores_NK as a store keeps them, in fp16: so both are drawn from alike."""
         assert self.bank is not None, "prepare first"
         words_NK, scores_NK = self.bank.best(F.normalize(dense_NJ.float(), dim=-1), self.keep)
-        return self.number_W[words_NK], scores_NK
+        return self.number_W[words_NK], scores_NK.half().float()
 
     def to(self, device: torch.device) -> "NearestWords":
         assert self.bank is not None, "prepare first"

@@ -21,7 +21,7 @@ class Argument:
 
 
 def of(target: str) -> list[Argument] | None:
-    """The arguments of a class or function, in their order; None where its text does not tell. Absent: there is none."""
+    """The arguments of a class or function in their order; None where its text does not tell. Absent: there is none."""
     if (parameters := signatures.parameters(target)) is None:
         return None
     said: dict[str, str] = {}

@@ -27,8 +27,8 @@ class TimmVision(Vision):
     model: timm's name without the tag. pretrained: the tag of its weights. checkpoint: weights in place of the tag's,
     a .safetensors file or a folder with a model.safetensors. layer: -1 the last, -2 the one before, whose map is twice
     as fine where layers are stages; a ResNet's stem is its first. norm: whether the model's final norm is applied
-    (SAM's, its neck). fit: see HFVision; None: as the weights have it. image_size: in pixels; None: the size of the
-    weights. random: no weights at all.
+    (SAM's, its neck). fit: how a picture becomes a square, crop, pad or squash; None: as the weights have it.
+    image_size: in pixels; None: the size of the weights. random: no weights at all.
 
     A patch is where its share of the square is. Convolutions that step by two with three columns (ResNet's, not
     ConvNeXt's) look up to half a patch further left and up.

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmalign.labels import store
 from mmalign.labels.store import Header, Store
+from mmalign.vision.picture import placed
 
 from . import Pairs, in_turn
 from ._work import clock
@@ -26,7 +27,7 @@ def measure() -> Pairs:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number in range(IMAGES // SHARD):
-            rows = [g.bytes(header.stride) for _ in range(SHARD)]
+            rows = [_row(header, g) for _ in range(SHARD)]
             store.write_shard(folder, number, header, rows, keys[number * SHARD : (number + 1) * SHARD], [])
         store.finish(folder, header, words, IMAGES // SHARD)
         read = Store(folder)
@@ -46,3 +47,9 @@ def measure() -> Pairs:
         for file in files:
             os.close(file)
     return found
+
+
+def _row(header: Header, g: np.random.Generator) -> bytes:
+    shape = (GRID[0] * GRID[1], KEEP)
+    frame = placed("pad", (int(g.integers(300, 700)), 480), GRID, 336)
+    return store.pack(header, g.integers(0, header.size, shape), g.random(shape), frame)
