@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from mmalign.cli import signs
 from PIL import Image
 
 from mmalign.pipeline import task
@@ -176,3 +177,13 @@ def test_sign_mistakes_are_told_before_anything_heavy(here, mmalign, monkeypatch
     monkeypatch.setattr(Vision, "__init__", lambda *_: pytest.fail("an encoder was built"))
     assert_mistake(mmalign("labels", "sign", *words), what, at, fix)
     assert not Path("signs.png").exists()
+
+
+def test_sign_lays_the_settings_over_the_cards():
+    words = ["labels.words=pkg:mmalign.toyworld/words/full.txt", "labels.encoder=clip-vit-l-336-s2", "fit=squash"]
+    of_role = signs._cards("clip-words", "toy-captions", [*words, "data.size=7"])
+    assert of_role["labels"].args["words"] == "pkg:mmalign.toyworld/words/full.txt"
+    assert of_role["labels"].args["sign"] == "auto"
+    assert of_role["labels.encoder"].name == "clip-vit-l-336-s2"
+    assert of_role["labels.encoder.encoder"].args["fit"] == "squash"  # the innermost sees the picture
+    assert of_role["data"].args["size"] == 7

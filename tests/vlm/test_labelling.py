@@ -85,3 +85,9 @@ def test_a_source_that_is_centred_wants_pictures(images):
         mmalign.Labeller("toy-words")
     assert error.value.fix.startswith("images=[...] like those to come, or center: 0")
     assert mmalign.Labeller("toy-words", args={"center": 0})(images[0]).words_BPK.shape == (1, 36, 10)
+
+
+def test_a_sign_is_not_decided_by_pictures_alone(images):
+    with pytest.raises(CheckError, match="sign auto is decided by captions, and none of 3 images has one") as error:
+        mmalign.label(images[:3], "toy-words", sign="auto")
+    assert error.value.fix.startswith("sign: 1 or sign: -1")
