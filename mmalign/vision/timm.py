@@ -30,8 +30,9 @@ class TimmVision(Vision):
     (SAM's, its neck). fit: how a picture becomes a square, crop, pad or squash; None: as the weights have it.
     image_size: in pixels; None: the size of the weights. random: no weights at all.
 
-    A patch is where its share of the square is. Convolutions that step by two with three columns (ResNet's, not
-    ConvNeXt's) look up to half a patch further left and up.
+    A patch is said to be where its share of the square is. Convolutions that step by two over three columns look beside
+    it, by half a patch in the end: ResNet's and FastViT's to the left and up, those of `tf_` models to the right and
+    down. ConvNeXt's, Swin's and SAM's do not, Hiera's by a tenth.
 
     A CardError where one of these does not fit the others, before any weight is loaded.
     """
