@@ -37,12 +37,15 @@ LAYERS: dict[str, set[str]] = {
     "stages": {"errors", "io", "family", "plan", "vlm", "training", "integrations", "pipeline"},
     "cli": {"mmalign", "errors", "io", "plan", "pipeline", "family", "vlm", "integrations"},
 }
-# What others may know of a family beside its contract: its formats (label store, chat template), how an
-# LLM decodes, and products over a vocabulary.
-CONTRACTS = {*FAMILIES, "labels.store", "llms.chat", "llms.decoding", "llms.rendering", "llms.rows"}
+# What others may know of a family beside its contract: its formats (label store, chat template, frames, upright
+# pictures), how an LLM decodes, and products over a vocabulary.
+CONTRACTS = {
+    *FAMILIES, "labels.store", "llms.chat", "llms.decoding", "llms.rendering", "llms.rows", "vision.frame",
+    "vision.picture",
+}  # fmt: skip
 # Kinds that others name: what a LLaVA checkpoint is made of, and the loss that every model has.
 KINDS = {
-    "integrations": {"adapters.mlp", "llms.causal", "vision.hf", "vision.picture"},
+    "integrations": {"adapters.mlp", "llms.causal", "vision.hf", "vision.processor"},
     "testing": {"objectives.lm"},
 }
 QUICK = {"errors", "io", "plan"}  # never import what is heavy, and of the pipeline all but these

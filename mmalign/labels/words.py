@@ -30,7 +30,7 @@ class NearestWords(LabelSource):
     vocabulary: captions keeps only the words that some caption of the data uses; all, the whole list (the paper).
 
     Labels made while a model trains are those of a store where features are: an encoder of their own is in fp32 for
-    both. The model's own encoder is in the precision it trains in; of bf16's labels see tests/toyworld/label_precision.py.
+    both. The model's own encoder is in the precision it trains in: see tests/toyworld/label_precision.py for bf16's.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The toy world's data sets: captions for both kinds of alignment, conversations about images, and texts."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from numpy.random import Generator
 from PIL import Image
@@ -9,7 +9,9 @@ from mmalign.data import MARK, Data, Record, Truth, Turn
 from mmalign.errors import CheckError, DataError, suggest
 from mmalign.toyworld import language, render
 from mmalign.toyworld.world import SIDE, Scene, scene, stream
-from mmalign.vision import Frame
+
+if TYPE_CHECKING:
+    from mmalign.vision import Frame
 
 SPLITS = ("train", "eval")  # no scene of one is a scene of the other
 MOST_QUESTIONS = 12  # that differ, about any scene
@@ -32,7 +34,7 @@ class Scenes:
         noise = self.stream("noise", number).bytes(SIDE * SIDE * 3)
         return Image.fromarray(render.pixels(self.scene(number), noise))
 
-    def truth(self, number: int, frame: Frame) -> Truth:
+    def truth(self, number: int, frame: "Frame") -> Truth:
         """What each patch of a frame of an image shows."""
         return render.truth(self.scene(number), frame.grid, frame.region)
 
@@ -73,7 +75,7 @@ class ToyData(Data):
     def image(self, reference: int) -> Image.Image:
         return self.scenes.image(reference)
 
-    def truth(self, reference: int, frame: Frame) -> Truth:
+    def truth(self, reference: int, frame: "Frame") -> Truth:
         return self.scenes.truth(reference, frame)
 
 

@@ -4,17 +4,19 @@ Letters: S side of the image, N things, H x W = P patches.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmalign.data import Truth
 from mmalign.toyworld.world import BACKGROUNDS, COLORS, SIDE, Scene, Thing
-from mmalign.vision.frame import Box
+
+if TYPE_CHECKING:
+    from mmalign.vision.frame import Box
 
 Plane = NDArray[np.floating[Any]]
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+WHOLE: "Box" = (0.0, 0.0, 1.0, 1.0)
 Mask = NDArray[np.bool_]
 Coordinates = NDArray[np.int64]
 
@@ -91,7 +93,7 @@ def pixels(scene: Scene, noise: bytes) -> NDArray[np.uint8]:
     return (pixels_SS3 + grain_SS3 - NOISE // 2).clip(0, 255).astype(np.uint8)
 
 
-def truth(scene: Scene, grid: Sequence[int], region: Box = WHOLE) -> Truth:
+def truth(scene: Scene, grid: Sequence[int], region: "Box" = WHOLE) -> Truth:
     """What each patch of a grid (rows, columns) over a region of the image shows: P entries, row by row."""
     rows, columns = grid
     share_NHW = shares(owners(scene), len(scene.things), rows, columns, region)
@@ -115,7 +117,7 @@ def background(scene: Scene) -> tuple[str, ...]:
     return ("background", scene.background)
 
 
-def shares(owner_SS: NDArray[np.int8], things: int, rows: int, columns: int, region: Box = WHOLE) -> Plane:
+def shares(owner_SS: NDArray[np.int8], things: int, rows: int, columns: int, region: "Box" = WHOLE) -> Plane:
     """share_NHW: how much of each patch each thing covers; patches may cut through pixels and reach outside."""
     owned_NSS = np.arange(things)[:, None, None] == owner_SS
     x0, y0, x1, y1 = region

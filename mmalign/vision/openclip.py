@@ -30,8 +30,8 @@ class OpenCLIPVision(Vision):
 
     model: open_clip's name. pretrained: the tag of its weights. checkpoint: weights in place of the tag's, a
     .safetensors file or a folder with an open_clip_model.safetensors. layer: -1 the last, -2 the one before, whose map
-    is twice as fine where layers are stages. norm: whether the tower's final norm is applied. fit: how a picture becomes
-    a square, crop, pad or squash; None: as the weights have it. dense: how patches come into the joint space, see
+    is twice as fine where layers are stages. norm: whether the tower's final norm is applied. fit: how pictures become
+    squares, crop, pad or squash; None: as the weights have it. dense: how patches come into the joint space, see
     mmalign.vision.dense: plain, value or surgery of a CLIP's ViT, plain of a ConvNeXt's and value of a ResNet's last
     map. random: no weights at all.
 

@@ -138,12 +138,10 @@ def shown(folder, kind, model, labels, online):
     ]  # fmt: skip
     *before, align = graph.plan(compose.load(folder / "cells.yaml", words if online else []), folder / "runs")
     for node in before:
-        task.save(node)
-        given = task.load(node.folder)
+        given = task.load(node.folder, task.save(node))
         task.finish(given, label.run(given), 0.0, 1)
         assert Store(node.folder / "labels").header.fit == labels
-    task.save(align)
-    supervised, collate = collated(task.load(align.folder))
+    supervised, collate = collated(task.load(align.folder, task.save(align)))
     batch = collate.batch(range(len(SIZES)), seed=0)
     assert (batch.label_pixels_B3SS is not None) == online
     step = type("Step", (), {})()

@@ -55,7 +55,7 @@ def toy(images: int = IMAGES, keep: int = KEEP) -> Kept:
 
 @torch.no_grad()
 def large() -> Kept:
-    """CLIP ViT-L/336's shape with random weights, two photographs' patches, 41,242 random words around one direction."""
+    """CLIP ViT-L/336's shape with random weights, two pictures of noise, 41,242 random words around one direction."""
     torch.manual_seed(0)
     config = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
                               image_size=336, patch_size=14, projection_dim=768)  # fmt: skip
