@@ -9,7 +9,7 @@ from typing import Any
 from mmalign.errors import CardError, RecipeError, suggest
 from mmalign.io import yaml
 from mmalign.io.visible import one_line
-from mmalign.plan import signatures
+from mmalign.plan import definitions
 from mmalign.plan.arguments import Argument, of
 from mmalign.plan.cards import FAMILIES, Card, Registry
 from mmalign.plan.references import GIVEN
@@ -92,7 +92,7 @@ def arguments(card: Card) -> list[dict[str, str]]:
     """
     try:
         known = of(card.target) or []
-    except signatures.Absent:
+    except definitions.Absent:
         return []
     return [{"name": one.name, "value": _value(one, card), "about": one.about} for one in known]
 

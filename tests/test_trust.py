@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from mmalign.errors import CardError, RecipeError
 from mmalign.io import environment, files, yaml
 from mmalign.pipeline import task, worker
-from mmalign.plan import cards, graph, signatures, trust
+from mmalign.plan import cards, graph, installed, signatures, trust
 from mmalign.plan import read as compose
 from mmalign.plan.cards import FAMILIES, Card, ForeignCard, Registry
 from tests.data.samples import images, jsonl, row
@@ -271,10 +271,10 @@ def install(here, marker):
         about.mkdir(exist_ok=True)
         (about / "METADATA").write_text("Metadata-Version: 2.1\nName: liar\nVersion: 1.0\n")
         (about / "entry_points.txt").write_text(f"[{group}]\nbrought = {value}\n")
-        cards._installed.cache_clear()
+        installed.packages.cache_clear()
 
     yield install
-    cards._installed.cache_clear()
+    installed.packages.cache_clear()
 
 
 @pytest.mark.parametrize(

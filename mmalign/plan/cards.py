@@ -11,24 +11,20 @@ names.
 import importlib
 import logging
 import os
-import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mmalign.errors import CardError, suggest
 from mmalign.io import environment, files, yaml
-from mmalign.plan import fact_types, signatures, trust
+from mmalign.plan import definitions, fact_types, installed, signatures, trust
 
 FAMILIES = tuple(trust.CONTRACTS)
 # arguments of a card that name another card: (argument, in these families, the family it names)
 INNER = (("encoder", ("labels", "vision"), "vision"), ("data", ("benchmarks",), "data"))
 SHIPPED = "mmalign"
-POINT = re.compile(r"\s*[^\W\d]\w*([.:/][\w-]+)*/?\s*(\[[^\]]*\]\s*)?")  # of a class, or of a folder of cards
 log = logging.getLogger(__name__)
 ARGS = "what the class takes: mmalign show, or its docstring"
 
@@ -200,7 +196,7 @@ class Registry:
             raise CardError(f"no family {family!r}", fix=suggest(family, FAMILIES))
         if family not in self._owners:
             owners: dict[str, tuple[str, Any]] = {}
-            for name, owner, place in [*self._on_shelves(family), *_entry_points(family)]:
+            for name, owner, place in [*self._on_shelves(family), *installed.parts(family)]:
                 if name in owners:
                     raise CardError(
                         f"two {family} parts are named {name!r}: one from {owners[name][0]}, one from {owner}",
@@ -212,7 +208,7 @@ class Registry:
         return self._owners[family]
 
     def _on_shelves(self, family: str) -> Iterator[tuple[str, str, Any]]:
-        for owner, shelf in [*self.shelves, *_package_shelves()]:
+        for owner, shelf in [*self.shelves, *installed.shelves()]:
             for place in sorted((shelf / family).glob("*.yaml")):
                 yield place.stem, owner, place
 
@@ -230,7 +226,7 @@ def _told(card: Card) -> bool | None:
     at = f"{card.path}  target"
     try:
         told = trust.of_family(card.target, card.family)
-    except signatures.Absent as err:
+    except definitions.Absent as err:
         what = f"{card.family} {card.name!r} is {card.target}: {err}"
         raise CardError(what, at=at, fix="check `target:`, or install the package that brings it") from err
     if told is False:
@@ -248,79 +244,6 @@ def _of_member(member: Mapping[str, Any]) -> Card:
 
 def _as_member(card: Card) -> dict[str, Any]:
     return {"target": card.target, "args": card.args}
-
-
-def _package_shelves() -> Iterator[tuple[str, Path]]:
-    """(owner, folder) of the cards that packages bring: an entry point in `mmalign.cards` names the folder."""
-    for owner, points in _installed().items():
-        for point in points:
-            if point.group == "mmalign.cards":
-                folder = signatures.folder_of(point.value.replace(":", ".").replace("/", "."))
-                if folder is None:
-                    at, fix = f"entry point {point.name!r} of {owner}", "a folder with vision/, adapters/, ... in it"
-                    raise CardError(f"{owner} has no folder {point.value} of cards", at=at, fix=fix)
-                yield owner, folder
-
-
-def _entry_points(family: str) -> Iterator[tuple[str, str, Any]]:
-    for owner, points in _installed().items():
-        for point in points:
-            if point.group == f"mmalign.{family}":
-                yield point.name, owner, point
-
-
-@cache
-def _installed() -> dict[str, list[Any]]:
-    """{package and version: its entry points of our groups}, without importing any of them.
-
-    importlib.metadata is asked only about packages whose entry_points.txt names one of our groups: to ask it about
-    all of them takes as long as the rest of a command.
-    """
-    points_of: dict[str, list[Any]] = {}
-    for place in _with_parts():
-        from importlib.metadata import PathDistribution
-
-        dist = PathDistribution(place)
-        try:
-            points = [point for point in dist.entry_points if point.group.startswith("mmalign.")]
-            owner = f"{dist.metadata['Name']} {dist.version}"
-        except Exception as err:  # its text is taken apart without a look at what it holds
-            log.warning("the package in %s is damaged, and its parts are not known: %s", place, err)
-            continue
-        points_of.setdefault(owner, [point for point in points if _usable(point, owner)])
-    return points_of
-
-
-def _usable(point: Any, owner: str) -> bool:
-    """Whether an entry point is `name = package.module:Class`; one that is not is told, and the others stay."""
-    if point.name.strip() and POINT.fullmatch(point.value):
-        return True
-    log.warning("%s: its entry point %r is no package.module:Class: %r", owner, point.name, point.value)
-    return False
-
-
-def _with_parts() -> Iterator[Path]:
-    """Metadata folders of installed packages that bring parts; the first of a name hides the others."""
-    seen: set[str] = set()
-    for folder in dict.fromkeys(sys.path):
-        try:
-            names = sorted(name for name in os.listdir(folder or ".") if name.endswith((".dist-info", ".egg-info")))
-        except OSError:
-            continue  # a zip file, or not there
-        for name in names:
-            package = name.split("-")[0].removesuffix(".egg").lower()
-            if package not in seen:
-                seen.add(package)
-                place = Path(folder) / name
-                if "[mmalign." in _text(place / "entry_points.txt"):
-                    yield place
-
-
-def _text(place: Path) -> str:
-    try:
-        return place.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _from_entry_point(point: Any, family: str, owner: str) -> Card:
@@ -369,7 +292,7 @@ def target(card: Card) -> Any:
     """
     names = trust.CONTRACTS.get(card.family)
     if names:
-        with suppress(signatures.Absent):  # made while Python runs, or not there, which the import says
+        with suppress(definitions.Absent):  # made while Python runs, or not there, which the import says
             if trust.of_family(card.target, card.family) is False:
                 raise trust.no_part(card.target, card.family, card.name, card.path)
     part = _imported(card)

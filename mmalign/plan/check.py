@@ -6,7 +6,7 @@ from itertools import combinations
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import bounds, files
 from mmalign.io.wordlist import read_words
-from mmalign.plan import facts, signatures, signs
+from mmalign.plan import definitions, facts, signatures, signs
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.graph import cards_of, named, order
 from mmalign.plan.recipe import Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
@@ -149,7 +149,7 @@ def _takes(card: Card) -> signatures.Arguments | None:
     """What a card's class takes; None where that cannot be told. `targets` says it where there is no such class."""
     try:
         return signatures.takes(card.target)
-    except signatures.Absent:
+    except definitions.Absent:
         return None
 
 

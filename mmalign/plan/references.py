@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import files
-from mmalign.plan import signatures, trust
+from mmalign.plan import definitions, signatures, trust
 from mmalign.plan.cards import ARGS, Card, members
 from mmalign.plan.graph import named
 from mmalign.plan.recipe import Part, Recipe
@@ -29,7 +29,7 @@ def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAli
             if trust.of_family(card.target, card.family) is False:
                 yield trust.no_part(card.target, card.family, card.name, f"{card.path}  target")
                 continue
-        except signatures.Absent as err:
+        except definitions.Absent as err:
             yield CheckError(f"{card.family} {card.name!r}: {err}", at=f"{card.path}  target", fix="check `target:`")
             continue
         if takes is not None:
@@ -44,7 +44,7 @@ def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAli
         for number, one in members(card):
             try:
                 takes = signatures.takes(one.target) if one.target else None
-            except signatures.Absent as err:
+            except definitions.Absent as err:
                 yield CheckError(f"{card.name!r}, member {number}: {err}", at=recipe.where(key), fix="{card: NAME}")
                 continue
             if one.target and trust.of_family(one.target, card.family) is False:

@@ -4,30 +4,15 @@ import ast
 import sys
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mmalign.io import document, packages
+from mmalign.io import document
+from mmalign.plan import definitions
 
-DEEP = 20  # imports and base classes followed
 EMPTY = {"nn.Module", "torch.nn.Module", "Module", "object", "ABC", "Protocol", "Generic", "NamedTuple"}  # take nothing
 
 Arguments = dict[str, bool]  # name: whether it must be given
 UNKNOWN, ABSENT = object(), object()  # of an attribute: the text does not tell; no class has it
-
-
-class Absent(Exception):
-    """The target does not exist; the text says which part of it."""
-
-
-@dataclass
-class Definition:
-    """A class or function, and the module its text stands in."""
-
-    node: ast.ClassDef | ast.FunctionDef
-    module: str
 
 
 class Parameter(NamedTuple):
@@ -48,17 +33,17 @@ def takes(target: str) -> Arguments | None:
 
 def parameters(target: str) -> Parameters | None:
     """The arguments of a class or function, by name, in their order; None and Absent as for `takes`."""
-    definition = find(target)
-    return _arguments(definition, DEEP) if definition else None
+    definition = definitions.find(target)
+    return _arguments(definition, definitions.DEEP) if definition else None
 
 
 def docstrings(target: str) -> Iterator[str]:
     """Of a class and of its base classes, the nearest first, as far as their texts can be found."""
-    definition = find(target)
-    return _docstrings(definition, DEEP) if definition else iter(())
+    definition = definitions.find(target)
+    return _docstrings(definition, definitions.DEEP) if definition else iter(())
 
 
-def _docstrings(definition: Definition, deep: int) -> Iterator[str]:
+def _docstrings(definition: definitions.Definition, deep: int) -> Iterator[str]:
     yield ast.get_docstring(definition.node) or ""
     if isinstance(definition.node, ast.ClassDef) and deep:
         for base in _bases(definition.node):
@@ -70,7 +55,7 @@ def mistyped(target: str, args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(argument, what is wrong) of values whose type is not that which the text of a class or function asks for."""
     try:
         known = parameters(target) or {}
-    except Absent:
+    except definitions.Absent:
         return
     bounds = attribute(target, "bounds")
     for arg, value in args.items():
@@ -89,10 +74,10 @@ def attribute(target: str, name: str) -> Any:
     a property, comes from a base class whose text cannot be found, or belongs to a function.
     """
     try:
-        definition = find(target)
-    except Absent:
+        definition = definitions.find(target)
+    except definitions.Absent:
         return UNKNOWN
-    return UNKNOWN if definition is None else _attribute(definition, name, DEEP)
+    return UNKNOWN if definition is None else _attribute(definition, name, definitions.DEEP)
 
 
 def untold(value: Any) -> bool:
@@ -100,7 +85,7 @@ def untold(value: Any) -> bool:
     return value is UNKNOWN or value is ABSENT
 
 
-def _attribute(definition: Definition, name: str, deep: int) -> Any:
+def _attribute(definition: definitions.Definition, name: str, deep: int) -> Any:
     """In the order of base classes, each with its own before the next: what Python does but for diamonds."""
     node = definition.node
     if not isinstance(node, ast.ClassDef) or not deep or _set_by_instances(node, name):
@@ -144,11 +129,11 @@ def descends(target: str, above: Collection[str]) -> bool | None:
     """
     if target.partition(".")[0] in sys.stdlib_module_names:
         return False
-    definition = find(target)
-    return _descends(definition, above, DEEP) if definition else None
+    definition = definitions.find(target)
+    return _descends(definition, above, definitions.DEEP) if definition else None
 
 
-def _descends(definition: Definition, above: Collection[str], deep: int) -> bool | None:
+def _descends(definition: definitions.Definition, above: Collection[str], deep: int) -> bool | None:
     node = definition.node
     if f"{definition.module}.{node.name}" in above:
         return True
@@ -166,112 +151,14 @@ def _descends(definition: Definition, above: Collection[str], deep: int) -> bool
 def summary(target: str) -> str:
     """The first line of a target's docstring; empty where there is none to read."""
     try:
-        definition = find(target)
-    except Absent:
+        definition = definitions.find(target)
+    except definitions.Absent:
         return ""
     text = (ast.get_docstring(definition.node) if definition else None) or ""
     return text.partition("\n")[0].rstrip(".")
 
 
-def find(target: str, deep: int = DEEP) -> Definition | None:
-    """Where a target is defined; None where that cannot be told from the text."""
-    module, _, name = target.rpartition(".")
-    place = file_of(module)
-    if place is None or place.suffix != ".py" or not deep:
-        return None
-    text = tree(place)
-    for node in _statements(text.body):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
-            return Definition(node, module)
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return find(f"{imported(node, module, place)}.{alias.name}", deep - 1)
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and name in _bound(node):  # Old = New
-            return find(f"{module}.{node.value.id}", deep - 1)
-    if not _may_have(text, name):
-        raise Absent(f"{module} has no {name}")
-    return None
-
-
-def _bound(node: ast.Assign) -> list[str]:
-    return [one.id for one in node.targets if isinstance(one, ast.Name)]
-
-
-def file_of(module: str) -> Path | None:
-    """The file of a module; None where it is not a plain file. Absent when it is not installed."""
-    top, *rest = module.split(".")
-    spec = packages.spec(top)
-    if spec is None:
-        raise Absent(f"no package {top!r} is installed")
-    places = [Path(place) for place in spec.submodule_search_locations or []]
-    if not rest:
-        return Path(spec.origin) if spec.origin else None
-    if not any(place.is_dir() for place in places):
-        return None  # inside a zip file
-    for number, word in enumerate(rest, 1):
-        files = [f for place in places for f in _modules(place, word)]
-        places = [place / word for place in places if (place / word).is_dir()]
-        if not files and not places:
-            raise Absent(f"{'.'.join([top, *rest[:number]])} does not exist")
-        if number == len(rest):
-            return files[0] if files else None
-    return None
-
-
-def folder_of(package: str) -> Path | None:
-    """The folder of a package, or one inside it that need not be a package; None where there is none."""
-    top, *rest = package.split(".")
-    spec = packages.spec(top)
-    places = [Path(place).joinpath(*rest) for place in (spec and spec.submodule_search_locations) or []]
-    return next((place for place in places if place.is_dir()), None)
-
-
-def _modules(folder: Path, word: str) -> Iterator[Path]:
-    yield from (place for place in (folder / word / "__init__.py", folder / f"{word}.py") if place.is_file())
-    yield from (place for place in folder.glob(f"{word}.*.so"))
-
-
-def tree(place: Path) -> ast.Module:
-    """A module's text, parsed once while it stays as it is; Absent where it is not valid Python."""
-    stat = place.stat()
-    return _parsed(place, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _parsed(place: Path, size: int, time: int) -> ast.Module:
-    try:
-        return ast.parse(place.read_bytes())
-    except (SyntaxError, ValueError) as err:
-        raise Absent(f"{place} is not valid Python: {err}") from err
-
-
-def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements of a module, those under `if` and `try` too."""
-    for node in body:
-        yield node
-        if isinstance(node, (ast.If, ast.Try)):
-            yield from _statements([*node.body, *node.orelse])
-
-
-def imported(node: ast.ImportFrom, module: str, place: Path) -> str:
-    """The absolute name of the module of `from x import y`."""
-    if not node.level:
-        return node.module or ""
-    inside = module.split(".") + ([""] if place.name == "__init__.py" else [])
-    return ".".join([*inside[: len(inside) - node.level], *([node.module] if node.module else [])])
-
-
-def _may_have(tree: ast.Module, name: str) -> bool:
-    """Whether a module may have a name that is no class, function or import of it."""
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    names |= {alias.asname or alias.name.split(".")[0] for node in ast.walk(tree)
-              if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}  # fmt: skip
-    functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    return name in names or "*" in names or "__getattr__" in functions
-
-
-def _arguments(definition: Definition, deep: int) -> Parameters | None:
+def _arguments(definition: definitions.Definition, deep: int) -> Parameters | None:
     if isinstance(definition.node, ast.FunctionDef):
         return _parameters(definition.node.args, skip=0)
     methods = {node.name: node for node in definition.node.body if isinstance(node, ast.FunctionDef)}
@@ -337,7 +224,7 @@ def _named_type(node: ast.expr) -> Any:
     return outer[tuple(... if ast.unparse(one) == "..." else _named_type(one) for one in inner)]
 
 
-def _inherited(definition: Definition, deep: int) -> Parameters | None:
+def _inherited(definition: definitions.Definition, deep: int) -> Parameters | None:
     """The arguments of the first base class whose text can be found."""
     assert isinstance(definition.node, ast.ClassDef)
     for base in _bases(definition.node):
@@ -352,25 +239,25 @@ def _bases(node: ast.ClassDef) -> list[str]:
     return [name for name in names if name not in EMPTY]
 
 
-def _base(definition: Definition, name: str, deep: int) -> Definition | None:
+def _base(definition: definitions.Definition, name: str, deep: int) -> definitions.Definition | None:
     """Where a base class is defined, named as in the text of its subclass: `Base`, or `package.module.Base`."""
     first, _, rest = name.partition(".")
     try:
         if not rest:
-            return find(f"{definition.module}.{name}", deep - 1)
+            return definitions.find(f"{definition.module}.{name}", deep - 1)
         module = _module_called(first, definition.module)
-        return find(f"{module}.{rest}", deep - 1) if module else None
-    except Absent:
+        return definitions.find(f"{module}.{rest}", deep - 1) if module else None
+    except definitions.Absent:
         return None
 
 
 def _module_called(name: str, module: str) -> str:
     """The module or package that a name means in the text of another; empty where it is none."""
-    if (place := file_of(module)) is None:
+    if (place := definitions.file_of(module)) is None:
         return ""
-    for node in _statements(tree(place).body):
+    for node in definitions.statements(definitions.tree(place).body):
         for alias in node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
             if alias.asname == name or (alias.asname is None and alias.name.split(".")[0] == name):
-                whole = alias.name if alias.asname else name
-                return f"{imported(node, module, place)}.{whole}" if isinstance(node, ast.ImportFrom) else whole
+                above = f"{definitions.imported(node, module, place)}." if isinstance(node, ast.ImportFrom) else ""
+                return above + (alias.name if alias.asname else name)
     return ""

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from mmalign.io import files
-from mmalign.plan import signatures
+from mmalign.plan import definitions
 
 SHIPPED = "mmalign"
 MOST = 100  # modules followed; of a package with more, the class's own module stands for all
@@ -57,8 +57,8 @@ def of(target: str) -> dict[str, Path]:
 def _defining(target: str) -> str:
     """The module that defines a target, or names it where its text does not tell."""
     try:
-        definition = signatures.find(target)
-    except signatures.Absent:
+        definition = definitions.find(target)
+    except definitions.Absent:
         definition = None
     return definition.module if definition else target.rpartition(".")[0]
 
@@ -66,8 +66,8 @@ def _defining(target: str) -> str:
 def _text(module: str) -> Path | None:
     """The file of a module; None where there is none, or it is no text."""
     try:
-        place = signatures.file_of(module)
-    except signatures.Absent:
+        place = definitions.file_of(module)
+    except definitions.Absent:
         return None
     return place.absolute() if place and place.suffix == ".py" else None
 
@@ -87,14 +87,14 @@ def _imports(module: str, place: Path, size: int, time: int) -> tuple[str, ...]:
     size, time: of the file, so that it is read again where it has changed.
     """
     try:
-        tree = signatures.tree(place)
-    except signatures.Absent:  # broken: `check` says so
+        tree = definitions.tree(place)
+    except definitions.Absent:  # broken: `check` says so
         return ()
     names: dict[str, None] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= dict.fromkeys(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = signatures.imported(node, module, place)
+            base = definitions.imported(node, module, place)
             names |= dict.fromkeys([base, *(f"{base}.{alias.name}" for alias in node.names)])
     return tuple(names)

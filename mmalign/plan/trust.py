@@ -15,7 +15,7 @@ import logging
 import os
 
 from mmalign.errors import CardError
-from mmalign.plan import signatures
+from mmalign.plan import definitions, signatures
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ def resolved(target: str) -> str:
     """Where a target is defined: a name that only stands for another is that other one. As it is where that is not
     told by the text, or there is no such target."""
     try:
-        definition = signatures.find(target)
-    except signatures.Absent:
+        definition = definitions.find(target)
+    except definitions.Absent:
         return target
     return f"{definition.module}.{definition.node.name}" if definition else target
 
@@ -76,5 +76,5 @@ def ours(target: str, family: str) -> bool:
     """Whether a target is a class of a family in mmalign itself."""
     try:
         return target.startswith("mmalign.") and of_family(target, family) is True
-    except signatures.Absent:
+    except definitions.Absent:
         return False

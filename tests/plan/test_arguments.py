@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmalign.plan import arguments, signatures
+from mmalign.plan import arguments, definitions
 from mmalign.plan.cards import FAMILIES, Registry
 
 
@@ -53,7 +53,7 @@ class Any:
     ]
     assert arguments.of("some_parts.plain") == [arguments.Argument("x", None, ""), arguments.Argument("y", "1", "")]
     assert arguments.of("some_parts.Any") is None
-    with pytest.raises(signatures.Absent):
+    with pytest.raises(definitions.Absent):
         arguments.of("some_parts.NotThere")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmalign.errors import CardError
-from mmalign.plan import cards, signatures
+from mmalign.plan import cards, definitions, installed, signatures
 from mmalign.plan.cards import FAMILIES, Registry
 from tests.conftest import TINY, command
 
@@ -198,14 +198,14 @@ def test_arguments_are_read_from_the_text(here, monkeypatch, text, takes):
     assert signatures.takes("read_me.part.A") == takes
     for target, what in [("read_me.part.Z", "has no Z"), ("read_me.prt.A", "read_me.prt does not exist")]:
         if takes is not None:
-            with pytest.raises(signatures.Absent, match=what):
-                signatures.find(target)
+            with pytest.raises(definitions.Absent, match=what):
+                definitions.find(target)
 
 
 def test_broken_python_is_said_to_be_broken(here, monkeypatch):
     (here / "broken_part.py").write_text("def A(:\n")
     monkeypatch.syspath_prepend(here)
-    with pytest.raises(signatures.Absent, match="not valid Python"):
+    with pytest.raises(definitions.Absent, match="not valid Python"):
         signatures.takes("broken_part.A")
 
 
@@ -350,10 +350,10 @@ def bring(here, monkeypatch):
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.1\n")
         (about / "entry_points.txt").write_text(f"[mmalign.cards]\n{name} = {value}\n")
         monkeypatch.syspath_prepend(here / "site")
-        cards._installed.cache_clear()
+        installed.packages.cache_clear()
 
     yield bring
-    cards._installed.cache_clear()
+    installed.packages.cache_clear()
 
 
 @pytest.mark.parametrize("value", ["card_bringer.cards", "card_bringer:cards"])
