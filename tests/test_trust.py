@@ -601,6 +601,26 @@ def test_a_log_and_an_error_have_the_name_and_not_the_value(here, monkeypatch, c
         assert "hunter2" not in text
 
 
+def test_an_error_that_nothing_catches_is_logged_without_the_value(here):
+    """In the main thread and in another one: by Python itself it would be printed as it is."""
+    script = """
+import threading
+from mmalign.pipeline import worker
+worker._log(20)
+worker.SECRETS["${oc.env:MMALIGN_KEY}"] = "hunter2"
+def fall(): raise ValueError("no bucket s3://hunter2\\x1b[31m")
+one = threading.Thread(target=fall)
+one.start()
+one.join()
+fall()
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.count("ValueError: no bucket s3://${oc.env:MMALIGN_KEY}\\u001b[31m") == 2
+    assert ran.stderr.count("Traceback") == 2
+    assert "hunter2" not in ran.stderr.replace('"hunter2"', "")  # the script's own line
+
+
 def test_the_worker_s_log_is_one_of_these(here, monkeypatch):
     """Whatever its stage says on the way."""
     monkeypatch.setattr(sys, "argv", ["worker", str(here)])

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -57,10 +58,16 @@ class _Lines(logging.Formatter):
 
 
 def _log(level: int) -> None:
-    """Log from this level on to stderr, which is log.txt."""
+    """Log from this level on to stderr, which is log.txt; an error that nothing catches there, too."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Lines("%(levelname)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+    sys.excepthook = lambda *error: logging.critical("the stage ends here", exc_info=error)
+    threading.excepthook = lambda error: logging.error("a thread ends here", exc_info=_of_thread(error))
+
+
+def _of_thread(error: Any) -> Any:
+    return error.exc_type, error.exc_value, error.exc_traceback
 
 
 FULL, DENIED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EACCES, errno.EPERM)
