@@ -123,9 +123,9 @@ def _installed(folder: Path) -> None:
 def _read_installed(folder: Path, broken: Path | None) -> None:
     import sys
 
-    from mmalign.plan import cards
+    from mmalign.plan import installed
 
-    cards._installed.cache_clear()
+    installed.packages.cache_clear()
     sys.path.insert(0, str(folder / "site"))
     try:
         registry = Registry()
@@ -134,7 +134,7 @@ def _read_installed(folder: Path, broken: Path | None) -> None:
             list(registry.every(family))
     finally:
         sys.path.remove(str(folder / "site"))
-        cards._installed.cache_clear()
+        installed.packages.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------------------ runs folders
@@ -270,12 +270,14 @@ def _every(*looks: Callable[[], object]) -> None:
 
 def _store(folder: Path) -> None:
     from mmalign.labels import store
+    from mmalign.vision import Frame
 
     words = ["red", "star", "blue", "ring"]
     head = store.Header("clip abc", store.words_hash(words), (2, 3), 2, {"sign": 1}, "toy", size=len(words))
     how = np.random.default_rng(0)
     for number in range(2):
-        rows = [store.pack(head, how.integers(0, 4, (6, 2)), how.random((6, 2)) - 0.2) for _ in range(3)]
+        frame = Frame("pad", (40, 30), (2, 3), (0.0, -0.125, 1.0, 1.125))
+        rows = [store.pack(head, how.integers(0, 4, (6, 2)), how.random((6, 2)) - 0.2, frame) for _ in range(3)]
         bad = [["bad", "cut off"]] if number else []
         store.write_shard(folder, number, head, rows, [f"{number}/{n}" for n in range(3)], bad)
     store.finish(folder, head, words, 2)
@@ -289,7 +291,8 @@ def _read_store(folder: Path, broken: Path | None) -> None:
     assert read.bad is not None
     for key in [f"{number}/{n}" for number in range(2) for n in range(3)]:
         if key in read:
-            words_PK, scores_PK = read[key]
+            words_PK, scores_PK, frame = read[key]
+            frame.seen(), frame.onto(frame), frame.patch_boxes()
             [read.words[word] for word in words_PK.flatten()]
             assert words_PK.shape == scores_PK.shape
             words_PK.reshape(*read.header.grid, read.header.keep)

@@ -4,6 +4,7 @@ import ast
 import sys
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from mmalign.io import document
@@ -88,7 +89,7 @@ def untold(value: Any) -> bool:
 def _attribute(definition: definitions.Definition, name: str, deep: int) -> Any:
     """In the order of base classes, each with its own before the next: what Python does but for diamonds."""
     node = definition.node
-    if not isinstance(node, ast.ClassDef) or not deep or _set_by_instances(node, name):
+    if not isinstance(node, ast.ClassDef) or not deep or name in _set_by_instances(node):
         return UNKNOWN
     for item in node.body:
         targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
@@ -104,9 +105,11 @@ def _attribute(definition: definitions.Definition, name: str, deep: int) -> Any:
     return ABSENT
 
 
-def _set_by_instances(node: ast.ClassDef, name: str) -> bool:
+@cache
+def _set_by_instances(node: ast.ClassDef) -> frozenset[str]:
+    """The attributes that a class's methods set: `self.name = ...`."""
     stores = (one for one in ast.walk(node) if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store))
-    return any(one.attr == name and isinstance(one.value, ast.Name) and one.value.id == "self" for one in stores)
+    return frozenset(one.attr for one in stores if isinstance(one.value, ast.Name) and one.value.id == "self")
 
 
 def _literal(node: ast.expr) -> Any:

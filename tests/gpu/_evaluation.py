@@ -54,7 +54,8 @@ def _labelled(sheet: Sheet, table: str, what: str, eye: HFVision, source: Neares
     def labelled() -> None:
         words_NK, scores_NK = source.label(dense().flatten(0, 1))
         each = (t.cpu().view(images, -1, KEEP).numpy() for t in (words_NK, scores_NK))
-        assert len([store.pack(about, *pair) for pair in zip(*each, strict=True)]) == images
+        frames = [eye.frame((640, 480))] * images
+        assert len([store.pack(about, *one) for one in zip(*each, frames, strict=True)]) == images
 
     def ranked() -> None:
         source.label(there_NJ)

@@ -20,7 +20,7 @@ MIXED = "{card: mixture, args: {data: [{card: toy-chat, args: {size: 40}}, {card
 WORDS = [
     "stages.label=~", "stages.align=~", "stages.score=~", "stages.report=~", "stages.tune.reads=~",
     "stages.tune.steps=~", "stages.tune.epochs=1", "stages.tune.batch=16",
-    "stages.tune.group_by_length=true", f"stages.tune.data={MIXED}",
+    "stages.tune.group_by_length=epoch", f"stages.tune.data={MIXED}",
 ]  # fmt: skip
 
 

@@ -41,13 +41,13 @@ def encoder():
 
 
 def test_padding_is_not_looked_at(encoder):
-    """Of 6 x 6 patches a picture twice as wide as high fills 18, one four times as high as wide 6: its middle third
-    of the columns, of which the outer ones show a quarter."""
+    """Of 6 x 6 patches a picture twice as wide as high shows on 24, two rows whole and two half; one four times as high
+    as wide on 12, two columns by three quarters."""
     data = Shapes(("square",), ("wide", "high"))
     looked_at = sampling.sample(encoder, data, 2)
     assert [caption for _, caption in looked_at] == ["caption 0", "caption 1", "caption 1"]
     seen = [sum(encoder.frame(size).seen()) for size in SIZES.values()]
-    assert [len(dense_PJ) for dense_PJ, _ in looked_at] == seen == [36, 18, 12]
+    assert [len(dense_PJ) for dense_PJ, _ in looked_at] == seen == [36, 24, 12]
     whole_PJ = encoder.both(encoder.pixels(data.image("wide"))[None])[1][0]
     seen_P = torch.tensor(encoder.frame((144, 72)).seen())
     assert torch.allclose(looked_at[1][0], whole_PJ[seen_P], atol=1e-5)
