@@ -96,9 +96,10 @@ def overlay(image: "Image", words_PK: NDArray[Any], scores_PK: NDArray[Any], fra
     """
     pyplot = _pyplot()
     (rows, columns), (x0, y0, x1, y1) = frame.grid, frame.region
-    figure, axes = pyplot.subplots(figsize=(max(4, columns * 0.75), max(4, rows * 0.75)))
     left, right = (columns * (x - x0) / (x1 - x0) for x in (0, 1))  # in patches: so is all that is drawn
     top, bottom = (rows * (y - y0) / (y1 - y0) for y in (0, 1))
+    width, height = max(columns, right) - min(0, left), max(rows, bottom) - min(0, top)
+    figure, axes = pyplot.subplots(figsize=(max(4, width * 0.75), max(4, height * 0.75)))
     axes.imshow(image.convert("RGB"), extent=(left, right, bottom, top), aspect="auto")
     for patch, (word, score) in enumerate(zip(words_PK[:, 0], scores_PK[:, 0], strict=True)):
         row, column = divmod(patch, columns)
