@@ -46,11 +46,15 @@ class VizWiz(FiledBenchmark):
                 return [_from_tsv(row) for row in vlmevalkit_rows(source)]
             if self.files.layout == "parquet":
                 return [_from_parquet(row) for row in reading.parquet(self.files.paths["questions"])]
-            return [{**row, "name": row["image"]} for row in reading.json_file(source)]
+            return [{**row, "name": _text(row["image"])} for row in reading.json_file(source)]
 
     @cached_property
     def _llava(self) -> list[dict[str, Any]]:
-        return reading.json_lines(self.files.one("llava")) if self.files.has("llava") else []
+        if not self.files.has("llava"):
+            return []
+        rows = reading.json_lines(self.files.one("llava"))
+        with reading.shape(self.files.one("llava")):
+            return [{**row, "image": _text(row["image"])} for row in rows]
 
     @cached_property
     def question_list(self) -> list[Question]:
@@ -127,6 +131,13 @@ class VizWiz(FiledBenchmark):
         if missing:
             raise DataError(f"the server wants every picture; {len(missing)} have no answer", fix="finish the run")
         files.write_json(target, [{"image": qid, "answer": vqatext.m4c(answers[qid])} for qid in qids])
+
+
+def _text(value: Any) -> str:
+    """The name of a picture; TypeError for what is none."""
+    if not isinstance(value, str):
+        raise TypeError(f"a picture is named {value!r}")
+    return value
 
 
 def _layouts(split: str) -> list[Layout]:

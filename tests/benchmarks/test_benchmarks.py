@@ -239,6 +239,21 @@ def test_vizwiz_takes_llavas_running_numbers(tmp_path: Path) -> None:
     assert bench.read(str(answers)) == {"b.jpg": "x", "a.jpg": "y"}
 
 
+@pytest.mark.parametrize(
+    ("file", "row"),
+    [
+        ("val.json", [{"image": ["a.jpg"], "question": "?", "answers": []}]),
+        ("llava_test.jsonl", [{"question_id": 0, "image": ["a.jpg"], "text": "?"}]),
+    ],
+)
+def test_a_picture_of_vizwiz_has_a_name(tmp_path: Path, file: str, row: list[dict[str, object]]) -> None:
+    bench = VizWiz(str(put(tmp_path, file, row).parent))
+    answers = put(tmp_path, "a.jsonl", [{"question_id": "a.jpg", "text": "y"}])
+    with pytest.raises(DataError, match=r"not built as expected: a picture is named \['a.jpg'\]") as err:
+        bench.read(str(answers))
+    assert file in err.value.at
+
+
 def test_vizwiz_submits_every_picture(tmp_path: Path) -> None:
     bench = VizWiz(vizwiz(tmp_path))
     with pytest.raises(DataError, match="the server wants every picture; 1 have no answer"):
