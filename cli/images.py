@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmalign.errors import DataError
-from mmalign.io import whole
+from mmalign.io import pictures, whole
 from mmalign.io.limits import IMAGE_BYTES
-from mmalign.io.pictures import opened, rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,7 +16,9 @@ def open_rgb(path: Path) -> "Image":
     from PIL import ImageOps
 
     try:
-        return rgb(ImageOps.exif_transpose(opened(whole.read(str(path), IMAGE_BYTES), path.name)))
+        image = pictures.opened(whole.read(str(path), IMAGE_BYTES), path.name)
+        pictures.load(image, path.name)
+        return pictures.rgb(ImageOps.exif_transpose(image))
     except DataError as err:
         what, fix = f"cannot open the image {path}: {err.what}", err.fix or "a picture: PNG, JPEG, ..."
         raise DataError(what, at=str(path), fix=fix) from err

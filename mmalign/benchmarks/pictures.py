@@ -1,7 +1,5 @@
 """Open the picture behind a question: a file in a folder, a base64 cell, or a row of a parquet file."""
 
-import base64
-import binascii
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +11,10 @@ from mmalign.benchmarks.answers import few
 from mmalign.benchmarks.layouts import DataLocation
 from mmalign.benchmarks.reading import ParquetImage, parquet_source
 from mmalign.errors import DataError
-from mmalign.io import files, whole
+from mmalign.io import files, pictures, whole
 from mmalign.io.limits import IMAGE_BYTES
 from mmalign.io.parquet import Groups
+from mmalign.io.pictures import PictureError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,17 +60,15 @@ class Pictures:
 
         DataError where it is missing or damaged.
         """
-        from mmalign.io.pictures import opened  # numpy: only where a picture is opened
-
         data, name = self._data(reference)
+        short = os.path.basename(name)
         try:
-            image = opened(data, os.path.basename(name))
-            image.load()
+            image = pictures.opened(data, short)
+            pictures.load(image, short)
+            return pictures.rgb(image) if self.rgb else image
         except DataError as err:
-            raise DataError(f"cannot read the picture: {err.what}", at=name, fix=err.fix) from err
-        except Exception as err:  # Pillow's decoders raise some ten kinds of errors on damaged files
-            raise DataError(f"cannot read the picture: {err}", at=name, fix="fetch the file again") from err
-        return image.convert("RGB") if self.rgb else image
+            fix = err.fix or "fetch the file again"
+            raise DataError(f"cannot read the picture: {err.what}", at=name, fix=fix) from err
 
     def expect(self, names: Collection[str]) -> None:
         """DataError where named pictures are missing; not asked of a remote folder, where each look takes a while."""
@@ -102,9 +99,9 @@ class Pictures:
 
 def _decoded(cell: str) -> bytes:
     try:
-        return base64.b64decode(cell)
-    except (binascii.Error, ValueError) as err:
-        raise DataError(f"not base64: {err}", at=f"{cell[:40]!r}", fix="the table may be damaged") from err
+        return pictures.from_base64(cell)
+    except PictureError as err:
+        raise DataError(f"not base64: {err.what}", at=f"{cell[:40]!r}", fix="the table may be damaged") from err
 
 
 def _parquet_bytes(reference: ParquetImage) -> bytes:
@@ -114,8 +111,10 @@ def _parquet_bytes(reference: ParquetImage) -> bytes:
     name, column = f"{reference.path} row {reference.row}", _column(reference.path, group)
     one = column.slice(reference.row - starts[group], 1)
     whole.check_size(one.nbytes, IMAGE_BYTES, name)
-    cell = one[0].as_py()
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    try:
+        data = pictures.of_cell(one[0].as_py())
+    except PictureError as err:
+        raise DataError(err.what, at=name) from err
     if not isinstance(data, bytes):
         raise DataError("the row has no picture", at=name)
     return data
