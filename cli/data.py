@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,9 @@ if TYPE_CHECKING:
     from mmalign.data.check import CheckResult
     from mmalign.llms.chat import Chat
 
+FIXES = 5  # ways out that are told at once
 LISTED = 100  # bad records of each reason that --json lists; a quarantine file has all
-READERS = {
-    ".json": "conversations.Conversations", ".jsonl": "conversations.Conversations",
-    ".gz": "conversations.Conversations", ".tar": "tars.Tars",
-    ".parquet": "table.Table", ".arrow": "table.Table",
-}  # fmt: skip
+CLASSES = {"conversations": "Conversations", "table": "Table", "tars": "Tars"}
 STATES = {"image": "cyan", "trained": "green", "read": "dim"}
 ROWS = "a number, or first:last"
 
@@ -61,21 +58,18 @@ def check(data: str, overrides: Sequence[str], jobs: int | None, quarantine: Pat
 
 def card_of(data: str, overrides: Sequence[str]) -> Card:
     """The card of a name, or one made up for a file or folder; `key=value` words go over its arguments."""
+    from mmalign.data import cache, kinds
+
     args = dict(setting(word, DataError, "images=./images") for word in overrides)
     known = Registry()
-    if data not in known.names("data") and (reader := _reader(data)):
-        args = {"path": data if files.is_url(data) else str(Path(data).absolute())} | args
-        return Card("", f"mmalign.data.{reader}", args, name=data, family="data", path=data)
+    if data not in known.names("data") and (reader := kinds.reader_of(data)):
+        if "path" in args:
+            what = f"{data} is the path, and path={args['path']} is another"
+            raise DataError(what, at="command line", fix="leave path= out")
+        args = {"path": data if files.is_url(data) else str(cache.path(data).absolute())} | args
+        return Card("", f"mmalign.data.{reader}.{CLASSES[reader]}", args, name=data, family="data", path=data)
     card = known.card("data", data)
     return known.filled(replace(card, args={**card.args, **args}))
-
-
-def _reader(data: str) -> str | None:
-    """The reader of a file or folder; None for what is neither."""
-    path = Path(data)
-    if path.is_dir():
-        return READERS[".tar" if any(path.rglob("*.tar")) else ".parquet"]
-    return READERS.get(path.suffix) or (READERS[".json"] if files.exists(path) else None)
 
 
 def _write(target: Path, card: Card, result: "CheckResult") -> None:
@@ -90,11 +84,12 @@ def _as_json(result: "CheckResult") -> dict[str, Any]:
     by_reason: dict[str, list[dict[str, str]]] = {reason: [] for reason in result.reasons}
     for record in result.bad:
         if len(by_reason[record.reason]) < LISTED:
-            by_reason[record.reason].append({"id": record.id, "what": record.what})
+            entry = {"id": record.id, "what": record.what} | ({"try": record.fix} if record.fix else {})
+            by_reason[record.reason].append(entry)
     return {
         "rows": result.rows, "images": result.images, "files": result.files, "bad": len(result.bad),
         "reasons": result.reasons, "notes": dict(result.notes.most_common()), "listed": by_reason,
-        "noted": result.noted,
+        "noted": result.noted, "remarks": result.remarks,
         "seconds": round(result.seconds, 2),
     }  # fmt: skip
 
@@ -117,6 +112,10 @@ def _print_result(card: Card, data: Data, result: "CheckResult", quarantine: Pat
             first = next(record for record in result.bad if record.reason == reason)
             table.add_row(reason, f"{count:,}", REASONS[reason], _plain(f"{first.id}  {first.what.partition(': ')[2]}"))
         show.out.print(table)
+        for fix, count in islice(result.fixes.items(), FIXES):
+            show.out.print(_plain(f"try, for {count:,}: {fix}"))
+    for remark in result.remarks:
+        show.out.print(_plain(f"note: {remark}"))
     for note, count in result.notes.most_common():
         show.out.print(_plain(f"note: {count:,} {note}, the first: {result.noted[note][0]}"))
     if quarantine:

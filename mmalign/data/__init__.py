@@ -1,6 +1,6 @@
 """What a data set is: records of images and turns, found by number; images are opened only when asked for."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,6 +53,7 @@ class Data:
     """A sequence of records. Subclasses fill in `__len__`, `__getitem__` and `image`; safe to read from threads."""
 
     left_out: int = 0  # records that a quarantine keeps away; `__len__` does not count them
+    remarks: Sequence[str] = ()  # what is worth knowing of the files as a whole, as sentences
 
     def __len__(self) -> int:
         raise NotImplementedError

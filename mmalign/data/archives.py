@@ -12,13 +12,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from mmalign.data import cache
+from mmalign.data import cache, sniff
 from mmalign.data.cache import Array
 from mmalign.data.ranges import Ranges
 from mmalign.data.reasons import Unusable, check_size
 from mmalign.errors import DataError
 
 HEADER = struct.Struct("<4s22xHH")  # a zip member's own header: its mark, the lengths of its name and extra field
+PACKED_TARS = (".tar.gz", ".tgz")
 EXTRA = 512  # bytes read beyond the header, so that one read is nearly always enough
 UNCOMPRESSED = 0xFFFF  # a member of a tar, whose bytes lie as they are at its offset
 ENCRYPTED = 1  # the flag of an encrypted zip member
@@ -43,11 +44,11 @@ class Member:
 
 
 class Archive:
-    """An uncompressed .tar, or a .zip; local or an fsspec URL. A DataError where it cannot be listed."""
+    """A .tar, .tar.gz or .zip; local or an fsspec URL. A DataError where it cannot be listed."""
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
-        self.ranges = Ranges(spec)
+        self.ranges = ranges_of(spec)
         self.members = cache.array("members", self.ranges.key, self._list)
         self.hashes = np.ascontiguousarray(self.members["hash"])  # else every search would copy them
 
@@ -96,6 +97,11 @@ class Archive:
         return table[np.argsort(table["hash"], kind="stable")]  # of two members of one name, the later one counts
 
 
+def ranges_of(spec: str) -> Ranges:
+    """An archive as it is read at random: where it is a tar packed with gzip, its unpacked copy in the cache."""
+    return Ranges(str(cache.plain(spec))) if spec.endswith(PACKED_TARS) else Ranges(spec)
+
+
 def tar_members(ranges: Ranges) -> Iterator[Member]:
     """The files of a tar archive, in order; a DataError where it is damaged."""
     try:
@@ -111,8 +117,13 @@ def tar_members(ranges: Ranges) -> Iterator[Member]:
 
 
 def _tar_fix(ranges: Ranges) -> str:
-    compressed = ranges.read(0, 3).startswith((b"\x1f\x8b", b"BZh", b"\xfd7z"))
-    return "unpack it: a compressed tar cannot be read at random" if compressed else "fetch the archive again"
+    head = ranges.read(0, sniff.HEAD)
+    if head.startswith(b"\x1f\x8b"):
+        return "name it .tar.gz, or unpack it: a compressed tar cannot be read at random"
+    if head.startswith((b"BZh", b"\xfd7z", b"\x28\xb5\x2f\xfd")):
+        return "unpack it: a compressed tar cannot be read at random"
+    known = sniff.of(head)
+    return f"the file is {known[0]}: {known[1]}" if known and "tar" not in known[0] else "fetch the archive again"
 
 
 class _Listing:

@@ -23,6 +23,7 @@ from mmalign.io import cache, files
 from mmalign.io.limits import UNPACKED_BYTES, UNPACKED_TIMES
 
 SAMPLE = 1 << 16  # bytes at either end of a file that stand for its content, beside its size and time
+PACKED = (".gz", ".tgz")
 COPY = 1 << 22  # bytes copied at once
 
 Array = NDArray[Any]
@@ -70,20 +71,25 @@ def filesystem(spec: str) -> tuple[Any, str]:
     return cast(tuple[Any, str], fsspec.core.url_to_fs(spec))
 
 
+def file(kind: str, key: str, ending: str) -> Path:
+    """Where something of the cache stands; io/cache.py keeps its books."""
+    return files.cache("data") / f"{kind}-{key}{ending}"
+
+
 def array(kind: str, key: str, compute: Callable[[], Array]) -> Array:
     """An array of the cache, mapped and not read; computed and written where it is not there."""
-    file = files.cache("data") / f"{kind}-{key}.npy"
+    place = file(kind, key, ".npy")
     try:
-        kept = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))  # a memmap would be slower to index
-        cache.used(file)
+        kept = np.asarray(np.load(place, mmap_mode="r", allow_pickle=False))  # a memmap would be slower to index
+        cache.used(place)
         return kept
     except (OSError, ValueError):  # not there, or damaged
         computed = compute()
     buffer = io.BytesIO()
     np.save(buffer, computed, allow_pickle=False)
     with suppress(OSError):  # only a cache: where nothing can be written, it is computed again next time
-        files.write(file, buffer.getvalue())
-        cache.added(file)
+        files.write(place, buffer.getvalue())
+        cache.added(place)
     return computed
 
 
@@ -92,10 +98,13 @@ def plain(spec: str) -> Path:
 
     A DataError where it cannot be read or unpacked.
     """
-    packed = spec.endswith(".gz")
-    if not packed and not files.is_url(spec):
-        return path(spec)
-    copy = files.cache("data") / f"plain-{identity(spec)}"
+    packed = spec.endswith(PACKED)
+    return copied(spec, packed) if packed or files.is_url(spec) else path(spec)
+
+
+def copied(spec: str, packed: bool) -> Path:
+    """A copy in the cache, made once. packed: with gzip, and the copy is not. A DataError as above."""
+    copy = file("plain", identity(spec), "")
     if copy.exists():
         cache.used(copy)
     else:

@@ -42,11 +42,15 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that cannot be used. id: what a quarantine calls it. what: the message, which begins with the reason."""
+    """A record that cannot be used. id: what a quarantine calls it. what: the message, which begins with the reason.
+
+    fix: what to try.
+    """
 
     id: str
     reason: str
     what: str
+    fix: str = ""
 
 
 @dataclass
@@ -62,7 +66,13 @@ class CheckResult:
     bad: list[BadRecord] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     noted: dict[str, list[str]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)  # of the files as a whole, as sentences
     seconds: float = 0.0
+
+    @property
+    def fixes(self) -> dict[str, int]:
+        """{what to try: bad records it is said of}, the most frequent first."""
+        return dict(Counter(record.fix for record in self.bad if record.fix).most_common())
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -86,7 +96,7 @@ class CheckResult:
 
 
 Chunk = tuple[CheckResult, Hashes]
-Fault = tuple[str, str] | None  # the reason and the message, None for an image that can be used
+Fault = tuple[str, str, str] | None  # the reason, the message, what to try; None for an image that can be used
 _examiner: "Examiner"  # of a process of the pool
 
 
@@ -98,6 +108,8 @@ def check(make: MakeData, jobs: int | None = None, progress: Progress | None = N
     """
     began = time.monotonic()
     data = make()
+    if not len(data):
+        raise DataError("there is no record to check", fix="is all of it left out by a quarantine?")
     result, hashes_of_chunks = CheckResult(), []
     jobs = 1 if len(data) <= FEW else jobs or cores()
     starts = range(0, len(data), CHUNK)
@@ -107,6 +119,7 @@ def check(make: MakeData, jobs: int | None = None, progress: Progress | None = N
         if progress:
             progress(result.rows, len(data))
     _note_repeated_ids(data, hashes_of_chunks, result)
+    result.remarks = list(data.remarks)
     result.seconds = time.monotonic() - began
     return result
 
@@ -179,7 +192,7 @@ class Examiner:
         result.rows += 1
         if isinstance(record, DataError):
             id_ = self.data.id_of(number)
-            result.bad.append(BadRecord(id_, reason_of(record), record.what))
+            result.bad.append(BadRecord(id_, reason_of(record), record.what, record.fix))
             return _hash(_own_id(self.data, id_))
         result.images += len(record.images)
         faults = [self._check_image(reference, record.id, result) for reference in record.images]
@@ -207,7 +220,7 @@ class Examiner:
                     result.notes[note] += 1
                     result.keep_ids(note, [id_])
         except DataError as err:
-            return reason_of(err), err.what
+            return reason_of(err), err.what, err.fix
         return None
 
 

@@ -26,10 +26,10 @@ def elements(path: Path, keys: Collection[str]) -> Iterator[tuple[str, int, list
     """
     seen: set[str] = set()
     with _opened(path) as source:
-        reader = _Reader(source, str(path))
+        reader = JsonReader(source, str(path))
         if (first := reader.peek()) not in ("{", "["):
             raise reader.error("neither a JSON object nor a list" if first else "empty")
-        for key in [""] if first == "[" else reader.keys():
+        for key in [""] if first == "[" else reader.each_key():
             if key in seen:
                 raise reader.error(f"the key {key!r} is given twice")
             if key not in keys:
@@ -58,7 +58,7 @@ def _no_constant(word: str) -> Any:
 
 
 @dataclass
-class _Reader:
+class JsonReader:
     """A position in a document, and the text around it."""
 
     source: IO[bytes]
@@ -79,7 +79,7 @@ class _Reader:
                 if (character := self.text[self.at]) not in _SPACE:
                     return character
                 self.at += 1
-            if not self._more():
+            if not self.more():
                 return ""
 
     def take(self, expected: str) -> str:
@@ -90,7 +90,7 @@ class _Reader:
         self.at += 1
         return character
 
-    def keys(self) -> Iterator[str]:
+    def each_key(self) -> Iterator[str]:
         """The keys of an object; whoever asks reads what stands under each."""
         self.take("{")
         if self.peek() == "}":
@@ -140,18 +140,18 @@ class _Reader:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
             except ValueError as err:  # damaged, or not all of it is here
-                if not self._more():
+                if not self.more():
                     raise self.error(f"not valid JSON: {getattr(err, 'msg', err)}") from None
             except RecursionError:
                 raise self.error("nested too deep") from None
             except DataError as err:
                 raise self.error(err.what) from None
             else:
-                if (end < len(self.text) and self.text[end] in _ENDS) or not self._more():  # a number may go on
+                if (end < len(self.text) and self.text[end] in _ENDS) or not self.more():  # a number may go on
                     self.at = end
                     return value
 
-    def _more(self) -> bool:
+    def more(self) -> bool:
         """Read on, as much again as is here; whether there was anything."""
         self.text, self.at = self.text[self.at :], 0
         whole.check_size(len(self.text), ROW_BYTES, f"an element of {self.name}", more=True)

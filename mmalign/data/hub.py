@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmalign.data.rows import Rows
-from mmalign.data.table import IMAGES, ImageCell, image_cells
+from mmalign.data import cache
+from mmalign.data.rows import IMAGES, Rows
+from mmalign.data.table import ImageCell, image_cells
 from mmalign.errors import DataError
+from mmalign.io import files
 
 
 class Hub(Rows):
@@ -24,6 +26,9 @@ class Hub(Rows):
         quarantine: str | None = None,
     ) -> None:
         datasets = _library()
+        if revision is not None and files.exists(cache.path(name)):
+            what = f"revision={revision} cannot apply: {name} is a folder on this machine"
+            raise DataError(what, at=name, fix="leave revision= out")
         try:
             dataset = datasets.load_dataset(name, subset, split=split, revision=revision)
         except Exception as err:  # the hub, the network, the builder: each raises its own
@@ -33,7 +38,7 @@ class Hub(Rows):
             if column in dataset.column_names:
                 dataset = dataset.cast_column(column, _undecoded(datasets, dataset.features[column]))
         self.dataset = dataset
-        super().__init__(len(dataset), images, quarantine)
+        super().__init__(len(dataset), images, quarantine, at=name)
 
     def raw(self, row: int) -> Mapping[str, Any]:
         raw = dict(self.dataset[row])

@@ -100,6 +100,7 @@ class Mixture(Data):
         self.counts = _counts([len(data) for data in self.members], *self.shares)
         self.ends = list(accumulate(self.counts))
         self.left_out = sum(data.left_out for data in self.members)
+        self.remarks = [f"{number}: {said}" for number, data in enumerate(self.members) for said in data.remarks]
 
 
 def member(spec: Mapping[str, Any]) -> Data:

@@ -3,23 +3,59 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from mmalign.data import cache
+from mmalign.data import cache, splits
 from mmalign.errors import DataError
 from mmalign.io import files
 
+# What tools write beside data: `datasets` of what it saved, img2dataset of what it fetched
+BESIDE = re.compile(r"(dataset_infos?|dataset_dict|state)\.json|.*_stats\.json")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-def expand(path: str | Sequence[str], endings: Sequence[str]) -> list[str]:
+def expand(path: str | Sequence[str], endings: Sequence[str], split: str | None = None) -> list[str]:
     """The files of a path: itself, those below a folder, or those a pattern with * or {000..099} fits.
 
-    endings: of the files looked for in folders. A DataError where there is none.
+    Hidden files of a folder, as macOS leaves them, do not count. endings: of the files looked for in folders. split: of
+    a folder whose files are named after splits. A DataError where there is none.
     """
-    specs = [path] if isinstance(path, str) else path
-    paths = [file for spec in specs for single in _expand_ranges(spec) for file in _matches(single, endings)]
+    specs = [path] if isinstance(path, str) else list(path)
+    if len(specs) == 1 and is_folder(specs[0], endings):
+        paths = splits.choose(below(specs[0], endings), specs[0], split)
+    else:
+        splits.refuse(split, str(path), "the path names files, not a folder of several splits")
+        paths = [file for spec in specs for single in _expand_ranges(spec) for file in _matches(single, endings)]
     if not paths:
-        raise DataError(f"no {' or '.join(endings)} files in {path}", at=str(path), fix="check the path, $MMALIGN_DATA")
+        raise DataError(f"no {', '.join(endings)} files in {path}", at=str(path), fix="check the path, $MMALIGN_DATA")
     return paths
+
+
+def is_folder(spec: str, endings: Sequence[str]) -> bool:
+    """Whether a spec is a folder: a remote one is whatever has none of the endings."""
+    if files.is_url(spec):
+        return not ("*" in spec or RANGE.search(spec) or spec.endswith(tuple(endings)))
+    return cache.path(spec).is_dir()
+
+
+def below(folder: str, endings: Sequence[str]) -> dict[str, str]:
+    """{file: its path below the folder} of those that end so, in order; not hidden ones, nor what is written beside."""
+    if files.is_url(folder):
+        fs, inside = cache.filesystem(folder)
+        places = [path for end in endings for path in fs.glob(f"{inside.rstrip('/')}/**/*{end}")]
+        name_of = {fs.unstrip_protocol(path): path.removeprefix(inside).lstrip("/") for path in places}
+    else:
+        place = cache.path(folder)
+        within = [file for file in place.rglob("*") if file.name.endswith(tuple(endings)) and not file.is_dir()]
+        name_of = {str(file): file.relative_to(place).as_posix() for file in within}
+    return {file: name for file, name in sorted(name_of.items()) if not (is_hidden(name) or _is_beside(name))}
+
+
+def _is_beside(path: str) -> bool:
+    return bool(BESIDE.fullmatch(path.rpartition("/")[2]))
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a path below a folder is a hidden file, or in a hidden folder: `._a.parquet`, `.cache/a.parquet`."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
 def _expand_ranges(spec: str) -> Iterator[str]:
@@ -34,15 +70,14 @@ def _expand_ranges(spec: str) -> Iterator[str]:
 
 
 def _matches(spec: str, endings: Sequence[str]) -> list[str]:
+    if is_folder(spec, endings):
+        return list(below(spec, endings))
     if files.is_url(spec):
-        fs, remote_path = cache.filesystem(spec)
-        if spec.endswith(tuple(endings)) and "*" not in spec:
+        if "*" not in spec:
             return [spec]
-        patterns = [remote_path] if "*" in remote_path else [f"{remote_path.rstrip('/')}/**/*{end}" for end in endings]
-        return sorted(fs.unstrip_protocol(path) for pattern in patterns for path in fs.glob(pattern))
+        fs, inside = cache.filesystem(spec)
+        return sorted(fs.unstrip_protocol(path) for path in fs.glob(inside))
     path = cache.path(spec)
     if "*" in path.name:
-        return sorted(map(str, path.parent.glob(path.name)))
-    if path.is_dir():
-        return sorted(str(file) for file in path.rglob("*") if file.suffix in endings)
+        return sorted(str(file) for file in path.parent.glob(path.name) if not is_hidden(file.name))
     return [str(path)] if files.exists(path) else []

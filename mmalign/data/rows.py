@@ -15,6 +15,10 @@ from mmalign.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+TURNS = ("conversations", "messages", "texts")  # keys of a row under which its turns may stand
+CAPTIONS = ("caption", "text")  # and what is said of its image
+IMAGES = ("image", "images")
+
 
 class Rows(Data):
     """What the readers have in common. Subclasses fill in `raw`, and `image_file` for images that are no path.
@@ -22,10 +26,13 @@ class Rows(Data):
     A record's id is the row's own id and the row's number, `000000033471@17`: the ids of real data sets repeat, and
     a label store or a quarantine must know which row is meant.
 
-    total: rows there are. images: where image paths count from. quarantine: a file whose rows are left out.
+    total: rows there are; a DataError where there is none. images: where image paths count from. quarantine: a file
+    whose rows are left out. at: the file or folder, for messages.
     """
 
-    def __init__(self, total: int, images: str | Sequence[str] | None, quarantine: str | None) -> None:
+    def __init__(self, total: int, images: str | Sequence[str] | None, quarantine: str | None, at: str = "") -> None:
+        if not total:
+            raise DataError(f"no record in {at or 'the data'}", at=at, fix="is it the right file, and all of it?")
         self.total = total
         self.reader = ImageReader(images)
         self.left_out_rows = np.zeros(0, np.int64)  # numbers of the rows left out, in order

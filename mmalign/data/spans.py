@@ -1,9 +1,12 @@
-"""Where each row of a JSON list or a JSONL file lies: found by one pass over the bytes, without reading any row.
+"""Where each row of JSON and JSONL files lies: found by one pass over the bytes, without reading any row.
 
 Letters: N rows, Q structural bytes (quotes and brackets) of a block.
 """
 
-from collections.abc import Iterator
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -11,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmalign.data import cache
+from mmalign.data import cache, sniff, splits, wrapped
 from mmalign.errors import DataError
 from mmalign.io import whole
 from mmalign.io.limits import ROWS
@@ -28,24 +31,52 @@ _CLASS = bytes(_KINDS.get(chr(byte), 0) for byte in range(256))
 _SPACE = np.isin(np.arange(256), list(b" \t\r\n"))
 
 
-def spans(path: Path) -> Array:
-    """span_N2: the first byte of each row and the one behind its last. Cached until the file changes."""
-    return cache.array("rows", cache.identity(str(path)), lambda: find(path))
+@dataclass(frozen=True)
+class Index:
+    """span_N2: the first byte of each row and the one behind its last, file by file; ends: rows up to each file's end.
+
+    beside: keys of documents that stand beside their lists of rows, and are not read.
+    """
+
+    span_N2: Array
+    ends: Array
+    beside: list[str]
 
 
-def find(path: Path) -> Array:
-    """span_N2 of a file, read once. A file that begins with `[` is a list, any other has a row in each line.
+def index(paths: Sequence[Path], split: str | None = None) -> Index:
+    """The rows of files. Cached until one of them changes. split: see `find`."""
+    identities = [cache.identity(str(path)) for path in paths]
+    key = hashlib.sha256(json.dumps([split, *identities]).encode()).hexdigest()[:32]
+    found = functools.cache(lambda: [find(path, split) for path in paths])
+    if len(paths) == 1:
+        span_N2 = cache.array("spans", key, lambda: found()[0][0])
+        ends = np.array([len(span_N2)])
+    else:
+        span_N2 = cache.array("spans", key, lambda: np.concatenate([rows for rows, _ in found()]))
+        ends = cache.array("ends", key, lambda: np.cumsum([len(rows) for rows, _ in found()]))
+    beside = cache.array("beside", key, lambda: np.array([name for _, names in found() for name in names], "U"))
+    return Index(span_N2, ends, [str(name) for name in beside])
 
-    A DataError where the list is damaged or holds anything but objects.
+
+def find(path: Path, split: str | None = None) -> tuple[Array, list[str]]:
+    """(span_N2 of a file, the keys beside its list), read once.
+
+    A file that begins with `[` is a list, one with an object of several lines or around a list a document, any other
+    has a row in each line. split: of a document's lists, refused elsewhere. A DataError where the file is no JSON, or
+    a list is damaged or holds anything but objects.
     """
     with open(path, "rb") as source:
-        head = source.read(SHORT * 512)
+        head = source.read(sniff.HEAD)
+        sniff.check_text(head, str(path))
         start = len(BOM) if head.startswith(BOM) else 0
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise DataError("the file is UTF-16, not UTF-8", at=str(path), fix="save it as UTF-8")
         source.seek(start)
-        listed = head[start:].lstrip()[:1] == b"["
-        return _JsonList(path, start, start).find(source) if listed else _line_spans(source, start, str(path))
+        first = head[start:].lstrip()[:1]
+        if first == b"{" and wrapped.is_document(source) and (document := wrapped.find(source, path, split)):
+            return document
+        splits.refuse(split, str(path), "the file is no object with a list for each split")
+        if first == b"[":
+            return _JsonList(path, start, start).find(source), []
+        return _line_spans(source, start, str(path)), []
 
 
 def _blocks(source: IO[bytes]) -> Iterator[Array]:

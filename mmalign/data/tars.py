@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.data import cache, patterns, strict
-from mmalign.data.archives import Member, tar_members
+from mmalign.data import cache, patterns, sniff, strict
+from mmalign.data.archives import PACKED_TARS, Member, ranges_of, tar_members
 from mmalign.data.ranges import Ranges
 from mmalign.data.reasons import Unusable, check_size
-from mmalign.data.rows import Rows
+from mmalign.data.rows import TURNS, Rows
 from mmalign.errors import DataError
 from mmalign.io.limits import ROW_BYTES
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 TEXTS = ("txt", "caption", "text")
-CONVERSATIONS = ("conversations", "messages", "texts")
-_KINDS = {"json": 0} | dict.fromkeys(TEXTS, 1) | dict.fromkeys(PICTURES, 2)
+ENDINGS = (".tar", *PACKED_TARS)
+GROUPED = "a sample is KEY.json or KEY.txt and its images, KEY.jpg or KEY.0.jpg, KEY.1.jpg"
+_IMAGE = 2
+_KINDS = {"json": 0} | dict.fromkeys(TEXTS, 1) | dict.fromkeys(PICTURES, _IMAGE)
 _FILE = np.dtype([("sample", "<u4"), ("kind", "<u1"), ("offset", "<i8"), ("size", "<i8")])
 
 
@@ -38,18 +40,24 @@ class TarImage:
 class Tars(Rows):
     """A sample is a .json with `conversations`, `messages` or `texts`, or a .txt with a caption, and its images.
 
-    Every tar is listed once, the list is kept, and a sample is read where it lies.
+    Every tar is listed once, the list is kept, and a sample is read where it lies. The files of a sample need not stand
+    together. What is packed with gzip is unpacked into the cache.
 
-    path: a .tar, a folder of them, a pattern with * or {000..099}, or a list; local or fsspec URLs. images: where
-    paths in the JSON of samples without images count from.
+    path: a .tar, .tar.gz or .tgz, a folder of them, a pattern with * or {000..099}, or a list; local or fsspec URLs.
+    images: where paths in the JSON of samples without images count from. split: of a folder that holds several,
+    `x-train-0000.tar` and `x-test-0000.tar`.
     """
 
     def __init__(
-        self, path: str | Sequence[str], images: str | Sequence[str] | None = None, quarantine: str | None = None
+        self,
+        path: str | Sequence[str],
+        images: str | Sequence[str] | None = None,
+        quarantine: str | None = None,
+        split: str | None = None,
     ) -> None:
-        self.tars = [Tar(spec) for spec in patterns.expand(path, [".tar"])]
+        self.tars = [Tar(spec) for spec in patterns.expand(path, ENDINGS, split)]
         self.ends = list(accumulate(len(tar.keys) for tar in self.tars))
-        super().__init__(self.ends[-1], images, quarantine)
+        super().__init__(self.ends[-1], images, quarantine, at=str(path))
 
     def raw(self, row: int) -> Mapping[str, Any]:
         index = bisect.bisect_right(self.ends, row)
@@ -57,8 +65,11 @@ class Tars(Rows):
         sample = row - (self.ends[index] - len(tar.keys))
         key = tar.keys[sample].decode()
         files = {kind: list(group) for kind, group in groupby(tar.files(sample), key=lambda file: int(file["kind"]))}
+        for kind, what in ((0, "JSON files"), (1, "captions")):
+            if len(files.get(kind, [])) > 1:
+                raise Unusable("shape", f"{key} has {len(files[kind])} {what}, and a sample has one", fix=GROUPED)
         content = strict.parse(tar.read(files[0][0], key), f"{key}.json") if 0 in files else {}
-        if not any(name in content for name in CONVERSATIONS):
+        if not any(name in content for name in TURNS):
             content = {"id": key} | _caption(content, tar.read(files[1][0], key) if 1 in files else None, key)
         if 2 in files:
             content.pop("image", None)
@@ -87,11 +98,12 @@ class Tar:
     """One archive and the list of its samples; a DataError where it cannot be listed, or has none."""
 
     def __init__(self, spec: str) -> None:
-        self.ranges = Ranges(spec)
+        self.ranges = ranges_of(spec)
+        sniff.check_fetched(self.ranges.read(0, sniff.HEAD), spec)
         tables = functools.cache(lambda: _samples(self.ranges))
-        self.table = cache.array("samples", self.ranges.key, lambda: tables()[0])
+        self.table = cache.array("files", self.ranges.key, lambda: tables()[0])
         self.samples = np.ascontiguousarray(self.table["sample"])  # else every search would copy them
-        self.keys = cache.array("keys", self.ranges.key, lambda: tables()[1])
+        self.keys = cache.array("stems", self.ranges.key, lambda: tables()[1])
 
     def files(self, sample: int) -> Any:
         """The files of a sample: its JSON, its text, its images in the order of their names."""
@@ -108,9 +120,9 @@ def _samples(ranges: Ranges) -> tuple[cache.Array, cache.Array]:
     """(the files of every sample, _FILE each, the keys of the samples)."""
     rows: list[tuple[int, int, int, int]] = []
     keys: list[bytes] = []
-    for key, members in groupby(_sample_files(tar_members(ranges)), key=lambda item: item[0]):
-        ordered = sorted(members, key=lambda item: (item[1], item[2].name))
-        rows += [(len(keys), kind, member.offset, member.size) for _, kind, member in ordered]
+    for key, parts in _by_sample(tar_members(ranges)):
+        ordered = sorted(parts, key=lambda part: (part.kind, part.member.name))
+        rows += [(len(keys), part.kind, part.member.offset, part.member.size) for part in ordered]
         keys.append(key.encode())
     if not keys:
         what = f"no sample in {ranges.spec}: no file ends in {', '.join(_KINDS)}"
@@ -118,11 +130,55 @@ def _samples(ranges: Ranges) -> tuple[cache.Array, cache.Array]:
     return np.array(rows, _FILE), np.array(keys)
 
 
-def _sample_files(members: Iterator[Member]) -> Iterator[tuple[str, int, Member]]:
-    """(key, kind, member) of the files that are read. The key is the path up to the name's first dot."""
+@dataclass(frozen=True)
+class _Part:
+    """A file of a sample. first: its path up to the name's first dot; stem: up to the last one."""
+
+    first: str
+    stem: str
+    kind: int
+    member: Member
+
+
+def _by_sample(members: Iterator[Member]) -> Iterator[tuple[str, list[_Part]]]:
+    """(key, files) of every sample, in the order of their first files.
+
+    Files that share the path up to a name's first dot stand together, as WebDataset has it; those that stand apart
+    belong together all the same, unless that would give a sample the same file twice.
+    """
+    groups: dict[str, list[list[_Part]]] = {}
+    for first, run in groupby(_parts(members), key=lambda part: part.first):
+        groups.setdefault(first, []).append(list(run))
+    for runs in groups.values():
+        parts = [part for run in runs for part in run]
+        is_once = len({part.member.name for part in parts}) == len(parts)
+        for together in [parts] if is_once else runs:
+            yield from _by_stem(together)
+
+
+def _parts(members: Iterator[Member]) -> Iterator[_Part]:
+    """The files that are read: not those hidden, as macOS packs them."""
     for member in members:
         folder, name = posixpath.split(member.name)
-        key, _, ending = name.partition(".")
-        kind = _KINDS.get(ending.rpartition(".")[2].lower())
-        if key and kind is not None:
-            yield posixpath.join(folder, key), kind, member
+        stem, _, ending = name.rpartition(".")
+        kind = _KINDS.get(ending.lower())
+        if stem and kind is not None and not patterns.is_hidden(posixpath.normpath(member.name)):
+            yield _Part(posixpath.join(folder, name.partition(".")[0]), posixpath.join(folder, stem), kind, member)
+
+
+def _by_stem(parts: list[_Part]) -> Iterator[tuple[str, list[_Part]]]:
+    """The samples among files with the same path up to the first dot.
+
+    `v1.5.jpg, v1.5.txt, v1.6.jpg, v1.6.txt` are two: an image belongs to the text whose name up to the last dot its own
+    begins with. `a.0.jpg, a.1.jpg, a.json` are one, and so is everything where no image belongs to a text in that way.
+    """
+    texts = sorted({part.stem for part in parts if part.kind != _IMAGE}, key=len, reverse=True)
+    owner = {part.stem: next((text for text in texts if f"{part.stem}.".startswith(f"{text}.")), "") for part in parts}
+    is_owned = any(owner[part.stem] for part in parts if part.kind == _IMAGE)
+    if not is_owned or len(set(owner.values())) == 1:
+        yield parts[0].stem if len(owner) == 1 else parts[0].first, parts
+        return
+    by_key: dict[str, list[_Part]] = {}
+    for part in parts:
+        by_key.setdefault(owner[part.stem] or part.stem, []).append(part)
+    yield from by_key.items()

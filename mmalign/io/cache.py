@@ -21,7 +21,8 @@ GRACE = 3600  # seconds in which what was used is not removed to make room: some
 DAY = 86_400
 # The rooms, and how our files in them are named; also what a write that was killed left
 ROOMS = {
-    "data": r"(rows|samples|keys|members)-[0-9a-f]{32}\.npy|plain-[0-9a-f]{32}",
+    "data": r"(rows|spans|ends|beside|samples|keys|files|stems|members)-[0-9a-f]{32}\.npy|table-[0-9a-f]{32}\.arrow|"
+    r"plain-[0-9a-f]{32}",
     "banks": r"[0-9a-f]{24}\.safetensors",
 }
 

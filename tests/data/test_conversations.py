@@ -120,8 +120,8 @@ def test_a_packed_file_that_is_cut(tmp_path):
         Conversations(str(path))
 
 
-def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(DataError, match="cannot read"):
+def test_a_folder_without_files(tmp_path):
+    with pytest.raises(DataError, match=r"no .json, .jsonl, .ndjson, .json.gz, .*files in"):
         Conversations(str(tmp_path))
 
 

@@ -23,7 +23,7 @@ def value(draw, deep=0):
 
 def rows_of(path):
     data = path.read_bytes()
-    return [data[start:end] for start, end in spans.find(path)]
+    return [data[start:end] for start, end in spans.find(path)[0]]
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 1 << 21])
@@ -44,7 +44,7 @@ def test_lines_blank_ones_do_not_count(tmp_path, monkeypatch, block, end):
     monkeypatch.setattr(spans, "BLOCK", block)
     draw, path = random.Random(block), tmp_path / "rows.jsonl"
     for _ in range(50):
-        rows = [{"id": n, "v": value(draw)} for n in range(draw.randint(1, 6))]
+        rows = [{"id": n, "texts": value(draw)} for n in range(draw.randint(1, 6))]
         blank = [draw.choices(["", "  ", "\t"], k=draw.randint(0, 2)) for _ in rows]
         lines = [line for some, row in zip(blank, rows) for line in [*some, json.dumps(row)]]
         path.write_bytes((draw.choice(["", "\ufeff"]) + end.join(lines) + draw.choice(["", end, end + end])).encode())
@@ -54,7 +54,7 @@ def test_lines_blank_ones_do_not_count(tmp_path, monkeypatch, block, end):
 @pytest.mark.parametrize("text", ["", "\n", "[]", " [ ] \n"])
 def test_nothing(tmp_path, text):
     (tmp_path / "x").write_text(text)
-    assert len(spans.find(tmp_path / "x")) == 0
+    assert len(spans.find(tmp_path / "x")[0]) == 0
 
 
 @pytest.mark.parametrize("block", [1, 4, 1 << 21])
@@ -99,27 +99,27 @@ def test_utf16(tmp_path):
 def test_the_index_is_kept_until_the_file_changes(tmp_path, cache, monkeypatch):
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n')
-    assert spans.spans(path).tolist() == [[0, 8], [9, 17]]
-    assert len(list(cache.iterdir())) == 1
+    assert spans.index([path]).span_N2.tolist() == [[0, 8], [9, 17]]
+    assert len(list(cache.glob("spans-*"))) == 1
     with monkeypatch.context() as patch:
         patch.setattr(spans, "find", lambda _: pytest.fail("made again"))
-        assert len(spans.spans(path)) == 2
+        assert len(spans.index([path]).span_N2) == 2
     path.write_text('{"a": 1}\n{"a": 2}\n{"a": 3}\n')
-    assert len(spans.spans(path)) == 3
+    assert len(spans.index([path]).span_N2) == 3
 
 
 def test_a_damaged_index_is_made_again(tmp_path, cache):
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n')
-    spans.spans(path)
+    spans.index([path])
     for file in cache.iterdir():
         file.write_bytes(b"\x93NUMPY")
-    assert spans.spans(path).tolist() == [[0, 8]]
-    assert np.load(next(cache.iterdir())).tolist() == [[0, 8]]
+    assert spans.index([path]).span_N2.tolist() == [[0, 8]]
+    assert np.load(next(cache.glob("spans-*"))).tolist() == [[0, 8]]
 
 
 def test_where_nothing_can_be_kept(tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("a file where the cache should be")
     monkeypatch.setenv("MMALIGN_CACHE", str(tmp_path / "taken"))
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
-    assert len(spans.spans(tmp_path / "x.jsonl")) == 1
+    assert len(spans.index([tmp_path / "x.jsonl"]).span_N2) == 1

@@ -167,10 +167,10 @@ def test_files_that_are_no_tables(tmp_path):
     damaged = {"a.parquet": whole[:-9], "b.parquet": b"PAR1", "c.arrow": b"hello there", "d.arrow": b""}
     for name, data in damaged.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError, match="cannot read"):
+        with pytest.raises(DataError, match="cannot read" if data else "no record in .*d.arrow: the file is empty"):
             Table(str(tmp_path / name))
     for path in (str(tmp_path / "none.parquet"), f"{tmp_path}/none*.parquet", []):
-        with pytest.raises(DataError, match=r"no .parquet or .arrow files in"):
+        with pytest.raises(DataError, match=r"no .parquet, .arrow, .csv, .tsv, .csv.gz, .tsv.gz files in"):
             Table(path)
 
 
@@ -212,7 +212,7 @@ def test_what_datasets_saved(tmp_path):
     assert [record.id for record in data] == [f"r{n + 5}@{n}" for n in range(10)]
     assert is_picture(data.image(data[0].images[0]), 2, "JPEG")
     assert len(Table(str(tmp_path / "both"), split="train")) == COUNT
-    with pytest.raises(DataError, match="no split None among train, test"):
+    with pytest.raises(DataError, match="has several splits: train, test"):
         Table(str(tmp_path / "both"))
     (tmp_path / "one" / "state.json").write_text("{}")
     with pytest.raises(DataError, match="state.json has no list _data_files"):

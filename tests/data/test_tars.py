@@ -126,5 +126,5 @@ def test_a_damaged_image_inside(tmp_path):
 def test_tars_without_samples(tmp_path):
     with pytest.raises(DataError, match=r"no sample in .*x.tar"):
         Tars(tar(tmp_path / "x.tar", [("README.md", b"hello")]))
-    with pytest.raises(DataError, match="no .tar files in"):
+    with pytest.raises(DataError, match="no .tar, .tar.gz, .tgz files in"):
         Tars(str(tmp_path / "none"))
