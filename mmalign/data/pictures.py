@@ -1,7 +1,5 @@
 """From a row's image reference to the bytes of the image file: a path below a root, an archive's member, a URL."""
 
-import base64
-import binascii
 import errno
 import os
 import posixpath
@@ -9,15 +7,15 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from mmalign.data import cache, web
-from mmalign.data.archives import Archive
+from mmalign.data import advice, cache, decode, web
+from mmalign.data.archives import PACKED_TARS, Archive
 from mmalign.data.reasons import Unusable, check_size
 from mmalign.errors import DataError
 from mmalign.io import files
 from mmalign.io.limits import IMAGE_BYTES
+from mmalign.io.pictures import SHOWN, of_cell, short
 
-SHOWN = 80  # characters of a reference that stand in a message
-ARCHIVES = (".tar", ".zip")
+ARCHIVES = (".tar", ".zip", *PACKED_TARS)
 # Not blocking: a named pipe among the images must not stop the reader for ever
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -38,38 +36,31 @@ class ImageReader:
         self.roots = [_root(spec) for spec in specs]
 
     def read(self, reference: Any) -> tuple[bytes, str]:
-        """(bytes, a name for messages) of a reference: a path, a URL, bytes, or an object with bytes and path.
+        """(bytes, a name for messages) of a reference: a path, a URL, base64, bytes, or an object with bytes and path.
 
         Unusable with the reason.
         """
-        if isinstance(reference, (bytes, bytearray, memoryview)):
-            return _within_limit(bytes(reference), "the image in the row")
-        if isinstance(reference, Mapping):
-            return self._from_cell(reference)
-        if not isinstance(reference, str):
-            raise Unusable("shape", f"an image is {short(reference)}, neither a path nor its bytes")
-        name = short(reference)
-        if reference.startswith("data:"):
-            return _within_limit(_from_base64(reference), name)
-        if files.is_url(reference):
-            return self._from_url(reference), name
-        return _within_limit(self._below_roots(reference), name)
-
-    def _from_cell(self, cell: Mapping[str, Any]) -> tuple[bytes, str]:
-        """Hugging Face's way to store an image: its bytes, or its path, or both."""
-        data, path = cell.get("bytes"), cell.get("path")
-        if isinstance(data, bytes):
-            name = short(path) if isinstance(path, str) else "the image in the row"
-            return _within_limit(data, name)
-        if isinstance(path, str):
-            return self.read(path)
-        raise Unusable("shape", f"an image is {short(cell)}, with neither bytes nor path")
+        with decode.unusable():
+            content = of_cell(reference)
+        if content is None:
+            raise Unusable("shape", f"an image is {short(reference)}, with neither bytes nor path")
+        if isinstance(content, bytes):
+            return _within_limit(content, _name(reference))
+        if files.is_url(content):
+            return self._from_url(content), short(content)
+        return _within_limit(self._below_roots(content), short(content))
 
     def _from_url(self, url: str) -> bytes:
         """A row may name a URL below a folder that `images` names, or one of a host that the user allowed."""
         for root in self.roots:
             if isinstance(root, RemoteFolder) and (inside := root.inside(url)):
                 return root.read(inside)
+        if (path := advice.path_of_url(url)) is not None:
+            for root in self.roots:
+                if isinstance(root, LocalFolder) and root.has(path):
+                    return root.read(path)
+            what = f"{short(url)} is not below `images`, and of other places only http and https are read"
+            raise Unusable("outside", what, at=url, fix=advice.for_path(path, self._folders()))
         return web.fetch(url, [root.url for root in self.roots if isinstance(root, RemoteFolder)])
 
     def _below_roots(self, path: str) -> bytes:
@@ -77,15 +68,22 @@ class ImageReader:
             try:
                 return root.read(path)
             except Unusable as err:
-                if err.reason not in ("missing", "outside") or number == len(self.roots) - 1:
+                if err.reason not in ("missing", "outside"):
                     raise
+                if number == len(self.roots) - 1:
+                    fix = err.fix or advice.for_path(path, self._folders())
+                    raise Unusable(err.reason, err.detail, at=err.at, fix=fix) from err
         raise Unusable("missing", f"{short(path)}: this data has no image folder", fix="images: FOLDER")
 
+    def _folders(self) -> list[str]:
+        """The local folders."""
+        return [root.path for root in self.roots if isinstance(root, LocalFolder)]
 
-def short(reference: Any) -> str:
-    """A reference as a message shows it."""
-    text = reference if isinstance(reference, str) else repr(reference)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+def _name(reference: Any) -> str:
+    """What a picture in a row is called."""
+    path = reference.get("path") if isinstance(reference, Mapping) else reference
+    return short(path) if isinstance(path, str) else "the image in the row"
 
 
 def _root(spec: str) -> ImageRoot:
@@ -128,11 +126,14 @@ class LocalFolder:
         except (OSError, ValueError) as err:
             raise _unusable(err, name, path) from err
 
+    def has(self, path: str) -> bool:
+        """Whether an absolute path lies in this folder."""
+        return any(os.path.normpath(path).startswith(root.rstrip(os.sep) + os.sep) for root in (self.path, self.real))
+
     def _inside(self, name: str) -> str:
         path = os.path.normpath(os.path.join(self.path, name))
-        for root in (self.path, self.real):
-            if path.startswith(root.rstrip(os.sep) + os.sep):
-                return path
+        if self.has(path):
+            return path
         raise Unusable("outside", f"{short(name)} is not in the image folder", at=self.path)
 
 
@@ -180,14 +181,3 @@ def _fetch(url: str, name: str) -> bytes:
         raise Unusable("missing", f"no image {short(name)}", at=url) from err
     except Exception as err:  # file systems of fsspec raise whatever their libraries do
         raise Unusable("unreadable", f"{short(name)}: {err or type(err).__name__}", at=url) from err
-
-
-def _from_base64(reference: str) -> bytes:
-    """The bytes of `data:image/png;base64,...`."""
-    kind, comma, text = reference.partition(",")
-    if not comma or not kind.endswith(";base64"):
-        raise Unusable("base64", f"{short(reference)} is no data:...;base64, URL")
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as err:
-        raise Unusable("base64", f"{short(reference)}: {err}") from err

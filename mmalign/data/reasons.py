@@ -38,7 +38,7 @@ class Unusable(DataError):
     def __init__(self, reason: str, detail: str, *, at: str = "", fix: str = "") -> None:
         assert reason in REASONS
         super().__init__(f"{reason}: {detail}", at=at, fix=fix)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 def large(name: str, size: int, limit: Limit = IMAGE_BYTES) -> Unusable:

@@ -1,0 +1,521 @@
+"""`data check` of files as people have them: what is read, and the true reason where it is not."""
+
+import base64
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.samples import images, jpeg, jsonl, png, row
+from tests.plan.test_mistakes import assert_mistake
+
+
+@pytest.fixture
+def checked(mmalign):
+    """The result of `data check` in plain values; nothing may be wrong with it but what is asked for."""
+
+    def run(path, *words, bad=0):
+        said = mmalign("data", "check", path, *words, "--jobs", "1", "--json")
+        assert said.code == (1 if bad else 0), said.out + said.err
+        result = json.loads(said.out)
+        assert result["bad"] == bad, result
+        return result
+
+    return run
+
+
+@pytest.fixture
+def refused(mmalign):
+    def run(path, what, fix, *words):
+        said = mmalign("data", "check", path, *words, "--jobs", "1")
+        assert_mistake(said, what, "", fix)
+        return said.err
+
+    return run
+
+
+def rows(count, first=0, image=None):
+    return [row(f"r{number}", image, *(() if image else ("What?",))) for number in range(first, first + count)]
+
+
+def parquet(path, count):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows(count)), path)
+
+
+def text_of(value, **layout):
+    return json.dumps(value, **layout)
+
+
+def tar(path, members, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def captioned(*keys):
+    return [member for n, key in enumerate(keys) for member in ((f"{key}.jpg", jpeg(n)), (f"{key}.txt", key.encode()))]
+
+
+# Splits
+
+LAYOUTS = {
+    "shards": "data/{}-00000-of-00001.parquet",
+    "folders": "{}/0000.parquet",
+    "files": "{}.parquet",
+    "subsets": "default/partial-{}/0000.parquet",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_splits_of_a_hub_snapshot(here, checked, refused, layout):
+    for name, count in (("train", 4), ("validation", 2), ("test", 3)):
+        parquet(here / "snapshot" / LAYOUTS[layout].format(name), count)
+    (here / "snapshot" / "dataset_infos.json").write_text("{}")
+    (here / "snapshot" / "README.md").write_text("A card.")
+    for split, count in (("train", 4), ("validation", 2), ("val", 2), ("test", 3)):
+        assert checked("snapshot", f"split={split}")["rows"] == count
+    refused("snapshot", "has several splits: test, train, validation", "split=test")
+    refused("snapshot", "no split 'trian' among test, train, validation", "'train'", "split=trian")
+    parquet(here / "snapshot" / "extra.parquet", 1)
+    refused("snapshot", "validation, and 1 of no split", "split=")
+    assert checked("snapshot", "split=train")["rows"] == 4
+
+
+def test_a_split_alone_needs_no_name(here, checked, refused):
+    parquet(here / "one" / "train-00000-of-00002.parquet", 4)
+    parquet(here / "one" / "train-00001-of-00002.parquet", 3)
+    assert checked("one")["rows"] == checked("one", "split=train")["rows"] == 7
+    refused("one", "no split 'test' among train", "one of train", "split=test")
+
+
+def test_a_split_is_refused_where_it_cannot_apply(here, checked, refused):
+    parquet(here / "plain" / "a.parquet", 2)
+    parquet(here / "plain" / "b.parquet", 2)
+    jsonl(here / "x.jsonl", rows(1))
+    (here / "x.json").write_text(text_of(rows(1)))
+    (here / "x.csv").write_text("id,conversations\n")
+    tar(here / "x.tar", captioned("a"))
+    assert checked("plain")["rows"] == 4
+    refused("plain", "split=train cannot apply: no file is named after a split", "leave split= out", "split=train")
+    for name in ("plain/a.parquet", "x.csv", "x.tar", "x.jsonl", "x.json"):
+        refused(name, "split=train cannot apply", "leave split= out", "split=train")
+    refused("table", "cannot apply", "leave", "path=[plain/a.parquet,plain/b.parquet]", "split=train")
+    refused("table", "cannot apply", "leave", "path=plain/*.parquet", "split=train")
+
+
+def test_splits_of_tars_and_of_json(here, checked, refused):
+    (here / "shards").mkdir()
+    for name, keys in (("cc-train-0000", "abc"), ("cc-train-0001", "d"), ("cc-validation-0000", "ef")):
+        tar(here / "shards" / f"{name}.tar", captioned(*keys))
+    assert checked("shards", "split=train")["rows"] == 4
+    refused("shards", "has several splits: train, validation", "split=train")
+    (here / "texts").mkdir()
+    jsonl(here / "texts" / "train.jsonl", rows(3))
+    jsonl(here / "texts" / "val.jsonl", rows(2))
+    assert checked("texts", "split=val")["rows"] == 2
+    refused("texts", "has several splits: train, validation", "split=train")
+
+
+def test_a_path_cannot_be_named_twice(here, refused):
+    jsonl(here / "x.jsonl", rows(1))
+    refused("x.jsonl", "x.jsonl is the path, and path=y.jsonl is another", "leave path= out", "path=y.jsonl")
+
+
+def test_a_folder_that_datasets_saved(here, checked, refused):
+    folder = here / "saved"
+    for name, count in (("train", 3), ("test", 2)):
+        (folder / name).mkdir(parents=True)
+        table = pa.Table.from_pylist(rows(count))
+        with pa.ipc.new_stream(str(folder / name / "data-00000-of-00001.arrow"), table.schema) as writer:
+            writer.write_table(table)
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": name}
+        (folder / name / "state.json").write_text(json.dumps(state))
+        (folder / name / "dataset_info.json").write_text("{}")
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert checked("saved", "split=test")["rows"] == 2
+    assert checked("saved/train")["rows"] == checked("saved/train", "split=train")["rows"] == 3
+    refused("saved", "has several splits: train, test", "split=train")
+    refused("saved/train", "split=test cannot apply: the folder is one data set that was saved, of split train",
+            "leave split= out", "split=test")  # fmt: skip
+    (folder / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    assert checked("saved")["rows"] == 3
+    state["_indices_files"] = [{"filename": "indices.arrow"}]
+    (folder / "train" / "state.json").write_text(json.dumps(state))
+    refused("saved", "is a selection of rows", "flatten_indices")
+
+
+# Nothing
+
+EMPTY = {
+    "x.jsonl": b"", "y.jsonl": b"\n \n", "x.json": b"[]", "y.json": b" [ ] \n", "z.json": b'{"data": []}',
+    "x.jsonl.gz": gzip.compress(b""), "x.csv": b"", "y.csv": b"image,caption\n", "x.tar": b"", "x.parquet": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_nothing_is_no_data_without_faults(here, refused, name):
+    (here / name).write_bytes(EMPTY[name])
+    refused(name, "no record in", "")
+
+
+def test_no_rows_in_a_table_and_no_members_in_a_tar(here, refused):
+    parquet(here / "some.parquet", 1)
+    pq.write_table(pq.read_table("some.parquet").slice(0, 0), "none.parquet")
+    refused("none.parquet", "no record in", "")
+    tar(here / "none.tar", [])
+    refused("none.tar", "no sample in", "images:")
+
+
+def test_everything_left_out(here, mmalign):
+    jsonl(here / "x.jsonl", rows(1))
+    jsonl(here / "q.jsonl", [{"id": "r0@0", "reason": "x"}])
+    said = mmalign("data", "check", "x.jsonl", "quarantine=q.jsonl", "--jobs", "1")
+    assert_mistake(said, "there is no record to check", "", "quarantine")
+
+
+# JSON
+
+PAIR = {"train": rows(3), "test": rows(2)}
+DOCUMENTS = {
+    "around a list": (text_of({"version": "1.0", "data": rows(3)}), 3),
+    "around a list, over many lines": (text_of({"data": rows(3), "info": {"by": "us"}}, indent=2), 3),
+    "a list inside": (text_of({"data": {"count": 3, "rows": rows(3)}}), 3),
+    "one row over many lines": (text_of(row("a", None, "What?"), indent=2), 1),
+    "a row in one line": (text_of(row("a", None, "What?")), 1),
+    "as jq writes": ("\n".join(text_of(one, indent=2) for one in rows(3)), 3),
+    "a list over many lines": (text_of(rows(3), indent=4), 3),
+    "one list in one list": (text_of({"data": rows(1)}, indent=1), 1),
+    "a mark before it": ("\ufeff" + text_of({"data": rows(2)}, indent=1), 2),
+    "lines of Windows": ("".join(text_of(one) + "\r\n" for one in rows(3)), 3),
+    "a document of Windows": (text_of({"data": rows(3)}, indent=1).replace("\n", "\r\n"), 3),
+    "ä in front": (text_of({"über": "ä😀", "data": [row("ö", None, "Wäs?")]}, ensure_ascii=False), 1),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("ending", ["json", "jsonl.gz", "ndjson"])
+def test_documents(here, checked, name, ending):
+    text, count = DOCUMENTS[name]
+    data = text.encode()
+    (here / f"x.{ending}").write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
+    for _ in range(2):  # the second time from the kept index
+        assert checked(f"x.{ending}")["rows"] == count
+
+
+def test_what_stands_beside_a_list_is_told(here, checked):
+    (here / "x.json").write_text(text_of({"version": 1, "system": "Be brief.", "info": {"by": "us"}, "data": rows(2)}))
+    for _ in range(2):
+        assert checked("x.json")["remarks"] == [
+            "beside the list of rows stand version, system, info.by, which are not read"
+        ]
+
+
+def test_lists_for_each_split(here, checked, refused):
+    (here / "x.json").write_text(text_of(PAIR))
+    (here / "y.json").write_text(text_of({"data": PAIR}, indent=1))
+    for name in ("x.json", "y.json"):
+        assert [checked(name, f"split={split}")["rows"] for split in PAIR] == [3, 2]
+        refused(name, "has several lists: train, test", "split=train")
+        refused(name, "no split 'dev' among test, train", "one of", "split=dev")
+
+
+COCO = {"images": [{"id": 1}], "annotations": [{"id": 1}], "categories": [{"id": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "fix"),
+    [
+        (text_of(COCO), "has COCO's layout", "coco-boxes path="),
+        (text_of({"version": "1", "rows": 3, "tags": ["a"]}, indent=1),
+         "one object without a list of rows; its keys: version, rows, tags", "JSONL"),
+        (text_of({"a": rows(1)[0], "b": rows(1)[0]}), "has its rows under keys, such as 'a'", "as `id`"),
+        (text_of({"data": rows(3)}, indent=1)[:-60], "not valid JSON", "fetch the file again"),
+        (text_of({"data": rows(3)}, indent=1) + "\n]", "']' behind the end of an object", "fetch the file again"),
+        (text_of(rows(2)).encode("utf-16"), "UTF-16, not UTF-8", "save it as UTF-8"),
+        (text_of(rows(2)).encode("utf-16-le"), "no text in UTF-8: it has zero bytes", "save it as UTF-8"),
+        (gzip.compress(b"[]"), "packed with gzip", "name it .gz"),
+        (b"PK\3\4 and so on", "a zip archive", "unpack it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a pointer of Git LFS", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "a web page", "fetch the file again"),
+        (b"\x80\x04\x95pickled", "a pickle, which is never read", "JSON"),
+        (b'{"data": [{"a": 1}, 7]}', "one object without a list of rows; its keys: data", "JSONL"),
+        (b'{"data": [], "data": []}', "'data' is given twice", ""),
+    ],
+)  # fmt: skip
+def test_documents_that_are_refused_as_what_they_are(here, refused, content, what, fix):
+    (here / "x.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused("x.json", what, fix)
+
+
+def test_a_broken_first_line_is_the_fault_of_its_row(here, checked):
+    for first in ('{"id": ', "{broken", '{"id": 1, "conversations": [', '{"a": "x'):
+        jsonl(here / "x.jsonl", [first, *rows(2)])
+        assert checked("x.jsonl", bad=1)["reasons"] == {"json": 1}
+
+
+def test_a_folder_of_json_files(here, checked, mmalign):
+    folder = images(here / "annotated")
+    for number in range(3):
+        (folder / f"{number}.json").write_text(text_of(row(f"r{number}", f"{number}.jpg"), indent=2))
+    (folder / "deep").mkdir()
+    jsonl(folder / "deep" / "more.jsonl", rows(2, first=3))
+    (folder / "._0.json").write_bytes(b"\0\5\x16\7")
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "0.json").write_bytes(b"\0\5\x16\7")
+    (folder / "00000_stats.json").write_text("{}")
+    result = checked("annotated")
+    assert (result["rows"], result["images"]) == (5, 3)
+    for n in range(70):  # more files than are held open
+        (folder / f"x{n:02}.json").write_text(text_of(row(f"x{n}", "1.jpg")))
+    assert checked("annotated")["rows"] == 75
+    assert '"id": "x69@74"' in mmalign("data", "show", "annotated", "--rows", "74", "--json", "--llm", "toy-llama").out
+
+
+# CSV and TSV
+
+TABLES = {
+    "x.csv": 'image,caption\n0.jpg,"a cat, black"\n1.jpg,"two\nlines"\n2.jpg,NA\n',
+    "quoted.csv": '"image" ,"caption"\r\n"0.jpg","a ""cat"""\r\n"1.jpg",1e5\r\n"2.jpg",007\r\n',
+    "excel.csv": "\ufeffimage;caption\n0.jpg;a, b\n1.jpg;null\n2.jpg;c\n",
+    "x.tsv": "caption\timage\ta\n a cat, black\t0.jpg\t\nb\t1.jpg\t\nc\t2.jpg\tx\n",
+}
+CAPTIONS = {
+    "x.csv": ["a cat, black", "two\nlines", "NA"], "quoted.csv": ['a "cat"', "1e5", "007"],
+    "excel.csv": ["a, b", "null", "c"], "x.tsv": [" a cat, black", "b", "c"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_tables_of_text(here, checked, name, packed):
+    from mmalign.data.table import Table
+
+    images(here)
+    data = TABLES[name].encode()
+    (here / f"{name}{packed}").write_bytes(gzip.compress(data) if packed else data)
+    for _ in range(2):  # the second time from the cache
+        result = checked(f"{name}{packed}")
+        assert (result["rows"], result["images"]) == (3, 3)
+    assert [record.caption for record in Table(f"{name}{packed}")] == CAPTIONS[name]
+
+
+def test_conversations_in_a_cell(here, checked):
+    turns = text_of(row()["conversations"]).replace('"', '""')
+    (here / "x.csv").write_text(f'id,image,conversations\na,,"{turns.replace("<image>", "")}"\n')
+    assert checked("x.csv")["rows"] == 1
+    pq.write_table(
+        pa.table(
+            {
+                "messages": [
+                    text_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]),
+                    '[{"role"',
+                    '[], "x": 1',
+                ]
+            }
+        ),
+        "x.parquet",
+    )
+    assert checked("x.parquet", bad=2)["reasons"] == {"json": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what", "fix"),
+    [
+        ("x.csv", "0.jpg,a cat\n1.jpg,a dog\n",
+         "names none of the columns conversations, messages, texts, caption, text: '0.jpg,a cat'", "image,caption"),
+        ("x.csv", "image,caption\n0.jpg,a cat, black\n", "Expected 2 columns, got 3", "a CSV with a header"),
+        ("x.csv", "image,caption,caption\n", "has the column 'caption' twice", "take one of them out"),
+        ("x.tsv", "image\tcaption\n".encode("utf-16"), "UTF-16, not UTF-8", "save it as UTF-8"),
+        ("x.csv", "image,caption\n0.jpg,caf\xe9\n".encode("latin-1"), "is not a readable table", "a CSV with a header"),
+    ],
+)  # fmt: skip
+def test_tables_of_text_that_are_refused(here, refused, name, content, what, fix):
+    (here / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(name, what, fix)
+
+
+# Folders of several kinds
+
+
+def test_a_folder_of_several_kinds(here, refused, checked):
+    tar(here / "0.tar", captioned("a"))
+    parquet(here / "0.parquet", 2)
+    refused(
+        ".", "has files of several kinds: 1 parquet or Arrow (0.parquet), 1 tar (0.tar)", "'./*.parquet' or './*.tar'"
+    )
+    assert checked("./*.tar")["rows"] == 1
+    assert checked("./*.parquet")["rows"] == 2
+    parquet(here / "both" / "a.parquet", 2)
+    (here / "both" / "a.csv").write_text("image,caption\n")
+    refused("both", "has files of several kinds", "*.csv")
+    refused("table", "has files of several kinds: 1 CSV, 1 parquet or Arrow", "*.parquet", "path=both")
+    images(here / "pictures")
+    refused("pictures", "no file of data in pictures: none of .json, .parquet, .csv, .tar", "MMALIGN_DATA")
+
+
+def test_a_file_is_known_by_its_content_where_its_name_says_nothing(here, checked):
+    parquet(here / "table", 2)
+    (here / "table").rename("rows")
+    assert checked("rows")["rows"] == 2
+    tar(here / "shard", captioned("a"))
+    assert checked("shard")["rows"] == 1
+
+
+# Tars
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz"])
+def test_a_tar_packed_with_gzip(here, checked, name):
+    tar(here / name, captioned("a", "b"), "w:gz")
+    for _ in range(2):
+        assert checked(name)["rows"] == 2
+    (here / "images.tar.gz").write_bytes((here / name).read_bytes())
+    jsonl(here / "x.jsonl", [row("a", "b.jpg")])
+    assert checked("x.jsonl", "images=images.tar.gz")["images"] == 1
+
+
+def test_tars_packed_otherwise(here, refused):
+    tar(here / "a.tar", captioned("a"), "w:gz")
+    refused("a.tar", "not a readable tar archive", "name it .tar.gz, or unpack it")
+    tar(here / "b.tar", captioned("a"), "w:xz")
+    refused("b.tar", "not a readable tar archive", "unpack it")
+    (here / "c.tar").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    refused("c.tar", "a pointer of Git LFS", "git lfs pull")
+
+
+def captions_of(path):
+    from mmalign.data.tars import Tars
+
+    data = Tars(str(path))
+    return {record.id.rpartition("@")[0]: (record.caption, len(record.images)) for record in data}
+
+
+def test_names_with_dots(here, checked):
+    members = captioned("img.v1.5", "img.v1.6", "other")
+    for order in (members, sorted(members), members[::2] + members[1::2]):
+        assert checked(tar(here / "x.tar", order))["rows"] == 3
+        assert captions_of("x.tar") == {key: (key, 1) for key in ("img.v1.5", "img.v1.6", "other")}
+    two = text_of(row("two", None, "<image> or <image>?")).encode()
+    members = [("d.1.0.png", png(0)), ("d.1.1.png", png(1)), ("d.1.json", two), ("d.2.0.png", png(2)),
+               ("d.2.1.png", png(3)), ("d.2.json", two)]  # fmt: skip
+    assert checked(tar(here / "y.tar", members))["images"] == 4
+
+
+def test_a_tar_that_is_not_sorted(here, checked):
+    members = captioned(*"abc")
+    assert checked(tar(here / "x.tar", members[::2] + members[1::2]))["rows"] == 3
+    assert captions_of("x.tar") == {key: (key, 1) for key in "abc"}
+
+
+def test_the_same_names_again_are_other_samples(here, checked):
+    assert checked(tar(here / "x.tar", captioned("a", "b") + captioned("a")))["rows"] == 3
+
+
+def test_no_caption_is_lost(here, checked):
+    members = [("a.jpg", jpeg()), ("a.caption.txt", b"one"), ("a.alt.txt", b"another")]
+    assert "a has 2 captions" in checked(tar(here / "x.tar", members), bad=1)["listed"]["shape"][0]["what"]
+    members = [*captioned("v.1"), ("v.2.jpg", jpeg())]
+    assert checked(tar(here / "y.tar", members), bad=1)["rows"] == 2
+
+
+def test_hidden_members_and_folders(here, checked):
+    members = [member for key in ("./d/a", "./e/a") for member in captioned(key)]
+    hidden = [(name.replace("/a.", "/._a."), b"\0\5\x16\7") for name, _ in members] + [("__MACOSX/a.txt", b"x")]
+    assert checked(tar(here / "x.tar", members + hidden))["rows"] == 2
+
+
+# Pictures
+
+JPEG, PNG = (base64.b64encode(data).decode() for data in (jpeg(1), png(2)))
+WRITTEN = {
+    "JPEG": JPEG, "PNG": PNG, "a URL": f"data:image/png;base64,{PNG}",
+    "a URL of many words": f"DATA:image/png;name=x;base64,{PNG}",
+    "in lines": base64.encodebytes(png(2)).decode(), "of URLs": base64.urlsafe_b64encode(png(2)).decode(),
+    "an object": {"bytes": PNG, "path": "x.png"}, "a list": [PNG],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_base64_in_json_and_parquet(here, checked, name):
+    one = row("a", WRITTEN[name])
+    jsonl(here / "x.jsonl", [one])
+    pq.write_table(pa.Table.from_pylist([one]), "x.parquet")
+    for path in ("x.jsonl", "x.parquet"):
+        result = checked(path)
+        assert (result["images"], result["files"]) == (1, 1)
+    if name in ("JPEG", "PNG", "in lines", "of URLs"):  # as binary
+        pq.write_table(pa.table({"image": [WRITTEN[name].encode()], "caption": ["x"]}), "y.parquet")
+        assert checked("y.parquet")["files"] == 1
+
+
+def test_base64_in_a_table_of_text(here, checked):
+    (here / "x.tsv").write_text(f"image\tcaption\n{PNG}\ta\n{JPEG}\tb\n")
+    assert checked("x.tsv")["files"] == 2
+
+
+def test_base64_that_is_damaged(here, checked):
+    jsonl(here / "x.jsonl", [row("a", JPEG[:-7]), row("b", JPEG[:400]), row("c", {"bytes": "text"})])
+    assert checked("x.jsonl", bad=3)["reasons"] == {"base64": 1, "truncated": 1, "shape": 1}
+
+
+@pytest.fixture
+def advised(here, mmalign):
+    """What `data check` says to try for an image's path."""
+    images(here / "data" / "images", 5) if (here / "data").mkdir() is None else None
+
+    def run(path, *words):
+        jsonl(here / "data" / "x.jsonl", [row("a", path), row("b", path)])
+        said = mmalign("data", "check", "data/x.jsonl", *words, "--jobs", "1")
+        assert said.code == 1, said.out
+        line = next(line for line in said.out.splitlines() if line.startswith("try, for 2: "))
+        return line.removeprefix("try, for 2: ") + said.out.partition(line)[2].partition("\nnote")[0]
+
+    return run
+
+
+def plain(text):
+    return "".join(text.split())
+
+
+def test_the_advice_that_solves_a_path(here, advised):
+    root = here / "data"
+    assert advised("images\\4.jpg").startswith("write / for \\ in the paths")
+    assert "take C:\\me\\data\\ away, and write / for \\" in advised("C:\\me\\data\\images\\4.jpg")
+    outside = here / "elsewhere"
+    images(outside)
+    for path in (f"{outside}/0.jpg", f"file://{outside}/0.jpg"):
+        assert f"images={outside}" in plain(advised(path))
+    assert "without/home/me/" in plain(advised("/home/me/images/4.jpg"))
+    assert "without/home/me/" in plain(advised("file:///home/me/images/4.jpg"))
+    assert "orimages=FOLDERwheretheyare" in plain(advised("/home/me/other.jpg"))
+    assert f"images={root}" in plain(advised("images/4.jpg", "images=data/images"))
+    assert f"images={root}/images" in plain(advised("4.jpg"))
+
+
+def test_the_advice_does_solve_it(here, checked):
+    (here / "data").mkdir()
+    images(here / "data" / "images")
+    outside = images(here / "elsewhere 1")
+    inside = f"file://{here}/data/images/0.jpg"
+    jsonl(
+        here / "data" / "x.jsonl",
+        [row("a", f"{outside}/0.jpg"), row("b", f"file://{outside}/0.jpg".replace(" ", "%20"))],
+    )
+    assert checked("data/x.jsonl", f"images={outside}")["images"] == 2
+    jsonl(here / "data" / "y.jsonl", [row("a", "images/0.jpg"), row("b", inside)])
+    assert checked("data/y.jsonl")["images"] == 2
+
+
+def test_a_zip_of_data_is_refused_as_one(here, refused):
+    with zipfile.ZipFile(here / "x.zip", "w") as archive:
+        archive.writestr("x.json", text_of(rows(1)))
+    refused("x.zip", "a zip archive", "unpack it")
