@@ -91,7 +91,7 @@ class Archive:
 
     def _list(self) -> Array:
         """members_M, sorted by the hash of the name."""
-        members = zip_members(self.ranges) if self.spec.endswith(".zip") else tar_members(self.ranges)
+        members = zip_members(self.ranges) if self.spec.lower().endswith(".zip") else tar_members(self.ranges)
         rows = [(_hash(plain_name(m.name)), m.offset, m.size, m.unpacked, m.compression) for m in members]
         table = np.array(rows, dtype=_MEMBER)
         return table[np.argsort(table["hash"], kind="stable")]  # of two members of one name, the later one counts
@@ -99,7 +99,7 @@ class Archive:
 
 def ranges_of(spec: str) -> Ranges:
     """An archive as it is read at random: where it is a tar packed with gzip, its unpacked copy in the cache."""
-    return Ranges(str(cache.plain(spec))) if spec.endswith(PACKED_TARS) else Ranges(spec)
+    return Ranges(str(cache.plain(spec))) if spec.lower().endswith(PACKED_TARS) else Ranges(spec)
 
 
 def tar_members(ranges: Ranges) -> Iterator[Member]:

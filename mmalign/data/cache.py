@@ -98,7 +98,7 @@ def plain(spec: str) -> Path:
 
     A DataError where it cannot be read or unpacked.
     """
-    packed = spec.endswith(PACKED)
+    packed = spec.lower().endswith(PACKED)
     return copied(spec, packed) if packed or files.is_url(spec) else path(spec)
 
 

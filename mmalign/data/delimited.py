@@ -1,84 +1,93 @@
-"""CSV and TSV files as Arrow files, every cell as the text it is: unpacked once into the cache, in pieces."""
+"""CSV and TSV files as Arrow files, every cell as the text it is: read once into the cache, some rows at a time."""
 
 import csv
 import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from mmalign.data import cache, sniff
-from mmalign.data.rows import CAPTIONS, TURNS
+from mmalign.data.rows import CAPTIONS, IMAGES, TURNS
 from mmalign.errors import DataError
 from mmalign.io import cache as books
 from mmalign.io import parquet
 
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-BLOCK = 1 << 26  # bytes read at once; no row may be longer
-HEADER = 1 << 20  # bytes in which the first line must end
+TOGETHER = 256  # rows written at once; a cell may hold a picture
 DELIMITERS = ("\t", ",", ";", "|")
-FIX = 'a CSV with a header: image,caption; texts with commas or line breaks in "..."'
+FIX = 'a CSV with a header, such as image,caption; a cell with the delimiter or quotes in it as "a ""big"" cat"'
 
 
 def as_arrow(spec: str) -> Path:
-    """The Arrow file of a CSV or TSV file, made once; a DataError where it is none that can be read.
+    """The Arrow file of a CSV or TSV file, made once; a DataError, with the line, where it is none.
 
     The first line names the columns, and the delimiter is the one that makes known names of it: Excel writes ; or ,
-    as the country has it. Quotes are CSV's.
+    as the country has it. Quotes are CSV's, and one that is not closed or stands in the wrong place is refused.
     """
     plain = cache.plain(spec)
     target = cache.file("table", cache.identity(str(plain)), ".arrow")
     if target.exists():
         books.used(target)
         return target
-    line = _first_line(plain, spec)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        _convert(plain, spec, line, partial)
+        _convert(plain, spec, partial)
         os.replace(partial, target)
+    except UnicodeDecodeError as err:
+        raise DataError(f"{spec} is not UTF-8: {err.reason}", at=spec, fix="save it as UTF-8") from err
     finally:
         partial.unlink(missing_ok=True)
     books.added(target)
     return target
 
 
-def _first_line(plain: Path, spec: str) -> str:
+def _convert(plain: Path, spec: str, target: Path) -> None:
+    parquet.library()
+    import pyarrow
+    import pyarrow.ipc
+
     with open(plain, "rb") as source:
-        head = source.read(HEADER)
-    sniff.check_text(head, spec)
-    lines = head.decode("utf-8-sig", errors="replace").splitlines()
-    if not lines:
-        raise DataError(f"no record in {spec}: the file is empty", at=spec, fix=FIX)
-    return lines[0]
+        sniff.check_text(source.read(sniff.HEAD), spec)
+    with open(plain, encoding="utf-8-sig", newline="") as text:
+        delimiter, names = _columns(text.readline(), spec)
+        schema = pyarrow.schema([(name, pyarrow.string()) for name in names])
+        rows = _rows(text, spec, delimiter, len(names))
+        with pyarrow.ipc.new_file(str(target), schema) as writer:
+            while some := list(islice(rows, TOGETHER)):
+                columns = [pyarrow.array(column, pyarrow.string()) for column in zip(*some, strict=True)]
+                writer.write_batch(pyarrow.record_batch(columns, schema=schema))
 
 
 def _columns(line: str, spec: str) -> tuple[str, list[str]]:
     """(the delimiter, the names of the columns) of the first line."""
+    if not line.strip():
+        raise DataError(f"no record in {spec}: the file is empty, or its first line", at=spec, fix=FIX)
     names_by = {one: [name.strip() for name in next(csv.reader([line], delimiter=one))] for one in DELIMITERS}
-    delimiter = max(DELIMITERS, key=lambda one: sum(name in TURNS + CAPTIONS for name in names_by[one]))
+    delimiter = max(DELIMITERS, key=lambda one: sum(name in TURNS + CAPTIONS + IMAGES for name in names_by[one]))
     names = names_by[delimiter]
-    if not set(TURNS + CAPTIONS) & set(names):
-        what = f"the first line of {spec} names none of the columns {', '.join(TURNS + CAPTIONS)}: {line[:80]!r}"
-        raise DataError(what, at=spec, fix=FIX)
+    if not (set(TURNS) & set(names) or (set(CAPTIONS) & set(names) and set(IMAGES) & set(names))):
+        what = f"the first line of {spec} names neither {', '.join(TURNS)} nor image and caption: {line.strip()[:80]!r}"
+        raise DataError(what, at=f"{spec}:1", fix=FIX)
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{spec} has the column {twice!r} twice", at=spec, fix="take one of them out")
+        raise DataError(f"{spec} has the column {twice!r} twice", at=f"{spec}:1", fix="take one of them out")
     return delimiter, names
 
 
-def _convert(plain: Path, spec: str, line: str, target: Path) -> None:
-    parquet.library()
-    import pyarrow.csv
-    import pyarrow.ipc
-
-    delimiter, names = _columns(line, spec)
-    read = pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK, skip_rows=1, column_names=names)
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
+def _rows(text: Any, spec: str, delimiter: str, width: int) -> Iterator[list[str]]:
+    """The rows behind the first line; blank lines do not count."""
+    limit = csv.field_size_limit(sys.maxsize)  # of the whole process
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
     try:
-        with (
-            pyarrow.csv.open_csv(plain, read, parse, convert) as reader,
-            pyarrow.ipc.new_file(str(target), reader.schema) as writer,
-        ):
-            for batch in reader:
-                writer.write_batch(batch)
-    except (pyarrow.ArrowException, OSError, ValueError) as err:
-        reason = str(err).splitlines()[0]
-        raise DataError(f"{spec} is not a readable table: {reason}", at=spec, fix=FIX) from err
+        for row in reader:
+            if row and len(row) != width:
+                what = f"a row has {len(row)} cells, and the first line names {width} columns"
+                raise DataError(what, at=f"{spec}:{reader.line_num + 1}", fix=FIX)
+            if row:
+                yield row
+    except csv.Error as err:
+        raise DataError(f"{spec} is not a readable table: {err}", at=f"{spec}:{reader.line_num + 1}", fix=FIX) from err
+    finally:
+        csv.field_size_limit(limit)

@@ -22,7 +22,7 @@ def reader_of(spec: str) -> str | None:
         is_saved = any((cache.path(spec) / name).exists() for name in table.SAVED)
         return "table" if is_saved else READERS[kind_in(spec)]
     for kind, endings in ENDINGS.items():
-        if spec.endswith(endings):
+        if patterns.ends(spec, endings):
             return READERS[kind]
     if files.is_url(spec) or not files.exists(cache.path(spec)):
         return None
@@ -40,7 +40,7 @@ def _by_content(spec: str) -> str:
 def kind_in(folder: str) -> str:
     """The kind of the files in a folder; a DataError where there are several, or none."""
     names = patterns.below(folder, [ending for endings in ENDINGS.values() for ending in endings]).values()
-    names_of = {kind: [name for name in names if name.endswith(endings)] for kind, endings in ENDINGS.items()}
+    names_of = {kind: [name for name in names if patterns.ends(name, endings)] for kind, endings in ENDINGS.items()}
     present = {kind: some for kind, some in names_of.items() if some}
     if not present:
         what = f"no file of data in {folder}: none of {', '.join(endings[0] for endings in ENDINGS.values())}"
@@ -55,5 +55,5 @@ def kind_in(folder: str) -> str:
 
 def _pattern(folder: str, name: str) -> str:
     """A pattern for the files beside one of a folder."""
-    ending = next(ending for endings in ENDINGS.values() for ending in endings if name.endswith(ending))
+    ending = next(ending for endings in ENDINGS.values() for ending in endings if patterns.ends(name, [ending]))
     return posixpath.join(folder, posixpath.dirname(name), f"*{ending}")

@@ -32,8 +32,13 @@ def expand(path: str | Sequence[str], endings: Sequence[str], split: str | None 
 def is_folder(spec: str, endings: Sequence[str]) -> bool:
     """Whether a spec is a folder: a remote one is whatever has none of the endings."""
     if files.is_url(spec):
-        return not ("*" in spec or RANGE.search(spec) or spec.endswith(tuple(endings)))
+        return not ("*" in spec or RANGE.search(spec) or ends(spec, endings))
     return cache.path(spec).is_dir()
+
+
+def ends(name: str, endings: Sequence[str]) -> bool:
+    """Whether a file's name has one of the endings, in letters of any size."""
+    return name.lower().endswith(tuple(endings))
 
 
 def below(folder: str, endings: Sequence[str]) -> dict[str, str]:
@@ -44,7 +49,7 @@ def below(folder: str, endings: Sequence[str]) -> dict[str, str]:
         name_of = {fs.unstrip_protocol(path): path.removeprefix(inside).lstrip("/") for path in places}
     else:
         place = cache.path(folder)
-        within = [file for file in place.rglob("*") if file.name.endswith(tuple(endings)) and not file.is_dir()]
+        within = [file for file in place.rglob("*") if ends(file.name, endings) and not file.is_dir()]
         name_of = {str(file): file.relative_to(place).as_posix() for file in within}
     return {file: name for file, name in sorted(name_of.items()) if not (is_hidden(name) or _is_beside(name))}
 

@@ -87,7 +87,7 @@ def _name(reference: Any) -> str:
 
 
 def _root(spec: str) -> ImageRoot:
-    if spec.endswith(ARCHIVES):
+    if spec.lower().endswith(ARCHIVES):
         return Archive(spec)
     if files.is_url(spec):
         return RemoteFolder(spec)

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from mmalign.errors import DataError, suggest
 
 SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\.")  # as `datasets` names the shards of any split
+NUMBER = re.compile(r"-(\d{5})-of-(\d{5})\.[\w.]+$")
 WORDS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -42,6 +43,19 @@ def choose(name_of: Mapping[str, str], folder: str, split: str | None) -> list[s
         refuse(split, folder, "no file is named after a split, as train-00000-of-00001.parquet is")
     check(split, names, folder, f", and {others} of no split" if others else "")
     return [file for file, name in split_of_file.items() if name == canonical(split, names)]
+
+
+def missing(paths: Sequence[str]) -> list[str]:
+    """A sentence for each row of numbered shards, `train-00000-of-00008.parquet`, of which some are not there."""
+    shards_of: dict[tuple[str, int], set[str]] = {}
+    for path in paths:
+        if number := NUMBER.search(path):
+            shards_of.setdefault((path[: number.start()], int(number[2])), set()).add(number[1])
+    return [
+        f"{len(shards)} of the {total} shards of {PurePosixPath(name).name} are there"
+        for (name, total), shards in shards_of.items()
+        if len(shards) < total
+    ]
 
 
 def check(split: str | None, names: Sequence[str], at: str, more: str = "") -> None:

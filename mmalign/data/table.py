@@ -51,6 +51,7 @@ class Table(Rows):
         paths = _paths(path, split)
         self.files = [_open_table(spec, texts, pictures) for spec in paths]
         self.ends = list(accumulate(file.rows for file in self.files))
+        self.remarks = splits.missing(paths)
         super().__init__(self.ends[-1], images or cache.parent(paths[0]), quarantine, at=str(path))
 
     def raw(self, row: int) -> Mapping[str, Any]:
@@ -112,7 +113,7 @@ def _turns(text: str, key: str, row: int) -> Any:
 
 
 def _open_table(spec: str, texts: LRUCache, pictures: LRUCache) -> TableFile:
-    if spec.endswith(delimited.ENDINGS):
+    if patterns.ends(spec, delimited.ENDINGS):
         return Arrow(str(delimited.as_arrow(spec)))
     with files.open_(spec) as source:
         head = source.read(sniff.HEAD)
@@ -131,7 +132,7 @@ def _paths(path: str | Sequence[str], split: str | None) -> list[str]:
     if folder and (file := folder / "state.json").exists():
         return _saved(folder, file, split)
     paths = patterns.expand(path, EVERY, split)
-    texts = [spec for spec in paths if spec.endswith(delimited.ENDINGS)]
+    texts = [spec for spec in paths if patterns.ends(spec, delimited.ENDINGS)]
     if texts and len(texts) < len(paths):
         what = f"{path} has files of several kinds: {len(texts)} CSV, {len(paths) - len(texts)} parquet or Arrow"
         raise DataError(what, at=str(path), fix="name the files of one kind: DIR/*.parquet")

@@ -3,6 +3,8 @@
 import bisect
 import functools
 import posixpath
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -21,9 +23,12 @@ from mmalign.io.limits import ROW_BYTES
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 TEXTS = ("txt", "caption", "text")
 ENDINGS = (".tar", *PACKED_TARS)
+SHOWN = 8  # endings in a message
+DIGITS = 20  # to which the numbers in names are filled up before they are compared
 GROUPED = "a sample is KEY.json or KEY.txt and its images, KEY.jpg or KEY.0.jpg, KEY.1.jpg"
 _IMAGE = 2
 _KINDS = {"json": 0} | dict.fromkeys(TEXTS, 1) | dict.fromkeys(PICTURES, _IMAGE)
+_UNREAD = np.dtype([("ending", "<U16"), ("count", "<i8")])
 _FILE = np.dtype([("sample", "<u4"), ("kind", "<u1"), ("offset", "<i8"), ("size", "<i8")])
 
 
@@ -57,6 +62,7 @@ class Tars(Rows):
     ) -> None:
         self.tars = [Tar(spec) for spec in patterns.expand(path, ENDINGS, split)]
         self.ends = list(accumulate(len(tar.keys) for tar in self.tars))
+        self.remarks = _unread(self.tars)
         super().__init__(self.ends[-1], images, quarantine, at=str(path))
 
     def raw(self, row: int) -> Mapping[str, Any]:
@@ -89,9 +95,18 @@ def _caption(content: Mapping[str, Any], text: bytes | None, key: str) -> dict[s
     if text is None:
         return {"caption": content["caption"]} if "caption" in content else {}
     try:
-        return {"caption": text.decode().strip()}
+        return {"caption": text.decode("utf-8-sig").strip()}
     except UnicodeDecodeError as err:
         raise Unusable("shape", f"{key}.txt is not UTF-8: {err.reason} at byte {err.start}") from err
+
+
+def _unread(tars: Sequence["Tar"]) -> list[str]:
+    """A sentence for the files in tars that are not read, if there are any."""
+    total: Counter[str] = Counter()
+    for tar in tars:
+        total.update({str(ending): int(count) for ending, count in tar.unread})
+    endings = ", ".join(f"{count:,} {ending or 'without an ending'}" for ending, count in total.most_common(SHOWN))
+    return [f"files in the tars that are not read: {endings}"] if endings else []
 
 
 class Tar:
@@ -104,6 +119,7 @@ class Tar:
         self.table = cache.array("files", self.ranges.key, lambda: tables()[0])
         self.samples = np.ascontiguousarray(self.table["sample"])  # else every search would copy them
         self.keys = cache.array("stems", self.ranges.key, lambda: tables()[1])
+        self.unread = cache.array("beside", self.ranges.key, lambda: tables()[2])
 
     def files(self, sample: int) -> Any:
         """The files of a sample: its JSON, its text, its images in the order of their names."""
@@ -116,18 +132,24 @@ class Tar:
         return self.ranges.read(int(file["offset"]), int(file["offset"]) + int(file["size"]))
 
 
-def _samples(ranges: Ranges) -> tuple[cache.Array, cache.Array]:
-    """(the files of every sample, _FILE each, the keys of the samples)."""
+def _samples(ranges: Ranges) -> tuple[cache.Array, cache.Array, cache.Array]:
+    """(the files of every sample, _FILE each, the keys of the samples, endings that are not read, _UNREAD each)."""
+    unread: Counter[str] = Counter()
     rows: list[tuple[int, int, int, int]] = []
     keys: list[bytes] = []
-    for key, parts in _by_sample(tar_members(ranges)):
-        ordered = sorted(parts, key=lambda part: (part.kind, part.member.name))
+    for key, parts in _by_sample(tar_members(ranges), unread):
+        ordered = sorted(parts, key=lambda part: (part.kind, _in_order(part.member.name)))
         rows += [(len(keys), part.kind, part.member.offset, part.member.size) for part in ordered]
         keys.append(key.encode())
     if not keys:
         what = f"no sample in {ranges.spec}: no file ends in {', '.join(_KINDS)}"
         raise DataError(what, at=ranges.spec, fix="is it an archive of images? then name it under `images:`")
-    return np.array(rows, _FILE), np.array(keys)
+    return np.array(rows, _FILE), np.array(keys), np.array(list(unread.items()), _UNREAD)
+
+
+def _in_order(name: str) -> list[str]:
+    """A name as it is sorted: a.2.png stands before a.10.png."""
+    return [part.zfill(DIGITS) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
 
 
 @dataclass(frozen=True)
@@ -140,14 +162,15 @@ class _Part:
     member: Member
 
 
-def _by_sample(members: Iterator[Member]) -> Iterator[tuple[str, list[_Part]]]:
+def _by_sample(members: Iterator[Member], unread: Counter[str]) -> Iterator[tuple[str, list[_Part]]]:
     """(key, files) of every sample, in the order of their first files.
 
     Files that share the path up to a name's first dot stand together, as WebDataset has it; those that stand apart
-    belong together all the same, unless that would give a sample the same file twice.
+    belong together all the same, unless that would give a sample the same file twice. unread: counts the endings of
+    other files.
     """
     groups: dict[str, list[list[_Part]]] = {}
-    for first, run in groupby(_parts(members), key=lambda part: part.first):
+    for first, run in groupby(_parts(members, unread), key=lambda part: part.first):
         groups.setdefault(first, []).append(list(run))
     for runs in groups.values():
         parts = [part for run in runs for part in run]
@@ -156,13 +179,17 @@ def _by_sample(members: Iterator[Member]) -> Iterator[tuple[str, list[_Part]]]:
             yield from _by_stem(together)
 
 
-def _parts(members: Iterator[Member]) -> Iterator[_Part]:
+def _parts(members: Iterator[Member], unread: Counter[str]) -> Iterator[_Part]:
     """The files that are read: not those hidden, as macOS packs them."""
     for member in members:
         folder, name = posixpath.split(member.name)
         stem, _, ending = name.rpartition(".")
         kind = _KINDS.get(ending.lower())
-        if stem and kind is not None and not patterns.is_hidden(posixpath.normpath(member.name)):
+        if patterns.is_hidden(posixpath.normpath(member.name)):
+            continue
+        if not stem or kind is None:
+            unread[f".{ending.lower()[:15]}" if stem else ""] += 1
+        else:
             yield _Part(posixpath.join(folder, name.partition(".")[0]), posixpath.join(folder, stem), kind, member)
 
 

@@ -58,7 +58,7 @@ def _parsed(line: bytes) -> Any:
     """The JSON in a line; _OPEN where the line ends too early, None where it is wrong before its end."""
     text = line.decode("utf-8", errors="replace").strip()
     try:
-        return json.loads(text)
+        return json.loads(text, strict=False)
     except json.JSONDecodeError as err:
         return _OPEN if err.pos >= len(text) else None
     except (ValueError, RecursionError):

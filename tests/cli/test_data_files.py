@@ -331,11 +331,14 @@ def test_conversations_in_a_cell(here, checked):
     ("name", "content", "what", "fix"),
     [
         ("x.csv", "0.jpg,a cat\n1.jpg,a dog\n",
-         "names none of the columns conversations, messages, texts, caption, text: '0.jpg,a cat'", "image,caption"),
-        ("x.csv", "image,caption\n0.jpg,a cat, black\n", "Expected 2 columns, got 3", "a CSV with a header"),
+         "names neither conversations, messages, texts nor image and caption: '0.jpg,a cat'", "image,caption"),
+        ("x.csv", "image,caption\n0.jpg,a cat, black\n", "a row has 3 cells, and the first line names 2", "a CSV with"),
         ("x.csv", "image,caption,caption\n", "has the column 'caption' twice", "take one of them out"),
         ("x.tsv", "image\tcaption\n".encode("utf-16"), "UTF-16, not UTF-8", "save it as UTF-8"),
-        ("x.csv", "image,caption\n0.jpg,caf\xe9\n".encode("latin-1"), "is not a readable table", "a CSV with a header"),
+        ("x.csv", "image,caption\n0.jpg,caf\xe9\n".encode("latin-1"), "x.csv is not UTF-8", "save it as UTF-8"),
+        ("x.csv", 'image,caption\n0.jpg,"a "big" cat"\n', "',' expected after '\"'", 'quotes in it as "a ""big"" cat"'),
+        ("x.tsv", 'image\tcaption\n0.jpg\t"a cat\n1.jpg\tb', "unexpected end of data", 'quotes in it as'),
+        ("x.csv", "image_path,caption\n0.jpg,a cat\n", "nor image and caption: 'image_path,caption'", "image,caption"),
     ],
 )  # fmt: skip
 def test_tables_of_text_that_are_refused(here, refused, name, content, what, fix):
@@ -519,3 +522,43 @@ def test_a_zip_of_data_is_refused_as_one(here, refused):
     with zipfile.ZipFile(here / "x.zip", "w") as archive:
         archive.writestr("x.json", text_of(rows(1)))
     refused("x.zip", "a zip archive", "unpack it")
+
+
+def test_endings_in_capitals(here, checked):
+    parquet(here / "a" / "X.PARQUET", 2)
+    (here / "b").mkdir()
+    (here / "b" / "X.JSON").write_text(text_of(rows(3)))
+    (here / "X.CSV").write_text("image,caption\n,a\n")
+    (here / "X.TAR.GZ").write_bytes(tar(here / "x.tar", captioned("a"), "w:gz").read_bytes())
+    assert [checked(name)["rows"] for name in ("a", "a/X.PARQUET", "b", "X.TAR.GZ")] == [2, 2, 3, 1]
+    assert checked("X.CSV", bad=1)["rows"] == 1  # a caption of nothing
+
+
+def test_what_is_not_there_or_not_read_is_told(here, checked, mmalign):
+    parquet(here / "snapshot" / "train-00000-of-00003.parquet", 2)
+    assert checked("snapshot")["remarks"] == ["1 of the 3 shards of train are there"]
+    assert "note: 1 of the 3 shards of train are there" in mmalign("data", "check", "snapshot").out
+    members = [*captioned("a", "b"), ("a.cls", b"1"), ("b.cls", b"1"), ("a.mp4", b"x"), ("README", b"x")]
+    said = ["files in the tars that are not read: 2 .cls, 1 .mp4, 1 without an ending"]
+    for _ in range(2):
+        assert checked(tar(here / "x.tar", members))["remarks"] == said
+    pair = ["{kind: conversations, path: x.json}", "{kind: tars, path: x.tar}"]
+    (here / "x.json").write_text(text_of({"version": 1, "data": rows(1)}))
+    remarks = checked("mixture", f"data=[{', '.join(pair)}]")["remarks"]
+    assert remarks == ["0: beside the list of rows stand version, which are not read", f"1: {said[0]}"]
+
+
+def test_many_images_stand_in_the_order_of_their_numbers(here, checked):
+    from mmalign.data.tars import Tars
+    from tests.data.samples import is_picture
+
+    asked = row("a", None, "<image> " * 12)
+    members = [(f"a.{n}.png", png(n)) for n in range(12)] + [("a.json", text_of(asked).encode())]
+    checked(tar(here / "x.tar", members))
+    data = Tars("x.tar")
+    assert all(is_picture(data.image(image), n) for n, image in enumerate(data[0].images))
+
+
+def test_marks_of_windows_are_no_part_of_a_caption(here, checked):
+    checked(tar(here / "x.tar", [("a.jpg", jpeg()), ("a.txt", b"\xef\xbb\xbfa cat\r\n")]))
+    assert captions_of("x.tar") == {"a": ("a cat", 1)}
