@@ -16,10 +16,14 @@ MARK = "<image>"  # stands in a turn's text for the next image of the record
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says in one go; each MARK in the text stands for an image."""
+    """What one side says in one go; each MARK in the text stands for an image.
+
+    weight: how much predicting an answer's tokens counts in the loss; 0: it is read and not trained.
+    """
 
     role: Literal["system", "user", "assistant"]
     text: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Record:
     id: str  # of this record alone: bad samples and labels are found by it
     turns: tuple[Turn, ...]
     images: tuple[Any, ...] = ()  # references, in the order of their marks; `Data.image` understands them
+    notes: tuple[str, ...] = ()  # what is worth knowing of it all the same, for `data check` and `data show`
 
     @property
     def keys(self) -> list[str]:

@@ -1,7 +1,8 @@
 """The chat format: turns to tokens, with the trained ones marked by exact spans of the template, never by counting."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,38 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from mmalign.data import MARK, Turn
+from mmalign.data.reasons import Unusable
 from mmalign.errors import CardError, DataError
 from mmalign.io import files, limits, pretrained, whole
 from mmalign.llms.rendering import render
+from mmalign.llms.spelling import Spelling
 
 ANCHOR = "x"  # a word is spelled as it is behind this one: with the tokenizer's own rule for leading spaces
+ANSWER = "zqxj"  # an answer that no template has in what it puts behind one
 
 
 @dataclass
 class Encoded:
-    """ids_S and trained_S of one sample; an image's place is `tokens` times the mark's id."""
+    """ids_S and weights_S of one sample; an image's place is `tokens` times the mark's id.
+
+    weights: how much predicting each token counts; 0: it is read and not trained. lost: trained tokens cut away.
+    """
 
     ids: list[int]
-    trained: list[bool]
+    weights: list[float]
+    lost: int = 0
+
+    @property
+    def trained(self) -> list[bool]:
+        return [weight > 0 for weight in self.weights]
+
+
+@dataclass
+class _Piece:
+    """A stretch of a rendered text. answer: the number of the answer it is of; None: of none."""
+
+    text: str
+    answer: int | None = None
 
 
 class Chat:
@@ -53,38 +73,67 @@ class Chat:
             i for i in (self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, self.tokenizer.eos_token_id, 0)
             if i is not None
         )  # fmt: skip
-        self._tokens(ANCHOR)
+        self._plain([ANCHOR])
+        self.spelling = Spelling(self.tokenizer, MARK)
 
     @property
     def marks_answers(self) -> bool:
         return "generation %}" in (self.template or "") or "generation -%}" in (self.template or "")
 
-    def encode(self, turns: Sequence[Turn], tokens: Sequence[int] = ()) -> Encoded:
-        """Turns as they are trained on; `tokens`: how many visual tokens each image becomes."""
+    def encode(self, turns: Sequence[Turn], tokens: Sequence[int] = (), prompt_weight: float = 0.0) -> Encoded:
+        """Turns as they are trained on: an answer's own tokens and its end, with the weight of the turn.
+
+        tokens: how many visual tokens each image becomes. prompt_weight: of all that is no answer.
+
+        No token crosses the border of prompt and answer, so that `prompt` gives the beginning of it. A special token's
+        string inside a turn's text stays text: it is spelled with ordinary tokens, never taken for the token. Only
+        MARK is one wherever it stands.
+        """
         if not self.marks_answers:
             fix = "put {% generation %} ... {% endgeneration %} around the answer in the template"
             raise CardError(f"the chat template of {self.checkpoint} marks no answers", at="args.template", fix=fix)
-        text, spans = self._render(turns, prompt=False)
-        ids, offsets = self._tokens(text)
-        trained = [any(start < e and end > s for s, e in spans) for start, end in offsets]
-        return self._widened(ids, trained, tokens)
+        pieces, stand_ins = self._pieces(turns, prompt=False)
+        weights = self._weights(turns, pieces)
+        ids_of = list(self.spelling.ids([piece.text for piece in pieces], stand_ins))
+        weight_of = [prompt_weight if piece.answer is None else weights[piece.answer] for piece in pieces]
+        ids = [i for ids in ids_of for i in ids]
+        return self._widened(ids, [w for ids, w in zip(ids_of, weight_of, strict=True) for _ in ids], tokens)
+
+    def fitted(
+        self, turns: Sequence[Turn], tokens: Sequence[int], max_length: int, prompt_weight: float = 0.0
+    ) -> Encoded:
+        """As `encode`, cut at max_length tokens; Unusable where that cuts into an image, or leaves nothing to learn."""
+        whole = self.encode(turns, tokens, prompt_weight)
+        ids, weights = whole.ids[:max_length], whole.weights[:max_length]
+        if self.mark in whole.ids[max_length:]:
+            raise Unusable("cut", f"max_length {max_length} cuts into an image", fix="raise max_length")
+        if not any(weights[1:]):
+            fix = "an empty answer, or max_length cuts it away"
+            raise Unusable("cut", f"no trained token is left in it within max_length {max_length}", fix=fix)
+        return Encoded(ids, weights, lost=sum(weight > 0 for weight in whole.weights[max_length:]))
 
     def prompt(self, turns: Sequence[Turn], tokens: Sequence[int] = ()) -> list[int]:
         """Token ids up to where the next answer begins."""
-        text, _ = self._render(turns, prompt=True)
-        ids, _ = self._tokens(text)
-        return self._widened(ids, [False] * len(ids), tokens).ids
+        pieces, stand_ins = self._pieces(turns, prompt=True)
+        ids = [i for ids in self.spelling.ids([piece.text for piece in pieces], stand_ins) for i in ids]
+        return self._widened(ids, [0.0] * len(ids), tokens).ids
 
     def answer(self, text: str) -> list[int]:
         """The token ids an answer has right behind a prompt, without the end of the turn."""
-        turns = [Turn("user", ANCHOR), Turn("assistant", text)]
-        rendered, spans = self._render(turns, prompt=False)
-        if not spans or text not in rendered[spans[0][0] :]:
+        pieces, stand_ins = self._pieces([Turn("user", ANCHOR), Turn("assistant", text)], prompt=False)
+        number = next((number for number, piece in enumerate(pieces) if piece.answer is not None), None)
+        shown = "" if number is None else "".join(stand_ins.get(c, c) for c in pieces[number].text)
+        if number is None or text.strip() not in shown:
             what = f"the chat template of {self.checkpoint} does not mark an answer as it is"
             raise CardError(what, at="args.template", fix="{% generation %}{{ message.content }}{% endgeneration %}")
-        ids, offsets = self._tokens(rendered)
-        start, end = spans[0][0], spans[0][0] + rendered[spans[0][0] :].index(text) + len(text)
-        return [i for i, (s, e) in zip(ids, offsets, strict=True) if s < end and e > start]
+        return list(self.spelling.ids([piece.text for piece in pieces], stand_ins))[number]
+
+    def left_out(self, turns: Sequence[Turn]) -> list[str]:
+        """The roles of turns whose text the template leaves out."""
+        pieces, stand_ins = self._pieces(turns, prompt=False)
+        text = "".join(stand_ins.get(character, character) for piece in pieces for character in piece.text)
+        said = ((turn.role, turn.text.replace(MARK, "").strip()) for turn in turns)
+        return list(dict.fromkeys(role for role, own in said if own not in text))
 
     def is_word(self, token: str) -> bool:
         """Whether a vocabulary token is a word of its own: three letters or more, begun as words are begun."""
@@ -125,24 +174,53 @@ class Chat:
     def _plain(self, texts: list[str]) -> list[list[int]]:
         return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
 
+    def _pieces(self, turns: Sequence[Turn], prompt: bool) -> tuple[list[_Piece], dict[str, str]]:
+        """The rendered text in pieces, and what stands in it for special tokens' strings, see spelling.py.
+
+        An answer is a piece, and its end another one, so that the end is always the same token.
+        """
+        texts, stand_ins = self.spelling.set_apart([turn.text for turn in turns])
+        text, spans = self._render([replace(t, text=own) for t, own in zip(turns, texts, strict=True)], prompt)
+        pieces, at = [], 0
+        for number, (start, end) in enumerate(spans):
+            border = max(start, end - len(self._end)) if text[start:end].endswith(self._end) else end
+            pieces += [_Piece(text[at:start]), _Piece(text[start:border], number), _Piece(text[border:end], number)]
+            at = end
+        return [*pieces, _Piece(text[at:])], stand_ins
+
+    @cached_property
+    def _end(self) -> str:
+        """What the template puts behind an answer, inside its marks."""
+        with suppress(DataError):
+            text, spans = self._render([Turn("user", ANSWER), Turn("assistant", ANSWER)], prompt=False)
+            return text[slice(*spans[0])].rpartition(ANSWER)[2] if spans else ""
+        return ""
+
+    def _weights(self, turns: Sequence[Turn], pieces: Sequence[_Piece]) -> list[float]:
+        """The weight of each answer that the template marks."""
+        weights = [turn.weight for turn in turns if turn.role == "assistant"]
+        marked = 1 + max((piece.answer for piece in pieces if piece.answer is not None), default=-1)
+        if marked == len(weights):
+            return weights
+        if set(weights) <= {1.0}:
+            return [1.0] * marked
+        what = f"the chat template of {self.checkpoint} marks {marked} answers of {len(weights)}, and they have weights"
+        raise DataError(what, fix="a template that marks every answer")
+
     def _render(self, turns: Sequence[Turn], prompt: bool) -> tuple[str, list[tuple[int, int]]]:
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         words = {"add_generation_prompt": prompt, **self.tokenizer.special_tokens_map}
         return render(self.template or "", messages, words, self.checkpoint)
 
-    def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
-
-    def _widened(self, ids: list[int], trained: list[bool], tokens: Sequence[int]) -> Encoded:
+    def _widened(self, ids: list[int], weights: list[float], tokens: Sequence[int]) -> Encoded:
         """Every mark repeated as often as its image has tokens."""
         if (marks := ids.count(self.mark)) != len(tokens):
             raise DataError(f"{marks} {MARK} marks for {len(tokens)} images", fix="one mark for each image")
         wide, counts = Encoded([], []), iter(tokens)
-        for i, t in zip(ids, trained, strict=True):
+        for i, weight in zip(ids, weights, strict=True):
             times = next(counts) if i == self.mark else 1
             wide.ids += [i] * times
-            wide.trained += [t and i != self.mark] * times
+            wide.weights += [weight if i != self.mark else 0.0] * times
         return wide
 
 

@@ -41,7 +41,7 @@ def _conversation(vlm: VLM) -> Batch:
     samples = []
     for (question, answer), pixels_3SS in zip(said, vlm.pixels(pictures()[:2]), strict=True):
         row = vlm.llm.chat.encode([Turn("user", question), Turn("assistant", answer)], [vlm.tokens])
-        samples.append([Sample(question, row.ids, [float(trained) for trained in row.trained], [pixels_3SS])])
+        samples.append([Sample(question, row.ids, row.weights, [pixels_3SS])])
     return collate(samples, vlm.llm.chat)
 
 

@@ -152,17 +152,11 @@ class Collate:
 
     def sample(self, record: Record) -> Sample:
         """One record; DataError when it has no trained token left, or an image or label is missing."""
-        encoded = self.chat.encode(record.turns, [self.tokens] * len(record.images))
-        weights = [1.0 if t else self.prompt_weight if i != self.chat.mark else 0.0
-                   for i, t in zip(encoded.ids, encoded.trained, strict=True)]  # fmt: skip
-        ids, weights = encoded.ids[: self.max_length], weights[: self.max_length]
-        if encoded.ids[self.max_length :].count(self.chat.mark):
-            raise DataError(f"max_length {self.max_length} cuts into an image", fix="raise max_length")
-        if not any(weights[1:]):
-            raise DataError("no trained token is left in it", fix="an empty answer, or max_length cuts it away")
+        tokens = [self.tokens] * len(record.images)
+        encoded = self.chat.fitted(record.turns, tokens, self.max_length, self.prompt_weight)
         images = [self.data.image(reference) for reference in record.images]
         pixels = [self.vision.pixels(image) for image in images] if self.vision else []
-        sample = Sample(record.id, ids, weights, pixels)
+        sample = Sample(record.id, encoded.ids, encoded.weights, pixels, lost=encoded.lost)
         sizes = [upright_size(image) for image in images] if self.grid else []
         if self.labeller:
             sample.label_pixels = [self.labeller.pixels(image) for image in images]

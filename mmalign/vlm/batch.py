@@ -31,6 +31,7 @@ class Batch:
     label_frames: list[Frame] | None = None  # and the patches of the label source's own encoder
     seed: int = 0  # of this pass's random numbers
     ids: list[str] = field(default_factory=list)  # the samples' ids
+    cuts: dict[str, int] = field(default_factory=dict)  # {what was cut at max_length: how much}; empty: nothing
 
     @property
     def images(self) -> int:
@@ -60,6 +61,7 @@ class Sample:
     label_pixels: list[Tensor] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)  # of every image, where it is asked for
     label_frames: list[Frame] = field(default_factory=list)
+    lost: int = 0  # trained tokens behind max_length
 
 
 def collate(rows: Sequence[Sequence[Sample]], chat: Chat, seed: int = 0) -> Batch:
@@ -78,6 +80,7 @@ def collate(rows: Sequence[Sequence[Sample]], chat: Chat, seed: int = 0) -> Batc
             weight_RS[row, start] = 0  # nothing predicts a sample's first token
             start = own.stop
     pixels, label_pixels = [p for s in samples for p in s.pixels], [p for s in samples for p in s.label_pixels]
+    lost = [sample.lost for sample in samples]
     words, scores = [w for s in samples for w in s.words], [x for s in samples for x in s.scores]
     return Batch(
         ids_RS=ids_RS,
@@ -91,4 +94,5 @@ def collate(rows: Sequence[Sequence[Sample]], chat: Chat, seed: int = 0) -> Batc
         label_frames=[frame for s in samples for frame in s.label_frames] or None,
         seed=seed,
         ids=[s.id for s in samples],
+        cuts={"cut_samples": sum(map(bool, lost)), "cut_tokens": sum(lost)} if any(lost) else {},
     )

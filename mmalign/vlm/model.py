@@ -141,7 +141,7 @@ class VLM(nn.Module):
     def _sample(self, turns: Sequence[Turn], images: "Sequence[Image]") -> Sample:
         encoded = self.llm.chat.encode(turns, [self.tokens] * len(images))
         pixels = [self._seeing()[0].pixels(image) for image in images]
-        return Sample("", encoded.ids, [float(trained) for trained in encoded.trained], pixels)
+        return Sample("", encoded.ids, encoded.weights, pixels)
 
     def visual_tokens(self, images: "Tensor | Image | Sequence[Image]") -> Tensor:
         """tokens_BQD of PIL images or of pixels_B3SS, as the adapter makes them, in its precision.
