@@ -277,19 +277,26 @@ DataArg = Annotated[str, typer.Argument(metavar="DATA", help="a card's name, or 
 DataArgs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="arguments of the reader")]
 
 
+MaxLength = Annotated[int | None, typer.Option(min=1, help="tokens a sample is cut at; left out: none is cut")]
+
+
 @data_app.command("check")
 def data_check(
     data: DataArg,
     overrides: DataArgs = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="processes; left out: one a core")] = None,
     quarantine: Annotated[Path | None, typer.Option(help="write the records that cannot be used there")] = None,
+    llm: Annotated[str | None, typer.Option(help="whose chat format every record must fit; left out: none")] = None,
+    vision: Annotated[str | None, typer.Option(help="whose patches; left out: an image is one token")] = None,
+    max_length: MaxLength = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> int:
     """Read every record and image, and say what cannot be used."""
     from . import data as verbs
 
-    return verbs.check(data, overrides or [], jobs, quarantine, as_json)
+    model = verbs.Model(llm, vision, max_length)
+    return verbs.check(data, overrides or [], jobs, quarantine, as_json, model)
 
 
 @data_app.command("show")
@@ -299,13 +306,14 @@ def data_show(
     llm: Annotated[str, typer.Option(help="whose chat format and tokens")] = "toy-llama",
     vision: Annotated[str | None, typer.Option(help="whose patches; left out: an image is one token")] = None,
     rows: Annotated[str, typer.Option(help="a number, or first:last")] = "0:3",
+    max_length: MaxLength = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
     """Show records as a model gets them: which tokens are trained, and the images."""
     from . import data as verbs
 
-    verbs.look(data, overrides or [], llm, vision, rows, as_json)
+    verbs.look(data, overrides or [], llm, vision, rows, as_json, max_length)
 
 
 labels_app = typer.Typer(no_args_is_help=True, help="Look at a label store, or decide a source's sign.")

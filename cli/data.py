@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -22,20 +22,33 @@ from . import live, show
 from .lines import complain
 
 if TYPE_CHECKING:
-    from mmalign.data.check import CheckResult
+    from mmalign.data.check import CheckResult, MakeRender
     from mmalign.llms.chat import Chat
 
 FIXES = 5  # ways out that are told at once
 LISTED = 100  # bad records of each reason that --json lists; a quarantine file has all
 CLASSES = {"conversations": "Conversations", "table": "Table", "tars": "Tars"}
-STATES = {"image": "cyan", "trained": "green", "read": "dim"}
+STATES = {"image": "cyan", "trained": "green", "read": "dim", "cut": "red"}  # cut: behind max_length
 ROWS = "a number, or first:last"
 
 
-def check(data: str, overrides: Sequence[str], jobs: int | None, quarantine: Path | None, as_json: bool) -> int:
+@dataclass(frozen=True)
+class Model:
+    """What records are rendered for. max_length: tokens; None: nothing is cut."""
+
+    llm: str | None = None
+    vision: str | None = None
+    max_length: int | None = None
+
+
+def check(
+    data: str, overrides: Sequence[str], jobs: int | None, quarantine: Path | None, as_json: bool,
+    model: Model = Model(),
+) -> int:  # fmt: skip
     """Check a data set; the exit code is 1 where records cannot be used and no quarantine was written."""
     from mmalign.data import check as doctor
 
+    make_render = _make_render(model)
     card = card_of(data, overrides)
     dataset = cards.build(card)
     if quarantine:
@@ -44,7 +57,7 @@ def check(data: str, overrides: Sequence[str], jobs: int | None, quarantine: Pat
         if quarantine.is_dir():
             raise DataError(f"{quarantine} is a folder", at=str(quarantine), fix="--quarantine FILE")
     with _progress(card.name) as progress:
-        result = doctor.check(partial(cards.build, card), jobs, progress)
+        result = doctor.check(partial(cards.build, card), jobs, progress, make_render)
     if quarantine:
         _write(quarantine, card, result)
     if as_json:
@@ -54,6 +67,25 @@ def check(data: str, overrides: Sequence[str], jobs: int | None, quarantine: Pat
     else:
         _print_result(card, dataset, result, quarantine)
     return 1 if result.bad and not quarantine else 0
+
+
+def _make_render(model: Model) -> "MakeRender | None":
+    """What makes each process's own renderer; a mistake in the names is told before any record is read."""
+    if model.llm is None:
+        if model.max_length is None and model.vision is None:
+            return None
+        raise DataError("max_length counts a model's tokens", at="command line", fix="--llm NAME")
+    from mmalign.llms.rendered import Rendered
+
+    llm, grid = _llm(model.llm), _grid(model.vision)
+    make = partial(Rendered.of, llm.args["checkpoint"], llm.args.get("template"), _tokens(grid), model.max_length)
+    make()
+    return make
+
+
+def _tokens(grid: list[int] | None) -> int:
+    """Tokens of an image."""
+    return grid[0] * grid[1] if grid else 1
 
 
 def card_of(data: str, overrides: Sequence[str]) -> Card:
@@ -157,11 +189,14 @@ class _Lines:
         complain(f"{self.name}: {done}/{total}  {left:.0f} s left")
 
 
-def look(data: str, overrides: Sequence[str], llm: str, vision: str | None, rows: str, as_json: bool) -> None:
+def look(
+    data: str, overrides: Sequence[str], llm: str, vision: str | None, rows: str, as_json: bool,
+    max_length: int | None = None,
+) -> None:  # fmt: skip
     """Show records as the model gets them: the prompt, which tokens are trained, the images and their grid."""
     chat, grid = _chat(llm), _grid(vision)
     records = cards.build(card_of(data, overrides))
-    views = [_view(records, number, chat, grid) for number in _numbers(rows, len(records))]
+    views = [_view(records, number, chat, grid, max_length) for number in _numbers(rows, len(records))]
     if as_json:
         from . import dump
 
@@ -171,12 +206,17 @@ def look(data: str, overrides: Sequence[str], llm: str, vision: str | None, rows
         _print_record(view)
 
 
-def _chat(name: str) -> "Chat":
-    from mmalign.llms.chat import Chat
-
+def _llm(name: str) -> Card:
     card = Registry().card("llms", name)
     if "checkpoint" not in card.args:
         raise CardError(f"llms {name!r} names no checkpoint, so its tokenizer is not known", at=card.path)
+    return card
+
+
+def _chat(name: str) -> "Chat":
+    from mmalign.llms.chat import Chat
+
+    card = _llm(name)
     return Chat(card.args["checkpoint"], card.args.get("template"))
 
 
@@ -201,21 +241,30 @@ def _numbers(rows: str, size: int) -> range:
     return numbers
 
 
-def _view(data: Data, number: int, chat: "Chat", grid: list[int] | None) -> dict[str, Any]:
+def _view(
+    data: Data, number: int, chat: "Chat", grid: list[int] | None, max_length: int | None = None
+) -> dict[str, Any]:
     """A record in plain values; where it cannot be used, what is wrong with it."""
     try:
         record = data[number]
-        tokens = grid[0] * grid[1] if grid else 1
-        encoding = chat.encode(record.turns, [tokens] * len(record.images))
+        encoding = chat.encode(record.turns, [_tokens(grid)] * len(record.images))
     except DataError as err:
         return {"row": number, "id": data.id_of(number), "error": err.what}
     states = ["image" if id_ == chat.mark else "trained" if trained else "read"
               for id_, trained in zip(encoding.ids, encoding.trained, strict=True)]  # fmt: skip
+    lost = 0
+    if max_length is not None:
+        lost = states[max_length:].count("trained")
+        states[max_length:] = ["cut"] * len(states[max_length:])
+    weights = [turn.weight for turn in record.turns if turn.role == "assistant"]
     return {
         "row": number,
         "id": record.id,
         "images": [_image_view(data, reference, grid) for reference in record.images],
         "tokens": {state: states.count(state) for state in STATES} | {"all": len(states)},
+        "lost": lost,
+        "weights": weights,
+        "notes": list(record.notes),
         "parts": _runs(chat, encoding.ids, states),
     }
 
@@ -254,7 +303,13 @@ def _print_record(record: dict[str, Any]) -> None:
         grid = " x ".join(map(str, image.get("grid") or []))
         show.out.print(f"  image: {size}" + (f", {grid} patches" if grid else ""))
     count = record["tokens"]
-    show.out.print(f"  {count['all']} tokens: {count['trained']} trained, {count['read']} read, {count['image']} image")
+    line = f"  {count['all']} tokens: {count['trained']} trained, {count['read']} read, {count['image']} image"
+    cut = f", {count['cut']} cut away, {record['lost']} of them trained" if count["cut"] else ""
+    show.out.print(line + cut)
+    if any(weight != 1 for weight in record["weights"]):
+        show.out.print(f"  weights of the answers: {', '.join(f'{weight:g}' for weight in record['weights'])}")
+    for note in record["notes"]:
+        show.out.print(_plain(f"  note: {note}"))
     for run in record["parts"]:
         show.out.print(_run_text(run))
     show.out.print()

@@ -34,8 +34,11 @@ TINY, HUGE = 16, 4096  # pixels of a side that are worth a note
 
 ENDINGS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP"}
 AGAIN = "rows with the id of an earlier row"
+MORE = "notes of other kinds"
 
 MakeData = Callable[[], Data]
+Render = Callable[[Record], Counter[str]]  # a record as a model gets it: {note: count}; a DataError: it cannot
+MakeRender = Callable[[], Render]
 Progress = Callable[[int, int], None]
 Hashes = NDArray[np.uint64]
 
@@ -85,9 +88,14 @@ class CheckResult:
         self.images += other.images
         self.files += other.files
         self.bad += other.bad
-        self.notes += other.notes
-        for note, ids in other.noted.items():
-            self.keep_ids(note, ids)
+        for note, count in other.notes.items():
+            self.note(note, count, other.noted.get(note, ()))
+
+    def note(self, note: str, count: int, ids: Iterable[str]) -> None:
+        """Count a note; there are no more than NOTED kinds of them, beside MORE. ids: of records that have it."""
+        known = note if note in self.notes or len(self.notes) < NOTED else MORE
+        self.notes[known] += count
+        self.keep_ids(known, ids)
 
     def keep_ids(self, note: str, ids: Iterable[str]) -> None:
         """Keep the ids of records with a note, if there are not enough already."""
@@ -100,11 +108,14 @@ Fault = tuple[str, str, str] | None  # the reason, the message, what to try; Non
 _examiner: "Examiner"  # of a process of the pool
 
 
-def check(make: MakeData, jobs: int | None = None, progress: Progress | None = None) -> CheckResult:
+def check(
+    make: MakeData, jobs: int | None = None, progress: Progress | None = None, make_render: MakeRender | None = None
+) -> CheckResult:
     """Check the data set that `make` builds; `make` is sent to other processes, so it must be picklable.
 
-    jobs: processes; None: one for each core. progress: called with the records done and their number. A DataError where
-    a process dies; what is wrong with a record is no error, but in the result.
+    jobs: processes; None: one for each core. make_render: as `make`, of what renders each record that can be read;
+    None: none is. progress: called with the records done and their number. A DataError where a process dies; what is
+    wrong with a record is no error, but in the result.
     """
     began = time.monotonic()
     data = make()
@@ -113,7 +124,8 @@ def check(make: MakeData, jobs: int | None = None, progress: Progress | None = N
     result, hashes_of_chunks = CheckResult(), []
     jobs = 1 if len(data) <= FEW else jobs or cores()
     starts = range(0, len(data), CHUNK)
-    for chunk, hashes in map(Examiner(data).chunk, starts) if jobs == 1 else _in_processes(make, jobs, starts):
+    alone = jobs == 1 and map(Examiner(data, make_render and make_render()).chunk, starts)
+    for chunk, hashes in alone or _in_processes(make, jobs, starts, make_render):
         result.add(chunk)
         hashes_of_chunks.append(hashes)
         if progress:
@@ -129,11 +141,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _in_processes(make: MakeData, jobs: int, starts: range) -> Iterator[Chunk]:
+def _in_processes(make: MakeData, jobs: int, starts: range, make_render: MakeRender | None) -> Iterator[Chunk]:
     """The chunks in order, from processes of their own: a decoder that crashes cannot take the check with it."""
     waiting: deque[tuple[int, Future[Chunk]]] = deque()
     left = iter(starts)
-    pool = ProcessPoolExecutor(jobs, _context(), initializer=_init_process, initargs=(make,))
+    pool = ProcessPoolExecutor(jobs, _context(), initializer=_init_process, initargs=(make, make_render))
     try:
         for _ in starts:
             while len(waiting) < jobs * AHEAD and (start := next(left, None)) is not None:
@@ -153,11 +165,11 @@ def _context() -> Any:
     return multiprocessing.get_context("fork" if alone else "spawn")
 
 
-def _init_process(make: MakeData) -> None:
+def _init_process(make: MakeData, make_render: MakeRender | None) -> None:
     """In a process of the pool."""
     global _examiner
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process stops the others
-    _examiner = Examiner(make())
+    _examiner = Examiner(make(), make_render and make_render())
 
 
 def _check_chunk(start: int) -> Chunk:
@@ -167,8 +179,8 @@ def _check_chunk(start: int) -> Chunk:
 class Examiner:
     """Examines records; the image of several records once."""
 
-    def __init__(self, data: Data) -> None:
-        self.data = data
+    def __init__(self, data: Data, render: Render | None = None) -> None:
+        self.data, self.render = data, render
         self.faults: dict[int, Fault] = {}  # by the hash of a reference
 
     def chunk(self, start: int) -> Chunk:
@@ -198,7 +210,19 @@ class Examiner:
         faults = [self._check_image(reference, record.id, result) for reference in record.images]
         if first := next(filter(None, faults), None):
             result.bad.append(BadRecord(record.id, *first))
+        else:
+            self._note(record, result)
         return _hash(_own_id(self.data, record.id))
+
+    def _note(self, record: Record, result: CheckResult) -> None:
+        """What the reader noticed, and what the model makes of a record that can be read."""
+        try:
+            notes = Counter(record.notes) + (self.render(record) if self.render else Counter())
+        except DataError as err:
+            result.bad.append(BadRecord(record.id, reason_of(err), err.what))
+            return
+        for note, count in notes.items():
+            result.note(note, count, [record.id])
 
     def _check_image(self, reference: Any, id_: str, result: CheckResult) -> Fault:
         key = _hash(repr(reference))

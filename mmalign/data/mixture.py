@@ -3,6 +3,7 @@
 import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,8 @@ class Mixture(Data):
     def __getitem__(self, number: int) -> Record:
         index, number_inside = self._at(number)
         record = self.members[index][number_inside]
-        return Record(f"{index}/{record.id}", record.turns, tuple((index, image) for image in record.images))
+        images = tuple((index, image) for image in record.images)
+        return replace(record, id=f"{index}/{record.id}", images=images)
 
     def id_of(self, number: int) -> str:
         """The id a record has or would have."""

@@ -47,7 +47,7 @@ class Rows(Data):
         raw = self.raw(row)
         conversation = parse_row(raw)
         images = tuple(self.reference(row, image) for image in conversation.images)
-        return Record(f"{own_id(raw)}@{row}", conversation.turns, images)
+        return Record(f"{own_id(raw)}@{row}", conversation.turns, images, conversation.notes)
 
     def raw(self, row: int) -> Mapping[str, Any]:
         """The row as it stands in the file; Unusable when it cannot be read."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmalign.data import MARK, Turn
+from mmalign.data import MARK, Turn, flags, keys, marks
 from mmalign.data.reasons import Unusable
 
 Role = Literal["system", "user", "assistant"]
@@ -14,29 +14,58 @@ ROLES: dict[str, Role] = {
     "system": "system",
 }  # fmt: skip
 NOTHING = ("", "None", "none", "nan")  # what stands in Cambrian's `image` where there is none
-OTHER = ("video", "videos", "audio", "audios")  # a row about them would be trained as text about nothing
+DIALECTS = ("conversations", "messages", "texts")  # what a row's turns stand under, the first that is there
+IMAGE_KEYS = ("image_url", "image", "url", "path")  # what an image stands under in a part of a turn
+READ = frozenset(("id", "image", "images", *keys.SYSTEM))  # of a row, beside what its turns stand under
+READ_TURN = frozenset(("from", "role", "value", "content")) | flags.KEYS
+READ_EXCHANGE = frozenset(("user", "assistant")) | flags.KEYS
+READ_PART = frozenset(("type", "text", *IMAGE_KEYS))
+ROW_NOTE = "rows with the key {}, which is not read".format
+TURN_NOTE = "rows whose turns have the key {}, which is not read".format
+PART_NOTE = "rows whose turns have parts with the key {}, which is not read".format
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """The turns of a row, one MARK in them for each image, and the references of its images."""
+    """The turns of a row, one MARK in them for each image, and the references of its images.
+
+    notes: what is worth knowing of a row that can be used: keys nobody reads, marks of other models.
+    """
 
     turns: tuple[Turn, ...]
     images: tuple[Any, ...]
+    notes: tuple[str, ...] = ()
 
 
 def parse_row(row: Row) -> Conversation:
-    """The conversation in a row of any dialect; Unusable when it is none that somebody could learn from."""
-    for key in OTHER:
-        if row.get(key):
-            raise Unusable("shape", f"the row has {key}, which are not read")
-    images = _images(row)
-    turns = _turns(row, images)
-    turns = turns[_first(turns) :]
+    """The conversation in a row of any dialect; Unusable when it is none that somebody could learn from.
+
+    A turn's loss flags give its weight, see flags.py; a row's own `system` is its system turn; what would change what
+    is learned and is not read is refused, see keys.py, and every other key that is not read gets a note.
+    """
+    keys.refuse(row)
+    images, notes = _images(row), list[str]()
+    turns = _turns(row, images, notes)
+    if _first(turns):
+        notes.append("rows that begin with an answer, which is left out")
+    turns = _with_system(keys.system(row), turns[_first(turns) :])
     _check_turns(turns)
-    return Conversation(tuple(_with_marks(turns, len(images))), tuple(images))
+    turns = marks.place(turns, len(images))
+    notes += map(marks.note, marks.foreign(turns))
+    return Conversation(tuple(turns), tuple(images), tuple(dict.fromkeys(notes)))
+
+
+def _with_system(text: str, turns: list[Turn]) -> list[Turn]:
+    """The turns behind the row's own system turn; one that the conversation has too must say the same."""
+    if not text:
+        return turns
+    if not turns or turns[0].role != "system":
+        return [Turn("system", text), *turns]
+    if turns[0].text.strip() != text.strip():
+        raise Unusable("roles", "the row has a system turn of its own, and another one among its turns")
+    return turns
 
 
 def _images(row: Row) -> list[Any]:
@@ -55,20 +84,20 @@ def _reference(reference: Any) -> Any:
     return reference
 
 
-def _turns(row: Row, images: list[Any]) -> list[Turn]:
-    for key in ("conversations", "messages"):
-        if row.get(key) is not None:
-            turns = [_RawTurn(item, images).turn() for item in _list(row[key], key)]
-            _unwrap_inline(turns, images)
-            return turns
-    if row.get("texts") is not None:
-        exchanges = [_object(item, "texts") for item in _list(row["texts"], "texts")]
-        roles: tuple[Role, ...] = ("user", "assistant")
-        return [_turn(role, exchange[role]) for exchange in exchanges for role in roles]
-    for key in ("caption", "text"):
-        if images and isinstance(row.get(key), str):
-            return [Turn("user", ""), Turn("assistant", row[key])]
-    raise Unusable("shape", "the row has none of conversations, messages, texts, caption")
+def _turns(row: Row, images: list[Any], notes: list[str]) -> list[Turn]:
+    key = next((key for key in DIALECTS if row.get(key) is not None), None)
+    if key is None:
+        key = next((key for key in ("caption", "text") if images and isinstance(row.get(key), str)), None)
+    if key is None:
+        raise Unusable("shape", "the row has none of conversations, messages, texts, caption")
+    notes += keys.unread(row, READ | {key}, ROW_NOTE)
+    if key in ("caption", "text"):
+        return [Turn("user", ""), Turn("assistant", row[key])]
+    if key == "texts":
+        return [turn for item in _list(row[key], key) for turn in _exchange(item, notes)]
+    turns = [_RawTurn(item, images, notes).turn() for item in _list(row[key], key)]
+    _unwrap_inline(turns, images)
+    return turns
 
 
 def _list(item: Any, key: str) -> Sequence[Any]:
@@ -77,45 +106,63 @@ def _list(item: Any, key: str) -> Sequence[Any]:
     return item
 
 
-def _object(item: Any, key: str) -> Row:
+def _exchange(item: Any, notes: list[str]) -> list[Turn]:
+    """A question and its answer, as the Cauldron has them."""
     if not (isinstance(item, Mapping) and {"user", "assistant"} <= item.keys()):
-        raise Unusable("shape", f"{key} holds {_short(item)}, not a user's and an assistant's text")
-    return item
+        raise Unusable("shape", f"texts holds {_short(item)}, not a user's and an assistant's text")
+    keys.refuse(item, turn=True)
+    notes += keys.unread(item, READ_EXCHANGE, TURN_NOTE)
+    weight = flags.weight(item)
+    return [_turn("user", item["user"]), _turn("assistant", item["assistant"], weight)]
 
 
-def _turn(role: Role, text: Any) -> Turn:
+def _turn(role: Role, text: Any, weight: float | None = None) -> Turn:
     if not isinstance(text, str):
         raise Unusable("shape", f"a turn's text is {_short(text)}")
-    return Turn(role, text)
+    if weight and role != "assistant":
+        raise Unusable("flags", f"a flag asks to train on what the {role} says, and only answers are", fix=flags.FIX)
+    return Turn(role, text, 1.0 if weight is None else weight)
+
+
+def _either(item: Row, one: str, other: str) -> Any:
+    """What stands under one of two keys; where it stands under both, it must be the same."""
+    values = [item[key] for key in (one, other) if item.get(key) is not None]
+    if len(values) > 1 and values[0] != values[1]:
+        raise Unusable("shape", f"a turn has both `{one}` and `{other}`, and they differ")
+    return values[0] if values else None
 
 
 class _RawTurn:
     """One turn: LLaVA's from and value, or role and content; a content in parts brings images of its own."""
 
-    def __init__(self, item: Any, images: list[Any]) -> None:
+    def __init__(self, item: Any, images: list[Any], notes: list[str]) -> None:
         if not isinstance(item, Mapping):
             raise Unusable("shape", f"a turn is {_short(item)}, not an object")
-        self.role = item.get("from", item.get("role"))
-        self.content = item.get("value", item.get("content"))
-        self.images = images
+        keys.refuse(item, turn=True)
+        self.role, self.content = _either(item, "from", "role"), _either(item, "value", "content")
+        self.images, self.notes = images, notes
         if not isinstance(self.role, str) or self.role not in ROLES:
             raise Unusable("roles", f"no role {_short(self.role)}", fix="one of " + ", ".join(ROLES))
+        self.weight = flags.weight(item)
+        notes += keys.unread(item, READ_TURN, TURN_NOTE)
 
     def turn(self) -> Turn:
         """The turn with a MARK for each image in its content; Unusable where it is none."""
-        if not isinstance(self.content, (list, tuple)):
-            return _turn(ROLES[self.role], self.content)
-        return _turn(ROLES[self.role], "\n".join(self._part(part) for part in self.content))
+        parts = isinstance(self.content, (list, tuple))
+        text = "\n".join(map(self._part, self.content)) if parts else self.content
+        return _turn(ROLES[self.role], text, self.weight)
 
     def _part(self, part: Any) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in ("text", "image", "image_url"):
+            raise Unusable("shape", f"a part of a turn is {_short(part)}, neither text nor an image")
+        self.notes += keys.unread(part, READ_PART, PART_NOTE)
         if kind == "text":
             return _turn("user", part.get("text")).text
-        if kind not in ("image", "image_url"):
-            raise Unusable("shape", f"a part of a turn is {_short(part)}, neither text nor an image")
-        keys = ("image_url", "image", "url", "path")
-        reference = next((part[key] for key in keys if part.get(key) is not None), None)
-        reference = reference.get("url") if isinstance(reference, Mapping) and "url" in reference else reference
+        reference = next((part[key] for key in IMAGE_KEYS if part.get(key) is not None), None)
+        if isinstance(reference, Mapping) and "url" in reference:
+            self.notes += keys.unread(reference, frozenset(("url",)), PART_NOTE)
+            reference = reference["url"]
         if reference is not None:
             self.images.append(_InlineImage(_reference(reference)))
         return MARK
@@ -153,33 +200,11 @@ def _check_turns(turns: Sequence[Turn]) -> None:
             raise Unusable("roles", f"the {role} speaks twice in a row")
     if "assistant" not in roles:
         raise Unusable("unanswered", "there is no answer in the row")
+    if not any(turn.weight for turn in turns if turn.role == "assistant"):
+        raise Unusable("unanswered", "no answer in the row is trained: the flags of its turns say so")
     for number, turn in enumerate(turns, 1):
         if turn.role == "assistant" and not turn.text.strip():
             raise Unusable("blank", f"turn {number}, an answer, says nothing")
-
-
-def _with_marks(turns: Sequence[Turn], images: int) -> list[Turn]:
-    """One mark for each image. A turn's only mark goes in front, as in LLaVA; several stay where they are.
-
-    A conversation without any mark gets them all in front of its first question.
-    """
-    marks = sum(turn.text.count(MARK) for turn in turns)
-    if not marks and images:
-        first = next(number for number, turn in enumerate(turns) if turn.role == "user")
-        texts = [*[MARK] * images, *filter(None, [turns[first].text.strip()])]
-        turns = [*turns[:first], Turn("user", "\n".join(texts)), *turns[first + 1 :]]
-    elif marks != images:
-        raise Unusable("marks", f"{marks} {MARK} marks for {images} images")
-    turns = [_mark_in_front(turn) if turn.text.count(MARK) == 1 else turn for turn in turns]
-    for number, turn in enumerate(turns, 1):
-        if not turn.text.strip():
-            raise Unusable("blank", f"turn {number}, the {turn.role}'s, says nothing")
-    return turns
-
-
-def _mark_in_front(turn: Turn) -> Turn:
-    text = turn.text.replace(MARK, "").strip()
-    return Turn(turn.role, f"{MARK}\n{text}" if text else MARK)
 
 
 def _short(item: Any) -> str:

@@ -124,6 +124,15 @@ def conversations() -> Iterator[tuple[dict, str]]:
         return {"conversations": [{"from": who, "value": text} for who, text in turns]}
 
     question, answer = ("human", "Hello."), ("gpt", "Hi.")
+    yield {"tools": [{"name": "x"}], **conversation(question, answer)}, "keys"
+    yield {"rejected": "x", **conversation(question, answer)}, "keys"
+    yield {"loss_mask": [0, 1], **conversation(question, answer)}, "flags"
+    yield {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "loss": "no"}]}, "flags"
+    yield (
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "loss": 0}]},
+        "unanswered",
+    )
+    yield {"system": "x", **conversation(("system", "y"), question, answer)}, "roles"
     yield {"conversations": None}, "shape"
     yield {"conversations": "text"}, "shape"
     yield {"conversations": [1]}, "shape"

@@ -35,7 +35,7 @@ def data_of(corpus, **more):
 def test_it_is_large_and_knows_every_reason(corpus):
     known = Counter(reason for case in corpus[1] if case for reason in case.reasons)
     assert sum(case is not None for case in corpus[1]) >= 200
-    assert set(REASONS) - set(known) == {"unreadable", "id", "other"}  # they need more than damaged files
+    assert set(REASONS) - set(known) == {"unreadable", "id", "template", "cut", "other"}  # more than damaged files
 
 
 def test_the_check_names_each(corpus):

@@ -87,6 +87,36 @@ def test_weights_of_tokens_that_are_no_answer(chat):
     assert light.weight_RS[0, 0] == 0
 
 
+class Weighted(Data):
+    """A talk of three answers."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, number):
+        texts = [("What?", "red", 0.5), ("And?", "blue", 0.0), ("Then?", "star", 1.0)]
+        turns = [turn for ask, say, w in texts for turn in (Turn("user", ask), Turn("assistant", say, w))]
+        return Record("r", tuple(turns))
+
+
+def test_answers_count_by_the_weights_of_their_turns(chat):
+    batch = Collate(Weighted(), chat, None, 0, 200, BadSamples(0)).batch([0], seed=0)
+    row_S, weight_S = batch.ids_RS[0], batch.weight_RS[0]
+    said = {w: chat.tokenizer.decode(row_S[weight_S == w]).replace(" ", "") for w in (0.5, 1.0)}
+    assert said == {0.5: "red</s>", 1.0: "star</s>"}
+    assert batch.cuts == {}
+    light = Collate(Weighted(), chat, None, 0, 200, BadSamples(0), prompt_weight=0.25).batch([0], seed=0)
+    blue = chat.tokenizer.decode(light.ids_RS[0][light.weight_RS[0] == 0]).replace(" ", "")
+    assert blue == "<s>blue</s>"  # its turn says 0; and nothing predicts the first token
+
+
+def test_what_is_cut_is_counted(chat):
+    whole = Collate(Weighted(), chat, None, 0, 200, BadSamples(0)).sample(Weighted()[0])
+    ends = len(whole.ids) - 1  # the last token, the end of an answer, and the one before are lost
+    cut = Collate(Weighted(), chat, None, 0, ends - 1, BadSamples(0)).batch([0, 0], seed=0)
+    assert cut.cuts == {"cut_samples": 2, "cut_tokens": 4}
+
+
 def test_bad_rows_are_left_out_counted_and_listed(chat, tmp_path):
     bad = BadSamples(2, tmp_path)
     batch = make(chat, broken={1, 4}, bad=bad).collate.batch([0, 1, 4, 5], seed=0)
