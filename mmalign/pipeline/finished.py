@@ -16,6 +16,13 @@ class Evaluated(TypedDict):
     metrics: dict[str, dict[str, float]]
 
 
+class Trained(TypedDict, total=False):
+    """Of a training stage's stage.json."""
+
+    account: list[str]
+    warnings: list[str]
+
+
 class Row(TypedDict):
     """One metric of one arm in report.json; difference, interval: against the first arm."""
 
@@ -52,3 +59,9 @@ def report(folder: Path) -> Table:
     """The table of a finished report."""
     table: Table = files.read_json(folder / "report.json", kind=Table, fix=REPORT)
     return table
+
+
+def account(folder: Path) -> list[str]:
+    """What a finished stage left out and cut, and what it warned of: a line each."""
+    about: Trained = seal.read(folder / "stage.json", sums.Damaged, "a finished stage's folder", kind=Trained)
+    return [*about.get("account", []), *about.get("warnings", [])]

@@ -47,6 +47,7 @@ class Finished(TypedDict):
     parts: NotRequired[dict[str, str]]
     arms: NotRequired[list[str]]
     warnings: NotRequired[list[str]]
+    account: NotRequired[list[str]]  # what was left out or cut
     exported: NotRequired[str]
 
 

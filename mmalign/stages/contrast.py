@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class Pairs:
     mask_BS: Tensor
     seed: int
     ids: list[str]
+
+    cuts: ClassVar[dict[str, int]] = {}  # none is cut at a max_length of ours
 
     @property
     def units(self) -> dict[str, float]:

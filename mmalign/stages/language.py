@@ -17,7 +17,7 @@ from mmalign.plan import cards
 from mmalign.plan.cards import Card
 from mmalign.plan.recipe import Language
 from mmalign.stages import evaluate
-from mmalign.training import optim
+from mmalign.training import account, optim
 from mmalign.training.batches import BadSamples, Batches, Collate
 from mmalign.training.engine import Engine, connect, world
 from mmalign.training.events import Events
@@ -52,8 +52,12 @@ def run(task: Task) -> dict[str, Any]:
     state = {name: value.to(DTYPES[stage.precision]) for name, value in engine.weights("vlm.llm").items()}
     if not rank:
         llm.save(task.folder / "weights" / "llm", state)
+    told = {} if rank else account.of(task.folder, int(last["step"]) * stage.batch, stage.max_length, {}, data.left_out)
+    for line in [*told.get("account", []), *told.get("warnings", [])]:
+        events.say(line)
     return {
         "metrics": last | (gate.report(events) if gate else {}),
+        **told,
         "parts": {"llm": f"{task.folder.name}/weights/llm"},
     }
 

@@ -14,6 +14,7 @@ from mmalign.io.document import Side
 from mmalign.io.visible import one_line
 from mmalign.pipeline import task
 from mmalign.pipeline.task import Task
+from mmalign.training.account import CUTS
 
 RESAMPLES = 10_000
 Line = list[tuple[float, float]]  # (step, value)
@@ -179,6 +180,7 @@ SHOWN = ("tokens", "images", "lr", "steps_per_second", "norm", "step")  # in the
 def _lines(place: Path) -> dict[str, Line]:
     lines: dict[str, Line] = defaultdict(list)
     for row in files.read_jsonl(place, kind=dict[str, float], fix=task.AGAIN):
+        row = {name: value for name, value in row.items() if name not in CUTS}
         for name, value in row.items():
             if name not in SHOWN and not (name == "loss" and len(row) - len(SHOWN) <= 2):
                 lines[name].append((row.get("step", 0), value))

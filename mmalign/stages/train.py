@@ -24,7 +24,7 @@ from mmalign.plan import cards
 from mmalign.plan.check import unmet
 from mmalign.plan.recipe import Train
 from mmalign.stages.supply import Supply, supply
-from mmalign.training import optim
+from mmalign.training import account, optim
 from mmalign.training.batches import BadSamples, Batches, Collate
 from mmalign.training.engine import Engine, connect, device, world
 from mmalign.training.events import Events
@@ -60,16 +60,23 @@ def run(task: Task) -> dict[str, Any]:
 
     last = _fit(task, stage, engine, batches, steps, model, events, premise).run()
 
-    warnings = [warning] if premise and (warning := premise.warning()) else []
-    for warning in warnings:
-        events.say(warning)
+    told = {} if rank else _account(task, stage, collate, int(last["step"]), premise)
+    for line in [*told.get("account", []), *told.get("warnings", [])]:
+        events.say(line)
     return {
         "metrics": last,
         "parts": weights.places(task) | _save(task, stage, engine, vlm),
         "fit": vlm.vision.fit if vlm.vision else "",
-        "bad": collate.bad.gather() if not rank else 0,
-        "warnings": warnings,
+        **told,
     }
+
+
+def _account(task: Task, stage: Train, collate: Collate, steps: int, premise: Premise | None) -> dict[str, Any]:
+    """What was left out and cut, and what is to be warned of."""
+    collate.bad.gather()
+    told = account.of(task.folder, steps * stage.batch, stage.max_length, collate.bad.all(), collate.data.left_out)
+    warning = premise.warning() if premise else ""
+    return {**told, "warnings": [*filter(None, [warning]), *told["warnings"]]}
 
 
 def _supervised(task: Task, stage: Train, vlm: VLM, labels: Supply, distributed: bool) -> Supervised:

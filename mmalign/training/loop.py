@@ -15,6 +15,7 @@ from torch import Tensor
 from mmalign.errors import StageError
 from mmalign.plan.recipe import Optim
 from mmalign.training import checkpoint
+from mmalign.training.account import CUTS
 from mmalign.training.engine import Engine, world
 from mmalign.training.events import Events
 from mmalign.training.optim import factor
@@ -39,10 +40,11 @@ class Term:
 class Fit:
     """A training run. terms: {objective: weight and unit}; batches: step -> this rank's passes, from that step on.
 
-    A pass is a micro-batch with `units` ({unit: how many}), `seed`, `ids` and `to(device)`; the engine's module makes
-    ({objective: its loss}, {note: value}) of it. save_every, log_every: steps.
+    A pass is a micro-batch with `units` ({unit: how many}), `cuts` ({one of CUTS: how many}), `seed`, `ids` and
+    `to(device)`; the engine's module makes ({objective: its loss}, {note: value}) of it. save_every, log_every: steps.
 
-    Every number logged is the exact mean over its unit: over passes, ranks and the steps since the last line.
+    Every number logged is the exact mean over its unit: over passes, ranks and the steps since the last line; cuts are
+    added up.
     """
 
     engine: Engine
@@ -134,6 +136,8 @@ class Fit:
                 self._add(f"noted.{name}", 1.0)
             for unit in UNITS:
                 self._add(unit, batch.units[unit])
+            for name, count in batch.cuts.items():
+                self._add(name, count)
 
             self.engine.backward(loss * scale)
             norm = self.engine.step(factor(step, self.steps, self.optim), last=number == len(passes) - 1)
@@ -166,6 +170,7 @@ class Fit:
             **losses,
             **{name: sums[f"note.{name}"] / sums[f"noted.{name}"] for name in notes},
             **{unit: sums[unit] / steps for unit in UNITS},
+            **{name: sums[name] for name in CUTS if name in sums},
             **({} if norm is None else {"norm": norm}),
             "lr": self.optim.lr * factor(done - 1, self.steps, self.optim),
             "steps_per_second": steps / max(1e-9, seconds),

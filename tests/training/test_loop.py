@@ -1,7 +1,7 @@
 """The loop: every logged number is the exact mean over its unit, whatever the passes, ranks and lines of the log."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ class Pass:
     images: int
     seed: int
     ids: tuple[str, ...] = ("a",)
+    cuts: dict[str, int] = field(default_factory=dict)
 
     @property
     def units(self):
@@ -105,6 +106,17 @@ def test_a_line_over_several_steps_is_their_mean(tmp_path):
     assert [line["step"] for line in lines] == [2, 4, 5]
     assert lines[0]["lm"] == pytest.approx((rows[0][0] + rows[1][0]) / 2, rel=1e-5)
     assert lines[2]["lm"] == pytest.approx(rows[4][0], rel=1e-5)
+
+
+def test_cuts_are_added_up(tmp_path):
+    def make(step):
+        return [
+            replace(one, cuts={"cut_samples": 1, "cut_tokens": 10}) if step in (1, 3) else one for one in passes(step)
+        ]
+
+    fit(tmp_path, steps=5, log_every=2, make=make)[1].run()
+    assert [line.get("cut_samples") for line in log(tmp_path)] == [4, 4, None]
+    assert [line.get("cut_tokens") for line in log(tmp_path)] == [40, 40, None]
 
 
 def test_stop_ends_it_early(tmp_path):
