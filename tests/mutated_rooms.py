@@ -227,7 +227,7 @@ def _read_reports(folder: Path, broken: Path | None) -> None:
 
     def pictured() -> None:
         assert report._pictures(evaluations, arms) is not None
-        assert report.warnings(evaluations, arms)
+        assert report.told(evaluations, arms, "warnings")
 
     _every(charted, pictured, lambda: show.report(None, folder / "runs", False))
 

@@ -38,10 +38,10 @@ LAYERS: dict[str, set[str]] = {
     "cli": {"mmalign", "errors", "io", "plan", "pipeline", "family", "vlm", "integrations"},
 }
 # What others may know of a family beside its contract: its formats (label store, chat template, frames, upright
-# pictures), how an LLM decodes, and products over a vocabulary.
+# pictures), why a row cannot be used, how an LLM decodes, and products over a vocabulary.
 CONTRACTS = {
-    *FAMILIES, "labels.store", "llms.chat", "llms.decoding", "llms.rendering", "llms.rows", "vision.frame",
-    "vision.picture",
+    *FAMILIES, "data.reasons", "labels.store", "llms.chat", "llms.decoding", "llms.rendering", "llms.rows",
+    "vision.frame", "vision.picture",
 }  # fmt: skip
 # Kinds that others name: what a LLaVA checkpoint is made of, and the loss that every model has.
 KINDS = {

@@ -218,13 +218,13 @@ def _by_layer(shares: dict[str, float]) -> Line:
     return [(float(number), share) for number, share in numbers if number.isdecimal()]
 
 
-def warnings(scores: Sequence[Path], arms: Sequence[str]) -> list[tuple[str, str]]:
-    """(stage and arm, what it warned of) of all that the scores rest on."""
+def told(scores: Sequence[Path], arms: Sequence[str], key: str) -> list[tuple[str, str]]:
+    """(stage and arm, what it says) of all that the scores rest on. key: `warnings`, or `account`: left out and cut."""
     return list(dict.fromkeys(
         (" ".join(filter(None, (about["name"], arm))), text)
         for folder, arm in zip(scores, arms, strict=True)
         for _, about in ancestors(folder)
-        for text in about.get("warnings", [])
+        for text in about.get(key, [])
     ))  # fmt: skip
 
 
@@ -273,7 +273,8 @@ def html(stage_task: Task, scores: Sequence[Path], arms: Sequence[str], rows: Se
         study=len({cell.arm for cell in rows}) > 1,
         charts=[svg(chart) for chart in curves(scores, arms)],
         premise=[svg(chart) for chart in premise(scores, arms)],
-        warnings=warnings(scores, arms),
+        warnings=told(scores, arms, "warnings"),
+        accounts=told(scores, arms, "account"),
         pictures=_pictures(scores, arms),
         stages=stages,
     )

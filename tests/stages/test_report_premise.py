@@ -9,6 +9,7 @@ import pytest
 from mmalign.stages import report
 
 WARNING = "BASIC's premise does not hold here: 50.0% before, 20.0% after"
+CUT = "2 of 400 samples were cut at max_length 100: 20 trained tokens lost"
 
 
 def finished(folder: Path, name: str, **more: object) -> Path:
@@ -24,7 +25,8 @@ def study(tmp_path: Path) -> tuple[list[Path], list[str]]:
     """A baseline, which nobody watches, and two seeds of BASIC, whose layers make fewer and fewer words."""
     scores, arms = [], ["baseline 1", "basic 1", "basic 2"]
     for number, arm in enumerate(arms):
-        train = finished(tmp_path / f"train-{number}", "tune", warnings=[WARNING] if arm == "basic 2" else [])
+        said = {"warnings": [WARNING], "account": [CUT]} if arm == "basic 2" else {}
+        train = finished(tmp_path / f"train-{number}", "tune", **said)
         if number:
             looks = [
                 {"step": step, "words": shares, "right": {name: share / 2 for name, share in shares.items()}}
@@ -59,15 +61,22 @@ def test_the_curves(study):
 
 
 def test_what_was_warned_of_stands_on_the_page(study):
-    assert report.warnings(*study) == [("tune basic 2", WARNING)]
+    assert report.told(*study, "warnings") == [("tune basic 2", WARNING)]
     page = report.html(SimpleNamespace(recipe="mine"), *study, [])
     assert "<h2>Warnings</h2>" in page
     assert "<b>tune basic 2</b>: BASIC&#39;s premise does not hold here" in page
     assert "<h2>BASIC's premise</h2>" in page
 
 
+def test_what_was_left_out_and_cut_stands_on_the_page(study):
+    page = report.html(SimpleNamespace(recipe="mine"), *study, [])
+    assert "<h2>Left out and cut</h2>" in page
+    assert f"<li><b>tune basic 2</b>: {CUT}</li>" in page
+
+
 def test_without_basic_there_is_neither(study):
     scores, arms = study
     page = report.html(SimpleNamespace(recipe="mine"), scores[:1], arms[:1], [])
     assert "Warnings" not in page
+    assert "Left out" not in page
     assert "premise" not in page
