@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
 USUAL = ("images", "image", "imgs", "img")  # folders in which pictures lie beside a file of rows
 
 
@@ -49,7 +50,8 @@ def _for_windows(path: str, folders: Sequence[str]) -> str:
 
 
 def _for_absolute(path: str, folders: Sequence[str]) -> str:
-    if _exists(path):
+    # Of what is no picture nothing is said: somebody else's rows should not lead a user to open a folder of secrets
+    if path.lower().endswith(PICTURES) and _exists(path):
         return f"images={os.path.dirname(path)}, the folder they lie in"
     if tail := _tail(path, folders):
         return f"write the paths as they are in the image folder: without {path[: len(path) - len(tail)]}"

@@ -52,42 +52,46 @@ def _convert(plain: Path, spec: str, target: Path) -> None:
     with open(plain, "rb") as source:
         sniff.check_text(source.read(sniff.HEAD), spec)
     with open(plain, encoding="utf-8-sig", newline="") as text:
-        delimiter, names = _columns(text.readline(), spec)
+        lines = enumerate(iter(text.readline, ""), 1)
+        first, header = next(((number, line) for number, line in lines if line.strip()), (1, ""))
+        delimiter, names = _columns(header, f"{spec}:{first}")
         schema = pyarrow.schema([(name, pyarrow.string()) for name in names])
-        rows = _rows(text, spec, delimiter, len(names))
+        rows = _rows(text, spec, first, delimiter, len(names))
         with pyarrow.ipc.new_file(str(target), schema) as writer:
             while some := list(islice(rows, TOGETHER)):
                 columns = [pyarrow.array(column, pyarrow.string()) for column in zip(*some, strict=True)]
                 writer.write_batch(pyarrow.record_batch(columns, schema=schema))
 
 
-def _columns(line: str, spec: str) -> tuple[str, list[str]]:
-    """(the delimiter, the names of the columns) of the first line."""
-    if not line.strip():
-        raise DataError(f"no record in {spec}: the file is empty, or its first line", at=spec, fix=FIX)
+def _columns(line: str, at: str) -> tuple[str, list[str]]:
+    """(the delimiter, the names of the columns) of the first line. at: file and line, for messages."""
+    if not line:
+        raise DataError("no record in the table: the file is empty", at=at, fix=FIX)
     names_by = {one: [name.strip() for name in next(csv.reader([line], delimiter=one))] for one in DELIMITERS}
     delimiter = max(DELIMITERS, key=lambda one: sum(name in TURNS + CAPTIONS + IMAGES for name in names_by[one]))
     names = names_by[delimiter]
     if not (set(TURNS) & set(names) or (set(CAPTIONS) & set(names) and set(IMAGES) & set(names))):
-        what = f"the first line of {spec} names neither {', '.join(TURNS)} nor image and caption: {line.strip()[:80]!r}"
-        raise DataError(what, at=f"{spec}:1", fix=FIX)
+        what = f"the first line names neither {', '.join(TURNS)} nor image and caption: {line.strip()[:80]!r}"
+        raise DataError(what, at=at, fix=FIX)
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{spec} has the column {twice!r} twice", at=f"{spec}:1", fix="take one of them out")
+        raise DataError(f"the table has the column {twice!r} twice", at=at, fix="take one of them out")
     return delimiter, names
 
 
-def _rows(text: Any, spec: str, delimiter: str, width: int) -> Iterator[list[str]]:
-    """The rows behind the first line; blank lines do not count."""
+def _rows(text: Any, spec: str, first: int, delimiter: str, width: int) -> Iterator[list[str]]:
+    """The rows behind the header, which is line `first`; blank lines do not count. A DataError names the line."""
     limit = csv.field_size_limit(sys.maxsize)  # of the whole process
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if row and len(row) != width:
                 what = f"a row has {len(row)} cells, and the first line names {width} columns"
-                raise DataError(what, at=f"{spec}:{reader.line_num + 1}", fix=FIX)
+                raise DataError(what, at=f"{spec}:{first + reader.line_num}", fix=FIX)
             if row:
                 yield row
     except csv.Error as err:
-        raise DataError(f"{spec} is not a readable table: {err}", at=f"{spec}:{reader.line_num + 1}", fix=FIX) from err
+        raise DataError(
+            f"{spec} is not a readable table: {err}", at=f"{spec}:{first + reader.line_num}", fix=FIX
+        ) from err
     finally:
         csv.field_size_limit(limit)

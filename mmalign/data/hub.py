@@ -5,15 +5,15 @@ from typing import Any
 
 from mmalign.data import cache
 from mmalign.data.rows import IMAGES, Rows
-from mmalign.data.table import ImageCell, image_cells
+from mmalign.data.table import ImageCell, as_row
 from mmalign.errors import DataError
 from mmalign.io import files
 
 
 class Hub(Rows):
     """name: of the data set on the hub, or whatever `datasets.load_dataset` takes. split, subset, revision: its own
-    words for a part of it and for a version. Columns as in Table. images: where image paths in a column count from.
-    A DataError where it cannot be loaded.
+    words for a part of it and for a version; a folder on this machine has none. Columns as in Table. images: where
+    image paths in a column count from. A DataError where it cannot be loaded.
     """
 
     def __init__(
@@ -41,8 +41,7 @@ class Hub(Rows):
         super().__init__(len(dataset), images, quarantine, at=name)
 
     def raw(self, row: int) -> Mapping[str, Any]:
-        raw = dict(self.dataset[row])
-        return raw | {key: image_cells(raw[key], row, key) for key in IMAGES if key in raw}
+        return as_row(dict(self.dataset[row]), row)
 
     def image_file(self, reference: Any) -> tuple[bytes, str]:
         if not isinstance(reference, ImageCell):

@@ -25,7 +25,9 @@ def expand(path: str | Sequence[str], endings: Sequence[str], split: str | None 
         splits.refuse(split, str(path), "the path names files, not a folder of several splits")
         paths = [file for spec in specs for single in _expand_ranges(spec) for file in _matches(single, endings)]
     if not paths:
-        raise DataError(f"no {', '.join(endings)} files in {path}", at=str(path), fix="check the path, $MMALIGN_DATA")
+        is_file = len(specs) == 1 and not (is_folder(specs[0], endings) or "*" in specs[0] or RANGE.search(specs[0]))
+        what = f"no file {specs[0]}" if is_file else f"no {', '.join(endings)} files in {path}"
+        raise DataError(what, at=str(path), fix="check the path, $MMALIGN_DATA")
     return paths
 
 

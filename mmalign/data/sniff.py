@@ -5,6 +5,7 @@ from mmalign.errors import DataError
 HEAD = 4096  # bytes that are looked at
 
 LFS = b"version https://git-lfs.github.com/"
+PICTURE = "a file of rows; pictures are named in them, and their folder under `images:`"
 _MAGIC = {
     LFS: ("a pointer of Git LFS, not the file", "fetch the file itself: git lfs pull"),
     b"PK\3\4": ("a zip archive", "unpack it"),
@@ -14,6 +15,8 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": ("packed with zstd", "unpack it"),
     b"PAR1": ("a parquet file", "name it .parquet, or the card `table`"),
     b"ARROW1": ("an Arrow file", "name it .arrow, or the card `table`"),
+    b"\xff\xd8\xff": ("a picture", PICTURE),
+    b"\x89PNG": ("a picture", PICTURE),
     b"\x93NUMPY": ("a NumPy array", "JSON, parquet, CSV or tar"),
     b"\x80\x02": ("a pickle, which is never read", "JSON, parquet, CSV or tar"),
     b"\x80\x03": ("a pickle, which is never read", "JSON, parquet, CSV or tar"),

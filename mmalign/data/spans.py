@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ from mmalign.io.limits import ROWS
 
 BLOCK = 1 << 19  # bytes looked at together; more do not fit the nearest caches
 BOM = b"\xef\xbb\xbf"
+LINE = 1 << 20  # bytes of the first lines that are looked at
 SHORT = 8  # bytes; only lines this short are looked at to see whether they are blank
 
 Array = NDArray[Any]
@@ -76,7 +78,22 @@ def find(path: Path, split: str | None = None) -> tuple[Array, list[str]]:
         splits.refuse(split, str(path), "the file is no object with a list for each split")
         if first == b"[":
             return _JsonList(path, start, start).find(source), []
+        if first:
+            _check_lines(source, str(path))
         return _line_spans(source, start, str(path)), []
+
+
+def _check_lines(source: IO[bytes], name: str) -> None:
+    """A DataError where the first lines cannot be JSONL. Leaves the source where it was."""
+    start = source.tell()
+    lines = list(islice(filter(None, (line.strip() for line in iter(lambda: source.readline(LINE), b""))), 3))
+    source.seek(start)
+    if not any(line.startswith(b"{") for line in lines):
+        what = f"neither JSON nor JSONL: the file begins with {lines[0][:40].decode(errors='replace')!r}"
+        raise DataError(what, at=name, fix="a list of objects, or an object a line; a table is named .csv or .tsv")
+    if all(line.endswith(b"},") for line in lines[:-1]) and len(lines) > 1:
+        what = "the lines end in commas: a list without its brackets"
+        raise DataError(what, at=name, fix="put [ in front of it and ] behind it, or take the commas away")
 
 
 def _blocks(source: IO[bytes]) -> Iterator[Array]:
@@ -199,7 +216,10 @@ class _JsonList:
             gaps.append((self.first, self.at, b"[]"))
         for start, end, expected in gaps:
             source.seek(start)
-            if b"".join(source.read(end - start).split()) != expected:
+            between = b"".join(source.read(end - start).split())
+            if between == b",]":
+                raise self._error("a comma stands behind the last row")
+            if between != expected:
                 raise self._error("something beside the rows is no object")
 
     def _error(self, what: str) -> DataError:

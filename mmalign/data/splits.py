@@ -62,7 +62,11 @@ def check(split: str | None, names: Sequence[str], at: str, more: str = "") -> N
     """A DataError where no split is named, or none of these. more: what stands beside them, for the message."""
     known = ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "") + more
     if split is None:
-        raise DataError(f"{at} has several splits: {known}", at=at, fix=f"name one: split={names[0]}")
+        raise DataError(
+            f"{at} has several splits: {known}",
+            at=at,
+            fix=f"name one: split={'train' if 'train' in names else names[0]}",
+        )
     if canonical(split, names) not in names:
         raise DataError(f"no split {split!r} among {known}", at=at, fix=f"split: {suggest(split, names)}")
 

@@ -56,9 +56,7 @@ class Table(Rows):
 
     def raw(self, row: int) -> Mapping[str, Any]:
         file, offset = self._at(row)
-        values = file.text(offset)
-        written = {key: _turns(values[key], key, row) for key in TURNS if _is_json(values, key)}
-        return values | written | {key: image_cells(values[key], row, key) for key in IMAGES if key in values}
+        return as_row(file.text(offset), row)
 
     def image_file(self, reference: Any) -> tuple[bytes, str]:
         if not isinstance(reference, ImageCell):
@@ -86,6 +84,12 @@ class TableFile(Protocol):
     def cell(self, row: int, column: str) -> Any:
         """The value of a row in a column; Unusable when it cannot be read."""
         ...
+
+
+def as_row(values: dict[str, Any], row: int) -> dict[str, Any]:
+    """A table's row with its turns as lists, where they are written as JSON, and its images as `image_cells`."""
+    written = {key: _turns(values[key], key, row) for key in TURNS if _is_json(values, key)}
+    return values | written | {key: image_cells(values[key], row, key) for key in IMAGES if key in values}
 
 
 def image_cells(value: Any, row: int, column: str) -> Any:
@@ -144,7 +148,7 @@ def _saved(folder: Path, file: Path, split: str | None) -> list[str]:
     state = _object_in(file)
     own = state.get("_split")
     if split is not None and split != own:
-        splits.refuse(split, str(folder), f"the folder is one data set that was saved, of split {own}")
+        splits.refuse(split, str(folder), f"the folder is one data set that was saved, of {own or 'no split'}")
     if state.get("_indices_files") or state.get("_indices_data_files"):
         what = f"{folder} is a selection of rows, which older versions of `datasets` save beside all of them"
         fix = "save it again: load_from_disk(FOLDER).flatten_indices().save_to_disk(OTHER)"

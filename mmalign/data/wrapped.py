@@ -229,7 +229,8 @@ class _Document:
             fix = f"mmalign data check coco-boxes path={self.path} images=FOLDER"
             raise DataError(what, at=self.path, fix=fix)
         what = f"{self.path} has several lists: {_few(names)}"
-        raise DataError(what, at=self.path, fix=f"name one: split={names[0]}")
+        longest = max(zip(names, self.lists.values(), strict=True), key=lambda pair: len(pair[1]))[0]
+        raise DataError(what, at=self.path, fix=f"name one: split={longest}")
 
 
 def _few(names: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ def test_splits_of_a_hub_snapshot(here, checked, refused, layout):
     (here / "snapshot" / "README.md").write_text("A card.")
     for split, count in (("train", 4), ("validation", 2), ("val", 2), ("test", 3)):
         assert checked("snapshot", f"split={split}")["rows"] == count
-    refused("snapshot", "has several splits: test, train, validation", "split=test")
+    refused("snapshot", "has several splits: test, train, validation", "split=train")
     refused("snapshot", "no split 'trian' among test, train, validation", "'train'", "split=trian")
     parquet(here / "snapshot" / "extra.parquet", 1)
     refused("snapshot", "validation, and 1 of no split", "split=")
@@ -144,7 +144,7 @@ def test_a_folder_that_datasets_saved(here, checked, refused):
     assert checked("saved", "split=test")["rows"] == 2
     assert checked("saved/train")["rows"] == checked("saved/train", "split=train")["rows"] == 3
     refused("saved", "has several splits: train, test", "split=train")
-    refused("saved/train", "split=test cannot apply: the folder is one data set that was saved, of split train",
+    refused("saved/train", "split=test cannot apply: the folder is one data set that was saved, of train",
             "leave split= out", "split=test")  # fmt: skip
     (folder / "dataset_dict.json").write_text('{"splits": ["train"]}')
     assert checked("saved")["rows"] == 3
@@ -246,6 +246,12 @@ COCO = {"images": [{"id": 1}], "annotations": [{"id": 1}], "categories": [{"id":
         (b"PK\3\4 and so on", "a zip archive", "unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a pointer of Git LFS", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "a web page", "fetch the file again"),
+        (jpeg(), "a picture", "under `images:`"),
+        ("image,caption\n0.jpg,a\n", "neither JSON nor JSONL: the file begins with 'image,caption'", "named .csv"),
+        ("- a: 1\n", "neither JSON nor JSONL: the file begins with '- a: 1'", "an object a line"),
+        ('"text"', "neither JSON nor JSONL", "an object a line"),
+        (",\n".join(map(text_of, rows(3))), "the lines end in commas: a list without its brackets", "put [ in front"),
+        (text_of({"features": [{"a": 1}], "rows": rows(3)}), "several lists: features, rows", "split=rows"),
         (b"\x80\x04\x95pickled", "a pickle, which is never read", "JSON"),
         (b'{"data": [{"a": 1}, 7]}', "one object without a list of rows; its keys: data", "JSONL"),
         (b'{"data": [], "data": []}', "'data' is given twice", ""),
@@ -286,11 +292,12 @@ TABLES = {
     "x.csv": 'image,caption\n0.jpg,"a cat, black"\n1.jpg,"two\nlines"\n2.jpg,NA\n',
     "quoted.csv": '"image" ,"caption"\r\n"0.jpg","a ""cat"""\r\n"1.jpg",1e5\r\n"2.jpg",007\r\n',
     "excel.csv": "\ufeffimage;caption\n0.jpg;a, b\n1.jpg;null\n2.jpg;c\n",
+    "blank.csv": "\n\nimage,caption\n0.jpg,a\n\n1.jpg,b\n2.jpg,c",
     "x.tsv": "caption\timage\ta\n a cat, black\t0.jpg\t\nb\t1.jpg\t\nc\t2.jpg\tx\n",
 }
 CAPTIONS = {
     "x.csv": ["a cat, black", "two\nlines", "NA"], "quoted.csv": ['a "cat"', "1e5", "007"],
-    "excel.csv": ["a, b", "null", "c"], "x.tsv": [" a cat, black", "b", "c"],
+    "blank.csv": list("abc"), "excel.csv": ["a, b", "null", "c"], "x.tsv": [" a cat, black", "b", "c"],
 }  # fmt: skip
 
 
@@ -344,6 +351,11 @@ def test_conversations_in_a_cell(here, checked):
 def test_tables_of_text_that_are_refused(here, refused, name, content, what, fix):
     (here / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(name, what, fix)
+
+
+def test_the_line_of_a_table_that_is_wrong(here, refused):
+    (here / "x.csv").write_text('\nimage,caption\n0.jpg,"two\nlines"\n1.jpg\n')
+    assert "x.csv:5\n" in refused("x.csv", "a row has 1 cells", "a CSV with a header")
 
 
 # Folders of several kinds

@@ -35,6 +35,9 @@ def test_advice(root, path, said):
 
 def test_where_the_picture_is(root):
     assert advice.for_path(f"{root}/top.jpg", ["/nowhere"]) == f"images={root}, the folder they lie in"
+    (root / "id_rsa").write_text("secret")
+    assert "id_rsa" not in advice.for_path(f"{root}/id_rsa", ["/nowhere"])
+    assert f"images={root}" not in advice.for_path(f"{root}/id_rsa", ["/nowhere"])
     said = f"images={root}, for the paths begin with images/"
     assert advice.for_path("images/coco/0.jpg", [f"{root}/images"]) == said
     assert advice.for_path("x.jpg", []) == ""

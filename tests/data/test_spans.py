@@ -68,7 +68,7 @@ def test_nothing(tmp_path, text):
         ('[{"a": 1}] [', "more behind the end"),
         ('[{"a": 1}]]', "more behind the end"),
         ('[{"a": 1}] x', "no object"),
-        ('[{"a": 1}, ]', "no object"),
+        ('[{"a": 1}, ]', "a comma stands behind the last row"),
         ('[{"a": 1} {"a": 2}]', "no object"),
         ('[{"a": 1}{"a": 2}]', "no object"),
         ('[{"a": 1},, {"a": 2}]', "no object"),

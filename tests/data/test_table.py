@@ -169,7 +169,9 @@ def test_files_that_are_no_tables(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(DataError, match="cannot read" if data else "no record in .*d.arrow: the file is empty"):
             Table(str(tmp_path / name))
-    for path in (str(tmp_path / "none.parquet"), f"{tmp_path}/none*.parquet", []):
+    with pytest.raises(DataError, match=r"no file .*none.parquet"):
+        Table(str(tmp_path / "none.parquet"))
+    for path in (f"{tmp_path}/none*.parquet", []):
         with pytest.raises(DataError, match=r"no .parquet, .arrow, .csv, .tsv, .csv.gz, .tsv.gz files in"):
             Table(path)
 
@@ -279,3 +281,9 @@ def test_recent_keeps_the_newest_within_its_budget():
     get("huge", 100)
     assert loaded[-1] == "huge"
     assert cache.total == 100
+
+
+def test_a_folder_on_this_machine_has_no_revision(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    with pytest.raises(DataError, match="revision=abc cannot apply: .* is a folder on this machine"):
+        Hub(str(tmp_path), revision="abc")

@@ -127,4 +127,6 @@ def test_tars_without_samples(tmp_path):
     with pytest.raises(DataError, match=r"no sample in .*x.tar"):
         Tars(tar(tmp_path / "x.tar", [("README.md", b"hello")]))
     with pytest.raises(DataError, match="no .tar, .tar.gz, .tgz files in"):
+        Tars(str(tmp_path / "none*"))
+    with pytest.raises(DataError, match="no file .*none"):
         Tars(str(tmp_path / "none"))
