@@ -24,9 +24,9 @@ def reader_of(spec: str) -> str | None:
     for kind, endings in ENDINGS.items():
         if patterns.ends(spec, endings):
             return READERS[kind]
-    if files.is_url(spec) or not files.exists(cache.path(spec)):
-        return None
-    return _by_content(spec)
+    if files.is_url(spec):
+        return READERS[kind_in(spec)]
+    return _by_content(spec) if files.exists(cache.path(spec)) else None
 
 
 def _by_content(spec: str) -> str:

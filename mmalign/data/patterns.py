@@ -46,8 +46,12 @@ def ends(name: str, endings: Sequence[str]) -> bool:
 def below(folder: str, endings: Sequence[str]) -> dict[str, str]:
     """{file: its path below the folder} of those that end so, in order; not hidden ones, nor what is written beside."""
     if files.is_url(folder):
-        fs, inside = cache.filesystem(folder)
-        places = [path for end in endings for path in fs.glob(f"{inside.rstrip('/')}/**/*{end}")]
+        try:
+            fs, inside = cache.filesystem(folder)
+            places = [path for end in endings for path in fs.glob(f"{inside.rstrip('/')}/**/*{end}")]
+        except Exception as err:  # file systems of fsspec raise whatever their libraries do
+            what = f"cannot read {folder}: {err or type(err).__name__}"
+            raise DataError(what, at=folder, fix="check the URL") from err
         name_of = {fs.unstrip_protocol(path): path.removeprefix(inside).lstrip("/") for path in places}
     else:
         place = cache.path(folder)

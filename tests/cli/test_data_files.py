@@ -7,6 +7,7 @@ import json
 import tarfile
 import zipfile
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -88,6 +89,20 @@ def test_splits_of_a_hub_snapshot(here, checked, refused, layout):
     parquet(here / "snapshot" / "extra.parquet", 1)
     refused("snapshot", "validation, and 1 of no split", "split=")
     assert checked("snapshot", "split=train")["rows"] == 4
+
+
+def test_splits_of_a_remote_folder(here, checked, refused):
+    for split, count in (("train", 4), ("test", 3)):
+        parquet(here / f"{split}.parquet", count)
+        for name in (f"{split}-00000-of-00001.parquet", f".cache/{split}.parquet"):
+            with fsspec.open(f"memory://{here.name}/train set/{name}", "wb") as target:
+                target.write((here / f"{split}.parquet").read_bytes())
+        with fsspec.open(f"memory://{here.name}/texts/{split}.jsonl", "wb") as target:
+            target.write("".join(text_of(one) + "\n" for one in rows(count)).encode())
+    for folder in ("train set", "texts"):
+        assert checked(f"memory://{here.name}/{folder}", "split=test")["rows"] == 3
+        refused(f"memory://{here.name}/{folder}", "has several splits: test, train", "split=train")
+    refused(f"memory://{here.name}", "has files of several kinds: 2 JSON", "*.parquet")
 
 
 def test_a_split_alone_needs_no_name(here, checked, refused):

@@ -208,6 +208,7 @@ def test_arguments_may_be_paths_and_lists(folder, capsys, monkeypatch):
         (("toy-chat", ["size"]), DataError, "'size' is not key=value"),
         (("toy-chat", ["length=3"]), CardError, "length"),
         (("none.jsonl", []), DataError, "no file "),
+        (("nosuch://x/y", []), DataError, "cannot read nosuch://x/y"),
     ],
 )
 def test_mistakes(args, error, message, capsys):
