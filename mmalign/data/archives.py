@@ -29,7 +29,7 @@ DIRECTORY = 1 << 30  # bytes of a zip's list of its members, some 100 each
 _MEMBER = np.dtype([("hash", "<u8"), ("offset", "<i8"), ("size", "<i8"), ("full", "<i8"), ("how", "<u2")])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A file in an archive. offset, size, unpacked: in bytes, as it lies there and unpacked.
 

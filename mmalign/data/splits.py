@@ -18,14 +18,17 @@ SHOWN = 8  # names of splits in a message
 
 def split_of(name: str) -> str | None:
     """The split that a file's path below its folder names, as `datasets` reads such names; None where it names none."""
-    parts = PurePosixPath(name).parts
-    if shard := SHARD.match(parts[-1]):
-        return WORDS.get(shard[1], shard[1])
-    for part in reversed(parts):
-        for word in re.split(r"[^A-Za-z]+", part):
-            if word.lower() in WORDS:
-                return WORDS[word.lower()]
-    return None
+    *folders, last = PurePosixPath(name).parts
+    shard = SHARD.match(last)
+    if shard and _named(shard[1]):
+        return WORDS.get(shard[1], shard[1])  # train_sft-00000-of-00001.parquet is of train_sft
+    by_word = next(filter(None, map(_named, [last, *reversed(folders)])), None)
+    return by_word or (shard[1] if shard else None)
+
+
+def _named(part: str) -> str | None:
+    """The split that a word in a part of a path means."""
+    return next((WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in WORDS), None)
 
 
 def choose(name_of: Mapping[str, str], folder: str, split: str | None) -> list[str]:

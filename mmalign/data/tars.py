@@ -152,7 +152,7 @@ def _in_order(name: str) -> list[str]:
     return [part.zfill(DIGITS) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Part:
     """A file of a sample. first: its path up to the name's first dot; stem: up to the last one."""
 

@@ -161,6 +161,9 @@ def test_a_folder_that_datasets_saved(here, checked, refused):
     refused("saved", "has several splits: train, test", "split=train")
     refused("saved/train", "split=test cannot apply: the folder is one data set that was saved, of train",
             "leave split= out", "split=test")  # fmt: skip
+    (folder / "dataset_dict.json").rename(here / "away.json")
+    refused("saved", "has several splits: test, train", "split=train")
+    assert checked("saved", "split=test")["rows"] == 2
     (folder / "dataset_dict.json").write_text('{"splits": ["train"]}')
     assert checked("saved")["rows"] == 3
     state["_indices_files"] = [{"filename": "indices.arrow"}]

@@ -12,6 +12,8 @@ from mmalign.data import splits
         ("data/train_sft-00000-of-00001.parquet", "train_sft"),
         ("data/val-00000-of-00001.parquet", "validation"),
         ("default/train/0000.parquet", "train"),
+        ("test/data-00000-of-00001.arrow", "test"),
+        ("lima/part-00000-of-00001.parquet", "part"),
         ("default/partial-train/0000.parquet", "train"),
         ("VQA/Testing/0.arrow", "test"),
         ("cc3m-validation-0007.tar", "validation"),
