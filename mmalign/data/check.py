@@ -210,14 +210,14 @@ class Examiner:
         faults = [self._check_image(reference, record.id, result) for reference in record.images]
         if first := next(filter(None, faults), None):
             result.bad.append(BadRecord(record.id, *first))
-        else:
+        elif record.notes or self.render:
             self._note(record, result)
         return _hash(_own_id(self.data, record.id))
 
     def _note(self, record: Record, result: CheckResult) -> None:
         """What the reader noticed, and what the model makes of a record that can be read."""
         try:
-            notes = Counter(record.notes) + (self.render(record) if self.render else Counter())
+            notes = (self.render(record) if self.render else Counter()) + Counter(record.notes)
         except DataError as err:
             result.bad.append(BadRecord(record.id, reason_of(err), err.what))
             return

@@ -24,6 +24,7 @@ MASKS = (  # of a whole row: which of its turns or tokens are meant does not say
     "loss_mask", "loss_weight", "loss_scale", "masked", "train_on_turn", "train_detail", "assistant_masks",
     "completion_mask",
 )  # fmt: skip
+ROW_FLAGS = flags.KEYS | frozenset(MASKS)
 OTHER = ("video", "videos", "audio", "audios")  # a row about them would be trained as text about nothing
 WHY = {
     **dict.fromkeys(TOOLS, "write calls and results into the turns' texts, or leave such rows out"),
@@ -47,7 +48,7 @@ def refuse(row: Row, turn: bool = False) -> None:
     for key in OTHER:
         if row.get(key):
             raise Unusable("shape", f"the row has {key}, which are not read")
-    for key in row.keys() & (flags.KEYS | set(MASKS)):
+    for key in row.keys() & ROW_FLAGS:
         if _is_mask(key, row[key]):
             what = f"the row has {key}: {str(row[key])[:40]!r}, and such a flag is read in its turns only"
             raise Unusable("flags", what, fix=flags.FIX)

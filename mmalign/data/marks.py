@@ -45,7 +45,7 @@ def _mark_in_front(turn: Turn) -> Turn:
 
 def foreign(turns: Sequence[Turn]) -> Iterator[str]:
     """The other models' marks in the turns, each once, as they are written; an HTML one without its attributes."""
-    texts = (turn.text for turn in turns if "<" in turn.text or "[" in turn.text)
+    texts = (turn.text for turn in turns if "[" in turn.text or turn.text.count("<") > turn.text.count(MARK))
     yield from dict.fromkeys(
         match[0] if match[0].endswith((">", "]")) else f"{match[0]} ...>"
         for text in texts for match in _FOREIGN.finditer(text) if match[0] != MARK

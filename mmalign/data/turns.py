@@ -17,7 +17,9 @@ NOTHING = ("", "None", "none", "nan")  # what stands in Cambrian's `image` where
 DIALECTS = ("conversations", "messages", "texts")  # what a row's turns stand under, the first that is there
 IMAGE_KEYS = ("image_url", "image", "url", "path")  # what an image stands under in a part of a turn
 READ = frozenset(("id", "image", "images", *keys.SYSTEM))  # of a row, beside what its turns stand under
-READ_TURN = frozenset(("from", "role", "value", "content")) | flags.KEYS
+PLAIN_ROW = frozenset(("id", "image", "conversations"))  # LLaVA's: nothing to be looked at closer
+PLAIN = frozenset(("from", "role", "value", "content"))  # and of a turn
+READ_TURN = PLAIN | flags.KEYS
 READ_EXCHANGE = frozenset(("user", "assistant")) | flags.KEYS
 READ_PART = frozenset(("type", "text", *IMAGE_KEYS))
 ROW_NOTE = "rows with the key {}, which is not read".format
@@ -45,12 +47,16 @@ def parse_row(row: Row) -> Conversation:
     A turn's loss flags give its weight, see flags.py; a row's own `system` is its system turn; what would change what
     is learned and is not read is refused, see keys.py, and every other key that is not read gets a note.
     """
-    keys.refuse(row)
+    is_plain = row.keys() <= PLAIN_ROW
+    if not is_plain:
+        keys.refuse(row)
     images, notes = _images(row), list[str]()
     turns = _turns(row, images, notes)
     if _first(turns):
         notes.append("rows that begin with an answer, which is left out")
-    turns = _with_system(keys.system(row), turns[_first(turns) :])
+    turns = turns[_first(turns) :]
+    if not is_plain:
+        turns = _with_system(keys.system(row), turns)
     _check_turns(turns)
     turns = marks.place(turns, len(images))
     notes += map(marks.note, marks.foreign(turns))
@@ -126,10 +132,10 @@ def _turn(role: Role, text: Any, weight: float | None = None) -> Turn:
 
 def _either(item: Row, one: str, other: str) -> Any:
     """What stands under one of two keys; where it stands under both, it must be the same."""
-    values = [item[key] for key in (one, other) if item.get(key) is not None]
-    if len(values) > 1 and values[0] != values[1]:
+    first, second = item.get(one), item.get(other)
+    if first is not None and second is not None and first != second:
         raise Unusable("shape", f"a turn has both `{one}` and `{other}`, and they differ")
-    return values[0] if values else None
+    return second if first is None else first
 
 
 class _RawTurn:
@@ -138,13 +144,15 @@ class _RawTurn:
     def __init__(self, item: Any, images: list[Any], notes: list[str]) -> None:
         if not isinstance(item, Mapping):
             raise Unusable("shape", f"a turn is {_short(item)}, not an object")
-        keys.refuse(item, turn=True)
+        is_plain = item.keys() <= PLAIN
+        if not is_plain:
+            keys.refuse(item, turn=True)
+            notes += keys.unread(item, READ_TURN, TURN_NOTE)
         self.role, self.content = _either(item, "from", "role"), _either(item, "value", "content")
         self.images, self.notes = images, notes
         if not isinstance(self.role, str) or self.role not in ROLES:
             raise Unusable("roles", f"no role {_short(self.role)}", fix="one of " + ", ".join(ROLES))
-        self.weight = flags.weight(item)
-        notes += keys.unread(item, READ_TURN, TURN_NOTE)
+        self.weight = None if is_plain else flags.weight(item)
 
     def turn(self) -> Turn:
         """The turn with a MARK for each image in its content; Unusable where it is none."""
