@@ -34,6 +34,7 @@ from mmalign.vlm.batch import Batch
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import Supervised, counts, keep_reached
 
+LENGTHS = 2  # raise it when rows become longer or shorter; 2: a row's own system turn, answers in pieces
 LOOKED = 64  # samples looked through for one with an image, before the first step
 
 
@@ -104,7 +105,15 @@ def _by_length(task: Task, stage: Train, collate: Collate) -> Callable[[int], An
 
         return np.stack(order.lengths(collate.data, tokens, workers=stage.engine.workers))
 
-    about = [task.what["cards"]["data"], chat.checkpoint, chat.template, collate.tokens, stage.max_length, rows]
+    about = [
+        LENGTHS,
+        task.what["cards"]["data"],
+        chat.checkpoint,
+        chat.template,
+        collate.tokens,
+        stage.max_length,
+        rows,
+    ]
     length_N, kind_N = cache.array("lengths", hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32], measured)
 
     def of_epoch(epoch: int) -> Any:

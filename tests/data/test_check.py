@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from mmalign.data import Data, Record, Turn, check
 from mmalign.data.conversations import Conversations
 from mmalign.data.mixture import Mixture
+from mmalign.data.reasons import Unusable
 from mmalign.errors import CardError, DataError
 from mmalign.toyworld.data import Captions
 from tests.data.samples import encode, images, jpeg, jsonl, picture, row
@@ -234,3 +236,30 @@ def test_progress_without_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mmalign.cli.live.EVERY", 0.0)
     _, _, err = run(capsys, many(tmp_path, 450), [])
     assert "many.jsonl: 200/450" in err
+
+
+class Short:
+    """Refuses long answers, counts words."""
+
+    def __call__(self, record):
+        if len(record.turns[-1].text) > 20:
+            raise Unusable("template", "too long")
+        return Counter({"words": len(record.turns[-1].text.split())})
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_a_model_makes_of_records_is_counted(tmp_path, jobs):
+    rows = [row(str(n), asked="What?", answer="a b c" if n % 2 else "a cat " * 9) for n in range(450)]
+    path = jsonl(tmp_path / "x.jsonl", rows)
+    result = check.check(partial(Conversations, path), jobs, make_render=Short)
+    assert result.reasons == {"template": 225}
+    assert result.notes == {"words": 675}
+    assert result.noted["words"][0] == "1@1"
+
+
+def test_kinds_of_notes_are_bounded(tmp_path):
+    rows = [row(str(n), asked="What?") | {f"key{n}": 1} for n in range(900)]
+    result = check.check(partial(Conversations, jsonl(tmp_path / "x.jsonl", rows)), jobs=1)
+    assert len(result.notes) == check.NOTED + 1
+    assert result.notes[check.MORE] == 900 - check.NOTED
+    assert result.notes["rows with the key 'key7', which is not read"] == 1
