@@ -76,7 +76,7 @@ class Tars(Rows):
                 raise Unusable("shape", f"{key} has {len(files[kind])} {what}, and a sample has one", fix=GROUPED)
         content = strict.parse(tar.read(files[0][0], key), f"{key}.json") if 0 in files else {}
         if not any(name in content for name in TURNS):
-            content = {"id": key} | _caption(content, tar.read(files[1][0], key) if 1 in files else None, key)
+            content |= {"id": key} | _caption(content, tar.read(files[1][0], key) if 1 in files else None, key)
         if 2 in files:
             content.pop("image", None)
             content["images"] = [TarImage(index, int(file["offset"]), int(file["size"]), key) for file in files[2]]

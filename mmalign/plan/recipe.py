@@ -167,8 +167,9 @@ class Train(Stage):
     log_every: int = field(default=10, metadata=_above(0) | SILENT)  # optimizer steps
     watch_every: int = field(default=100, metadata=_above(0) | SILENT)  # steps between looks at BASIC's premise
 
-    # 2: with group_by_length, steps of like length; the language-model loss in fp32; 3: labels where the patch lies
-    version = 3
+    # 2: with group_by_length, steps of like length; the language-model loss in fp32; 3: labels where the patch lies;
+    # 4: an answer's own tokens and its end are trained, with the weight of its flags
+    version = 4
     gives = ("weights",)
     takes = ("labels", "weights", "vision", "llm")
     parts = ("vision", "adapter", "llm")
@@ -268,6 +269,7 @@ class Language(Stage):
     engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)
     log_every: int = field(default=10, metadata=_above(0) | SILENT)
 
+    version = 2  # 2: an answer's own tokens and its end are trained
     gives = ("llm",)
     parts = ("llm",)
 

@@ -130,3 +130,16 @@ def test_tars_without_samples(tmp_path):
         Tars(str(tmp_path / "none*"))
     with pytest.raises(DataError, match="no file .*none"):
         Tars(str(tmp_path / "none"))
+
+
+def test_keys_beside_a_caption_are_not_lost(tmp_path):
+    """What changes what is learned is refused, the rest is named: as in any other row."""
+    beside = [{"url": "https://a/b.jpg", "id": "other"}, {"tools": [{"name": "f"}], "caption": "a star"}]
+    members = [(f"{n}.{kind}", data) for n, content in enumerate(beside) for kind, data in (
+        ("jpg", jpeg(n)), ("json", json.dumps(content).encode()), ("txt", b"a ring"))]  # fmt: skip
+    data = Tars(tar(tmp_path / "x.tar", members))
+    assert data[0].id == "0@0"
+    assert data[0].turns[-1].text == "a ring"
+    assert data[0].notes == ("rows with the key 'url', which is not read",)
+    with pytest.raises(Unusable, match="the row has tools"):
+        data[1]

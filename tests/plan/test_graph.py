@@ -102,7 +102,7 @@ def test_what_changes_a_result_is_in_it_and_in_all_that_reads_it(plan, word, wha
 
 def test_a_new_version_of_a_stage_is_in_it(plan, monkeypatch):
     before = plan()
-    monkeypatch.setattr("mmalign.plan.recipe.Train.version", 4)
+    monkeypatch.setattr("mmalign.plan.recipe.Train.version", 5)
     assert changed(before, plan()) == AFTER_ALIGN
 
 
