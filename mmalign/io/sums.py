@@ -21,6 +21,7 @@ LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 LAST = "# {} files"  # the last line, so that a list that is cut off is noticed
 AGAIN = f"export it again; where you changed the folder yourself, delete its {NAME}"
 THREADS = min(8, os.cpu_count() or 1)
+PIECE = 4 << 20  # bytes read at once
 SMALL = 1 << 20  # bytes; smaller files are compared before anything reads them
 
 
@@ -62,8 +63,7 @@ def _hash(place: Path) -> Future[str]:
 
     def work() -> None:
         try:
-            with open(place, "rb") as source:
-                digest.set_result(hashlib.file_digest(source, "sha256").hexdigest())
+            digest.set_result(_sha256(place))
         except BaseException as err:
             digest.set_exception(err)
 
@@ -76,6 +76,15 @@ def _hash(place: Path) -> Future[str]:
     else:
         threading.Thread(target=wait_and_work, daemon=True).start()
     return digest
+
+
+def _sha256(place: Path) -> str:
+    """In large pieces: between two of them this thread waits for the one that loads the file."""
+    digest, piece = hashlib.sha256(), memoryview(bytearray(PIECE))
+    with open(place, "rb", buffering=0) as source:
+        while count := source.readinto(piece):
+            digest.update(piece[:count])
+    return digest.hexdigest()
 
 
 def of(places: Iterable[Path], folder: Path) -> dict[str, str]:
