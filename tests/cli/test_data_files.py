@@ -260,7 +260,7 @@ COCO = {"images": [{"id": 1}], "annotations": [{"id": 1}], "categories": [{"id":
         (text_of({"data": rows(3)}, indent=1) + "\n]", "']' behind the end of an object", "fetch the file again"),
         (text_of(rows(2)).encode("utf-16"), "UTF-16, not UTF-8", "save it as UTF-8"),
         (text_of(rows(2)).encode("utf-16-le"), "no text in UTF-8: it has zero bytes", "save it as UTF-8"),
-        (gzip.compress(b"[]"), "packed with gzip", "name it .gz"),
+        (gzip.compress(b"[]", mtime=0), "packed with gzip", "name it .gz"),
         (b"PK\3\4 and so on", "a zip archive", "unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a pointer of Git LFS", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "a web page", "fetch the file again"),
