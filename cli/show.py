@@ -123,7 +123,7 @@ def results(nodes: Sequence[Node]) -> None:
         if len(evaluations) > 1:
             out.print(f"\n{live.name(node)}", style="bold")
         scores(finished.scores(node.folder), False)
-    for node in nodes:
+    for node in (node for node in nodes if (node.folder / "stage.json").exists()):
         for line in finished.account(node.folder):
             out.print(f"{live.name(node)}: {line}", markup=False)
     out.print(f"done: {len(nodes)} stages in {nodes[0].folder.parent}")

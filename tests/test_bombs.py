@@ -127,9 +127,15 @@ def test_a_file_of_nothing_but_rows(tmp_path, head, row):
 
 def test_a_row_of_3_gib(tmp_path):
     path = sparse(tmp_path / "x.jsonl", 3 * GIB)
-    peak, said = refused(path, "from mmalign.data.conversations import Conversations; Conversations(path)[0]")
-    assert "oversized: row 0 has 3 GiB, and no more than 256 MiB are read" in said
+    read = "from mmalign.data.conversations import Conversations; Conversations(path)[0]"
+    peak, said = refused(path, read)
+    assert "the file is no text in UTF-8: it has zero bytes" in said
     assert peak < BASE
+    with open(path, "r+b") as target:
+        target.write(b'{"id": "' + b"a" * (1 << 20))
+    peak, said = refused(path, read)
+    assert "x.jsonl has more than 256 MiB" in said
+    assert peak < BASE + 5 * (256 << 20)  # the element as far as it may go, and the copies of reading on
 
 
 def parquet(path: Path, code: str) -> Path:
