@@ -10,8 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from mmalign.errors import CheckError, MMAlignError, suggest
+from mmalign.io.environment import ALLOW_CODE
 
+from .groups import data_app, labels_app
 from .lines import complain, say
+from .options import AllowCode, Json, Overrides, RecipeArg, Runs
 
 INTERRUPTED = 130  # Ctrl-C, as shells count it; Typer makes it an exit code without a word
 
@@ -22,23 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Align visual tokens with the words a language model knows.",
 )
-
-RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="a path, or the name of a shipped recipe")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="settings laid over the recipe")]
-Runs = Annotated[Path, typer.Option(help="where stages are kept")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-
-
-def _allow_code(allow: bool) -> bool:
-    """For this process and the stages it starts; `main` takes it back."""
-    if allow:
-        os.environ[ALLOW_CODE] = "1"
-    return allow
-
-
-ALLOW_CODE = "MMALIGN_ALLOW_CODE"
-ALLOW_HELP = "import classes that no card or package here names (or MMALIGN_ALLOW_CODE=1)"
-AllowCode = Annotated[bool, typer.Option("--allow-code", callback=_allow_code, help=ALLOW_HELP)]
 
 
 @app.command()
@@ -271,97 +257,8 @@ def doctor_(
         doctor.examine(as_json)
 
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at a data set.")
 app.add_typer(data_app, name="data")
-DataArg = Annotated[str, typer.Argument(metavar="DATA", help="a card's name, or a file or folder of records")]
-DataArgs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="arguments of the reader")]
-
-
-MaxLength = Annotated[int | None, typer.Option(min=1, help="tokens a sample is cut at; left out: none is cut")]
-
-
-@data_app.command("check")
-def data_check(
-    data: DataArg,
-    overrides: DataArgs = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="processes; left out: one a core")] = None,
-    quarantine: Annotated[Path | None, typer.Option(help="write the records that cannot be used there")] = None,
-    llm: Annotated[str | None, typer.Option(help="whose chat format every record must fit; left out: none")] = None,
-    vision: Annotated[str | None, typer.Option(help="whose patches; left out: an image is one token")] = None,
-    max_length: MaxLength = None,
-    as_json: Json = False,
-    allow_code: AllowCode = False,
-) -> int:
-    """Read every record and image, and say what cannot be used."""
-    from . import data as verbs
-
-    model = verbs.Model(llm, vision, max_length)
-    return verbs.check(data, overrides or [], jobs, quarantine, as_json, model)
-
-
-@data_app.command("show")
-def data_show(
-    data: DataArg,
-    overrides: DataArgs = None,
-    llm: Annotated[str, typer.Option(help="whose chat format and tokens")] = "toy-llama",
-    vision: Annotated[str | None, typer.Option(help="whose patches; left out: an image is one token")] = None,
-    rows: Annotated[str, typer.Option(help="a number, or first:last")] = "0:3",
-    max_length: MaxLength = None,
-    as_json: Json = False,
-    allow_code: AllowCode = False,
-) -> None:
-    """Show records as a model gets them: which tokens are trained, and the images."""
-    from . import data as verbs
-
-    verbs.look(data, overrides or [], llm, vision, rows, as_json, max_length)
-
-
-labels_app = typer.Typer(no_args_is_help=True, help="Look at a label store, or decide a source's sign.")
 app.add_typer(labels_app, name="labels")
-Store = Annotated[str, typer.Argument(metavar="LABELS", help="the folder of a label stage, or a store (path or URL)")]
-
-
-@labels_app.command("stats")
-def labels_stats(
-    place: Store,
-    out: Annotated[Path | None, typer.Option(help="write figure 6 of SEA there, as .png and .json")] = None,
-    as_json: Json = False,
-) -> None:
-    """Scores, words used and mean score of each word (SEA, figure 6)."""
-    from . import labels as verbs
-
-    verbs.stats(place, out, as_json)
-
-
-@labels_app.command("show")
-def labels_show(
-    place: Store,
-    keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="record ids; left out: the first")] = None,
-    out: Annotated[Path, typer.Option(help="the picture")] = Path("labels.png"),
-    allow_code: AllowCode = False,
-) -> None:
-    """Draw the labels of images onto them."""
-    from . import labels as verbs
-
-    verbs.show(place, keys or [], out)
-
-
-@labels_app.command("sign")
-def labels_sign(
-    source: Annotated[str, typer.Argument(metavar="CARD", help="a label source   (mmalign list labels)")],
-    data: DataArg,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="labels.words=..., data.size=..., fit=pad")
-    ] = None,
-    images: Annotated[int, typer.Option(min=2, help="looked at, spread over the data")] = 256,
-    out: Annotated[Path, typer.Option(help="a few images labelled under both signs, as .png")] = Path("signs.png"),
-    as_json: Json = False,
-    allow_code: AllowCode = False,
-) -> None:
-    """Decide the sign of a label source by captions, without anything else."""
-    from . import signs
-
-    signs.decide(source, data, overrides or [], images, out, as_json)
 
 
 def main(args: list[str] | None = None) -> Any:

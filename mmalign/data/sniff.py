@@ -6,6 +6,9 @@ HEAD = 4096  # bytes that are looked at
 
 LFS = b"version https://git-lfs.github.com/"
 PICTURE = "a file of rows; pictures are named in them, and their folder under `images:`"
+ROWS = "JSON, parquet, CSV or tar"
+PICKLE = ("a pickle, which is never read", ROWS)
+UTF_16 = ("UTF-16, not UTF-8", "save it as UTF-8")
 _MAGIC = {
     LFS: ("a pointer of Git LFS, not the file", "fetch the file itself: git lfs pull"),
     b"PK\3\4": ("a zip archive", "unpack it"),
@@ -17,15 +20,15 @@ _MAGIC = {
     b"ARROW1": ("an Arrow file", "name it .arrow, or the card `table`"),
     b"\xff\xd8\xff": ("a picture", PICTURE),
     b"\x89PNG": ("a picture", PICTURE),
-    b"\x93NUMPY": ("a NumPy array", "JSON, parquet, CSV or tar"),
-    b"\x80\x02": ("a pickle, which is never read", "JSON, parquet, CSV or tar"),
-    b"\x80\x03": ("a pickle, which is never read", "JSON, parquet, CSV or tar"),
-    b"\x80\x04": ("a pickle, which is never read", "JSON, parquet, CSV or tar"),
-    b"\x80\x05": ("a pickle, which is never read", "JSON, parquet, CSV or tar"),
-    b"\x89HDF": ("an HDF5 file", "JSON, parquet, CSV or tar"),
-    b"SQLite": ("an SQLite database", "JSON, parquet, CSV or tar"),
-    b"\xff\xfe": ("UTF-16, not UTF-8", "save it as UTF-8"),
-    b"\xfe\xff": ("UTF-16, not UTF-8", "save it as UTF-8"),
+    b"\x93NUMPY": ("a NumPy array", ROWS),
+    b"\x80\x02": PICKLE,
+    b"\x80\x03": PICKLE,
+    b"\x80\x04": PICKLE,
+    b"\x80\x05": PICKLE,
+    b"\x89HDF": ("an HDF5 file", ROWS),
+    b"SQLite": ("an SQLite database", ROWS),
+    b"\xff\xfe": UTF_16,
+    b"\xfe\xff": UTF_16,
 }
 _PAGES = (b"<!doctype", b"<html", b"<?xml")
 

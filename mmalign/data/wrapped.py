@@ -101,12 +101,16 @@ class _Places(JsonReader):
     def place(self) -> int:
         """The byte of the next character."""
         self.peek()
+        return self.behind()
+
+    def behind(self) -> int:
+        """The byte behind what was read last."""
         self.start += len(self.text[self.mark : self.at].encode())
         self.mark = self.at
         return self.start
 
     def more(self) -> bool:
-        self.start += len(self.text[self.mark : self.at].encode())
+        self.behind()
         self.mark = 0
         return super().more()
 
@@ -126,7 +130,7 @@ class _Document:
         reader = self.reader
         start = reader.place()
         top = self._object("", 0)
-        self.objects.append((start, self._end()))
+        self.objects.append((start, self.reader.behind()))
         while (character := reader.peek()) == "{":
             self.objects.append(self._value())
             whole.check_size(len(self.objects), ROWS, self.path, more=True)
@@ -206,14 +210,7 @@ class _Document:
     def _value(self) -> tuple[int, int]:
         start = self.reader.place()
         self.reader.value()
-        return start, self._end()
-
-    def _end(self) -> int:
-        """The byte behind what was read last."""
-        reader = self.reader
-        reader.start += len(reader.text[reader.mark : reader.at].encode())
-        reader.mark = reader.at
-        return reader.start
+        return start, self.reader.behind()
 
     def _tell_what_else(self) -> None:
         """A DataError for an object without any list of rows."""

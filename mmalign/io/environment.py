@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 REFERENCE = re.compile(r"\$\{\s*oc\.env\s*:\s*(MMALIGN_\w+)\s*(?:,\s*([^${}\[\]]*?)\s*)?\}")
+ALLOW_CODE = "MMALIGN_ALLOW_CODE"  # 1: as --allow-code, see plan/trust.py
 SHORT = 4  # characters; what is shorter would be found, and hidden, in every line of a log
 
 

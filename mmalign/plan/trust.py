@@ -15,6 +15,7 @@ import logging
 import os
 
 from mmalign.errors import CardError
+from mmalign.io import environment
 from mmalign.plan import definitions, signatures
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ CONTRACTS: dict[str, tuple[str, ...]] = {
     "benchmarks": ("Benchmark", "Probe"),
 }
 OPENERS = ("mmalign.pipeline.load.load", "mmalign.integrations.vllm.VLLM")  # of the family `checkpoints`: no part
-ALLOW_CODE = "MMALIGN_ALLOW_CODE"  # 1: as --allow-code
 
 
 class RefusedError(CardError):
@@ -39,7 +39,7 @@ class RefusedError(CardError):
 
 def allow(family: str, name: str, target: str, at: str) -> None:
     """Refuse a target that no card of this machine names; with --allow-code a warning says that it is imported."""
-    if os.environ.get(ALLOW_CODE) != "1":
+    if os.environ.get(environment.ALLOW_CODE) != "1":
         what = f"{family} {name!r} is {target}, code that no card or package here names"
         fix = "if you trust it: --allow-code, or its card in a folder of MMALIGN_REGISTRY"
         raise RefusedError(what, at=at, fix=fix)
