@@ -14,7 +14,7 @@ from mmalign.data import Data
 from mmalign.errors import CardError, DataError
 from mmalign.io import files
 from mmalign.io.visible import one_line, visible
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.read import setting
 
@@ -50,14 +50,14 @@ def check(
 
     make_render = _make_render(model)
     card = card_of(data, overrides)
-    dataset = cards.build(card)
+    dataset = building.build(card)
     if quarantine:
         dataset.leave_out([])  # it says so if it cannot
         files.writable(quarantine)
         if quarantine.is_dir():
             raise DataError(f"{quarantine} is a folder", at=str(quarantine), fix="--quarantine FILE")
     with _progress(card.name) as progress:
-        result = doctor.check(partial(cards.build, card), jobs, progress, make_render)
+        result = doctor.check(partial(building.build, card), jobs, progress, make_render)
     if quarantine:
         _write(quarantine, card, result)
     if as_json:
@@ -195,7 +195,7 @@ def look(
 ) -> None:  # fmt: skip
     """Show records as the model gets them: the prompt, which tokens are trained, the images and their grid."""
     chat, grid = _chat(llm), _grid(vision)
-    records = cards.build(card_of(data, overrides))
+    records = building.build(card_of(data, overrides))
     views = [_view(records, number, chat, grid, max_length) for number in _numbers(rows, len(records))]
     if as_json:
         from . import dump

@@ -13,7 +13,7 @@ from mmalign.labels.figures import figure_6, overlay
 from mmalign.labels.figures import stats as count
 from mmalign.labels.store import Store
 from mmalign.pipeline import task
-from mmalign.plan.cards import build
+from mmalign.plan.building import build
 from mmalign.vision.picture import rgb
 
 from . import dump

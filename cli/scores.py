@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mmalign.benchmarks import Benchmark, Gaps, Probe, Score
 from mmalign.errors import DataError, RunError
-from mmalign.plan.cards import Card, Registry, build, own, target
+from mmalign.plan.building import build, own, target
+from mmalign.plan.cards import Card, Registry
 from mmalign.plan.read import setting
 from mmalign.plan.references import paths
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 from mmalign.errors import CheckError, DataError, RunError
 from mmalign.io import files
-from mmalign.plan import cards, facts, graph, signatures
+from mmalign.plan import building, cards, facts, graph, signatures
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.check import of_stage
 from mmalign.plan.read import COMMAND, setting
@@ -34,7 +34,7 @@ def decide(source: str, data: str, overrides: Sequence[str], images: int, target
     files.writable(target)
     if target.is_dir():
         raise RunError(f"{target} is a folder", at="--out", fix="--out signs.png")
-    records = cards.build(of_role["data"])
+    records = building.build(of_role["data"])
     if not len(records):
         raise DataError("the data set is empty", at=of_role["data"].path, fix="check its path and split")
     from mmalign.vlm.signs import both

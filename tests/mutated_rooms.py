@@ -446,7 +446,7 @@ ARGS: dict[str, dict[str, Any]] = {
 
 
 def _bench(place: Path) -> Any:
-    from mmalign.plan.cards import build
+    from mmalign.plan.building import build
 
     card = Registry().card("benchmarks", place.name)
     own = dict(ARGS.get(f"{place.parent.name}/{place.name}", {}))

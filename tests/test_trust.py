@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from mmalign.errors import CardError, RecipeError
 from mmalign.io import environment, files, yaml
 from mmalign.pipeline import task, worker
-from mmalign.plan import cards, graph, installed, signatures, trust
+from mmalign.plan import building, graph, installed, signatures, trust
 from mmalign.plan import read as compose
 from mmalign.plan.cards import FAMILIES, Card, ForeignCard, Registry
 from tests.data.samples import images, jsonl, row
@@ -128,20 +128,22 @@ def test_a_name_that_only_stands_for_one_of_ours_is_that_one(marker):
 
     for target in ("stranger.Base", "stranger.Alias"):
         foreign = ForeignCard("", target, {"depth": 1}, name="alias", family="adapters")
-        assert type(cards.build(foreign, patch_dim=4, llm_dim=4, grid=(1, 1))) is MLP
+        assert type(building.build(foreign, patch_dim=4, llm_dim=4, grid=(1, 1))) is MLP
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("target", ["mmalign.plan.cards.build", "mmalign.pipeline.load.load", "mmalign.vlm.model.VLM"])
+@pytest.mark.parametrize(
+    "target", ["mmalign.plan.building.build", "mmalign.pipeline.load.load", "mmalign.vlm.model.VLM"]
+)
 def test_what_is_mmalign_s_but_no_part_is_refused(target):
     with pytest.raises(CardError, match="is no class of mmalign.adapters.Adapter"):
-        cards.build(ForeignCard("", target, family="adapters"))
+        building.build(ForeignCard("", target, family="adapters"))
 
 
 def test_a_card_of_no_family_is_refused_where_it_travels():
     for family in ("", "checkpoints", "pipeline"):
         with pytest.raises(CardError) as caught:
-            cards.build(ForeignCard("", "subprocess.getoutput", SHELL, name="odd", family=family, path="stage.yaml"))
+            building.build(ForeignCard("", "subprocess.getoutput", SHELL, name="odd", family=family, path="stage.yaml"))
         assert caught.value.what == "'odd' is subprocess.getoutput, a part of no family"
 
 
@@ -219,7 +221,7 @@ def test_own_shelves_are_held_to_their_family_too(marker, mmalign, monkeypatch):
             recipe(Path("r.yaml"), data)
             refused(mmalign("check", "r.yaml"), target, marker)
         with pytest.raises(CardError, match=target):
-            cards.build(Registry().card("data", "mine"))
+            building.build(Registry().card("data", "mine"))
     assert not marker.exists()
 
 
@@ -229,7 +231,7 @@ def test_a_function_that_no_text_tells_is_not_called(marker, monkeypatch):
     Path("path/dynamic.py").write_text(f"import pathlib\nmake = (lambda: lambda: pathlib.Path({MARKER!r}).touch())()\n")
     card(Path("shelf"), "data", "mine", "dynamic.make")
     with pytest.raises(CardError, match=r"dynamic\.make is no class of mmalign\.data\.Data"):
-        cards.build(Registry().card("data", "mine"))
+        building.build(Registry().card("data", "mine"))
     assert not marker.exists()
 
 
@@ -242,7 +244,7 @@ def test_a_text_that_lies_is_found_out_before_the_call(marker, monkeypatch):
     card(Path("shelf"), "data", "mine", "lying.Rows")
     assert trust.of_family("lying.Rows", "data")
     with pytest.raises(CardError, match=r"lying\.Rows is no class of mmalign\.data\.Data"):
-        cards.build(Registry().card("data", "mine"))
+        building.build(Registry().card("data", "mine"))
     assert not marker.exists()
 
 
@@ -287,7 +289,7 @@ def test_an_entry_point_that_lies_about_its_family(install, marker, mmalign, val
         recipe(Path("r.yaml"), data)
         refused(mmalign("check", "r.yaml"), f"{target} is no class of mmalign.data.Data", marker)
     with pytest.raises(CardError, match="is no class of mmalign.data.Data"):
-        cards.build(Registry().card("data", "brought"))
+        building.build(Registry().card("data", "brought"))
     assert not marker.exists()
 
 
@@ -301,7 +303,7 @@ def test_what_is_installed_is_known(install, marker):
     with pytest.raises(CardError):  # known as an adapter, and as nothing else
         Registry().adopted(replace(foreign, family="data"))
     assert not marker.exists()
-    built = cards.build(foreign, patch_dim=4, llm_dim=4, grid=(1, 1))
+    built = building.build(foreign, patch_dim=4, llm_dim=4, grid=(1, 1))
     assert type(built).__module__ == "stranger.parts"
     assert "again" not in sys.modules
 
@@ -441,7 +443,7 @@ def test_no_permission_makes_a_function_a_part(marker, mmalign, target):
 
 def test_what_is_made_in_python_is_the_user_s_own(marker):
     card = Card("", "stranger.Part", {"depth": 1}, family="adapters")
-    cards.build(card, patch_dim=4, llm_dim=4, grid=(1, 1))
+    building.build(card, patch_dim=4, llm_dim=4, grid=(1, 1))
     assert marker.exists()
 
 
@@ -527,7 +529,7 @@ def test_what_a_recipe_may_ask_for(here, monkeypatch):
     stage = read.stages["label"]
     assert (read.seed, stage.keep, stage.shard) == (12, 12, 7)
     assert stage.data.args["split"] == "${oc.env:MMALIGN_SPLIT}"  # until it is used
-    assert cards.build(replace(Registry().card("data", "toy-captions"), args=stage.data.args)).scenes.split == "eval"
+    assert building.build(replace(Registry().card("data", "toy-captions"), args=stage.data.args)).scenes.split == "eval"
     with pytest.raises(RecipeError, match="MMALIGN_NONE is not set"):
         compose.load("r.yaml", ["seed=${oc.env:MMALIGN_NONE}"])
     with pytest.raises(RecipeError, match="MMALIGN_NONE is not set"):

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from mmalign.errors import CheckError
 from mmalign.integrations.transformers_vlm import wrap
 from mmalign.objectives import Objective
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.cards import Registry
 from mmalign.plan.check import unmet
 from mmalign.vision import Frame
@@ -195,7 +195,7 @@ def supervise(
     for name, setting in {"lm": 1.0, **(objectives or {})}.items():
         args = {"weight": setting} if isinstance(setting, (int, float)) else dict(setting)
         weights[name] = float(args.pop("weight", 1.0))
-        parts[name] = cards.build(registry.card("objectives", name), **args)
+        parts[name] = building.build(registry.card("objectives", name), **args)
         adapter, grid = type(vlm.adapter).__name__, vlm.grid is not None
         unlabelled = "labels" in parts[name].needs and labels is None
         for what, fix in unmet(name, parts[name].needs, parts[name].per_patch, labels is not None, grid, adapter):

@@ -16,7 +16,7 @@ from mmalign.llms import LLM
 from mmalign.pipeline import weights
 from mmalign.pipeline.existing import WHOLE
 from mmalign.pipeline.task import Task
-from mmalign.plan import cards
+from mmalign.plan import building, cards
 from mmalign.plan.cards import Card
 from mmalign.vision import Vision
 from mmalign.vlm.model import VLM
@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def vlm(task: Task) -> VLM:
     """The model of a task, with the weights of the stages it reads; a new adapter is drawn from the recipe's seed."""
     if WHOLE in task.cards:  # a checkpoint that no stage here made, see pipeline/existing.py
-        model: VLM = cards.build(task.cards[WHOLE])
+        model: VLM = building.build(task.cards[WHOLE])
         return model
     trained, runs = weights.places(task), task.folder.parent
     with weights.verified(runs, trained.values()):
@@ -35,7 +35,7 @@ def vlm(task: Task) -> VLM:
         language = llm(task, trained, runs)
         torch.manual_seed(task.seed)  # every arm of a study begins with the same adapter
         card = task.cards["adapter"]
-        adapter: Adapter = cards.build(card, patch_dim=encoder.dim, llm_dim=language.dim, grid=encoder.grid)
+        adapter: Adapter = building.build(card, patch_dim=encoder.dim, llm_dim=language.dim, grid=encoder.grid)
         if "adapter" in trained:
             adapter.load_state_dict(_weights(runs / trained["adapter"]))
     return VLM(encoder, adapter, language)
@@ -59,7 +59,7 @@ def vision(task: Task, role: str, trained: Mapping[str, str], runs: Path) -> Vis
     with weights.verified(runs, own):
         for place in own:
             named[innermost] = _from(named[innermost], runs / place)
-        encoder: Vision = cards.build(named[role], inner=cards.inside(role, named))
+        encoder: Vision = building.build(named[role], inner=cards.inside(role, named))
     return encoder
 
 
@@ -73,7 +73,7 @@ def llm(task: Task, trained: Mapping[str, str], runs: Path) -> LLM:
     card = task.cards["llm"]
     own = [trained["llm"]] if "llm" in trained else []
     with weights.verified(runs, own):
-        language: LLM = cards.build(_from(card, runs / own[0]) if own else card)
+        language: LLM = building.build(_from(card, runs / own[0]) if own else card)
     return language
 
 
@@ -83,7 +83,7 @@ def _from(card: Card, checkpoint: Path) -> Card:
 
 
 def data(card: Card) -> Data:
-    dataset: Data = cards.build(card)
+    dataset: Data = building.build(card)
     return dataset
 
 

@@ -9,7 +9,7 @@ from mmalign.errors import RunError, suggest
 from mmalign.io import files, sums
 from mmalign.pipeline import task
 from mmalign.pipeline.task import Task
-from mmalign.plan import cards, graph, signatures, trust
+from mmalign.plan import building, graph, signatures, trust
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.check import protocols
 from mmalign.plan.exported import cards as exported_cards
@@ -168,7 +168,7 @@ def _of_parent(stored: Task, stage: Stage, registry: Registry) -> Node:
 def parts(stored: Task, registry: Registry) -> dict[str, Card]:
     """The cards of a trained model; a CardError for a class that the registry does not know, see plan/trust.py."""
     own = {role: card for role, card in stored.cards.items() if role.split(".")[0] in ("vision", "adapter", "llm")}
-    return {role: cards.own(card, registry) for role, card in own.items()}
+    return {role: building.own(card, registry) for role, card in own.items()}
 
 
 def _asked(name: str, seed: int, stage: Stage, registry: Registry) -> tuple[dict[str, Card], Recipe]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import files
 from mmalign.plan import definitions, signatures, trust
-from mmalign.plan.cards import ARGS, Card, members
+from mmalign.plan.cards import Card, members
 from mmalign.plan.graph import named
 from mmalign.plan.recipe import Part, Recipe
 
@@ -40,7 +40,7 @@ def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAli
             yield from _lacking(card, takes, recipe.where(key))
             for arg, what in signatures.mistyped(card.target, card.args):
                 at = places.get(arg, f"{card.path}  args.{arg}")
-                yield CheckError(f"{card.family} {card.name!r}: {arg} {what}", at=at, fix=ARGS)
+                yield CheckError(f"{card.family} {card.name!r}: {arg} {what}", at=at, fix=signatures.ARGS)
         for number, one in members(card):
             try:
                 takes = signatures.takes(one.target) if one.target else None

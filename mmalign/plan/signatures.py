@@ -12,6 +12,7 @@ from mmalign.plan import definitions
 
 EMPTY = {"nn.Module", "torch.nn.Module", "Module", "object", "ABC", "Protocol", "Generic", "NamedTuple"}  # take nothing
 
+ARGS = "what the class takes: mmalign show, or its docstring"
 Arguments = dict[str, bool]  # name: whether it must be given
 UNKNOWN, ABSENT = object(), object()  # of an attribute: the text does not tell; no class has it
 

@@ -19,7 +19,7 @@ from mmalign.pipeline import build, weights
 from mmalign.pipeline.existing import VLLM as INSIDE_VLLM
 from mmalign.pipeline.existing import WHOLE
 from mmalign.pipeline.task import Task
-from mmalign.plan import cards
+from mmalign.plan import building, cards
 from mmalign.plan.recipe import Evaluate
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
@@ -59,7 +59,7 @@ def _model(task: Task, stage: Evaluate, benches: Sequence[Benchmark | Probe]) ->
     """Who is asked, and where its parts lie."""
     if WHOLE in task.cards and task.cards[WHOLE].target == INSIDE_VLLM:
         vllm.check(benches)
-        return cards.build(task.cards[WHOLE]), {}
+        return building.build(task.cards[WHOLE]), {}
     vlm = build.vlm(task)
     build.cast_all(stage.precision, vlm)
     if "llm" in task.cards:
@@ -75,7 +75,7 @@ def _keep(task: Task, model: VLM | VLLM, bench: Benchmark | Probe, name: str, sc
 
 def bench_of(task: Task, role: str) -> Benchmark | Probe:
     """The benchmark or probe of a role; one that names a data card is handed that data."""
-    bench: Benchmark | Probe = cards.build(task.cards[role], inner=cards.inside(role, task.cards))
+    bench: Benchmark | Probe = building.build(task.cards[role], inner=cards.inside(role, task.cards))
     return bench
 
 

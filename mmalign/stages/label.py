@@ -18,7 +18,7 @@ from mmalign.labels import LabelSource, store
 from mmalign.labels.store import Header, ShardFile
 from mmalign.pipeline import build, weights
 from mmalign.pipeline.task import Task
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.recipe import Label
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
@@ -36,7 +36,7 @@ def source(
     """
     encoder = _encoder(task, own)
     handed: dict[str, Any] = {} if encoder is None else {"encoder": encoder}
-    labels: LabelSource = cards.build(task.cards["labels"], keep=keep, **handed)
+    labels: LabelSource = building.build(task.cards["labels"], keep=keep, **handed)
     decided = labels.prepare(lambda: sampling.captions(data), lambda images: _sample(encoder, data, images))
     if decided:
         events.say("labels: " + ", ".join(f"{key} {value}" for key, value in decided.items()))

@@ -13,7 +13,7 @@ from mmalign.objectives.lm import NextToken
 from mmalign.pipeline import build
 from mmalign.pipeline.build import DTYPES
 from mmalign.pipeline.task import Task
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.cards import Card
 from mmalign.plan.recipe import Language
 from mmalign.stages import evaluate
@@ -33,7 +33,7 @@ def run(task: Task) -> dict[str, Any]:
     events = Events(task.folder, rank)
     card = task.cards["llm"]
     torch.manual_seed(task.seed)
-    llm = cast(LLM, cards.build(replace(card, args={**card.args, "random": True})))
+    llm = cast(LLM, building.build(replace(card, args={**card.args, "random": True})))
     data = build.data(task.cards["data"])
     collate = Collate(data, llm.chat, None, 0, stage.max_length, BadSamples.of(0, task.folder), stage.prompt_weight)
     model = Supervised(VLM(None, None, llm), {"lm": NextToken()}).to(DTYPES[stage.precision])

@@ -20,7 +20,7 @@ from mmalign.objectives import Objective
 from mmalign.pipeline import build, weights
 from mmalign.pipeline.build import DTYPES
 from mmalign.pipeline.task import Task
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.check import unmet
 from mmalign.plan.recipe import Train
 from mmalign.stages.supply import Supply, supply
@@ -81,7 +81,7 @@ def _account(task: Task, stage: Train, collate: Collate, steps: int, premise: Pr
 
 
 def _supervised(task: Task, stage: Train, vlm: VLM, labels: Supply, distributed: bool) -> Supervised:
-    objectives = {name: cast(Objective, cards.build(task.cards[f"objectives.{name}"])) for name in stage.objectives}
+    objectives = {name: cast(Objective, building.build(task.cards[f"objectives.{name}"])) for name in stage.objectives}
     _fits(objectives, vlm, labels)
     model = Supervised(vlm, objectives, labels.in_pass)
     build.cast_all(stage.precision, model)

@@ -12,18 +12,16 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from mmalign.errors import CardError, one_of
-from mmalign.io import document, files, pretrained
-from mmalign.io.document import Side
-from mmalign.vision import FITS, Fit, Frame, Vision, check_pixels, depth, no_text
+from mmalign.io import files, pretrained
+from mmalign.vision import FITS, Fit, Frame, Vision, check_pixels, depth, no_text, processor
 from mmalign.vision.dense import DENSE, Attention, Dense, alone, available, operated, states_of
 from mmalign.vision.picture import fitted, rgb
-from mmalign.vision.processor import ResizeCropNormalize, frame_of, own_fit
+from mmalign.vision.processor import ResizeCropNormalize, frame_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 TEXTS = 256  # texts encoded at a time
-MOST = 16_384  # pixels of a side of an image
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,10 @@ class HFVision(Vision):
         model = load(checkpoint, self.random)
         self.tower: Any = getattr(model, "vision_model", model)
         self.project: nn.Module | None = getattr(model, "visual_projection", None)
-        self.processor, self.fit = _processor(checkpoint, image_size, fit, self.pil)
+        self.processor, self.fit = processor.read(checkpoint, image_size, fit, self.pil)
         self.preprocess = ResizeCropNormalize.from_processor(self.processor)
         config = self.tower.config
-        self.image_size = _side(self.processor, checkpoint)
+        self.image_size = processor.side(self.processor, checkpoint)
         self.dim, self.grid = config.hidden_size, (self.image_size // config.patch_size,) * 2
         self.joint = _joint(model)
         available(self.dense, *_ways(self.joint, self.project), checkpoint)
@@ -296,40 +294,6 @@ def _ways(joint: int, project: nn.Module | None) -> tuple[tuple[Dense, ...], str
     if not joint:
         return (), "has no text tower"
     return (("plain", "value"), "pools by attention, not by its class token") if project is None else (DENSE, "")
-
-
-def _processor(checkpoint: str, image_size: int | None, fit: Fit | None, pil: bool) -> tuple[Any, Fit]:
-    """The checkpoint's image processor, and what it does: with a size or a fit of our own all of the middle square, or
-    all of the picture; on its own it may cut a margin away."""
-    backend = {"backend": "pil"} if pil else {}
-    processor: Any = pretrained.read(checkpoint, lambda path: AutoImageProcessor.from_pretrained(path, **backend))
-    own = own_fit(processor)
-    fit = fit or own
-    if image_size is None:
-        image_size = _side(processor, checkpoint)
-        if fit == own != "pad":  # which is done here, before the processor
-            return processor, fit
-    square_ = {"height": image_size, "width": image_size}
-    processor.do_center_crop = fit == "crop"
-    if getattr(processor, "do_pad", None):
-        processor.do_pad = False
-    processor.size = {"shortest_edge": image_size} if fit == "crop" else square_
-    processor.crop_size = square_ if fit == "crop" else None
-    return processor, fit
-
-
-def _side(processor: Any, checkpoint: str) -> int:
-    """The side of the images a processor makes."""
-    for size in (dict(processor.size), dict((processor.do_center_crop and processor.crop_size) or {})):
-        for name, side in size.items():
-            if side is not None and (document.problem(side, Side) or side > MOST):
-                what = f"the image processor of {checkpoint}: {name} must be 1 to {MOST:,} pixels, got {side!r}"
-                raise CardError(what, at=checkpoint, fix="image_size: a number of pixels")
-    size = dict(processor.crop_size if processor.do_center_crop else processor.size)
-    if not (height := size.get("height")) or height != size.get("width"):
-        what = f"the image processor of {checkpoint} makes images that are not square: {size}"
-        raise CardError(what, fix="image_size: a number of pixels")
-    return int(height)
 
 
 def _token_ids(tokenizer: Any, model: Any, texts: Sequence[str]) -> Tensor:

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoImageProcessor
 
+from mmalign.errors import CardError
+from mmalign.io import document, pretrained
+from mmalign.io.document import Side
 from mmalign.vision.picture import placed
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 # What is done here in place of a processor's own methods; a processor that overrides one is called itself.
 METHODS = ("process_image", "_preprocess", "resize", "center_crop", "rescale_and_normalize", "normalize")
+MOST = 16_384  # pixels of a side of an image
 SETTINGS = ("do_resize", "do_rescale", "do_normalize")
 
 
@@ -85,6 +90,40 @@ def own_fit(processor: Any) -> "Fit":
     if getattr(processor, "do_pad", None):
         return "pad"
     return "crop" if processor.do_center_crop else "squash"
+
+
+def read(checkpoint: str, image_size: int | None, fit: "Fit | None", pil: bool) -> "tuple[Any, Fit]":
+    """The checkpoint's image processor, and what it does: with a size or a fit of our own all of the middle square, or
+    all of the picture; on its own it may cut a margin away."""
+    backend = {"backend": "pil"} if pil else {}
+    processor: Any = pretrained.read(checkpoint, lambda path: AutoImageProcessor.from_pretrained(path, **backend))
+    own = own_fit(processor)
+    fit = fit or own
+    if image_size is None:
+        image_size = side(processor, checkpoint)
+        if fit == own != "pad":  # which is done here, before the processor
+            return processor, fit
+    square_ = {"height": image_size, "width": image_size}
+    processor.do_center_crop = fit == "crop"
+    if getattr(processor, "do_pad", None):
+        processor.do_pad = False
+    processor.size = {"shortest_edge": image_size} if fit == "crop" else square_
+    processor.crop_size = square_ if fit == "crop" else None
+    return processor, fit
+
+
+def side(processor: Any, checkpoint: str) -> int:
+    """The side of the images a processor makes."""
+    for size in (dict(processor.size), dict((processor.do_center_crop and processor.crop_size) or {})):
+        for name, length in size.items():
+            if length is not None and (document.problem(length, Side) or length > MOST):
+                what = f"the image processor of {checkpoint}: {name} must be 1 to {MOST:,} pixels, got {length!r}"
+                raise CardError(what, at=checkpoint, fix="image_size: a number of pixels")
+    size = dict(processor.crop_size if processor.do_center_crop else processor.size)
+    if not (height := size.get("height")) or height != size.get("width"):
+        what = f"the image processor of {checkpoint} makes images that are not square: {size}"
+        raise CardError(what, fix="image_size: a number of pixels")
+    return int(height)
 
 
 def frame_of(

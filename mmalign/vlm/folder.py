@@ -16,7 +16,7 @@ from mmalign.adapters import Adapter
 from mmalign.errors import RunError
 from mmalign.io import files, sums
 from mmalign.llms import LLM
-from mmalign.plan import cards, exported
+from mmalign.plan import building, cards, exported
 from mmalign.plan.cards import Card
 from mmalign.plan.exported import AGAIN, FORMAT, ROLES
 from mmalign.vision import Vision
@@ -94,9 +94,9 @@ def build(named: Mapping[str, Card], place: Path | None = None) -> VLM:
     innermost = max((role for role in named if role.startswith("vision")), key=len)
     if place is not None:
         named |= {role: _from(named[role], place / role.split(".")[0]) for role in (innermost, "llm")}
-    vision: Vision = cards.build(named["vision"], inner=cards.inside("vision", named))
-    llm: LLM = cards.build(named["llm"])
-    adapter: Adapter = cards.build(named["adapter"], patch_dim=vision.dim, llm_dim=llm.dim, grid=vision.grid)
+    vision: Vision = building.build(named["vision"], inner=cards.inside("vision", named))
+    llm: LLM = building.build(named["llm"])
+    adapter: Adapter = building.build(named["adapter"], patch_dim=vision.dim, llm_dim=llm.dim, grid=vision.grid)
     return VLM(vision, adapter, llm)
 
 

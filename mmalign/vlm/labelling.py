@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmalign.errors import CheckError, DataError
 from mmalign.labels import LabelSource, PatchLabels
-from mmalign.plan import cards
+from mmalign.plan import building, cards
 from mmalign.plan.cards import Registry
 from mmalign.vision import Vision
 from mmalign.vision.picture import upright_size
@@ -40,9 +40,9 @@ class Labeller:
             raise CheckError(what, at="labels", fix="a source with an encoder, such as siglip-words")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.encoder: Vision = (
-            cards.build(inner["encoder"], inner=cards.inside("encoder", inner)).float().to(device).eval()
+            building.build(inner["encoder"], inner=cards.inside("encoder", inner)).float().to(device).eval()
         )
-        self.source: LabelSource = cards.build(card, keep=top_k, encoder=self.encoder)
+        self.source: LabelSource = building.build(card, keep=top_k, encoder=self.encoder)
         self.decided = self._prepared(listed(images))
         self.source = self.source.to(self.device)
 

@@ -10,7 +10,7 @@ import torch
 from mmalign.data import Data
 from mmalign.errors import DataError
 from mmalign.labels import LabelSource, PatchLabels
-from mmalign.plan import cards
+from mmalign.plan import building, cards
 from mmalign.plan.cards import Card
 from mmalign.vision import Vision
 from mmalign.vlm import sampling
@@ -37,14 +37,14 @@ def both(card: Card, inner: Mapping[str, Card], data: Data, images: int, picture
     where there is no picture to look at.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder: Vision = cards.build(inner["encoder"], inner=cards.inside("encoder", inner)).float().to(device).eval()
+    encoder: Vision = building.build(inner["encoder"], inner=cards.inside("encoder", inner)).float().to(device).eval()
     looked_at = sampling.sample(encoder, data, images)
     if not looked_at:
         what = f"none of {len(data):,} records has a picture that can be read"
         raise DataError(what, at="data", fix="data with images   (mmalign data check)")
 
     def source(sign: int | str) -> LabelSource:
-        return cards.build(replace(card, args={**card.args, "sign": sign}), keep=1, encoder=encoder)  # type: ignore[no-any-return]
+        return building.build(replace(card, args={**card.args, "sign": sign}), keep=1, encoder=encoder)  # type: ignore[no-any-return]
 
     def prepared(one: LabelSource) -> dict[str, object]:
         return one.prepare(lambda: sampling.captions(data), lambda _: looked_at)

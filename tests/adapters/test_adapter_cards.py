@@ -9,7 +9,7 @@ from torch import nn
 
 from mmalign.adapters import Adapter
 from mmalign.errors import CheckError
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.estimate import adapter_parameters
 from mmalign.testing import check_adapter
@@ -29,7 +29,7 @@ UNCOUNTED = {"c-abstractor"}  # a shortcut is there for some widths only
 
 def make(card: Card, patch_dim: int, llm_dim: int, grid: tuple[int, int]) -> Adapter:
     args = {name: SMALL.get(name, value) for name, value in card.args.items()}
-    return cards.target(card)(patch_dim, llm_dim, grid, **args)
+    return building.target(card)(patch_dim, llm_dim, grid, **args)
 
 
 def width(card: Card) -> int:
@@ -50,12 +50,12 @@ def test_contract(name: str, grid: tuple[int, int]):
 @pytest.mark.parametrize("name", CARDS)
 def test_facts(name: str):
     card = CARDS[name]
-    target = cards.target(card)
+    target = building.target(card)
     assert card.facts["keeps_grid"] == target.keeps_grid
     assert set(card.args) <= set(inspect.signature(target).parameters)
     assert card.paper.startswith("https://arxiv.org/abs/") or name == "identity"
     if (setting := card.facts.get("tokens")) is not None:  # the argument that says how many
-        assert cards.build(card, patch_dim=64, llm_dim=48, grid=(6, 4)).tokens == card.args[setting]
+        assert building.build(card, patch_dim=64, llm_dim=48, grid=(6, 4)).tokens == card.args[setting]
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -65,7 +65,7 @@ def test_the_card_itself_builds_at_real_sizes(name: str, patch: int, dim: int):
     card = CARDS[name]
     dim = patch if card.facts.get("same_width") else dim
     with torch.device("meta"):
-        made = cards.build(card, patch_dim=patch, llm_dim=dim, grid=(24, 24))
+        made = building.build(card, patch_dim=patch, llm_dim=dim, grid=(24, 24))
     assert made.tokens == TOKENS.get(name, 576)
     told = adapter_parameters(card, patch, dim)
     assert told == (None if name in UNCOUNTED else sum(p.numel() for p in made.parameters()))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from mmalign.errors import CardError
-from mmalign.plan.cards import Card, Registry, build
+from mmalign.plan.building import build
+from mmalign.plan.cards import Card, Registry
 
 NAMES = ("vqav2", "gqa", "textvqa", "scienceqa", "mmbench", "mmbench_cn", "pope", "vizwiz", "mmvet", "mmlu")
 MMBENCH = "index\tquestion\thint\tA\tB\tanswer\tcategory\timage\n1\tWhich?\t\ta\tb\tA\tocr\tiVBO\n"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mmalign.pipeline import existing
 from mmalign.pipeline.load import load
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.cards import Registry
 from tests.plan.test_mistakes import assert_mistake
 
@@ -76,7 +76,7 @@ def test_alignment_on_boxes(model, here, mmalign, monkeypatch):
     result = mmalign("eval", model, "--bench", "coco-alignment", "--json")
     assert result.code == 0, result.err
     metrics = json.loads(result.out)["coco-alignment"]
-    vlm, data = load(str(model)), cards.build(Registry().card("data", "coco-boxes"))
+    vlm, data = load(str(model)), building.build(Registry().card("data", "coco-boxes"))
     right = []
     for record in data:
         picture = data.image(record.images[0])

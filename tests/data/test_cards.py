@@ -9,7 +9,7 @@ import pytest
 from mmalign.data import Data
 from mmalign.errors import CardError, CheckError
 from mmalign.pipeline import task
-from mmalign.plan import cards, graph, signatures
+from mmalign.plan import building, graph, signatures
 from mmalign.plan import read as compose
 from mmalign.plan.cards import Registry
 from mmalign.plan.check import check
@@ -29,7 +29,7 @@ def test_a_card_fits_its_class(name):
     assert set(card.args) <= set(takes)
     missing = {arg for arg, needed in takes.items() if needed} - set(card.args)
     assert missing <= ({"path", "data", "name"} if name in OWN else set())
-    assert issubclass(cards.target(card), Data)
+    assert issubclass(building.target(card), Data)
     assert card.facts["truth"] is (name in BOXES)
 
 
@@ -68,7 +68,7 @@ def laid_out(root, name):
 def test_published_data_is_read_as_it_is_laid_out(tmp_path, monkeypatch, name):
     monkeypatch.setenv("MMALIGN_DATA", str(tmp_path))
     laid_out(tmp_path, name)
-    data = cards.build(Registry().card("data", name))
+    data = building.build(Registry().card("data", name))
     assert [record.id for record in data] == ["a@0", "t@1"]
     assert is_picture(data.image(data[0].images[0]), 0, "JPEG")
 
@@ -87,7 +87,7 @@ def test_boxes_are_read_as_they_are_laid_out(tmp_path, monkeypatch):
     for place in ("coco/val2017/000000000139.jpg", "vg/VG_100K_2/1.jpg"):
         (tmp_path / place).write_bytes(jpeg())
     for name, said in zip(BOXES, ("person", "tree"), strict=True):
-        data = cards.build(Registry().card("data", name))
+        data = building.build(Registry().card("data", name))
         assert [record.caption for record in data] == [said]
         assert is_picture(data.image(data[0].images[0]), 0, "JPEG")
 
@@ -97,7 +97,7 @@ def test_a_mixture_from_a_recipe(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(row("a", "0.jpg")) + "\n")
     card = Registry().card("data", "mixture")
     card.args = {"data": [{"kind": "conversations", "path": str(tmp_path / "a.jsonl")}], "weights": [3]}
-    assert len(cards.build(card)) == 3
+    assert len(building.build(card)) == 3
 
 
 def filled(*members, **more):
@@ -114,7 +114,7 @@ def test_a_mixture_of_cards(tmp_path):
     inner = {"card": "mixture", "args": {"data": [own, toys], "weights": [3, 0.5]}}
     card = filled("toy-eval", inner, own["args"] | {"kind": "conversations"}, counts=[2, 5, 1])
     assert card.args["data"][0] == {"target": "mmalign.toyworld.data.Captions", "args": {"size": 400, "split": "eval"}}
-    data = cards.build(card)
+    data = building.build(card)
     assert [record.id.split("@")[0] for record in data] == [
         "0/eval-0", "0/eval-200", "1/0/a", "1/0/a", "1/0/a", "1/1/train-0", "1/1/train-2", "2/a"
     ]  # fmt: skip
@@ -155,7 +155,7 @@ def test_a_recipe_with_a_mixture_of_cards(here):
     assert check(variants) == []
     (node,) = graph.plan(variants, here)
     task.save(node)
-    assert len(cards.build(task.load(node.folder).cards["data"])) == 10
+    assert len(building.build(task.load(node.folder).cards["data"])) == 10
     (here / "a.jsonl").write_text(json.dumps(row("b", None, "Hello.")) + "\n")
     assert graph.plan(variants, here)[0].folder != node.folder
     (here / "r.yaml").write_text("name: r\n" + text.replace("PATH", "b.jsonl"))

@@ -18,7 +18,7 @@ from mmalign.data.conversations import Conversations
 from mmalign.data.mixture import Mixture
 from mmalign.errors import StageError
 from mmalign.llms.chat import Chat
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.cards import Registry
 from mmalign.toyworld.data import Captions
 from mmalign.training.batches import BadSamples, Collate
@@ -28,7 +28,7 @@ from tests.data.samples import jsonl, row
 @pytest.fixture(scope="module")
 def parts():
     known = Registry()
-    return Chat(known.card("llms", "toy-llama").args["checkpoint"]), cards.build(known.card("vision", "toy-clip"))
+    return Chat(known.card("llms", "toy-llama").args["checkpoint"]), building.build(known.card("vision", "toy-clip"))
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ WAYS = [
 def test_every_way_to_store_rows_feeds_training_the_same(parts, tmp_path, name, write):
     known = Registry()
     card = known.card("data", name)
-    collated = batch(cards.build(known.filled(replace(card, args=card.args | write(tmp_path)))), parts, range(3))
+    collated = batch(building.build(known.filled(replace(card, args=card.args | write(tmp_path)))), parts, range(3))
     chat, vision = parts
     assert torch.equal(collated.pixels_B3SS, torch.stack([vision.pixels(Captions(3).image(n)) for n in range(3)]))
     assert (collated.ids_RS == chat.mark).sum(1).tolist() == [n * vision.patches for n in (1, 2, 0)]

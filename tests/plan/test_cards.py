@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmalign.errors import CardError
-from mmalign.plan import cards, definitions, installed, signatures
+from mmalign.plan import building, cards, definitions, installed, signatures
 from mmalign.plan.cards import FAMILIES, Registry
 from tests.conftest import TINY, command
 
@@ -136,7 +136,7 @@ def test_paths_in_a_card_count_from_its_own_folder(here):
 
 
 def test_build_passes_arguments_on():
-    made = cards.build(Registry().card("adapters", "mlp3x-gelu"), patch_dim=3, llm_dim=5, grid=(2, 2))
+    made = building.build(Registry().card("adapters", "mlp3x-gelu"), patch_dim=3, llm_dim=5, grid=(2, 2))
     assert [tuple(p.shape) for p in made.parameters()] == [(5, 3), (5,), (5, 5), (5,), (5, 5), (5,)]
 
 
@@ -151,7 +151,7 @@ def test_build_passes_arguments_on():
 )
 def test_a_target_that_cannot_be_imported(target, what):
     with pytest.raises(CardError) as caught:
-        cards.build(cards.Card("a", target, name="mine", family="adapters", path="mine.yaml"))
+        building.build(cards.Card("a", target, name="mine", family="adapters", path="mine.yaml"))
     assert what in caught.value.what
     assert target in caught.value.what
     assert caught.value.at == "mine.yaml"
@@ -160,7 +160,7 @@ def test_a_target_that_cannot_be_imported(target, what):
 def test_arguments_that_do_not_fit_name_the_signature():
     card = cards.Card("a", "mmalign.adapters.mlp.MLP", {"deep": 2}, name="mine", family="adapters", path="mine.yaml")
     with pytest.raises(CardError) as caught:
-        cards.build(card, patch_dim=3, llm_dim=5, grid=(2, 2))
+        building.build(card, patch_dim=3, llm_dim=5, grid=(2, 2))
     assert "deep" in caught.value.what
     assert "depth" in caught.value.fix
 

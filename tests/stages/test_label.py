@@ -17,7 +17,7 @@ from mmalign.errors import StageError
 from mmalign.io import files
 from mmalign.labels.store import Store, words_hash
 from mmalign.pipeline import task
-from mmalign.plan import cards, graph
+from mmalign.plan import building, graph
 from mmalign.plan import read as compose
 from mmalign.plan.check import check
 from mmalign.stages import label
@@ -122,7 +122,7 @@ class Spotty(Captions):
 
 
 def test_unreadable_images_are_listed_with_the_reason_and_the_budget_stops_the_stage(tmp_path, monkeypatch):
-    monkeypatch.setattr(cards, "build", _instead(cards.build, "toy-captions", Spotty(IMAGES)))
+    monkeypatch.setattr(building, "build", _instead(building.build, "toy-captions", Spotty(IMAGES)))
     given = made(tmp_path)
     with pytest.raises(StageError, match="1 of 4 images could not be read, more than max_bad 0.001: train-3: images/3"):
         label.run(given)  # the first shard is enough to know
@@ -144,7 +144,7 @@ def test_the_other_images_of_a_record_are_labelled_nevertheless(tmp_path, monkey
             record = super().__getitem__(number)
             return replace(record, images=(number, number + 1000))
 
-    monkeypatch.setattr(cards, "build", _instead(cards.build, "toy-captions", Pairs(IMAGES)))
+    monkeypatch.setattr(building, "build", _instead(building.build, "toy-captions", Pairs(IMAGES)))
     given = made(tmp_path, "stages.label.max_bad=0.1")
     assert label.run(given)["metrics"] == {"images": 2 * IMAGES - 2, "bad": 2}
     store = Store(given.folder / "labels")

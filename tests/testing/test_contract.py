@@ -10,7 +10,8 @@ from mmalign.adapters import Adapter
 from mmalign.adapters.mlp import MLP
 from mmalign.errors import CheckError
 from mmalign.llms.causal import CausalLM
-from mmalign.plan.cards import Card, Registry, build, inside, target
+from mmalign.plan.building import build, target
+from mmalign.plan.cards import Card, Registry, inside
 from mmalign.testing import check_model, small
 from mmalign.vlm.model import VLM
 

@@ -8,7 +8,7 @@ import torch
 from mmalign.labels import LabelSource
 from mmalign.labels.given import Given
 from mmalign.labels.words import NearestWords
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.cards import Registry
 from mmalign.testing import check_labels
 
@@ -17,7 +17,7 @@ WORDS = "pkg:mmalign.toyworld/words/clean.txt"
 
 @pytest.fixture(scope="module")
 def encoder():
-    return cards.build(Registry().card("vision", "toy-clip")).float().eval()
+    return building.build(Registry().card("vision", "toy-clip")).float().eval()
 
 
 @pytest.fixture(autouse=True)

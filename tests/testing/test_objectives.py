@@ -6,19 +6,19 @@ from torch import nn
 
 from mmalign.llms import Look
 from mmalign.objectives import Objective
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.cards import Registry
 from mmalign.testing import check_objective
 
 
 @pytest.mark.parametrize("name", Registry().names("objectives"))
 def test_ours_pass(name):
-    check_objective(lambda: cards.build(Registry().card("objectives", name)))
+    check_objective(lambda: building.build(Registry().card("objectives", name)))
 
 
 @pytest.mark.parametrize("args", [{"window": 1}, {"temperature": 0.0}])
 def test_settings_of_sea_pass(args):
-    check_objective(lambda: cards.build(Registry().card("objectives", "sea"), **args))
+    check_objective(lambda: building.build(Registry().card("objectives", "sea"), **args))
 
 
 def test_a_new_one_passes(start):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as hf
 
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.cards import Card, Registry
 from mmalign.vision import Vision
 
@@ -81,13 +81,13 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> None:
 def build(card: Card, folder: Path) -> Vision:
     args = dict(card.args)
     if inner := args.pop("encoder", None):
-        return cards.build(replace(card, args=args), encoder=build(CARDS[inner], folder))
+        return building.build(replace(card, args=args), encoder=build(CARDS[inner], folder))
     if (checkpoint := args.get("checkpoint")) in PUBLISHED:
         for part in PUBLISHED[checkpoint]():
             part.save_pretrained(folder)
         args["checkpoint"] = str(folder)
     with torch.device("meta"):
-        return cards.build(replace(card, args={**args, "random": True}))
+        return building.build(replace(card, args={**args, "random": True}))
 
 
 @pytest.mark.parametrize("name", CARDS)

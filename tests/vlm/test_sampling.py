@@ -6,7 +6,7 @@ from PIL import Image
 
 from mmalign.data import Data, Record, Turn
 from mmalign.errors import DataError
-from mmalign.plan import cards
+from mmalign.plan import building
 from mmalign.plan.cards import Registry
 from mmalign.vlm import sampling
 
@@ -37,7 +37,7 @@ class Shapes(Data):
 def encoder():
     card = Registry().card("vision", "toy-clip")
     card.args["fit"] = "pad"
-    return cards.build(card).eval()
+    return building.build(card).eval()
 
 
 def test_padding_is_not_looked_at(encoder):

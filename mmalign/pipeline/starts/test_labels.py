@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from mmalign.plan.cards import Registry, build
+from mmalign.plan.building import build
+from mmalign.plan.cards import Registry
 from mmalign.testing import check_labels
 from {{ module }} import {{ cls }}
 

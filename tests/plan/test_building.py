@@ -1,4 +1,4 @@
-"""`cards.build`: a whole part of its family, the cards inside it built first, or an error at the card."""
+"""`building.build`: a whole part of its family, the cards inside it built first, or an error at the card."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from mmalign.benchmarks.perplexity import Perplexity
 from mmalign.data import Data
 from mmalign.errors import CardError
 from mmalign.labels.words import NearestWords
-from mmalign.plan import cards, trust
+from mmalign.plan import building, cards, trust
 from mmalign.plan.cards import Card, Registry
 from mmalign.toyworld.data import Captions
 from mmalign.vision import Vision
@@ -28,9 +28,9 @@ def shelf(folder: Path, family: str, name: str, target: str, args: str = "{}") -
 
 
 def test_a_card_named_inside_is_built_first():
-    source = cards.build(Registry().card("labels", "toy-words"), keep=3)
+    source = building.build(Registry().card("labels", "toy-words"), keep=3)
     assert isinstance(source, NearestWords)
-    assert source.encoder.identity() == cards.build(Registry().card("vision", "toy-clip")).identity()
+    assert source.encoder.identity() == building.build(Registry().card("vision", "toy-clip")).identity()
 
 
 def test_cards_inside_cards(here):
@@ -41,7 +41,7 @@ def test_cards_inside_cards(here):
     assert {role: one.name for role, one in registry.inside(card).items()} == {
         "encoder": "wide", "encoder.encoder": "toy-clip",
     }  # fmt: skip
-    source = cards.build(card, registry=registry, keep=3)
+    source = building.build(card, registry=registry, keep=3)
     assert isinstance(source.encoder, S2)
     assert source.encoder.encoder.dim == 96
 
@@ -54,22 +54,22 @@ def test_the_cards_of_a_stage_are_handed_over_and_nothing_is_looked_up(here):
         "labels.encoder": Card("", "mmalign.vision.s2.S2", {"encoder": "lost", "scales": [1]}, family="vision"),
         "labels.encoder.encoder": own,
     }
-    source = cards.build(stage["labels"], inner=cards.inside("labels", stage), keep=3)
+    source = building.build(stage["labels"], inner=cards.inside("labels", stage), keep=3)
     assert source.encoder.encoder.depth == 4
 
 
 def test_a_part_that_is_there_already_wins():
-    encoder = cards.build(Registry().card("vision", "toy-clip"))
+    encoder = building.build(Registry().card("vision", "toy-clip"))
     card = replace(Registry().card("labels", "toy-words"), args={
         "encoder": "no-such-card", "words": WORDS,
     })  # fmt: skip
-    assert cards.build(card, encoder=encoder, keep=3).encoder is encoder
-    assert cards.build(card, inner={"encoder": encoder}, keep=3).encoder is encoder
+    assert building.build(card, encoder=encoder, keep=3).encoder is encoder
+    assert building.build(card, inner={"encoder": encoder}, keep=3).encoder is encoder
 
 
 def test_data_of_a_benchmark_is_a_card_or_a_path(here):
-    assert isinstance(cards.build(Registry().card("benchmarks", "toy-perplexity")), Perplexity)
-    assert len(cards.build(Registry().card("benchmarks", "toy-perplexity")).data) == 400
+    assert isinstance(building.build(Registry().card("benchmarks", "toy-perplexity")), Perplexity)
+    assert len(building.build(Registry().card("benchmarks", "toy-perplexity")).data) == 400
     for path in ("./pope", "data:pope", "hf://a/b"):
         assert not list(cards.named_inside(Card("", "x.Y", {"data": path}, family="benchmarks")))
 
@@ -85,13 +85,13 @@ def test_members_of_a_mixture_are_built(here):
     ]
     card = replace(Registry().card("data", "mixture"), args={"data": members})
     for one in (card, Registry().filled(card)):
-        data = cards.build(one)
+        data = building.build(one)
         assert [type(member).__name__ for member in data.members] == ["Captions", "Captions", "Conversations"]
         assert len(data) == 404
     assert isinstance(data.members[0], Captions)
     inside = {"card": "mixture", "args": {"data": ["toy-eval"]}}
-    assert len(cards.build(replace(card, args={"data": [inside, "toy-eval"]}))) == 800
-    assert isinstance(cards.build(replace(card, args={"data": [cards.build(one)]})), Data)
+    assert len(building.build(replace(card, args={"data": [inside, "toy-eval"]}))) == 800
+    assert isinstance(building.build(replace(card, args={"data": [building.build(one)]})), Data)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_members_of_a_mixture_are_built(here):
 def test_a_name_inside_that_cannot_be_built(here, family, target, args, what, fix):
     registry = shelf(here, family, "mine", target, args)
     given = {"keep": 3} if family == "labels" else {}
-    for attempt in (lambda card: cards.build(card, registry=registry, **given), registry.inside):
+    for attempt in (lambda card: building.build(card, registry=registry, **given), registry.inside):
         with pytest.raises(CardError) as caught:
             attempt(registry.card(family, "mine"))
         assert what in caught.value.what
@@ -128,7 +128,7 @@ def test_members_that_cannot_be_built():
         ("toy-evil", "no data card named 'toy-evil'"),
     ]:
         with pytest.raises(CardError) as caught:
-            cards.build(replace(card, args={"data": [member]}))
+            building.build(replace(card, args={"data": [member]}))
         assert what in caught.value.what
 
 
@@ -139,15 +139,15 @@ def test_members_that_cannot_be_built():
 def test_a_part_that_is_none_of_its_family_is_refused(family, target):
     card = Card("", target, name="odd", family=family, path="odd.yaml")
     with pytest.raises(CardError) as caught:
-        cards.build(card)
+        building.build(card)
     names = " or ".join(trust.CONTRACTS[family])
     assert caught.value.what == f"{family} 'odd': {target} is no class of mmalign.{family}.{names}"
     assert (caught.value.at, caught.value.fix) == ("odd.yaml", f"a {family} part subclasses {names}")
 
 
 def test_a_card_of_no_family_promises_nothing():
-    assert cards.build(Card("", "collections.Counter", {"a": 2}))["a"] == 2
+    assert building.build(Card("", "collections.Counter", {"a": 2}))["a"] == 2
 
 
 def test_a_built_part_is_of_its_family():
-    assert isinstance(cards.build(Registry().card("vision", "toy-clip")), Vision)
+    assert isinstance(building.build(Registry().card("vision", "toy-clip")), Vision)
