@@ -249,7 +249,7 @@ def _view(
         record = data[number]
         encoding = chat.encode(record.turns, [_tokens(grid)] * len(record.images))
     except DataError as err:
-        return {"row": number, "id": data.id_of(number), "error": err.what}
+        return {"row": number, "id": data.id_of(number), "error": err.what} | ({"try": err.fix} if err.fix else {})
     states = ["image" if id_ == chat.mark else "trained" if trained else "read"
               for id_, trained in zip(encoding.ids, encoding.trained, strict=True)]  # fmt: skip
     lost = 0
@@ -273,7 +273,7 @@ def _image_view(data: Data, reference: Any, grid: list[int] | None) -> dict[str,
     try:
         image = data.image(reference)
     except DataError as err:
-        return {"error": err.what}
+        return {"error": err.what} | ({"try": err.fix} if err.fix else {})
     return {"width": image.width, "height": image.height, "grid": grid}
 
 
@@ -296,12 +296,12 @@ def _token_text(chat: "Chat", before: Sequence[int], own: int) -> str:
 def _print_record(record: dict[str, Any]) -> None:
     show.out.print(f"record {record['row']}  {record['id']}", style="bold")
     if "error" in record:
-        show.out.print(f"  cannot be used: {record['error']}\n")
+        show.out.print(_plain(f"  cannot be used: {record['error']}{_try(record)}\n"))
         return
     for image in record["images"]:
         size = f"{image['width']} x {image['height']} pixels" if "width" in image else image["error"]
         grid = " x ".join(map(str, image.get("grid") or []))
-        show.out.print(f"  image: {size}" + (f", {grid} patches" if grid else ""))
+        show.out.print(_plain(f"  image: {size}" + (f", {grid} patches" if grid else "") + _try(image)))
     count = record["tokens"]
     line = f"  {count['all']} tokens: {count['trained']} trained, {count['read']} read, {count['image']} image"
     cut = f", {count['cut']} cut away, {record['lost']} of them trained" if count["cut"] else ""
@@ -313,6 +313,10 @@ def _print_record(record: dict[str, Any]) -> None:
     for run in record["parts"]:
         show.out.print(_run_text(run))
     show.out.print()
+
+
+def _try(view: dict[str, Any]) -> str:
+    return f"   try {view['try']}" if "try" in view else ""
 
 
 def _run_text(run: dict[str, Any]) -> Any:

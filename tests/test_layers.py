@@ -38,10 +38,10 @@ LAYERS: dict[str, set[str]] = {
     "cli": {"mmalign", "errors", "io", "plan", "pipeline", "family", "vlm", "integrations"},
 }
 # What others may know of a family beside its contract: its formats (label store, chat template, frames, upright
-# pictures), why a row cannot be used, how an LLM decodes, and products over a vocabulary.
+# pictures), why a row cannot be used, what a model makes of one, how an LLM decodes, products over a vocabulary.
 CONTRACTS = {
-    *FAMILIES, "data.reasons", "labels.store", "llms.chat", "llms.decoding", "llms.rendering", "llms.rows",
-    "vision.frame", "vision.picture",
+    *FAMILIES, "data.reasons", "labels.store", "llms.chat", "llms.decoding", "llms.rendered", "llms.rendering",
+    "llms.rows", "vision.frame", "vision.picture",
 }  # fmt: skip
 # Kinds that others name: what a LLaVA checkpoint is made of, and the loss that every model has.
 KINDS = {
@@ -49,7 +49,7 @@ KINDS = {
     "testing": {"objectives.lm"},
 }
 QUICK = {"errors", "io", "plan"}  # never import what is heavy, and of the pipeline all but these
-HEAVY_PIPELINE = {"pipeline.build", "pipeline.load", "pipeline.worker"}
+HEAVY_PIPELINE = {"pipeline.build", "pipeline.load", "pipeline.sampler", "pipeline.worker"}
 TEXTS = "starts"  # files that `mmalign new` copies; no part of the library
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TURNS = ("conversations", "messages", "texts")  # keys of a row under which its turns may stand
 CAPTIONS = ("caption", "text")  # and what is said of its image
-IMAGES = ("image", "images")
+IMAGES = ("image", "images", "file_name")  # the last: of a folder of pictures with a metadata file
 
 
 class Rows(Data):

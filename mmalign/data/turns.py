@@ -16,6 +16,7 @@ ROLES: dict[str, Role] = {
 NOTHING = ("", "None", "none", "nan")  # what stands in Cambrian's `image` where there is none
 DIALECTS = ("conversations", "messages", "texts")  # what a row's turns stand under, the first that is there
 IMAGE_KEYS = ("image_url", "image", "url", "path")  # what an image stands under in a part of a turn
+FILE_NAME = "file_name"  # a picture's path, in the metadata of a folder of pictures
 READ = frozenset(("id", "image", "images", *keys.SYSTEM))  # of a row, beside what its turns stand under
 PLAIN_ROW = frozenset(("id", "image", "conversations"))  # LLaVA's: nothing to be looked at closer
 PLAIN = frozenset(("from", "role", "value", "content"))  # and of a turn
@@ -75,13 +76,19 @@ def _with_system(text: str, turns: list[Turn]) -> list[Turn]:
 
 
 def _images(row: Row) -> list[Any]:
-    """The references under `image` or `images`: a string, an object, or a list of them."""
+    """The references under `image` or `images`, else `file_name`: a string, an object, or a list of them."""
     columns = [row[key] for key in ("image", "images") if row.get(key) is not None]
+    columns = columns or [row[FILE_NAME] for _ in range(_names_a_file(row))]
     if len(columns) > 1:
         raise Unusable("shape", "the row has both `image` and `images`")
     references = columns[0] if columns else []
     references = list(references) if isinstance(references, (list, tuple)) else [references]
     return [_reference(reference) for reference in references if reference is not None and reference not in NOTHING]
+
+
+def _names_a_file(row: Row) -> bool:
+    """Whether a row's only image stands under `file_name`."""
+    return row.get("image") is None and row.get("images") is None and row.get(FILE_NAME) is not None
 
 
 def _reference(reference: Any) -> Any:
@@ -96,7 +103,7 @@ def _turns(row: Row, images: list[Any], notes: list[str]) -> list[Turn]:
         key = next((key for key in ("caption", "text") if images and isinstance(row.get(key), str)), None)
     if key is None:
         raise Unusable("shape", "the row has none of conversations, messages, texts, caption")
-    notes += keys.unread(row, READ | {key}, ROW_NOTE)
+    notes += keys.unread(row, READ | {key, *([FILE_NAME] if _names_a_file(row) else [])}, ROW_NOTE)
     if key in ("caption", "text"):
         return [Turn("user", ""), Turn("assistant", row[key])]
     if key == "texts":

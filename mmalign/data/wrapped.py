@@ -40,7 +40,8 @@ def is_document(source: IO[bytes]) -> bool:
             return True
         row = _parsed(line)
         if isinstance(row, dict):
-            return not second and not _is_row(row) and any(isinstance(value, (list, dict)) for value in row.values())
+            nested = [isinstance(value, (list, dict)) for value in row.values()]
+            return not second and any(nested) and (all(nested) or not _is_row(row))
         return bool(second) and row is _OPEN
     finally:
         source.seek(start)
@@ -125,6 +126,7 @@ class _Document:
     lists: dict[str, Spans] = field(default_factory=dict)  # by the keys that lead there, with dots
     beside: list[str] = field(default_factory=list)  # other keys
     inner_row: str = ""  # the first key under which a row lies
+    packed: set[str] = field(default_factory=set)  # keys at the top with an object, or a list of anything but objects
 
     def read(self) -> None:
         reader = self.reader
@@ -137,9 +139,20 @@ class _Document:
         if character:
             raise reader.error(f"{character!r} behind the end of an object")
         if _is_row(top):
+            self._check_is_one(top)
             self.lists, self.beside, self.inner_row = {}, [], ""
         elif len(self.objects) == 1:
             self.objects = []
+
+    def _check_is_one(self, top: set[str]) -> None:
+        """A DataError where every key holds the values of all rows, as pandas writes a table."""
+        if not top <= self.packed | self.lists.keys():
+            return
+        for key in (*TURNS, *CAPTIONS):
+            if key in self.packed:
+                what = f"{self.path} is written by columns: {key} holds that of every row"
+                fix = "a list of rows: pandas.read_json(FILE).to_json(OTHER, orient='records')"
+                raise DataError(what, at=self.path, fix=fix)
 
     def rows(self, split: str | None) -> tuple[Spans, list[str]]:
         """The rows of the document, see `find`."""
@@ -169,6 +182,7 @@ class _Document:
                 self._list(name)
             elif character == "{" and depth < DEEP:
                 self._inner(name, depth)
+                self.packed.update(() if depth else (name,))
             else:
                 self.reader.value()
                 self.beside.append(name)
@@ -189,6 +203,7 @@ class _Document:
         spans = list(self._elements(name))
         if spans and not all(is_object for _, _, is_object in spans):
             self.beside.append(name)
+            self.packed.add(name)
             return
         self.lists[name] = np.array([span[:2] for span in spans], np.int64).reshape(-1, 2)
 
@@ -225,6 +240,9 @@ class _Document:
             what = f"{self.path} has COCO's layout: pictures in one list, what is in them in another"
             fix = f"mmalign data check coco-boxes path={self.path} images=FOLDER"
             raise DataError(what, at=self.path, fix=fix)
+        if {"features", "rows"} <= set(names) and {"num_rows_total", "truncated"} & set(self.beside):
+            what = f"{self.path} is a page that the hub shows of a data set, not the data set"
+            raise DataError(what, at=self.path, fix="fetch its files: hf download NAME --repo-type dataset")
         what = f"{self.path} has several lists: {_few(names)}"
         longest = max(zip(names, self.lists.values(), strict=True), key=lambda pair: len(pair[1]))[0]
         raise DataError(what, at=self.path, fix=f"name one: split={longest}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmalign.io import files
 from mmalign.io.visible import visible
-from mmalign.pipeline import finished
+from mmalign.pipeline import finished, sample
 from mmalign.pipeline.run import Launch, Show
 from mmalign.pipeline.run import run as run_nodes
 from mmalign.plan import graph, read
@@ -76,13 +76,17 @@ class Results:
 def preview(recipe: str | Path, *overrides: str, runs: str | Path = "runs", ahead: bool = False) -> Preview:
     """The stages of a recipe, checked; nothing is run and nothing heavy loaded.
 
+    Of rows in files of this machine a few are rendered as training would, in a process of its own (3 s).
+
     recipe: a YAML file, or the name of a shipped recipe. overrides: `key=value`. ahead: what the data folder lacks is
-    a note. Raises RecipeError, CardError, GraphError or CheckError for what is wrong, with the line it stands at.
+    a note, and no row is looked at. Raises RecipeError, CardError, GraphError or CheckError for what is wrong, with the
+    line it stands at.
     """
     variants = read.load(recipe, overrides)
     registry = Registry(variants[0].registry)
     notes = check(variants, registry, ahead)
-    return Preview(graph.plan(variants, Path(runs), registry), notes)
+    stages = graph.plan(variants, Path(runs), registry)
+    return Preview(stages, notes if ahead else [*notes, *sample.look(stages)])
 
 
 def run(

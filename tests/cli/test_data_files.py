@@ -271,6 +271,10 @@ COCO = {"images": [{"id": 1}], "annotations": [{"id": 1}], "categories": [{"id":
         (",\n".join(map(text_of, rows(3))), "the lines end in commas: a list without its brackets", "put [ in front"),
         (text_of({"features": [{"a": 1}], "rows": rows(3)}), "several lists: features, rows", "split=rows"),
         (b"\x80\x04\x95pickled", "a pickle, which is never read", "JSON"),
+        (text_of({"id": ["a"], "conversations": [row()["conversations"]]}), "by columns: conversations holds", "records"),
+        (text_of({"id": {"0": "a"}, "messages": {"0": []}}, indent=1), "by columns: messages holds", "orient='records'"),
+        (text_of({"image": ["0.jpg"], "caption": ["a cat"]}), "by columns: caption holds", "orient='records'"),
+        (text_of({"features": [{}], "rows": [{"row": row()}], "num_rows_total": 1}), "a page that the hub", "hf download"),
         (b'{"data": [{"a": 1}, 7]}', "one object without a list of rows; its keys: data", "JSONL"),
         (b'{"data": [], "data": []}', "'data' is given twice", ""),
     ],
@@ -592,3 +596,21 @@ def test_many_images_stand_in_the_order_of_their_numbers(here, checked):
 def test_marks_of_windows_are_no_part_of_a_caption(here, checked):
     checked(tar(here / "x.tar", [("a.jpg", jpeg()), ("a.txt", b"\xef\xbb\xbfa cat\r\n")]))
     assert captions_of("x.tar") == {"a": ("a cat", 1)}
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_folder_of_pictures_with_metadata(here, checked, name):
+    folder = images(here / "pictures")
+    captions = [{"file_name": f"{number}.jpg", "text": f"picture {number}"} for number in range(3)]
+    text = "\n".join(map(text_of, captions))
+    if name.endswith(".csv"):
+        text = "file_name,text\n" + "\n".join(f"{one['file_name']},{one['text']}" for one in captions)
+    (folder / name).write_text(text + "\n")
+    result = checked("pictures")
+    assert (result["rows"], result["images"], result["notes"]) == (3, 3, {})
+
+
+def test_a_file_name_beside_an_image_is_not_read(here, checked):
+    images(here)
+    jsonl(here / "x.jsonl", [row("a", "0.jpg") | {"file_name": "1.jpg"}])
+    assert checked("x.jsonl")["notes"] == {"rows with the key 'file_name', which is not read": 1}

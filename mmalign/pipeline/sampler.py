@@ -1,0 +1,58 @@
+"""The process that looks at a few rows, see sample.py: a line of JSON in for each data set, a line out."""
+
+import json
+import signal
+import sys
+from collections import Counter
+from typing import Any
+
+from mmalign.errors import DataError, MMAlignError
+from mmalign.llms.rendered import Rendered
+from mmalign.pipeline.sample import Sample, failed
+from mmalign.plan import building
+from mmalign.plan.cards import Card, Registry
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: whoever asks says what is to be said
+    for line in sys.stdin:
+        answer = json.dumps(_sample(json.loads(line)))
+        print(answer, flush=True)
+
+
+def _sample(job: dict[str, Any]) -> Sample:
+    if not job["checkpoint"]:
+        render = None
+    else:
+        try:
+            render = Rendered.of(job["checkpoint"], job["template"], job["tokens"], job["max_length"])
+            _ = render.chat.ends  # a template without marks is refused here
+        except MMAlignError as err:
+            return failed(err, "llm")
+    try:
+        data = building.build(Card(**job["data"]), registry=Registry(job["registry"]))
+    except MMAlignError as err:
+        return failed(err, "data")
+    sample: Sample = {"rows": len(data), "seen": 0, "bad": 0, "notes": {}}
+    notes: Counter[str] = Counter()
+    for number in spread(len(data), job["rows"]):
+        sample["seen"] += 1
+        try:
+            record = data[number]
+            notes += Counter(record.notes) + (render(record) if render else Counter())
+        except DataError as err:
+            sample["bad"] += 1
+            sample.setdefault("first", f"{data.id_of(number)}: {err.what}")
+            sample.setdefault("fix", err.fix or "")
+    return {**sample, "notes": dict(notes.most_common())}
+
+
+def spread(size: int, most: int) -> list[int]:
+    """Numbers of rows, at most so many, evenly over all of them, the first and the last among them."""
+    if size <= most:
+        return list(range(size))
+    return [round(step * (size - 1) / (most - 1)) for step in range(most)]
+
+
+if __name__ == "__main__":
+    main()
