@@ -22,7 +22,7 @@ PLAIN_ROW = frozenset(("id", "image", "conversations"))  # LLaVA's: nothing to b
 PLAIN = frozenset(("from", "role", "value", "content"))  # and of a turn
 READ_TURN = PLAIN | flags.KEYS
 READ_EXCHANGE = frozenset(("user", "assistant")) | flags.KEYS
-READ_PART = frozenset(("type", "text", *IMAGE_KEYS))
+READ_PART = frozenset(("type", "text", "index", *IMAGE_KEYS))
 ROW_NOTE = "rows with the key {}, which is not read".format
 TURN_NOTE = "rows whose turns have the key {}, which is not read".format
 PART_NOTE = "rows whose turns have parts with the key {}, which is not read".format
@@ -108,7 +108,8 @@ def _turns(row: Row, images: list[Any], notes: list[str]) -> list[Turn]:
         return [Turn("user", ""), Turn("assistant", row[key])]
     if key == "texts":
         return [turn for item in _list(row[key], key) for turn in _exchange(item, notes)]
-    turns = [_RawTurn(item, images, notes).turn() for item in _list(row[key], key)]
+    parts = _Parts(images, notes)
+    turns = [_RawTurn(item, parts).turn() for item in _list(row[key], key)]
     _unwrap_inline(turns, images)
     return turns
 
@@ -145,18 +146,36 @@ def _either(item: Row, one: str, other: str) -> Any:
     return second if first is None else first
 
 
+@dataclass
+class _Parts:
+    """What the contents of a row's turns bring. images: those of its columns, then those in parts; marks: in parts."""
+
+    images: list[Any]
+    notes: list[str]
+    marks: int = 0
+
+    def mark(self, part: Row) -> str:
+        """The MARK of a part that is an image; its `index` in the column, where it has one, must be the next."""
+        index = part.get("index")
+        if index is not None and index != self.marks:
+            what = f"image {self.marks} in the turns is number {index!r} of the column, and they are taken in order"
+            raise Unusable("marks", what, fix="images in the order in which the turns show them")
+        self.marks += 1
+        return MARK
+
+
 class _RawTurn:
     """One turn: LLaVA's from and value, or role and content; a content in parts brings images of its own."""
 
-    def __init__(self, item: Any, images: list[Any], notes: list[str]) -> None:
+    def __init__(self, item: Any, parts: _Parts) -> None:
         if not isinstance(item, Mapping):
             raise Unusable("shape", f"a turn is {_short(item)}, not an object")
         is_plain = item.keys() <= PLAIN
         if not is_plain:
             keys.refuse(item, turn=True)
-            notes += keys.unread(item, READ_TURN, TURN_NOTE)
+            parts.notes += keys.unread(item, READ_TURN, TURN_NOTE)
         self.role, self.content = _either(item, "from", "role"), _either(item, "value", "content")
-        self.images, self.notes = images, notes
+        self.parts = parts
         if not isinstance(self.role, str) or self.role not in ROLES:
             raise Unusable("roles", f"no role {_short(self.role)}", fix="one of " + ", ".join(ROLES))
         self.weight = None if is_plain else flags.weight(item)
@@ -171,16 +190,17 @@ class _RawTurn:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in ("text", "image", "image_url"):
             raise Unusable("shape", f"a part of a turn is {_short(part)}, neither text nor an image")
-        self.notes += keys.unread(part, READ_PART, PART_NOTE)
+        notes = self.parts.notes
+        notes += keys.unread(part, READ_PART, PART_NOTE)
         if kind == "text":
             return _turn("user", part.get("text")).text
         reference = next((part[key] for key in IMAGE_KEYS if part.get(key) is not None), None)
         if isinstance(reference, Mapping) and "url" in reference:
-            self.notes += keys.unread(reference, frozenset(("url",)), PART_NOTE)
+            notes += keys.unread(reference, frozenset(("url",)), PART_NOTE)
             reference = reference["url"]
         if reference is not None:
-            self.images.append(_InlineImage(_reference(reference)))
-        return MARK
+            self.parts.images.append(_InlineImage(_reference(reference)))
+        return self.parts.mark(part)
 
 
 @dataclass(frozen=True)
