@@ -20,7 +20,8 @@ HELD = 64  # files that are held open; of more, each is opened when it is read
 
 class Conversations(Rows):
     """Each row: `id`, `image` (a path, a list of them, or base64; absent for text only) and `conversations`, a list of
-    {from: human | gpt | system, value}; or `messages`, a list of {role, content}.
+    {from: human | gpt | system, value}; or `messages`, a list of {role, content}. A row's own `system` is its system
+    turn; flags of a turn (`loss`, `weight`, ...) say how much it is trained.
 
     A file is a list of rows, has a row in each line, or is one object: a row, or around a list of rows. None is ever
     held in memory: rows are found by an index, made at first sight and cached.

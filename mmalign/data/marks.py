@@ -31,7 +31,8 @@ def place(turns: Sequence[Turn], images: int) -> list[Turn]:
         other = next(foreign(turns), "")
         fix = f"{other} is no mark: {MARK} is" if other else ""
         raise Unusable("marks", f"{marks} {MARK} marks for {images} images", fix=fix)
-    turns = [_mark_in_front(turn) if turn.text.count(MARK) == 1 else turn for turn in turns]
+    if images:
+        turns = [_mark_in_front(turn) if turn.text.count(MARK) == 1 else turn for turn in turns]
     for number, turn in enumerate(turns, 1):
         if not turn.text.strip():
             raise Unusable("blank", f"turn {number}, the {turn.role}'s, says nothing")

@@ -78,7 +78,8 @@ def _with_system(text: str, turns: list[Turn]) -> list[Turn]:
 def _images(row: Row) -> list[Any]:
     """The references under `image` or `images`, else `file_name`: a string, an object, or a list of them."""
     columns = [row[key] for key in ("image", "images") if row.get(key) is not None]
-    columns = columns or [row[FILE_NAME] for _ in range(_names_a_file(row))]
+    if _names_a_file(row):
+        columns = [row[FILE_NAME]]
     if len(columns) > 1:
         raise Unusable("shape", "the row has both `image` and `images`")
     references = columns[0] if columns else []
@@ -88,7 +89,7 @@ def _images(row: Row) -> list[Any]:
 
 def _names_a_file(row: Row) -> bool:
     """Whether a row's only image stands under `file_name`."""
-    return row.get("image") is None and row.get("images") is None and row.get(FILE_NAME) is not None
+    return row.get(FILE_NAME) is not None and row.get("image") is None and row.get("images") is None
 
 
 def _reference(reference: Any) -> Any:
@@ -103,13 +104,14 @@ def _turns(row: Row, images: list[Any], notes: list[str]) -> list[Turn]:
         key = next((key for key in ("caption", "text") if images and isinstance(row.get(key), str)), None)
     if key is None:
         raise Unusable("shape", "the row has none of conversations, messages, texts, caption")
-    notes += keys.unread(row, READ | {key, *([FILE_NAME] if _names_a_file(row) else [])}, ROW_NOTE)
+    if not row.keys() <= PLAIN_ROW:
+        notes += keys.unread(row, READ | {key, *([FILE_NAME] if _names_a_file(row) else [])}, ROW_NOTE)
     if key in ("caption", "text"):
         return [Turn("user", ""), Turn("assistant", row[key])]
     if key == "texts":
         return [turn for item in _list(row[key], key) for turn in _exchange(item, notes)]
     parts = _Parts(images, notes)
-    turns = [_RawTurn(item, parts).turn() for item in _list(row[key], key)]
+    turns = [_plain(item) or _RawTurn(item, parts).turn() for item in _list(row[key], key)]
     _unwrap_inline(turns, images)
     return turns
 
@@ -144,6 +146,14 @@ def _either(item: Row, one: str, other: str) -> Any:
     if first is not None and second is not None and first != second:
         raise Unusable("shape", f"a turn has both `{one}` and `{other}`, and they differ")
     return second if first is None else first
+
+
+def _plain(item: Any) -> Turn | None:
+    """A turn of nothing but `from` and `value`, as nearly all are, as `_RawTurn` reads it; None for any other."""
+    if type(item) is dict and len(item) == 2 and type(text := item.get("value")) is str:
+        role = item.get("from")
+        return Turn(ROLES[role], text) if type(role) is str and role in ROLES else None
+    return None
 
 
 @dataclass

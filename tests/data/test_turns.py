@@ -4,7 +4,7 @@ import pytest
 
 from mmalign.data import MARK, Turn
 from mmalign.data.reasons import Unusable
-from mmalign.data.turns import parse_row
+from mmalign.data.turns import _Parts, _plain, _RawTurn, parse_row
 from tests.data.samples import row
 
 
@@ -15,6 +15,19 @@ def dialogue(*texts, **more):
 
 def texts(row):
     return [turn.text for turn in parse_row(row).turns]
+
+
+@pytest.mark.parametrize("role", ["human", "gpt", "system", "user", "tool", None, 3, ["gpt"]])
+@pytest.mark.parametrize("value", ["Hi.", "", "<image>\nHi.", None, 7, [{"type": "text", "text": "Hi."}]])
+def test_plain_turns_are_read_as_all_others(role, value):
+    """The short way knows nothing of its own: where it says something, it is what the long way says."""
+    item = {"from": role, "value": value}
+    if (plain := _plain(item)) is None:
+        assert not (isinstance(value, str) and role in ("human", "gpt", "system", "user"))
+    else:
+        assert plain == _RawTurn(item, _Parts([], [])).turn()
+    for other in ({"from": "gpt", "value": "Hi.", "loss": False}, {"role": "gpt", "content": "Hi."}, "gpt", ["from"]):
+        assert _plain(other) is None
 
 
 def test_llava():
