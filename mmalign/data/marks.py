@@ -22,6 +22,7 @@ def place(turns: Sequence[Turn], images: int) -> list[Turn]:
 
     A conversation without any mark gets them all in front of its first question.
     """
+    turns = list(turns)
     marks = sum(turn.text.count(MARK) for turn in turns)
     if not marks and images:
         first = next(number for number, turn in enumerate(turns) if turn.role == "user")

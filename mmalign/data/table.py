@@ -32,8 +32,8 @@ class ImageCell:
 
 class Table(Rows):
     """Columns: `conversations`, `messages`, `texts` or `caption`; `image` or `images` as {bytes, path}, bytes, base64
-    or path, or `file_name`; `id`; `system`. A list of turns may be written as JSON. A row is read with the row group it lies in, so small row
-    groups are read faster at random; CSV and TSV are kept as Arrow in the cache.
+    or path, or `file_name`; `id`; `system`. A list of turns may be written as JSON. A row is read with the row group it
+    lies in, so small row groups are read faster at random; CSV and TSV are kept as Arrow in the cache.
 
     path: a .parquet, .arrow, .csv or .tsv file, a folder of them, a pattern with * or {000..099}, or a list; local or
     fsspec URLs; or a folder that `datasets` saved. split: of a folder that holds several, `train-*.parquet` and

@@ -156,7 +156,7 @@ def test_three_steps_on_every_one(here):
     stages, off = [], [f"stages.{name}=~" for name in ("label", "align", "tune", "score", "report")]
     (here / "tiny.yaml").write_text(TINY)
     for name, make in LAYOUTS.items():
-        (path, *more), bad = make(here / name)
+        (path, *more), _ = make(here / name)
         reader = {"snapshot": "table", "saved": "table", "web": "tars"}.get(name, "conversations")
         args = {"path": f"./{path}"} | dict(word.split("=") for word in more)
         args |= {"images": f"./{args['images']}"} if "images" in args else {}
