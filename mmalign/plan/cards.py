@@ -11,6 +11,7 @@ names.
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ class Registry:
         self.shelves = shelves(shelf)
         self._brought = _owners(shelf) - _owners(_environment())  # by a recipe
         self._owners: dict[str, dict[str, tuple[str, Any]]] = {}
+        self._cards: dict[tuple[str, str], Card] = {}
 
     def names(self, family: str) -> list[str]:
         return sorted(self._family(family))
@@ -141,8 +143,11 @@ class Registry:
         return targets
 
     def _read(self, family: str, name: str) -> tuple[Card, str]:
+        """(a card of its own for whoever asks, who brings it); its file is read once."""
         owner, place = self._family(family)[name]
-        return (read if isinstance(place, Path) else _from_entry_point)(place, family, owner), owner
+        if (family, name) not in self._cards:
+            self._cards[family, name] = (read if isinstance(place, Path) else _from_entry_point)(place, family, owner)
+        return deepcopy(self._cards[family, name]), owner
 
     def inside(self, card: Card, above: tuple[tuple[str, str], ...] = ()) -> dict[str, Card]:
         """The cards that a card's arguments name, and those that they name: {"encoder": card, "encoder.encoder": ...}.

@@ -1,10 +1,13 @@
 """Where a dotted name is defined: the text of modules, found and parsed. Nothing is imported."""
 
 import ast
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mmalign.io import packages
 
@@ -48,8 +51,21 @@ def _bound(node: ast.Assign) -> list[str]:
     return [one.id for one in node.targets if isinstance(one, ast.Name)]
 
 
+_places: dict[tuple[Any, ...], Path] = {}  # files of modules, by the module and all that Python looks through
+
+
 def file_of(module: str) -> Path | None:
     """The file of a module; None where it is not a plain file. Absent when it is not installed."""
+    key = (module, os.getcwd() if "" in sys.path else "", *map(id, sys.meta_path), *sys.path)
+    place = _places.get(key)
+    if place is None or not place.is_file():
+        _places.pop(key, None)
+        if place := _file_of(module):
+            _places[key] = place
+    return place
+
+
+def _file_of(module: str) -> Path | None:
     top, *rest = module.split(".")
     spec = packages.spec(top)
     if spec is None:
