@@ -13,7 +13,7 @@ from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io.environment import ALLOW_CODE
 
 from .groups import data_app, labels_app
-from .lines import complain, say
+from .lines import complain, escape, say
 from .options import AllowCode, Json, Overrides, RecipeArg, Runs
 
 INTERRUPTED = 130  # Ctrl-C, as shells count it; Typer makes it an exit code without a word
@@ -100,8 +100,8 @@ def score(
     settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="split=test, grades=FILE")] = None,
     bench: Annotated[str, typer.Option(help="one benchmark   (mmalign list benchmarks)")] = "",
     data: Annotated[str | None, typer.Option(help="the folder with its files; left out: the card's")] = None,
-    answers: Annotated[Path | None, typer.Option(help="JSON lines of {id, text}, or of LLaVA's form")] = None,
-    protocol: Annotated[str, typer.Option(help="official, lmms-eval or vlmevalkit")] = "official",
+    answers: Annotated[Path | None, typer.Option(help="any form: ours, LLaVA's, an upload, a toolkit's")] = None,
+    protocol: Annotated[str, typer.Option(help="official, llava, lmms-eval or vlmevalkit")] = "official",
     gaps: Annotated[str, typer.Option(help="missing answers: strict (an error), lenient (empty), official")] = "strict",
     submission: Annotated[Path | None, typer.Option(help="write what the benchmark's server takes")] = None,
     as_json: Json = False,
@@ -137,7 +137,7 @@ def eval_(
     ] = None,
     bench: Annotated[str, typer.Option(help="benchmarks, separated by commas")] = "",
     data: Annotated[Path | None, typer.Option(help="the folder with the benchmarks' files")] = None,
-    protocol: Annotated[str, typer.Option(help="whose rules: official, lmms-eval or vlmevalkit")] = "official",
+    protocol: Annotated[str, typer.Option(help="whose rules: official, llava, lmms-eval or vlmevalkit")] = "official",
     vllm: Annotated[bool, typer.Option("--vllm", help="answer an exported folder inside vLLM")] = False,
     runs: Runs = Path("runs"),
     as_json: Json = False,
@@ -325,4 +325,5 @@ def dump(value: Any) -> None:
 
 
 def entry() -> None:
+    escape()
     sys.exit(main() or 0)

@@ -33,16 +33,19 @@ def score(
 ) -> None:
     """Score the answers in a file, or write what the benchmark's server takes, or both."""
     from mmalign.benchmarks import filed
+    from mmalign.benchmarks.answers import Answers, one_each
 
     card = card_of(name, data, words)
     if answers is None:
         raise RunError("no answers are named", fix="--answers FILE, such as runs/evaluate-.../pope.jsonl")
     with _without_gc():
         bench = build_benchmark(card)
-        texts = bench.read(str(answers))
+        texts = Answers.of(bench.read(str(answers)))
         if submission:
             from . import show
 
+            if gaps == "strict":
+                one_each(texts)
             bench.submission(texts, submission)
             show.err.print(f"written: {submission}")
         try:

@@ -42,6 +42,7 @@ class Score:
     notes: list[str] = field(default_factory=list)  # what a reader of the number has to know
     printed: dict[str, float] = field(default_factory=dict)  # the metrics the official tool rounds, rounded as it does
     taken: dict[str, str] = field(default_factory=dict)  # question id: what the rule took the answer for
+    protocol: str = "official"  # whose rules it follows
 
 
 class Benchmark:
@@ -66,10 +67,13 @@ class Benchmark:
         raise NotImplementedError
 
     def read(self, source: str) -> Mapping[str, str]:
-        """{question id: answer text} of a file of answers: {"id", "text"} on each line."""
-        from mmalign.benchmarks.answers import Answers, answer_rows  # it imports this module
+        """{question id: answer text} of a file of answers, in any form that is handed around."""
+        from mmalign.benchmarks import numbered  # they import this module
+        from mmalign.benchmarks.answers import Answers, answer_rows
 
-        return Answers((row.id, row.text) for row in answer_rows(source))
+        rows = answer_rows(source)
+        ids = numbered.question_ids(rows, self.questions, lambda row: row.id)
+        return Answers(zip(ids, (row.text for row in rows), strict=True))
 
     def score(self, answers: Mapping[str, str]) -> Score:
         """The official metric on {question id: answer text}."""

@@ -1,46 +1,92 @@
-"""Answers: read from a file, and joined by id to the questions they answer, with every gap counted."""
+"""Answers: the rows of their files, and how they are joined by id to the questions, with every gap counted."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from mmalign.benchmarks import Gaps, reading
+from mmalign.benchmarks import Gaps
+from mmalign.benchmarks.records import IDS, TEXTS, Record, records
 from mmalign.errors import DataError, suggest
 from mmalign.io import document
 
 FEW = 5  # ids named in a message
+FORMS = (
+    'each is {"id" or "question_id", "text"}, {"question_id" or "image", "answer"}, {"questionId", "prediction"}, '
+    "{index, prediction} or a line of lmms-eval's log"
+)
 
 
 class AnswerRow(NamedTuple):
-    """One line of an answer file."""
+    """One row of a file of answers."""
 
     id: str  # as the file has it
     text: str
     raw: Mapping[str, Any]
+    at: str = ""  # where it stands
+    key: str = "id"  # what the id is called there: index and doc_id are the numbers of rows in some other file
 
 
-def answer_rows(path: str, texts: bool = True) -> list[AnswerRow]:
-    """The lines of an answer file: {"id", "text"} (ours) or {"question_id", "text"} (LLaVA's).
+def answer_rows(path: str, instead: str = "") -> list[AnswerRow]:
+    """The rows of a file of answers, in any form that is handed around (FORMS); what holds them: see records.
 
-    texts: False where a line may hold something else than text (log-probabilities). DataError for any other line.
+    instead: what a row may hold instead of a text (log-probabilities). DataError, with the place, for a row that is no
+    answer or that can be read in two ways.
     """
-    rows = []
-    for number, raw in enumerate(reading.json_lines(path), 1):
-        qid, text = raw.get("id", raw.get("question_id")), raw.get("text", None if texts else "")
-        if qid is None:
-            raise _unusable("neither `id` nor `question_id`", path, number)
+    return [_row(number, record, instead) for number, record in enumerate(records(path), 1)]
+
+
+def _row(number: int, record: Record, instead: str) -> AnswerRow:
+    row = record.row
+    try:
+        key = _id_key(row)
+        qid = row[key]
         if not isinstance(qid, (str, int)) or isinstance(qid, bool):
-            raise _unusable(f"an id that is neither text nor a whole number: {document.shown(qid)}", path, number)
-        if not isinstance(text, str):
-            problem = f"a `text` that is no text: {document.shown(text)}" if "text" in raw else "no `text`"
-            raise _unusable(problem, path, number)
-        rows.append(AnswerRow(str(qid), text, raw))
-    return rows
+            raise ValueError(f"an id that is neither text nor a whole number: {document.shown(qid)}")
+        return AnswerRow(str(qid), _text(row, key, instead), row, record.at, key)
+    except ValueError as err:
+        raise DataError(f"answer {number} has {err}", at=record.at, fix=FORMS) from err
 
 
-def _unusable(what: str, path: str, number: int) -> DataError:
-    fix = 'each line is {"id": ..., "text": ...} or LLaVA\'s {"question_id": ..., "text": ...}'
-    return DataError(f"answer {number} has {what}", at=path, fix=fix)
+def _id_key(row: Mapping[str, Any]) -> str:
+    """What the question's id is called in a row; ValueError where there is none, or two that differ."""
+    if "doc_id" in row and "filtered_resps" in row:
+        return "doc_id"
+    keys = [key for key in IDS if row.get(key) is not None]
+    if len({str(row[key]) for key in keys}) > 1:
+        told = ", ".join(f"`{key}` {document.shown(row[key])}" for key in keys)
+        raise ValueError(f"several ids that differ: {told}; which one is the question's? Take the others out")
+    if keys or row.get("image") is not None:
+        return keys[0] if keys else "image"  # a picture is the id where nothing else is: VizWiz's upload
+    raise ValueError(f"neither `id` nor `question_id`; its keys: {', '.join(map(str, row)) or 'none'}")
+
+
+def _text(row: Mapping[str, Any], key: str, instead: str) -> str:
+    """The answer's text; ValueError where there is none, or two that differ."""
+    if key == "doc_id":
+        return _response(row["filtered_resps"])
+    keys = [name for name in (("prediction",) if key == "index" else TEXTS) if name in row]  # its `answer` is the label
+    if not keys and instead not in row:
+        raise ValueError("no `prediction`" if key == "index" else "no `text`")
+    if not keys:
+        return ""
+    text = row[keys[0]]
+    if any(row[name] != text for name in keys):
+        told = ", ".join(f"`{name}` {document.shown(row[name])}" for name in keys)
+        raise ValueError(f"several texts that differ: {told}; which one is the model's? Take the others out")
+    if key == "index" and (text is None or isinstance(text, (int, float))):  # as pandas writes a column
+        return "" if text is None else str(text)
+    if not isinstance(text, str):
+        raise ValueError(f"a `{keys[0]}` that is no text: {document.shown(text)}")
+    return text
+
+
+def _response(value: Any) -> str:
+    """What a model said in a log of lmms-eval: one text, in older versions in a list; ValueError for anything else."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, str):
+        raise ValueError(f"no text in `filtered_resps`, but log-probabilities or several: {document.shown(value)}")
+    return value
 
 
 class Answers(dict[str, str]):
@@ -54,6 +100,24 @@ class Answers(dict[str, str]):
     def of(cls, answers: Mapping[str, str]) -> "Answers":
         """Any mapping as Answers: one row for each id."""
         return answers if isinstance(answers, cls) else cls(answers.items())
+
+
+def one_each(answers: Answers) -> None:
+    """DataError where a question is answered twice and differently."""
+    differing = [qid for qid, texts in _texts_of(answers).items() if len(texts) > 1]
+    if differing:
+        told = ", ".join(document.shown(text) for text in _texts_of(answers)[differing[0]])
+        what = f"{len(differing)} questions have several answers that differ: {few(differing)} ({told})"
+        raise DataError(what, fix="keep one of each, or score leniently: the last one then counts")
+
+
+def _texts_of(answers: Answers) -> dict[str, dict[str, None]]:
+    """{question id: its texts} of the ids that are there more than once."""
+    texts: dict[str, dict[str, None]] = {}
+    if len(answers.rows) > len(answers):
+        for qid, text in answers.rows:
+            texts.setdefault(qid, {})[text] = None
+    return texts
 
 
 class GapRule(NamedTuple):
@@ -85,6 +149,8 @@ def join(qids: Collection[str], answers: Mapping[str, str], gaps: Gaps, official
     if answers and len(unknown) == len(answers):
         what = f"none of the {len(answers)} answers is to a question asked here: {few(unknown)}"
         raise DataError(what, fix=f"are they another benchmark's or split's? the questions here: {few(missing)}")
+    if gaps == "strict":
+        one_each(answers)
     _refuse(missing, unknown, len(qids), official if gaps == "official" else _RULES[gaps])
     texts = {qid: answers[qid] for qid in qids if qid in answers}
     if gaps == "lenient":

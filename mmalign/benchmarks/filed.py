@@ -4,10 +4,11 @@ import os
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmalign.benchmarks import Benchmark, Gaps, Question, Score, reading
+from mmalign.benchmarks import Benchmark, Gaps, Question, Score, numbered, reading
 from mmalign.benchmarks.answers import AnswerRow, Answers, GapRule, JoinedAnswers, answer_rows, join
 from mmalign.benchmarks.layouts import DataLocation, Layout, LayoutFiles, find_layout
 from mmalign.benchmarks.pictures import Base64Image, Pictures
@@ -36,6 +37,8 @@ class FiledBenchmark(Benchmark):
 
     picture_folders: ClassVar[tuple[str, ...]] = ()  # below the data
     rgb: ClassVar[bool] = True  # False: the official script hands the picture on as it is in the file
+    index_is_id: ClassVar[bool] = False  # VLMEvalKit's index is the id in the other layouts too
+    logs_have_ids: ClassVar[bool] = True  # lmms-eval logs the ids that are used here
     official_gaps: ClassVar[GapRule] = GapRule()
     official_protocols: ClassVar[tuple[str, ...]] = ("official",)  # those whose rule is the official one
 
@@ -97,7 +100,19 @@ class FiledBenchmark(Benchmark):
         return self.pictures.open(reference)
 
     def read(self, source: str) -> Answers:
-        return Answers((self.question_id(row), row.text) for row in answer_rows(source))
+        rows = answer_rows(source)
+        return Answers(zip(self.question_ids(rows), (row.text for row in rows), strict=True))
+
+    def question_ids(self, rows: Sequence[AnswerRow]) -> list[str]:
+        """The question's id for each row of a file of answers."""
+        by_index = self.index_is_id or self.files.layout == "TSV"
+        questions = lambda: self.numbered_questions  # noqa: E731
+        return numbered.question_ids(rows, questions, self.question_id, by_index, self.logs_have_ids)
+
+    @property
+    def numbered_questions(self) -> Sequence[Question]:
+        """The questions in the order in which other tools number them, to compare what was asked."""
+        return self.questions()
 
     def question_id(self, row: AnswerRow) -> str:
         """The id of the question a row of a file of answers is about; foreign files may name it otherwise."""
@@ -117,7 +132,7 @@ class FiledBenchmark(Benchmark):
             joined = join(self.truth, answers, gaps, self.official_gaps)
             if protocol not in self.official_protocols:
                 joined.notes.append(f"scored by the rule of {protocol}, not the official one")
-            return self.score_joined(joined, protocol)
+            return replace(self.score_joined(joined, protocol), protocol=protocol)
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """The metric of one of `protocols`, on answers whose gaps are treated already."""

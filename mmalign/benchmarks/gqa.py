@@ -1,5 +1,6 @@
 """GQA: compositional questions about scene graphs, one answer each (arXiv 1902.09506)."""
 
+import os
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,8 +37,8 @@ class GQA(FiledBenchmark):
     ) -> None:
         self.tier, self.consistency = tier, consistency
         super().__init__(data, images)
-        tiers = self.files.paths["questions"]
-        if len(tiers) > 1 and self.files.layout == "official":
+        tiers = max((self.files.paths.get(role, []) for role in ("llava", "questions")), key=len)
+        if len(tiers) > 1 and self.files.layout != "parquet":
             raise DataError(f"{len(tiers)} tiers of GQA: {few(tiers)}", at=data, fix="say which: tier=val_balanced")
         if consistency and self.files.layout in ("parquet", "TSV"):
             raise DataError(f"the {self.files} does not say what a question entails", fix="use the official files")
@@ -81,7 +82,13 @@ class GQA(FiledBenchmark):
     @cached_property
     def choices(self) -> dict[str, dict[str, list[str]]]:
         """{question id: its valid and plausible answers}; empty where the tier has no such file."""
-        return dict(reading.json_file(self.files.one("choices"))) if self.files.has("choices") else {}
+        return dict(reading.json_file(self._choices)) if self._choices else {}
+
+    @property
+    def _choices(self) -> str:
+        """The choices file of the questions' own tier; empty where there is none."""
+        own = f"{os.path.basename(self.files.one('questions')).split('_')[0]}_choices.json"
+        return next((path for path in self.files.paths.get("choices", []) if os.path.basename(path) == own), "")
 
     @cached_property
     def truth(self) -> dict[str, Row]:
@@ -132,7 +139,7 @@ class GQA(FiledBenchmark):
         """The share of answers that are among the valid, and among the plausible ones."""
         if not self.choices:
             return {"validity": 0.0, "plausibility": 0.0}
-        with reading.shape(self.files.one("choices")):
+        with reading.shape(self._choices):
             valid, plausible = (
                 fmean(100.0 * (predictions[qid] in self._allowed(qid, kind)) for qid in balanced)
                 for kind in ("valid", "plausible")
@@ -169,8 +176,8 @@ def _layouts(tier: str) -> list[Layout]:
     choices = {"choices": f"{stem}_choices.json"}
     parquet = {"questions": f"{tier}_instructions/*.parquet", "images": f"{tier}_images/*.parquet"}
     return [
-        Layout("LLaVA", {"llava": f"llava_gqa_{tier}.jsonl"}, official | choices),
-        Layout("official", official, choices),
+        Layout("LLaVA", {"llava": f"llava_gqa_{tier}.jsonl"}, official | choices, "files"),
+        Layout("official", official, choices, "files"),
         Layout("parquet", parquet, {}),
         Layout("TSV", {"questions": f"{tsv}.tsv"}, {}),
     ]

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 from mmalign.errors import DataError
 from mmalign.io import files
 
+FEW = 5  # names in a message
 DEPTH = 2  # folders below the given one in which a file is still found: hf/data/x.parquet
 
 
@@ -60,6 +62,11 @@ def _filesystem(path: str) -> tuple["fsspec.AbstractFileSystem", str]:  # type: 
     return url_to_fs(path)  # type: ignore[no-any-return]
 
 
+# Which files belong together where a pattern matches several: the parts of a parquet file, files of any kind in one
+# folder, or those of several folders.
+Several = Literal["parts", "files", "folders"]
+
+
 @dataclass(frozen=True)
 class Layout:
     """One way in which the same benchmark is handed around: the pattern of each file it needs, by role."""
@@ -67,6 +74,7 @@ class Layout:
     name: str  # LLaVA, official, parquet, TSV
     needs: Mapping[str, str]
     optional: Mapping[str, str]  # files that some questions can do without
+    several: Several = "parts"
 
     def find(self, location: DataLocation) -> "LayoutFiles | None":
         """The files that lie there; None where a needed one is missing."""
@@ -74,7 +82,7 @@ class Layout:
         if not all(needed.values()):
             return None
         optional = {role: location.find(pattern) for role, pattern in self.optional.items()}
-        return LayoutFiles(self.name, needed | optional)
+        return LayoutFiles(self.name, needed | optional, self.several)
 
 
 @dataclass(frozen=True)
@@ -83,12 +91,13 @@ class LayoutFiles:
 
     layout: str
     paths: Mapping[str, list[str]]  # by role
+    several: Several = "parts"
 
     def has(self, role: str) -> bool:
         return bool(self.paths.get(role))
 
     def one(self, role: str) -> str:
-        """The file of a role; the first where a pattern matched several."""
+        """The file of a role; the first where there are several."""
         return self.paths[role][0]
 
     def __str__(self) -> str:
@@ -113,11 +122,24 @@ def _check_shards(layout_files: LayoutFiles) -> None:
                 raise DataError(what, at=os.path.dirname(shards[0]), fix="fetch the others")
 
 
+def _check_choice(layout_files: LayoutFiles, location: DataLocation) -> None:
+    """DataError where several files match and nothing says which is meant: another split's, another folder's."""
+    for role, paths in layout_files.paths.items():
+        together = layout_files.several != "parts" or all(path.endswith(".parquet") for path in paths)
+        folders = {os.path.dirname(path) for path in paths}
+        if (len(paths) > 1 and not together) or (len(folders) > 1 and layout_files.several != "folders"):
+            names = ", ".join(os.path.relpath(path, location.root) for path in paths[:FEW])
+            more = f" and {len(paths) - FEW} more" if len(paths) > FEW else ""
+            what = f"{len(paths)} files could be the {role}: {names}{more}"
+            raise DataError(what, at=location.root, fix=f"say which: --data {paths[0]}, or its folder")
+
+
 def find_layout(location: DataLocation, layouts: Sequence[Layout], benchmark: str) -> LayoutFiles:
     """The first layout whose files are all there; DataError with what each of them would need."""
     for layout in layouts:
         if layout_files := layout.find(location):
             _check_shards(layout_files)
+            _check_choice(layout_files, location)
             return layout_files
     needs = "; ".join(dict.fromkeys(f"{' + '.join(one.needs.values())} ({one.name})" for one in layouts))
     raise DataError(f"no files of {benchmark} in {location.spec}", at=location.root, fix=f"put there one of: {needs}")

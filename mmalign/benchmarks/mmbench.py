@@ -50,6 +50,7 @@ class MMBench(FiledBenchmark):
     protocols = official_protocols = ("official", "vlmevalkit")  # VLMEvalKit is the official tool
     submits = "xlsx"
     rgb = False
+    index_is_id = True
     official_gaps = GapRule(missing="skip", unknown="skip")
 
     def __init__(
@@ -108,8 +109,11 @@ class MMBench(FiledBenchmark):
             return [Question(qid, f"{prompt(row)}\n{suffix}", row["image"]) for qid, row in self.rounds.items()]
 
     def question_id(self, row: AnswerRow) -> str:
-        """LLaVA gives the rotations of a row its own id, and each a `round_id`."""
-        turn = row.raw.get("round_id") if self.all_rounds else 0
+        """LLaVA gives the rotations of a row its own id, and each a `round_id`; DataError where only one is asked."""
+        turn = row.raw.get("round_id") or 0
+        if turn and not self.all_rounds:
+            what = f"an answer to round {turn} of question {row.id}, whose options were rotated; here they stay"
+            raise DataError(what, at=row.at, fix="all_rounds=true")
         return f"{row.id}/{turn}" if turn else row.id
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
@@ -156,8 +160,7 @@ def _patterns(split: str, language: str) -> list[tuple[str, str]]:
     tsv = f"MMBench_{split.upper()}_{language.upper()}"
     return [
         ("LLaVA", f"mmbench_{split}_cn_*.tsv" if language == "cn" else f"mmbench_{split}_[!c]*.tsv"),
-        ("TSV", f"{tsv}.tsv"),
-        ("TSV", f"{tsv}_V11.tsv"),
+        ("TSV", f"{tsv}*.tsv"),
         ("parquet", f"{language}/{split}-*.parquet"),
         ("parquet", f"{split}-*.parquet"),
     ]

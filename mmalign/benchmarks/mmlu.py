@@ -51,9 +51,9 @@ class MMLU(FiledBenchmark):
     def layouts(self) -> Sequence[Layout]:
         prefix = {"val": "validation"}.get(self.split, self.split)
         return [
-            Layout("official", {"exams": f"{self.split}/*_{self.split}.csv", "dev": "dev/*_dev.csv"}, {}),
+            Layout("official", {"exams": f"{self.split}/*_{self.split}.csv", "dev": "dev/*_dev.csv"}, {}, "files"),
             Layout("parquet", {"exams": f"all/{prefix}-*.parquet", "dev": "all/dev-*.parquet"}, {}),
-            Layout("parquet", {"exams": f"*/{prefix}-*.parquet", "dev": "*/dev-*.parquet"}, {}),
+            Layout("parquet", {"exams": f"*/{prefix}-*.parquet", "dev": "*/dev-*.parquet"}, {}, "folders"),
         ]
 
     @cached_property
@@ -117,7 +117,7 @@ class MMLU(FiledBenchmark):
 
     def read(self, source: str) -> Answers:
         """Rows with `logprobs` ({letter: log-probability}) as their likeliest letter; others as their text."""
-        lines = answer_rows(source, texts=False)
+        lines = answer_rows(source, instead="logprobs")
         return Answers((row.id, _letter(row.raw["logprobs"]) if "logprobs" in row.raw else row.text) for row in lines)
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:

@@ -33,6 +33,7 @@ class MMVet(FiledBenchmark):
 
     max_new_tokens = 1024
     picture_folders = ("mm-vet/images", "images")
+    index_is_id = True  # counted as LLaVA counts
     official_gaps = GapRule(unknown="skip")
 
     def __init__(
@@ -111,7 +112,7 @@ class MMVet(FiledBenchmark):
     def _sheet(self, joined: JoinedAnswers) -> Sheet | None:
         """{id: its grades}: from the file, completed by the judge where one is named."""
         sheet = _read_sheet(self.grades) if self.grades and os.path.exists(self.grades) else None
-        self._check_answers(sheet or {}, joined.texts)
+        joined.notes += self._check_answers(sheet or {}, joined.texts)
         if self.judge is None:
             if self.grades and sheet is None:
                 raise DataError(f"no grades file {self.grades}", fix="name a judge's endpoint, or leave the file out")
@@ -119,12 +120,24 @@ class MMVet(FiledBenchmark):
         joined.notes.append(f"judge's prompt: {'the official one' if self.official_prompt else 'NOT the official one'}")
         return self._ask_judge(joined.texts, sheet or {}, self.judge)
 
-    def _check_answers(self, sheet: Sheet, texts: Mapping[str, str]) -> None:
-        """DataError where grades are known to be of another run's answers; the evaluator's own file does not tell."""
-        wrong = [qid for qid, text in texts.items() if {text} < {text, *sheet.get(qid, {}).get("answer", ())}]
+    def _check_answers(self, sheet: Sheet, texts: Mapping[str, str]) -> list[str]:
+        """A note where nothing tells which answers the grades are of; DataError where they are of another run's.
+
+        Our judge keeps each answer beside its grade. The evaluator's own file does not: the results file it graded, by
+        whose name it calls its own, is looked for beside it.
+        """
+        untold = [qid for qid in texts if qid in sheet and len(sheet[qid]["answer"]) < len(sheet[qid]["score"])]
+        results = _graded_results(str(self.grades)) if untold else None
+        known = {qid: list(sheet[qid]["answer"]) for qid in texts if qid in sheet}
+        for qid in untold:
+            known[qid] += [] if results is None else [results.get(qid, "")]
+        wrong = [qid for qid, answers in known.items() if any(one.strip() != texts[qid].strip() for one in answers)]
         if wrong:
             what = f"{len(wrong)} grades are of other answers than these: {few(wrong)}"
             raise DataError(what, at=str(self.grades), fix="a grades file of its own for each run: grades=FILE.json")
+        if untold and results is None:
+            return [f"nothing tells that {os.path.basename(str(self.grades))} grades these answers, not another run's"]
+        return []
 
     def _ask_judge(self, texts: Mapping[str, str], sheet: Sheet, judge: Judge) -> Sheet:
         """The sheet with a grade for every run of every answer; written after each."""
@@ -209,6 +222,14 @@ def _append(grades: dict[str, list[Any]], grade: Grade, answer: str) -> None:
 def _read_sheet(path: str) -> Sheet:
     with reading.shape(path):
         return {str(qid): _grades(row) for qid, row in reading.json_file(path).items()}
+
+
+def _graded_results(grades: str) -> dict[str, str] | None:
+    """What the evaluator graded: MODEL.json beside MODEL_JUDGE-grade-5runs.json; None where there is none."""
+    stem = Path(grades).stem
+    names = [stem[:at] for at in range(len(stem) - 1, 0, -1) if stem[at] == "_"] if "-grade-" in stem else []
+    place = next((place for name in names if (place := Path(grades).with_name(f"{name}.json")).is_file()), None)
+    return {str(qid): str(text) for qid, text in dict(reading.json_file(str(place))).items()} if place else None
 
 
 def _grades(row: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -33,14 +33,15 @@ class POPE(FiledBenchmark):
     """Three categories of questions: about objects drawn at random, popular ones, and those that often come along."""
 
     protocols = ("official", "lmms-eval", "vlmevalkit")
+    logs_have_ids = False  # its question_id counts from 1 in each category
     picture_folders = ("val2014", "images/val2014")
 
     def layouts(self) -> Sequence[Layout]:
         labels = {"labels": "coco_pope_*.json"}
         full = {category: f"{category}-*.parquet" for category in OFFSETS}
         return [
-            Layout("LLaVA", {"llava": "llava_pope_test.jsonl", **labels}, {}),
-            Layout("official", labels, {}),
+            Layout("LLaVA", {"llava": "llava_pope_test.jsonl", **labels}, {}, "files"),
+            Layout("official", labels, {}, "files"),
             Layout("parquet", {"questions": "test-*.parquet"}, {}),
             Layout("parquet", full, {}),
             Layout("TSV", {"questions": "POPE.tsv"}, {}),

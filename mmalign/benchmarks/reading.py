@@ -19,12 +19,18 @@ Row = dict[str, Any]
 
 def text(path: str) -> str:
     """The whole of a UTF-8 file, without a byte-order mark."""
-    with _readable(path):
-        return whole.read(path).decode("utf-8-sig")
+    return decoded(_bytes(path), path)
+
+
+def decoded(data: bytes, path: str) -> str:
+    """The text of a file's bytes, without a byte-order mark."""
+    with readable(path):
+        return data.decode("utf-8-sig")
 
 
 @contextlib.contextmanager
-def _readable(path: str) -> Iterator[None]:
+def readable(path: str) -> Iterator[None]:
+    """Around code that reads a file: what cannot be read is a DataError."""
     try:
         yield
     except OSError as err:
@@ -42,13 +48,19 @@ def json_file(path: str) -> Any:
 
 def json_lines(path: str) -> list[Row]:
     """The objects of a JSON-lines file; empty lines do not count."""
-    return [_object(line, path, number) for number, line in enumerate(text(path).split("\n"), 1) if line.strip()]
+    return [line_object(line, f"{path}:{number}") for number, line in numbered(text(path))]
 
 
-def _object(line: str, path: str, number: int) -> Row:
-    row = document.parse(line, f"{path}:{number}", DataError, "the line may be cut off")
+def numbered(text: str) -> Iterator[tuple[int, str]]:
+    """(number, line) of the lines of a text that are not empty."""
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def line_object(line: str, at: str) -> Row:
+    """The JSON object in a line."""
+    row = document.parse(line, at, DataError, "the line may be cut off")
     if not isinstance(row, dict):
-        raise DataError(f"an object was expected, got {line.strip()[:40]!r}", at=f"{path}:{number}")
+        raise DataError(f"an object was expected, got {line.strip()[:40]!r}", at=at)
     return row
 
 
@@ -70,34 +82,33 @@ def shape(path: str) -> Iterator[None]:
 
 def tsv(path: str) -> list[dict[str, str]]:
     """The rows of a tab-separated file with a header; every cell a raw string, an absent one empty."""
-    rows = _cells(path, "\t")
+    data = _bytes(path)
+    rows = cells(data, path, "\t")
     if not rows:
         raise DataError("the file is empty", at=path)
     header = rows[0]
-    if len(rows[-1]) < len(header) and not _ends_with_break(path):
+    if len(rows[-1]) < len(header) and data[-1:] not in (b"\r", b"\n"):
         fix = "the file may be cut off: fetch it again"
         raise DataError(f"the last row has {len(rows[-1])} of {len(header)} cells", at=path, fix=fix)
     return [dict(zip(header, [*row, *[""] * (len(header) - len(row))], strict=False)) for row in rows[1:] if row]
 
 
-def _ends_with_break(path: str) -> bool:
-    """Whether a file ends with a line break."""
-    with _readable(path), files.open_(path, "rb") as source:
-        source.seek(-1, io.SEEK_END)
-        return bool(source.read() in b"\r\n")
+def _bytes(path: str) -> bytes:
+    with readable(path):
+        return whole.read(path)
 
 
 def csv_rows(path: str) -> list[list[str]]:
     """The rows of a comma-separated file without a header, as raw strings."""
-    return [row for row in _cells(path, ",") if row]
+    return [row for row in cells(_bytes(path), path, ",") if row]
 
 
-def _cells(path: str, delimiter: str) -> list[list[str]]:
-    """The rows of a table. A line without quotes is cut apart at its delimiters, three times as fast as csv can;
-    one with quotes, which may go on in the next lines, is csv's."""
+def cells(data: bytes, path: str, delimiter: str) -> list[list[str]]:
+    """The rows of a table; an empty line is an empty row. A line without quotes is cut apart at its delimiters, three
+    times as fast as csv can; one with quotes, which may go on in the next lines, is csv's."""
     rows: list[list[str]] = []
-    with _long_cells(), _readable(path):
-        lines = iter(io.TextIOWrapper(io.BytesIO(whole.read(path)), "utf-8-sig", newline=""))
+    with _long_cells(), readable(path):
+        lines = iter(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""))
         for line in lines:
             if '"' in line:
                 rows.append(next(csv.reader(chain([line], lines), delimiter=delimiter)))

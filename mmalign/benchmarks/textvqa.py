@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from mmalign.benchmarks import Question, Score, reading, vqatext
-from mmalign.benchmarks.answers import AnswerRow, Answers, GapRule, JoinedAnswers, answer_rows
+from mmalign.benchmarks.answers import AnswerRow, GapRule, JoinedAnswers
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
 from mmalign.benchmarks.layouts import Layout
 from mmalign.benchmarks.pictures import vlmevalkit_rows
@@ -72,6 +72,12 @@ class TextVQA(FiledBenchmark):
                 return self._llava()
             return [Question(str(row["question_id"]), self._prompt(row), _picture(row)) for row in self.annotations]
 
+    @property
+    def numbered_questions(self) -> Sequence[Question]:
+        """Without OCR tokens, which answers that are there do not need."""
+        with reading.shape(self.files.one("questions")):
+            return [Question(str(row["question_id"]), str(row["question"])) for row in self.annotations]
+
     def _llava(self) -> list[Question]:
         """LLaVA's rows; their `question_id` is the image's, so each is given its annotation's own."""
         rows = reading.json_lines(self.files.one("llava"))
@@ -105,10 +111,10 @@ class TextVQA(FiledBenchmark):
                 raise DataError(what, at=self.files.one("questions"), fix="the file is damaged: fetch it again")
         return truth
 
-    def read(self, source: str) -> Answers:
+    def question_ids(self, rows: Sequence[AnswerRow]) -> list[str]:
         """Our ids as they are; LLaVA's rows by (image, question), the question taken from the logged prompt."""
-        lines = answer_rows(source)
-        return Answers(zip(self._question_ids(lines), (line.text for line in lines), strict=True))
+        rows = [row._replace(id=qid) for row, qid in zip(rows, super().question_ids(rows), strict=True)]
+        return self._question_ids(rows)
 
     def _question_ids(self, lines: Sequence[AnswerRow]) -> list[str]:
         """Rows with one key go to the questions of that key in turn."""

@@ -22,7 +22,7 @@ SPLITS = ("val", "test", "train")  # test: no answers
 class VizWiz(FiledBenchmark):
     """split: val, test or train; None: the first of them that is there. A question's id is the name of its picture."""
 
-    protocols = ("official", "lmms-eval", "vlmevalkit")
+    protocols = ("official", "llava", "lmms-eval", "vlmevalkit")
     picture_folders = SPLITS
     official_gaps = GapRule(unknown="skip")
 
@@ -97,10 +97,25 @@ class VizWiz(FiledBenchmark):
             fraction = {"exact_match": fmean(items.values()) / 100}
             return Score(fraction, "exact_match", items, joined.counts, joined.notes, taken=predictions)
         metrics = {"overall": fmean(items.values()), **means.over(items, self._type)}
+        if protocol in ("official", "llava"):
+            metrics |= self._answerability(predictions)
         if protocol == "official":
-            metrics |= {**self._answerability(predictions), "lmms-eval": self._lmms_eval(joined.texts)}
+            metrics["lmms-eval"] = self._lmms_eval(joined.texts)
+            joined.notes += self._as_written(predictions, items, joined.texts)
         printed = {name: round(value, 2) for name, value in metrics.items()}
         return Score(metrics, "overall", items, joined.counts, joined.notes, printed, predictions)
+
+    def _as_written(
+        self, predictions: Mapping[str, str], items: Mapping[str, float], texts: Mapping[str, str]
+    ) -> list[str]:
+        """A note where it decides that people's answers, on which all agree, are taken as they are written."""
+        agreed = [qid for qid in predictions if len(set(self.truth[qid])) == 1]
+        turned = [qid for qid in agreed if 100 * self._value(qid, predictions[qid], vqatext.vizwiz) != items[qid]]
+        if not turned:
+            return []
+        normalise, people = RULES["llava"]
+        by_llava = fmean(100 * self._value(qid, normalise(text), people) for qid, text in texts.items())
+        return [vqatext.as_written(len(turned), len(agreed), by_llava)]
 
     def _lmms_eval(self, texts: Mapping[str, str]) -> float:
         return fmean(100 * self._value(qid, vqatext.m4c(text), vqatext.m4c) for qid, text in texts.items())
@@ -190,9 +205,15 @@ def _unchanged(text: str) -> str:
     return text
 
 
+def _llava(text: str) -> str:
+    """What the official rule makes of LLaVA's upload, which holds the M4C form."""
+    return vqatext.vizwiz(vqatext.m4c(text))
+
+
 # protocol: what is done to the answer, and to people's answers
 RULES: dict[str, tuple[vqatext.Normalise, vqatext.Normalise]] = {
     "official": (vqatext.vizwiz, _unchanged),
+    "llava": (_llava, _unchanged),
     "lmms-eval": (vqatext.m4c, vqatext.m4c),
     "vlmevalkit": (vqatext.vlmevalkit, vqatext.vlmevalkit),
 }

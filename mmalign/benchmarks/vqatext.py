@@ -113,3 +113,15 @@ def consensus(text: str, answers: Sequence[str], keys: Sequence[Hashable] | None
         return 0.0
     same = [keys.count(key) for key in keys] if keys else [1] * len(answers)  # answers that count as the n-th
     return sum(min(1.0, (matches - same[n] * (answers[n] == text)) / 3) for n in range(len(answers))) / len(answers)
+
+
+def as_written(turned: int, agreed: int, by_llava: float) -> str:
+    """The note on questions where people's answers are compared as they are written.
+
+    turned, agreed: how many would count otherwise if all were normalised, of those on which all people agree;
+    by_llava: the whole score by that protocol, percent.
+    """
+    return (
+        f"on {turned} of {agreed} questions where all people agree, only their spelling decides: the official rule "
+        f"compares it as it is written. LLaVA normalises its answers before: {by_llava:.2f} by --protocol llava"
+    )

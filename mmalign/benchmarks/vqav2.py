@@ -26,7 +26,7 @@ SPLITS = {
 class VQAv2(FiledBenchmark):
     """split: val, test-dev, test or train; None: the first of them whose files are there."""
 
-    protocols = ("official", "lmms-eval")
+    protocols = ("official", "llava", "lmms-eval")
     picture_folders = ("val2014", "test2015", "train2014", "images/val2014", "images/test2015")
 
     def __init__(self, data: str, split: str | None = None, images: str | None = None) -> None:
@@ -74,7 +74,7 @@ class VQAv2(FiledBenchmark):
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """Consensus with ten people, overall, by type of answer and by type of question; percent."""
-        rule = official if protocol == "official" else lmms_eval
+        rule = RULES[protocol]
         items: dict[str, float] = {}
         predictions: dict[str, str] = {}
         for qid, text in joined.texts.items():
@@ -83,9 +83,20 @@ class VQAv2(FiledBenchmark):
         if protocol == "lmms-eval":  # it gives one fraction
             fraction = {"exact_match": fmean(items.values()) / 100}
             return Score(fraction, "exact_match", items, joined.counts, joined.notes, taken=predictions)
+        if protocol == "official":
+            joined.notes += self._as_written(joined.texts, items)
         metrics = {"overall": fmean(items.values()), **means.over(items, self._types)}
         printed = {name: round(value, 2) for name, value in metrics.items()}
         return Score(metrics, "overall", items, joined.counts, joined.notes, printed, predictions)
+
+    def _as_written(self, texts: Mapping[str, str], items: Mapping[str, float]) -> list[str]:
+        """A note where it decides that answers are compared as they are written, because all people agree."""
+        agreed = [qid for qid in texts if _agree(self.truth[qid]["answers"])]
+        turned = [qid for qid in agreed if 100 * lmms_eval(_people(self.truth[qid]), texts[qid])[0] != items[qid]]
+        if not turned:
+            return []
+        by_llava = fmean(100 * llava(_people(self.truth[qid]), text)[0] for qid, text in texts.items())
+        return [vqatext.as_written(len(turned), len(agreed), by_llava)]
 
     def _types(self, qid: str) -> list[str]:
         return [f"{kind}/{self.truth[qid][kind]}" for kind in ("answer_type", "question_type")]
@@ -136,6 +147,17 @@ def official(people: Sequence[Row], text: str) -> tuple[float, str]:
     return vqatext.consensus(text, answers, _keys(people, answers)), text
 
 
+def _agree(people: Sequence[Row]) -> bool:
+    """Whether all people say the same, as they wrote it."""
+    return len({vqatext.plain(one["answer"]) for one in people}) == 1
+
+
+def llava(people: Sequence[Row], text: str) -> tuple[float, str]:
+    """The official rule on what LLaVA uploads: the M4C form of the answer. Its published numbers are the server's on
+    that."""
+    return official(people, vqatext.m4c(text))
+
+
 def lmms_eval(people: Sequence[Row], text: str) -> tuple[float, str]:
     """The same, but always normalised."""
     answers, text = [vqatext.vqa3(vqatext.plain(one["answer"])) for one in people], vqatext.vqa3(vqatext.plain(text))
@@ -148,3 +170,6 @@ def _keys(people: Sequence[Row], answers: Sequence[str]) -> list[tuple[str, ...]
         return None
     rest = [sorted((key, repr(value)) for key, value in one.items() if key != "answer") for one in people]
     return [(text, *map(str, fields)) for text, fields in zip(answers, rest, strict=True)]
+
+
+RULES = {"official": official, "llava": llava, "lmms-eval": lmms_eval}

@@ -20,6 +20,18 @@ def one_line(text: str) -> str:
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def escaped(err: UnicodeError) -> tuple[str, int]:
+    """An error handler of codecs: what a stream's encoding lacks is written as JSON writes it, \\u00e9; JSON stays the
+    same JSON."""
+    if not isinstance(err, UnicodeEncodeError):
+        raise err
+    units = err.object[err.start : err.end].encode("utf-16-be", "surrogatepass")
+    return _units(units), err.end
+
+
 def _written(match: re.Match[str]) -> str:
-    units = match[0].encode("utf-16-be", "surrogatepass")
+    return _units(match[0].encode("utf-16-be", "surrogatepass"))
+
+
+def _units(units: bytes) -> str:
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))

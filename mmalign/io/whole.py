@@ -1,12 +1,15 @@
 """Files read whole: never more than a limit."""
 
+import gzip
+import io
 import os
 import stat
+import zlib
 from typing import IO
 
 from mmalign.errors import DataError, MMAlignError
 from mmalign.io import files
-from mmalign.io.limits import FILE_BYTES, Limit
+from mmalign.io.limits import FILE_BYTES, UNPACKED_BYTES, UNPACKED_TIMES, Limit
 
 PIECE = 1 << 20  # bytes asked for at once of what does not say how long it is
 
@@ -28,6 +31,23 @@ def take(source: IO[bytes], limit: Limit, name: str, error: type[MMAlignError] =
         total += len(piece)
         check_size(total, limit, name, error, more=True)
         pieces.append(piece)
+    return b"".join(pieces)
+
+
+def unpacked(data: bytes, name: str, error: type[MMAlignError] = DataError) -> bytes:
+    """What is packed in the bytes of a .gz; an `error` where it is too much for its size, or cut off."""
+    most = max(UNPACKED_BYTES.value, UNPACKED_TIMES * len(data))
+    pieces, total = [], 0
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as source:
+            while piece := source.read(PIECE):
+                total += len(piece)
+                if total > most:
+                    what = f"{name} unpacks to more than {UNPACKED_BYTES.said} and {UNPACKED_TIMES} times its own size"
+                    raise error(what, at=name, fix=UNPACKED_BYTES.fix)
+                pieces.append(piece)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as err:
+        raise error(f"cannot unpack {name}: {err}", at=name, fix="the file may be cut off: fetch it again") from err
     return b"".join(pieces)
 
 

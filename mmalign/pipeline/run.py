@@ -143,7 +143,7 @@ def _run_one(node: Node, launch: Launch, show: Show) -> None:
 
 
 def _start(node: Node, launch: Launch, lock: int, written: str) -> subprocess.Popen[bytes]:
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}  # of log.txt
     if not {"", os.getcwd()} & set(sys.path):  # as here: a torch.py beside a recipe is not imported
         env["PYTHONSAFEPATH"] = "1"
     if not launch.hosts:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from mmalign.benchmarks import Benchmark, Probe, Question, Score
 from mmalign.benchmarks.filed import FiledBenchmark, NoAnswersError, score
+from mmalign.benchmarks.resume import stored
 from mmalign.integrations import vllm
 from mmalign.integrations.vllm import VLLM
 from mmalign.io import files
@@ -39,6 +40,9 @@ def run(task: Task) -> dict[str, Any]:
     for bench in benches.values():  # before any weight is loaded
         if isinstance(bench, FiledBenchmark):
             bench.ready()
+    for name, bench in benches.items():
+        if isinstance(bench, Benchmark) and not rank:
+            _gather(bench, task.folder / f"{name}.jsonl")
     model, places = _model(task, stage, list(benches.values()))
     scores: dict[str, Score] = {}
     for number, (name, bench) in enumerate(benches.items()):
@@ -89,10 +93,10 @@ def measure(model: VLM | VLLM, bench: Benchmark | Probe, place: Path, batch: int
         return bench.measure(model)
     rank, ranks = world()
     if not rank:
-        _gather(place)  # what the ranks of a run that was killed had
+        _gather(bench, place)  # what the ranks of a run that was killed had
     if ranks > 1:
         dist.barrier()
-    texts = stored(place)
+    texts = stored(bench, place)
     missing = [question for question in bench.questions() if question.id not in texts]
     own = [question for question in missing if _rank_of(question, ranks) == rank]
     with open(place if ranks == 1 else _of_rank(place, rank), "a", encoding="utf-8") as out:
@@ -105,8 +109,8 @@ def measure(model: VLM | VLLM, bench: Benchmark | Probe, place: Path, batch: int
     dist.barrier()
     if rank:
         return Score({}, "")
-    _gather(place)
-    return _scored(bench, stored(place), place, protocol)
+    _gather(bench, place)
+    return _scored(bench, stored(bench, place), place, protocol)
 
 
 def _scored(bench: Benchmark, texts: dict[str, str], answers: Path, protocol: str) -> Score:
@@ -127,11 +131,11 @@ def _of_rank(answers: Path, rank: int) -> Path:
     return answers.with_suffix(f".rank{rank}.jsonl")
 
 
-def _gather(answers: Path) -> None:
+def _gather(bench: Benchmark, answers: Path) -> None:
     """Put the answers of all ranks into the one file; a kill on the way loses none and doubles none."""
     parts = sorted(answers.parent.glob(f"{answers.stem}.rank*.jsonl"))
-    known = stored(answers)
-    fresh = {key: text for place in parts for key, text in stored(place).items() if key not in known}
+    known = stored(bench, answers)
+    fresh = {key: text for place in parts for key, text in stored(bench, place).items() if key not in known}
     if fresh:
         lines = "".join(_line(key, text) for key, text in fresh.items())
         files.write(answers, (answers.read_text(encoding="utf-8") if known else "") + lines)
@@ -141,17 +145,6 @@ def _gather(answers: Path) -> None:
 
 def _line(key: str, text: str) -> str:
     return json.dumps({"id": key, "text": text}, ensure_ascii=False) + "\n"
-
-
-def stored(place: Path) -> dict[str, str]:
-    """{question id: answer} of an answers file; a last line cut by a kill is dropped from it."""
-    if not place.exists():
-        return {}
-    whole, _, cut = place.read_bytes().rpartition(b"\n")
-    if cut:
-        files.write(place, whole + b"\n" if whole else b"")
-    rows = [json.loads(line) for line in whole.splitlines() if line]
-    return {row["id"]: row["text"] for row in rows}
 
 
 def _untrained(task: Task, stage: Evaluate) -> VLM:

@@ -87,7 +87,7 @@ def test_lines_without_quotes_are_read_as_csv_reads_them(tmp_path: Path) -> None
         text = "".join(rng.choices(pieces, k=rng.randint(1, 20)))
         path.write_bytes(text.encode())
         expected = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))
-        assert reading._cells(str(path), "\t") == expected, repr(text)
+        assert reading.cells(text.encode(), str(path), "\t") == expected, repr(text)
 
 
 def test_tables_keep_their_cells_as_they_are(tmp_path: Path) -> None:

@@ -74,7 +74,10 @@ def test_grades_are_averaged_over_what_is_asked(data: str) -> None:
             "run/2": 35,
         }
     )
-    assert result.notes == ["judge: gpt-x"]
+    assert result.notes == [
+        "nothing tells that grades.json grades these answers, not another run's",
+        "judge: gpt-x",
+    ]
     assert result.items == pytest.approx({"v1_0": 75, "v1_1": 20})
     once = MMVet(data, grades=str(Path(data) / "grades.json"), runs=1).score(ANSWERS)
     assert once.metrics["total"] == 60

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from mmalign.adapters.mlp import MLP
 from mmalign.benchmarks import Benchmark, Question, Score
+from mmalign.benchmarks.resume import stored
 from mmalign.benchmarks.vizwiz import VizWiz
 from mmalign.errors import DataError
 from mmalign.llms.causal import CausalLM
@@ -94,9 +95,9 @@ def test_a_run_killed_at_ten_moments_ends_as_one_that_was_not(model, tmp_path):
     expected = evaluate.measure(model, Quiz(), whole, batch=7)
     for after in MOMENTS:
         in_a_process(model, place, after)
-        stored = evaluate.stored(place)
-        assert len(stored) == after
-        assert stored.items() <= evaluate.stored(whole).items()
+        answers = stored(Quiz(), place)
+        assert len(answers) == after
+        assert answers.items() <= stored(Quiz(), whole).items()
     assert evaluate.measure(model, Quiz(), place, batch=7) == expected
     key = lambda row: row["id"]  # noqa: E731
     assert sorted(rows(place), key=key) == sorted(rows(whole), key=key)  # each question once
