@@ -128,7 +128,7 @@ def _check_choice(layout_files: LayoutFiles, location: DataLocation) -> None:
         together = layout_files.several != "parts" or all(path.endswith(".parquet") for path in paths)
         folders = {os.path.dirname(path) for path in paths}
         if (len(paths) > 1 and not together) or (len(folders) > 1 and layout_files.several != "folders"):
-            names = ", ".join(os.path.relpath(path, location.root) for path in paths[:FEW])
+            names = ", ".join(path.removeprefix(location.root).lstrip("/") for path in paths[:FEW])
             more = f" and {len(paths) - FEW} more" if len(paths) > FEW else ""
             what = f"{len(paths)} files could be the {role}: {names}{more}"
             raise DataError(what, at=location.root, fix=f"say which: --data {paths[0]}, or its folder")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from mmalign.io.limits import UNPACKED_BYTES, UNPACKED_TIMES
 IDS = ("id", "question_id", "questionId", "index")  # what a question is named by: ours, LLaVA's, GQA's, VLMEvalKit's
 TEXTS = ("text", "answer", "prediction", "pred")  # an answer is called: by LLaVA and us, VQA, GQA, ScienceQA's scorer
 CUT = "it may be cut off: mend it or fetch it again"
+_SPACE = re.compile(r"\s*")
 GZIP, ZIP, PICKLE = b"\x1f\x8b", b"PK\x03\x04", b"\x80"  # what such files begin with
 
 
@@ -79,16 +81,18 @@ def _of_objects(text: str, path: str) -> list[Record]:
 
 def _spread(text: str, path: str) -> list[Record]:
     """Objects one behind the other, each as it is indented."""
-    decoder, rows, start = json.JSONDecoder(), list[Record](), len(text) - len(text.lstrip())
+    decoder, rows = json.JSONDecoder(), list[Record]()
+    start = _SPACE.match(text).end()  # type: ignore[union-attr]  # it matches nothing, too
+    line = 1 + text.count("\n", 0, start)
     while start < len(text):
-        line = text.count("\n", 0, start) + 1 if rows else 1
         try:
             _, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError) as err:
             raise DataError(f"not valid JSON: {err}", at=_line_of(err, path), fix=CUT) from err
         value = document.parse(text[start:end], f"{path}:{line}", DataError, CUT, depth=None)
         rows.append(Record(f"{path}:{line}", value))
-        start = end + len(text[end:]) - len(text[end:].lstrip())
+        behind = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+        start, line = behind, line + text.count("\n", start, behind)
     return rows
 
 
