@@ -1,4 +1,4 @@
-"""Answers in every official form are scored, what `--submission` writes too; what can be read in two ways is refused."""
+"""Answers in every official form are scored, uploads too; what can be read in two ways is refused."""
 
 import json
 from collections.abc import Callable, Mapping

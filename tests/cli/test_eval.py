@@ -51,6 +51,23 @@ def test_the_stored_answers_score_the_same(model, eval_folder, here, mmalign):
     assert json.loads((evaluation / "pope.json").read_text())["counts"]["answered"] == 4
 
 
+@pytest.mark.slow
+def test_a_damaged_answer_is_told_and_none_is_lost(model, eval_folder, here, mmalign):
+    """Case a18: line 5 torn (by an older run that went on behind it, or by hand)."""
+    node = existing.evaluation(model, existing.benches(["pope"], eval_folder, Registry()), Registry())
+    place = node.folder / "pope.jsonl"
+    place.parent.mkdir()
+    torn = "".join(json.dumps({"id": str(n), "text": "Yes"}) + "\n" for n in (1, 2, 3, 4)) + '{"id": "4", "te\n'
+    place.write_text(torn)
+    result = mmalign("eval", model, "--bench", "pope", "--data", eval_folder)
+    assert (result.code, result.out) == (2, "")
+    assert "not valid JSON" in result.err
+    assert f"  at   {place}:5\n" in result.err
+    assert "  try  mend the line, or delete it: its question is then asked again; all other answers are kept" in result.err
+    assert "Traceback" not in result.err
+    assert place.read_text() == torn
+
+
 def boxed(folder):
     """COCO's val2017 as it is laid out, of two pictures."""
     (folder / "coco" / "annotations").mkdir(parents=True)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,6 +137,28 @@ def test_what_the_ranks_of_a_killed_run_had_is_kept(model, tmp_path):
     assert counting.asked == 24 - 12
     assert sorted(place.read_text(encoding="utf-8").splitlines(keepends=True)) == sorted(lines)
     assert [found.name for found in tmp_path.glob("part*")] == ["part.jsonl"]
+
+
+def test_answers_in_other_words_are_gone_on_from(model, tmp_path):
+    """Case a19: lines that `score` reads."""
+    whole, place = tmp_path / "whole.jsonl", tmp_path / "edited.jsonl"
+    expected = evaluate.measure(model, Quiz(), whole, batch=7)
+    own = [{"question_id": row["id"], "answer": row["text"]} for row in rows(whole)[:5]]
+    place.write_text("".join(json.dumps(row) + "\n" for row in own).rstrip(), encoding="utf-8")  # its last line open
+    counting = Counting(model)
+    assert evaluate.measure(counting, Quiz(), place, batch=7) == expected
+    assert counting.asked == 24 - 5
+    assert rows(place)[:5] == own
+
+
+def test_what_is_stored_is_read_before_a_model_is_built(tmp_path, monkeypatch):
+    (tmp_path / "quiz.jsonl").write_text('{"id": "0-0", "text": "a"}\n{"id": "0-1", "te\n')
+    monkeypatch.setattr(evaluate, "bench_of", lambda *_: Quiz())
+    monkeypatch.setattr(evaluate, "_model", lambda *_: pytest.fail("a model is built"))
+    stage = SimpleNamespace(bench=[SimpleNamespace(card="quiz")])
+    with pytest.raises(DataError) as error:
+        evaluate.run(SimpleNamespace(stage=stage, folder=tmp_path))
+    assert error.value.at == f"{tmp_path / 'quiz.jsonl'}:2"
 
 
 class Counting:
