@@ -15,6 +15,7 @@ from mmalign.io.limits import UNPACKED_BYTES, UNPACKED_TIMES
 
 IDS = ("id", "question_id", "questionId", "index")  # what a question is named by: ours, LLaVA's, GQA's, VLMEvalKit's
 TEXTS = ("text", "answer", "prediction", "pred")  # an answer is called: by LLaVA and us, VQA, GQA, ScienceQA's scorer
+ABSENT = "FAILED"  # what LLaVA's scorer of ScienceQA writes for an answer that is not there
 CUT = "it may be cut off: mend it or fetch it again"
 _SPACE = re.compile(r"\s*")
 GZIP, ZIP, PICKLE = b"\x1f\x8b", b"PK\x03\x04", b"\x80"  # what such files begin with
@@ -102,9 +103,10 @@ def _of_one(record: Record, text: str, path: str) -> list[Record]:
     if any(key in row for key in (*IDS, *TEXTS, "doc_id", "image")):
         return [record]
     if isinstance(row.get("outputs"), dict):  # ..._result.json: with acc, correct, count, results
-        return _of_pairs(dict(_pairs(text))["outputs"], path)
+        return _of_pairs((pair for pair in dict(_pairs(text))["outputs"] if pair[1] != ABSENT), path)
     if isinstance(right := row.get("correct"), list) and isinstance(wrong := row.get("incorrect"), list):
-        return _objects([*right, *wrong], path, "item")  # ..._output.jsonl, which is one object
+        rows = _objects([*right, *wrong], path, "item")  # ..._output.jsonl, which is one object
+        return [record for record in rows if record.row.get("pred") != ABSENT]
     if any(isinstance(value, str) for value in row.values()):
         return _of_pairs(_pairs(text), path)
     what = f"no answers, but an object of {', '.join(list(row)[:5])} ..."

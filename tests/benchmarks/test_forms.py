@@ -173,6 +173,17 @@ def test_official_forms(name: str, tmp_path: Path) -> None:
     assert read(make(tmp_path), tmp_path, content) == RIGHT[make]
 
 
+def test_what_llavas_scorer_calls_failed_is_missing(tmp_path: Path) -> None:
+    """It fills in the word for a question without an answer; a mean over such rows is no score of the model."""
+    bench, outputs = scienceqa(tmp_path), {"11": "B", "5": "FAILED"}
+    rows = [{"question_id": qid, "question": "Unknown", "pred": text} for qid, text in outputs.items()]
+    for content in ({"acc": 50.0, "outputs": outputs}, {"correct": rows[:1], "incorrect": rows[1:]}):
+        answers = read(bench, tmp_path, content)
+        assert answers == {"11": "B"}
+        with pytest.raises(DataError, match="1 of 2 questions have no answer: 5"):
+            bench.score(answers)
+
+
 def test_a13_each_is_scored_by_the_command(tmp_path: Path, mmalign: Run) -> None:
     for make, card in ((vqav2, "vqav2"), (gqa, "gqa"), (vizwiz, "vizwiz"), (mmvet, "mmvet")):
         folder = tmp_path / card

@@ -13,6 +13,7 @@ import pytest
 from mmalign.cli import models, scores
 from PIL import Image
 
+from mmalign.benchmarks import resume
 from mmalign.pipeline import existing
 from mmalign.pipeline.load import load
 from mmalign.plan import building
@@ -63,7 +64,7 @@ def test_a_damaged_answer_is_told_and_none_is_lost(model, eval_folder, here, mma
     assert (result.code, result.out) == (2, "")
     assert "not valid JSON" in result.err
     assert f"  at   {place}:5\n" in result.err
-    assert "  try  mend the line, or delete it: its question is then asked again; all other answers are kept" in result.err
+    assert f"  try  {resume.FIX}" in result.err
     assert "Traceback" not in result.err
     assert place.read_text() == torn
 
