@@ -24,8 +24,7 @@ def compare(places: Sequence[str], out: Path, as_json: bool) -> None:
     from . import dump, show
 
     folders = [evaluation(place) for place in places]
-    names = [place if places.count(place) == 1 else f"{place} {n}" for n, place in enumerate(places, 1)]
-    runs = [_run(name, folder) for name, folder in zip(names, folders, strict=True)]
+    runs = [_run(name, folder) for name, folder in zip(_names(folders), folders, strict=True)]
     rows = comparing.compare(runs)
     benches, missing = _benches(folders[0], [row.bench for row in rows if any(row.against)])
     page = comparing.page(runs, rows, benches)
@@ -71,8 +70,26 @@ def _models_of(folder: Path) -> list[Path]:
     return [read.resolve() for slot, read in task.load(folder.resolve()).reads if slot == "weights"]
 
 
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Evaluations by recipe, arm and seed; by their folders, too, where several are of the same."""
+    names = [_name(folder) for folder in folders]
+    names = [
+        name if names.count(name) == 1 else f"{name} ({folder.name})"
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    return [name if names.count(name) == 1 else f"{name} {number}" for number, name in enumerate(names, 1)]
+
+
+def _name(folder: Path) -> str:
+    stored = task.load(folder.resolve())
+    of = [stored, *(task.load(place) for place in _models_of(folder) if not any(stored.arms))]
+    arms = next((arms for one in of if (arms := list(filter(None, one.arms)))), [])
+    return f"{stored.recipe} {' / '.join(arms)}" if arms else f"{stored.recipe}, seed {stored.seed}"
+
+
 def _run(name: str, folder: Path) -> "Run":
     from mmalign.benchmarks.answers import answer_rows
+    from mmalign.benchmarks.asked import Asked
     from mmalign.benchmarks.compare import Run
 
     stage = task.load(folder.resolve()).stage
@@ -80,7 +97,9 @@ def _run(name: str, folder: Path) -> "Run":
     scores = {bench: finished.score(folder, bench) for bench in finished.scores(folder)}
     stored = {bench: folder / f"{bench}.jsonl" for bench in scores if (folder / f"{bench}.jsonl").exists()}
     answers = {bench: {row.id: row.text for row in answer_rows(str(path))} for bench, path in stored.items()}
-    return Run(name, scores, answers, stage.protocol)
+    records = {bench: folder / f"{bench}.asked.json" for bench in scores}
+    asked = {bench: Asked.read(place, finished.EVALUATION) for bench, place in records.items() if place.exists()}
+    return Run(name, scores, answers, stage.protocol, asked)
 
 
 def _benches(folder: Path, names: Sequence[str]) -> tuple[dict[str, Benchmark], list[str]]:
@@ -106,7 +125,15 @@ def _row_json(row: "ComparisonRow") -> dict[str, Any]:
 
 def _pairs_json(pairs: "PairedComparison") -> dict[str, Any]:
     difference = pairs.difference._asdict() if pairs.difference else None
-    return {"questions": pairs.questions, "difference": difference, "better": pairs.better, "worse": pairs.worse}
+    return {
+        "questions": pairs.questions,
+        "values": pairs.values,
+        "difference": difference,
+        "cluster": pairs.cluster,
+        "clusters": pairs.clusters,
+        "better": pairs.better,
+        "worse": pairs.worse,
+    }
 
 
 def _side_by_side(runs: Sequence["Run"], rows: Sequence["ComparisonRow"]) -> None:
@@ -116,12 +143,27 @@ def _side_by_side(runs: Sequence["Run"], rows: Sequence["ComparisonRow"]) -> Non
     for row in rows:
         headlines.add_row(row.bench, row.metric, *("" if value is None else f"{value:.4f}" for value in row.values))
     show.out.print(headlines)
-    differences = show.table("benchmark", "over", "questions", "difference", "95 % interval", "p", "better", "worse")
+    first = runs[0]
+    columns = (
+        "benchmark",
+        "run",
+        "questions",
+        first.name,
+        "run's",
+        "difference",
+        "95 % interval",
+        "p",
+        "by",
+        "better",
+        "worse",
+    )
+    differences = show.table(*columns)
     for row in rows:
         for run, pairs in zip(runs[1:], row.against, strict=True):
-            if pairs and (gap := pairs.difference):
-                cells = [f"{gap.mean:+.4f}", f"{gap.low:+.4f} to {gap.high:+.4f}", f"{gap.p:.4f}"]
+            if pairs and pairs.values and (gap := pairs.difference):
+                cells = [*(f"{value:.4f}" for value in pairs.values), f"{gap.mean:+.4f}"]
+                cells += [f"{gap.low:+.4f} to {gap.high:+.4f}", f"{gap.p:.4f}", f"{pairs.cluster} ({pairs.clusters})"]
                 flips = [str(len(pairs.better)), str(len(pairs.worse))]
-                pair = f"{run.name} over {runs[0].name}"
-                differences.add_row(row.bench, pair, str(pairs.questions), *cells, *flips)
+                differences.add_row(row.bench, run.name, str(pairs.questions), *cells, *flips)
+    show.out.print(f"over {first.name}, on the questions both were asked:")
     show.out.print(differences)

@@ -41,7 +41,9 @@ def evaluate(
     node = existing.evaluation(place, parts, registry, runs, protocol, vllm)
     scores.ready(node)
     show.tell([f"{part.card} reads no folder: --data is not for it" for part in parts if data and not part.args])
-    show.err.print(f"evaluating {place}")
+    show.tell(scores.renewed(node))
+    if not node.done:
+        show.err.print(f"evaluating {place}")
     _run(node)
     show.scores(finished.scores(node.folder), as_json)
     show.tell(scores.notes(node.folder))

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mmalign.benchmarks import Benchmark, Gaps, Probe, Score
+from mmalign.benchmarks.asked import Asked, Renewal, renewal
 from mmalign.errors import DataError, RunError
+from mmalign.pipeline.finished import EVALUATION
 from mmalign.plan.building import build, own, target
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.read import setting
+from mmalign.plan.recipe import Evaluate
 from mmalign.plan.references import paths
 
 from .lines import say
@@ -55,7 +58,7 @@ def score(
                 raise
             return
         source = {"bench": name, "data": bench.data_files, "protocol": protocol, "gaps": gaps}
-        row = source | _with_interval(result, card)
+        row = source | _with_interval(result, card, bench)
         say(_json(row)) if as_json else _table(row)
 
 
@@ -110,6 +113,60 @@ def ready(node: "Node") -> None:
             build(card).ready()
 
 
+def renewed(node: "Node") -> list[str]:
+    """Notes on the pictures of a finished evaluation; where some have changed, it is set aside, and so done again.
+
+    A fingerprint knows questions and tables by their content, but pictures by their folder: a plan reads none of them.
+    """
+    from mmalign.pipeline import task
+    from mmalign.pipeline.run import set_aside
+
+    if not node.done:
+        return []
+    date = task.done(node.folder)["finished"][:10]
+    now = {name: _pictures_now(node, name) for name in _pictured(node)}
+    if any(isinstance(pictures, Renewal) and pictures.changed for pictures in now.values()):
+        told = [f"{name}: {pictures} since {date}" for name, pictures in now.items() if str(pictures)]
+        return [*told, f"evaluated again; what was there is kept in {set_aside(node)}"]
+    notes = [f"{name}: pictures not looked at again: {pictures}" for name, pictures in now.items() if str(pictures)]
+    return [
+        f"evaluated on {date}",
+        *notes,
+        *([f"to evaluate again: mv {node.folder} {node.folder}.old"] if notes else []),
+    ]
+
+
+def unlooked(nodes: "Sequence[Node]") -> list[str]:
+    """Notes on the evaluations of a plan that are done, whose pictures nobody looks at again."""
+    from mmalign.pipeline import task
+
+    done = [node for node in nodes if isinstance(node.stage, Evaluate) and node.done and _pictured(node)]
+    return [
+        f"{node.name}: evaluated on {task.done(node.folder)['finished'][:10]}, pictures not looked at again;"
+        f" --force {node.name} evaluates again"
+        for node in done
+    ]
+
+
+def _pictured(node: "Node") -> list[str]:
+    """The benchmarks of an evaluation whose pictures may lie in files of their own."""
+    from mmalign.benchmarks.filed import FiledBenchmark
+
+    kinds = {part.card: target(own(node.cards[f"bench.{part.card}"])) for part in cast(Evaluate, node.stage).bench}
+    return [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, FiledBenchmark)]
+
+
+def _pictures_now(node: "Node", name: str) -> "Renewal | str":
+    """How the pictures of a benchmark are now, or why they are not looked at; empty: as they were."""
+    record = node.folder / f"{name}.asked.json"
+    if not record.exists():
+        return "an older mmalign did not write down what they were"
+    try:
+        return renewal(Asked.read(record, EVALUATION), build(node.cards[f"bench.{name}"]))
+    except DataError as err:
+        return err.what
+
+
 def notes(folder: Path) -> list[str]:
     """What a reader of the scores of a finished evaluation has to know."""
     from mmalign.pipeline import finished
@@ -127,16 +184,36 @@ def _gaps(counts: dict[str, int]) -> str:
     return f"of {counts.get('asked', '?')} answers {', '.join(gaps)}" if gaps else ""
 
 
-def _with_interval(result: Score, card: Card) -> dict[str, Any]:
-    """A score with its interval, and a word on what it was counted over."""
-    from mmalign.benchmarks.bootstrap import interval
-
+def _with_interval(result: Score, card: Card, bench: Benchmark) -> dict[str, Any]:
+    """A score with the interval of its headline, and a word on what it was counted over."""
     published, asked = card.facts.get("questions"), result.counts.get("asked")
     notes = list(result.notes)
     if published and asked and published != asked:
         notes.append(f"{asked} questions, the published set has {published}: another split, or half of the data?")
-    mean = interval(result.items)._asdict() if result.items else None
-    return {**vars(result), "notes": notes, "unit": card.facts.get("unit", ""), "interval": mean}
+    told = {name: value for name, value in vars(result).items() if name not in ("parts", "least")}
+    return {**told, "notes": notes, "unit": card.facts.get("unit", ""), "interval": _interval(result, bench, notes)}
+
+
+def _interval(result: Score, bench: Benchmark, notes: list[str]) -> dict[str, Any] | None:
+    """The headline's interval, resampled by picture; None, and a note, where it is not known what it is made of."""
+    from mmalign.benchmarks import asked, bootstrap
+    from mmalign.benchmarks.headline import Headline
+
+    if not result.items:
+        return None
+    headline = Headline.of(result)
+    if headline is None:
+        notes.append(f"no interval: the score does not say how {result.headline} is made of its questions")
+        return None
+    try:
+        cluster_of = asked.clusters(bench.references())
+    except DataError as err:
+        cluster_of = {}
+        notes.append(f"the interval is by question, and may be too narrow: {err.what}")
+    cluster_of = {qid: cluster_of[qid] for qid in headline.parts_of if qid in cluster_of}
+    number = bootstrap.clusters(headline, cluster_of)
+    mean = bootstrap.interval(headline, cluster_of)._asdict()
+    return {**mean, "cluster": "picture" if cluster_of else "question", "clusters": number}
 
 
 def _table(row: dict[str, Any]) -> None:
@@ -152,6 +229,7 @@ def _table(row: dict[str, Any]) -> None:
     if names:
         show.out.print(table)
     if mean := row["interval"]:
-        show.out.print(f"mean over questions {mean['mean']:.4f}, 95 % interval {mean['low']:.4f} to {mean['high']:.4f}")
+        told = f"{row['headline']} {mean['mean']:.4f}, 95 % interval {mean['low']:.4f} to {mean['high']:.4f}"
+        show.out.print(f"{told}, by {mean['cluster']} ({mean['clusters']})")
     show.out.print(", ".join(f"{count} {name}" for name, count in row["counts"].items() if "/" not in name))
     show.tell(row["notes"])

@@ -469,6 +469,7 @@ def _read_benchmarks(folder: Path, broken: Path | None) -> None:
 def _scored(place: Path, protocol: str, gaps: Any) -> None:
     from mmalign.benchmarks import filed
     from mmalign.benchmarks.bootstrap import interval
+    from mmalign.benchmarks.headline import Headline
 
     bench = _bench(place)
     answers = bench.read(str(place / "answers.jsonl"))
@@ -476,8 +477,8 @@ def _scored(place: Path, protocol: str, gaps: Any) -> None:
         score = filed.score(bench, answers, protocol, gaps)
         json.dumps(asdict(score), ensure_ascii=False).encode()
         assert not document.problem(asdict(score), Score)
-        if score.items and protocol == "official":
-            interval(score.items, draws=10)
+        if (headline := Headline.of(score)) and protocol == "official":
+            interval(headline, {}, draws=10)
 
 
 def _asked(place: Path) -> None:

@@ -26,6 +26,16 @@ class Question:
     family: str = ""  # questions of one family begin with the same words, which are then read once
 
 
+# {part: {question id: (numerator, denominator)}}: the headline is the mean over parts of Σ numerators / Σ denominators
+Parts = Mapping[str, Mapping[str, tuple[float, float]]]
+
+
+class Cut(str):
+    """An answer that ends at `max_new_tokens`, not where the model would have ended it."""
+
+    __slots__ = ()
+
+
 # What to do about questions without an answer and answers without a question. strict: DataError. lenient: a missing
 # answer is an empty one, an unknown one is left out. official: as the official tool does, where it goes on at all.
 Gaps = Literal["strict", "lenient", "official"]
@@ -43,6 +53,8 @@ class Score:
     printed: dict[str, float] = field(default_factory=dict)  # the metrics the official tool rounds, rounded as it does
     taken: dict[str, str] = field(default_factory=dict)  # question id: what the rule took the answer for
     protocol: str = "official"  # whose rules it follows
+    parts: Parts = field(default_factory=dict)  # what the headline is made of, see headline.py; empty: mean of items
+    least: bool = False  # the headline is the smallest of its parts, not their mean
 
 
 class Benchmark:
@@ -65,6 +77,15 @@ class Benchmark:
         """The picture behind a question's reference: RGB, or as it lies in the file where the official script does
         not convert it (MMBench, ScienceQA)."""
         raise NotImplementedError
+
+    def identity(self, reference: Any) -> str | None:
+        """What tells a picture's content without decoding it, the same wherever it lies; None: only its reference is
+        known."""
+        return None
+
+    def references(self) -> Mapping[str, Any]:
+        """{question id: the reference of its picture, or None}: questions about one picture fare alike."""
+        return {question.id: question.image for question in self.questions()}
 
     def read(self, source: str) -> Mapping[str, str]:
         """{question id: answer text} of a file of answers, in any form that is handed around."""

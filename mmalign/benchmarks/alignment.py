@@ -84,7 +84,12 @@ class Alignment(Probe):
             metrics[f"object_layer_{layer}"] = percent(hits([one.patches(True, layer) for one in images]))
         objects = judged["object"]
         items = {one.key: percent(hits([own])) for one, own in zip(images, objects, strict=True) if own}
-        return Score(metrics, "object", items, _counts(images, sum(map(len, objects))))
+        sums = {
+            one.key: (100.0 * sum(hits([own])), float(len(own)))
+            for one, own in zip(images, objects, strict=True)
+            if own
+        }
+        return Score(metrics, "object", items, _counts(images, sum(map(len, objects))), parts={"": sums})
 
     def _compared(self, model: Subject) -> list[Comparison]:
         """What is right is known for all images before the model looks at any."""

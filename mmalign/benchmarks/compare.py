@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmalign.benchmarks import Benchmark, Question, Score
-from mmalign.benchmarks.bootstrap import Difference, difference
+from mmalign.benchmarks.asked import Asked
+from mmalign.benchmarks.bootstrap import Difference, clusters, difference
+from mmalign.benchmarks.headline import Headline
+from mmalign.benchmarks.pairing import Pairing, pair
 from mmalign.errors import DataError
 from mmalign.io import pages
 
@@ -20,22 +23,27 @@ SIDE = 336  # pixels of a picture's longer side
 
 @dataclass
 class Run:
-    """One evaluation: what it scored and, for each benchmark, {question id: answer}."""
+    """One evaluation: what it scored and, for each benchmark, {question id: answer}, and what it asked."""
 
     name: str
     scores: Mapping[str, Score]
     answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     protocol: str = "official"
+    asked: Mapping[str, Asked] = field(default_factory=dict)  # without a benchmark: evaluated by an older mmalign
 
 
 @dataclass
 class PairedComparison:
-    """What a run has over the first one, paired by question; the unit is that of the benchmark's items."""
+    """What a run has over the first one, on the questions that both were asked."""
 
-    questions: int  # that both answered
-    difference: Difference | None  # None: no question is in both
-    better: list[str]  # ids whose value rose, the largest step first
+    questions: int  # that both were asked; copies of one count once
+    values: tuple[float, float] | None  # both headlines on these questions; None: they are not made of questions
+    difference: Difference | None  # of these values; None: no question is in both, or there are no values
+    cluster: str  # what is resampled: picture, or question where no pictures are known
+    clusters: int  # how many of these
+    better: list[str]  # ids (the first run's) of questions whose value rose, the largest step first
     worse: list[str]
+    other: dict[str, str]  # {id in the first run: id in the other} of these
 
 
 @dataclass
@@ -44,41 +52,94 @@ class ComparisonRow:
 
     bench: str
     metric: str  # the headline
-    values: list[float | None]  # of each run; None: it has no such score
+    values: list[float | None]  # of each run, on all that it was asked; None: it has no such score
     against: list[PairedComparison | None]  # of each run but the first
     notes: list[str] = field(default_factory=list)
 
+    def tell(self, text: str) -> None:
+        self.notes.append(f"{self.bench}: {text}")
+
 
 def compare(runs: Sequence[Run]) -> list[ComparisonRow]:
-    """A row for each benchmark that some run has, in the order of the first that has it."""
+    """A row for each benchmark that some run has, in the order of the first that has it.
+
+    DataError where the runs have no question in common.
+    """
     if len(runs) < 2:
         raise DataError(f"{len(runs)} run is nothing to compare", fix="mmalign compare RUN RUN")
-    benches = dict.fromkeys(bench for run in runs for bench in run.scores)
-    return [_row(bench, runs) for bench in benches]
+    rows = [_row(bench, runs) for bench in dict.fromkeys(bench for run in runs for bench in run.scores)]
+    for number, run in enumerate(runs[1:]):
+        pairs = {row.bench: pairs for row in rows if (pairs := row.against[number])}
+        if pairs and not any(one.questions for one in pairs.values()):
+            what = f"{runs[0].name} and {run.name} have no question of {', '.join(pairs)} in common"
+            known = all(bench in one.asked for one in (runs[0], run) for bench in pairs)
+            how = "; a question is known by its text, its options and its picture" if known else ""
+            raise DataError(what + how, fix="evaluate both on the same questions and pictures")
+    return rows
 
 
 def _row(bench: str, runs: Sequence[Run]) -> ComparisonRow:
     metric = next(run.scores[bench].headline for run in runs if bench in run.scores)
     values = [run.scores[bench].metrics.get(metric) if bench in run.scores else None for run in runs]
-    first, *others = [run.scores[bench].items if bench in run.scores else {} for run in runs]
-    row = ComparisonRow(bench, metric, values, [_paired(first, other) for other in others])
-    for run, other in zip(runs[1:], others, strict=True):
-        if first and other and (unpaired := len(first.keys() ^ other.keys())):
-            row.notes.append(f"{bench}: {unpaired} questions are in {runs[0].name} or {run.name} only, and left out")
-        if bench in run.scores and bench in runs[0].scores and run.protocol != runs[0].protocol:
-            row.notes.append(f"{bench}: {runs[0].name} is scored as {runs[0].protocol}, {run.name} as {run.protocol}")
+    row = ComparisonRow(bench, metric, values, [])
+    for run in runs[1:]:
+        row.against.append(_against(row, runs[0], run))
     return row
 
 
-def _paired(first: Mapping[str, float], other: Mapping[str, float]) -> PairedComparison | None:
+def _against(row: ComparisonRow, first: Run, run: Run) -> PairedComparison | None:
     """None where one of them has no values of single questions."""
-    if not first or not other:
+    bench = row.bench
+    if not (bench in first.scores and bench in run.scores):
         return None
-    steps = {qid: other[qid] - value for qid, value in first.items() if qid in other}
+    if run.protocol != first.protocol:
+        row.tell(f"{first.name} is scored as {first.protocol}, {run.name} as {run.protocol}")
+    one, two = first.scores[bench], run.scores[bench]
+    if not one.items or not two.items:
+        return None
+    heads = _heads(row, first, run)
+    ids = (list(heads[0].parts_of), list(heads[1].parts_of)) if heads else (list(one.items), list(two.items))
+    pairing = pair(ids, heads, [first.asked.get(bench), run.asked.get(bench)])
+    _tell(row, pairing, first, run)
+    steps = pairing.steps(one.items, two.items)
     ordered = sorted(steps, key=lambda qid: -abs(steps[qid]))  # equal steps in the order of the questions
-    both = {qid: first[qid] for qid in steps}, {qid: other[qid] for qid in steps}
     better, worse = ([qid for qid in ordered if sign * steps[qid] > 0] for sign in (1, -1))
-    return PairedComparison(len(steps), difference(*both) if steps else None, better, worse)
+    other = {qid: pairing.ids[1][qid][0] for qid in ordered if steps[qid]}
+    compared = PairedComparison(len(pairing.ids[0]), None, None, "question", 0, better, worse, other)
+    if heads and compared.questions:
+        both = pairing.headlines(heads)
+        compared.values, compared.difference = (both[0].value, both[1].value), difference(*both, pairing.cluster_of)
+        compared.clusters = clusters(both[0], pairing.cluster_of)
+        compared.cluster = "picture" if pairing.cluster_of else "question"
+    return compared
+
+
+def _heads(row: ComparisonRow, first: Run, run: Run) -> tuple[Headline, Headline] | None:
+    """Both headlines as functions of their questions; None where that is not known, or they are not of one kind."""
+    one, two = first.scores[row.bench], run.scores[row.bench]
+    if one.headline != two.headline:
+        row.tell(f"no difference: the headline of {first.name} is {one.headline}, of {run.name} {two.headline}")
+        return None
+    heads = Headline.of(one), Headline.of(two)
+    if heads[0] and heads[1]:
+        return heads[0], heads[1]
+    lacking = " and ".join(its.name for its, head in zip((first, run), heads, strict=True) if head is None)
+    row.tell(f"no difference: the score of {lacking} does not say how {one.headline} is made of its questions")
+    return None
+
+
+def _tell(row: ComparisonRow, pairing: Pairing, first: Run, run: Run) -> None:
+    """What a reader has to know of how the questions were matched."""
+    if pairing.by_id:
+        old = " and ".join(one.name for one in (first, run) if row.bench not in one.asked)
+        row.tell(f"questions are matched by their ids alone: what {old} asked was not written down by an older mmalign")
+        if not pairing.cluster_of:
+            row.tell("nor are their pictures known: the interval is by question, and may be too narrow")
+    if pairing.apart:
+        renewed = f"; {pairing.renewed} ids mean another question in each" if pairing.renewed else ""
+        row.tell(f"{pairing.apart} questions are in {first.name} or {run.name} only, and left out{renewed}")
+    if pairing.copies:
+        row.tell(f"{pairing.copies} copies of questions are not counted again")
 
 
 def page(runs: Sequence[Run], rows: Sequence[ComparisonRow], benches: Mapping[str, Benchmark]) -> str:
@@ -99,19 +160,21 @@ class Flip:
     pair: tuple[Run, Run]
     better: bool
     ids: list[str]
+    other: dict[str, str]  # {id in the first run: id in the other}
     cases: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _flips(row: ComparisonRow, number: int, first: Run, run: Run) -> list[Flip]:
     pairs = row.against[number]
     both = ((True, pairs.better), (False, pairs.worse)) if pairs else ()
-    return [Flip(row.bench, (first, run), better, ids) for better, ids in both if ids]
+    return [Flip(row.bench, (first, run), better, ids, pairs.other) for better, ids in both if pairs and ids]
 
 
 def _case(qid: str, flip: Flip, question: Question | None, bench: Benchmark | None) -> dict[str, Any]:
     """A question with its picture and both answers."""
     picture = _picture(bench, question.image) if bench and question and question.image is not None else None
-    answers = [(r.name, r.answers.get(flip.bench, {}).get(qid), r.scores[flip.bench].items[qid]) for r in flip.pair]
+    ids = zip(flip.pair, (qid, flip.other[qid]), strict=True)
+    answers = [(r.name, r.answers.get(flip.bench, {}).get(own), r.scores[flip.bench].items[own]) for r, own in ids]
     return {"id": qid, "text": question.text if question else "", "png": picture, "answers": answers}
 
 

@@ -99,6 +99,9 @@ class FiledBenchmark(Benchmark):
     def image(self, reference: Any) -> "Image":
         return self.pictures.open(reference)
 
+    def identity(self, reference: Any) -> str | None:
+        return self.pictures.look(reference).content
+
     def read(self, source: str) -> Answers:
         rows = answer_rows(source)
         return Answers(zip(self.question_ids(rows), (row.text for row in rows), strict=True))

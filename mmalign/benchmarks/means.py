@@ -16,6 +16,15 @@ def over(items: Mapping[str, float] | Iterable[tuple[str, float]], groups: Group
     return {group: fmean(values) for group, values in values_of.items()}
 
 
+def sums(rows: Iterable[tuple[str, float]]) -> dict[str, tuple[float, float]]:
+    """{question id: (sum of its rows, how many they are)}: what a mean over rows is made of."""
+    sums: dict[str, tuple[float, float]] = {}
+    for qid, value in rows:
+        total, number = sums.get(qid, (0.0, 0.0))
+        sums[qid] = total + value, number + 1
+    return sums
+
+
 def sizes(qids: Iterable[str], groups: Groups) -> dict[str, int]:
     """{group: how many items are in it}."""
     return dict(Counter(group for qid in qids for group in groups(qid)))

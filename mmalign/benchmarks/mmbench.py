@@ -1,5 +1,6 @@
 """MMBench and MMBench-CN: multiple choice, asked once for every rotation of the options (arXiv 2307.06281)."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
@@ -130,7 +131,9 @@ class MMBench(FiledBenchmark):
         joined.counts["unparsable"] = sum(not letter for letter in letters.values())
         joined.notes.append(f"option extraction: exact matching, rule {self.extraction!r} of VLMEvalKit, no judge")
         metrics = self._means(counted, items) | _passes(hits)
-        return Score(metrics, "Overall", items, joined.counts, joined.notes, taken=letters)
+        times = Counter(counted)
+        parts = {"": {qid: (number * items[qid], float(number)) for qid, number in times.items()}}
+        return Score(metrics, "Overall", items, joined.counts, joined.notes, taken=letters, parts=parts)
 
     def letter(self, qid: str, text: str) -> str:
         """The option an answer means; empty: unresolved. Empty answers reach the tool as the text "nan"."""

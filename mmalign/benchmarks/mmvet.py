@@ -107,7 +107,8 @@ class MMVet(FiledBenchmark):
         items = {qid: 100 * fmean(sheet[qid]["score"][:runs]) for qid in self.truth if qid in sheet}
         replies = {qid: ", ".join(map(str, sheet[qid]["content"][:runs])) for qid in items}
         printed = {name: nearest_tenth(value) for name, value in metrics.items()}
-        return Score(metrics, "total", items, joined.counts, joined.notes, printed, replies)
+        parts = {"": {qid: (items.get(qid, 0.0), 1.0) for qid in self.truth}}
+        return Score(metrics, "total", items, joined.counts, joined.notes, printed, replies, parts)
 
     def _sheet(self, joined: JoinedAnswers) -> Sheet | None:
         """{id: its grades}: from the file, completed by the judge where one is named."""

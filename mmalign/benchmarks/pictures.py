@@ -1,10 +1,12 @@
 """Open the picture behind a question: a file in a folder, a base64 cell, or a row of a parquet file."""
 
+import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmalign.benchmarks import reading
 from mmalign.benchmarks.answers import few
@@ -20,7 +22,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+DIGITS = 16  # hex digits of a hash
 REFERENCE = 64  # characters: a cell up to this long names, by its index, the row that has the picture
+
+
+class Look(NamedTuple):
+    """What a picture is known by."""
+
+    content: str | None  # hash of its bytes; None: not known
+    size: int | None = None  # bytes, and nanoseconds, of its file; None: it has none of its own
+    time: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,39 @@ class Pictures:
             fix = err.fix or "fetch the file again"
             raise DataError(f"cannot read the picture: {err.what}", at=name, fix=fix) from err
 
+    def look(self, reference: Any, decode: bool = False) -> Look:
+        """What a picture is known by; its bytes are read, its header is, and its pixels where asked for.
+
+        DataError where it is missing or damaged.
+        """
+        place = self._path(reference) if isinstance(reference, str) else None
+        status = os.stat(place) if place and not files.is_url(place) else None
+        data, name = self._data(reference)
+        try:
+            image = pictures.opened(data, os.path.basename(name))
+            if decode:
+                pictures.load(image, os.path.basename(name))
+        except DataError as err:
+            raise DataError(err.what, at=name, fix=err.fix or "fetch the file again") from err
+        content = hashlib.sha256(data).hexdigest()[:DIGITS]
+        return Look(content, status.st_size, status.st_mtime_ns) if status else Look(content)
+
+    def stat(self, name: str) -> tuple[int, int] | None:
+        """(size, time) of a named picture's file; None where it is not there. Not for a remote folder."""
+        for folder in self.folders:
+            with suppress(OSError, ValueError):
+                status = os.stat(os.path.join(folder, name))
+                return status.st_size, status.st_mtime_ns
+        return None
+
+    @property
+    def remote(self) -> bool:
+        """Whether each look takes a while."""
+        return any(map(files.is_url, self.folders))
+
     def expect(self, names: Collection[str]) -> None:
         """DataError where named pictures are missing; not asked of a remote folder, where each look takes a while."""
-        if any(map(files.is_url, self.folders)):
+        if self.remote:
             return
         missing = [name for name in names if not any(os.path.exists(os.path.join(at, name)) for at in self.folders)]
         if missing:
@@ -85,15 +126,16 @@ class Pictures:
             return _decoded(reference.cell), f"base64 {reference.cell[:20]}..."
         if isinstance(reference, ParquetImage):
             return _parquet_bytes(reference), f"{reference.path} row {reference.row}"
-        return self._named(str(reference))
+        path = self._path(str(reference))
+        return whole.read(path, IMAGE_BYTES), path
 
-    def _named(self, name: str) -> tuple[bytes, str]:
+    def _path(self, name: str) -> str:
         if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
             raise DataError(f"the picture {name!r} is not in the benchmark's folder", fix="a name below it")
         for folder in self.folders:
             path = os.path.join(folder, name)
             if self.location.exists(path):
-                return whole.read(path, IMAGE_BYTES), path
+                return path
         raise DataError(f"no picture {name!r}", at=", ".join(self.folders), fix="name their folder: images=FOLDER")
 
 

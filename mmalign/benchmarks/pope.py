@@ -85,7 +85,7 @@ class POPE(FiledBenchmark):
         joined.notes += [*self._revision(), *self._absent()]
         if protocol == "official":
             return self._mean_of_three(joined)
-        return self._peer(joined, *PEERS[protocol])
+        return self._peer(joined, protocol, *PEERS[protocol])
 
     def _mean_of_three(self, joined: JoinedAnswers) -> Score:
         predictions = {qid: yes_or_no(text) for qid, text in joined.texts.items()}
@@ -99,9 +99,13 @@ class POPE(FiledBenchmark):
         for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
             metrics[name] = fmean(metrics[f"{category}/{name}"] for category in self._categories())
         items = {qid: float(self.truth[qid].yes == (word == "yes")) for qid, word in predictions.items()}
-        return Score(metrics, "f1", items, joined.counts, joined.notes, taken=predictions)
+        parts = {
+            category: {qid: f1_part(self.truth[qid].yes, predictions[qid] == "yes") for qid in qids}
+            for category, qids in self._categories().items()
+        }
+        return Score(metrics, "f1", items, joined.counts, joined.notes, taken=predictions, parts=parts)
 
-    def _peer(self, joined: JoinedAnswers, parse: Callable[[str], str], metrics_of: "Metrics") -> Score:
+    def _peer(self, joined: JoinedAnswers, protocol: str, parse: Callable[[str], str], metrics_of: "Metrics") -> Score:
         """Both toolkits pool the questions for their headline, and give each category beside it."""
         predictions = {qid: parse(text) for qid, text in joined.texts.items()}
         groups = self._categories()
@@ -111,7 +115,8 @@ class POPE(FiledBenchmark):
             pairs = [(self.truth[qid].yes, predictions[qid]) for qid in qids]
             metrics |= {f"{group}/{name}": value for name, value in metrics_of(pairs).items()}
         items = {qid: float(("yes" if self.truth[qid].yes else "no") == word) for qid, word in predictions.items()}
-        return Score(metrics, "all/f1", items, joined.counts, joined.notes, taken=predictions)
+        parts = {"all": {qid: _pooled(self.truth[qid], word, protocol) for qid, word in predictions.items()}}
+        return Score(metrics, "all/f1", items, joined.counts, joined.notes, taken=predictions, parts=parts)
 
     def _categories(self) -> dict[str, list[str]]:
         """{category: its question ids}; a question of VLMEvalKit's TSV may be in several."""
@@ -225,6 +230,18 @@ def confusion(pairs: Sequence[tuple[bool, bool]]) -> dict[str, float]:
         "f1": _share(2 * precision * recall, precision + recall),
         "yes_ratio": (hits + false) / len(pairs),
     }
+
+
+def f1_part(label: bool, answer: bool) -> tuple[float, float]:
+    """What a question adds to 2 TP and to 2 TP + FP + FN, whose ratio F1 is."""
+    return 2.0 * (label and answer), float(label) + float(answer)
+
+
+def _pooled(question: LabeledQuestion, word: str, protocol: str) -> tuple[float, float]:
+    """The same for a toolkit: once for each category; percent with VLMEvalKit, nothing for lmms-eval if unclear."""
+    above, below = f1_part(question.yes, word == "yes")
+    times = len(question.categories) * (protocol == "vlmevalkit" or word in ("yes", "no"))
+    return times * above * (100 if protocol == "vlmevalkit" else 1), float(times * below)
 
 
 def _share(part: float, whole: float) -> float:

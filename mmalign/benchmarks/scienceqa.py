@@ -91,10 +91,16 @@ class ScienceQA(FiledBenchmark):
         items = {qid: 100.0 * self._is_right(qid, letters.get(qid, FAILED)) for qid in self.truth}
         joined.counts["unparsable"] = sum(one == FAILED for one in letters.values())
         groups = means.over(items, self._groups)
-        metrics = {"acc": fmean(items.values()), **self._with_picture(items, letters), **groups}
-        headline = "img_acc" if "img_acc" in metrics else "acc"
+        pictured = self._with_picture(items, letters)
+        metrics = {
+            "acc": fmean(items.values()),
+            **({"img_acc": fmean(pictured.values())} if pictured else {}),
+            **groups,
+        }
+        headline = "img_acc" if pictured else "acc"
         printed = {name: round(value, 2) for name, value in metrics.items()}
-        return Score(metrics, headline, items, joined.counts, joined.notes, printed, letters)
+        parts = {"": means.sums((pictured or items).items())}
+        return Score(metrics, headline, items, joined.counts, joined.notes, printed, letters, parts)
 
     def _is_right(self, qid: str, letter: str) -> bool:
         problem = self.truth[qid]
@@ -102,8 +108,7 @@ class ScienceQA(FiledBenchmark):
 
     def _with_picture(self, items: Mapping[str, float], answered: Collection[str]) -> dict[str, float]:
         """LLaVA tells a picture by the logged prompt, so that a missing answer leaves this mean; we ask the problem."""
-        values = [value for qid, value in items.items() if self.truth[qid].image is not None and qid in answered]
-        return {"img_acc": fmean(values)} if values else {}
+        return {qid: item for qid, item in items.items() if self.truth[qid].image is not None and qid in answered}
 
     def _groups(self, qid: str) -> list[str]:
         """The columns of the paper's table (subject, context, grade) by the official tool's names, and the topic."""

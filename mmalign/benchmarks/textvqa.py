@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mmalign.benchmarks import Question, Score, reading, vqatext
+from mmalign.benchmarks import Question, Score, means, reading, vqatext
 from mmalign.benchmarks.answers import AnswerRow, GapRule, JoinedAnswers
 from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
 from mmalign.benchmarks.layouts import Layout
@@ -131,17 +131,22 @@ class TextVQA(FiledBenchmark):
             rows_of[key] += 1
         return ids
 
+    def references(self) -> dict[str, Any]:
+        """Of the annotations: questions that lack the OCR tokens of their prompts have pictures all the same."""
+        return {str(row["question_id"]): _picture(row) for row in self.annotations}
+
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """The M4C evaluator's accuracy, in percent; lmms-eval's is the same."""
         normalise = vqatext.vlmevalkit if protocol == "vlmevalkit" else vqatext.m4c
         predictions = {qid: normalise(text) for qid, text in joined.texts.items()}
         items = {qid: 100 * self._value(qid, text, normalise) for qid, text in joined.texts.items()}
-        values = list(items.values())
+        rows = list(items.items())
         if joined.gaps == "official":  # LLaVA's script averages over rows, repeated ones too
-            values = [100 * self._value(qid, text, normalise) for qid, text in joined.rows]
-        metrics = {"accuracy": fmean(values)}
+            rows = [(qid, 100 * self._value(qid, text, normalise)) for qid, text in joined.rows]
+        metrics = {"accuracy": fmean(value for _, value in rows)}
         printed = {"accuracy": round(metrics["accuracy"], 2)}
-        return Score(metrics, "accuracy", items, joined.counts, joined.notes, printed, predictions)
+        parts = {"": means.sums(rows)}
+        return Score(metrics, "accuracy", items, joined.counts, joined.notes, printed, predictions, parts)
 
     def _value(self, qid: str, text: str, normalise: vqatext.Normalise) -> float:
         return vqatext.consensus(normalise(text), [normalise(answer) for answer in self.truth[qid]])

@@ -72,6 +72,11 @@ class VQAv2(FiledBenchmark):
         with reading.shape(source):
             return list(reading.json_file(source)["annotations"])
 
+    def references(self) -> dict[str, Any]:
+        if self.files.has("answers") and all("image_id" in row for row in self.truth.values()):
+            return {qid: row["image_id"] for qid, row in self.truth.items()}  # the questions need not be read for it
+        return {question.id: question.image for question in self.questions()}
+
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """Consensus with ten people, overall, by type of answer and by type of question; percent."""
         rule = RULES[protocol]

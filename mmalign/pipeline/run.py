@@ -113,15 +113,17 @@ def _divides(node: Node, launch: Launch) -> None:
         raise RunError(f"stage {node.name!r}: {problem}", at=at, fix="another --devices, micro_batch or batch")
 
 
-def set_aside(node: Node) -> None:
-    """Rename a stage's folder out of the way; nothing is deleted."""
+def set_aside(node: Node) -> Path | None:
+    """Rename a stage's folder out of the way; nothing is deleted. Where it is now; None: there was none."""
+    kept = None
     if node.folder.exists():
         with locked(node.folder):
             number = 1
             while (old := node.folder.with_name(f"{node.folder.name}.old-{number}")).exists():
                 number += 1
-            node.folder.rename(old)
+            kept = node.folder.rename(old)
     node.__dict__.pop("done", None)  # it was a cached answer
+    return kept
 
 
 def _run_one(node: Node, launch: Launch, show: Show) -> None:

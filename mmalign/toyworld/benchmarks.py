@@ -6,7 +6,7 @@ from functools import cached_property
 
 from PIL import Image
 
-from mmalign.benchmarks import Benchmark, Question, Score
+from mmalign.benchmarks import Benchmark, Parts, Question, Score
 from mmalign.errors import CheckError, suggest
 from mmalign.toyworld import language
 from mmalign.toyworld.data import Scenes
@@ -63,6 +63,9 @@ class Quiz(Benchmark):
     def image(self, reference: int) -> Image.Image:
         return self.scenes.image(reference)
 
+    def identity(self, reference: int) -> str:
+        return f"scene {reference} of {self.scenes.split}, world {self.scenes.seed}"
+
     def correctness(self, answers: Mapping[str, str]) -> dict[str, float]:
         """100 or 0 for every question; one without an answer is wrong."""
         normalized = ((item, _normalize(answers.get(item.question.id, ""))) for item in self.items)
@@ -101,7 +104,7 @@ class Pope(Quiz):
             metrics |= {f"{split}_{name}": value for name, value in yes_no(pairs).items()}
         for name in ("accuracy", "f1", "yes_share"):
             metrics[name] = mean(metrics[f"{split}_{name}"] for split in self.splits)
-        return Score(metrics, "accuracy", correct, self.counts(answers))
+        return Score(metrics, "accuracy", correct, self.counts(answers), parts=parts(self.items, correct, self.splits))
 
 
 def yes_no(pairs: Sequence[tuple[str, float]]) -> dict[str, float]:
@@ -134,7 +137,7 @@ class Attributes(Quiz):
         correct = self.correctness(answers)
         metrics = by_group(self.items, correct, self.topics)
         metrics["accuracy"] = mean(metrics.values())
-        return Score(metrics, "accuracy", correct, self.counts(answers))
+        return Score(metrics, "accuracy", correct, self.counts(answers), parts=parts(self.items, correct, self.topics))
 
 
 class Lookup(Quiz):
@@ -161,12 +164,20 @@ class Lookup(Quiz):
         metrics = by_group(self.items, correct, self.groups)
         metrics["gate"] = min(metrics["yes"], metrics["no"])
         metrics["attributes"] = mean(metrics[topic] for topic in TOPICS)
-        return Score(metrics, "gate", correct, self.counts(answers))
+        gate = parts(self.items, correct, ("yes", "no"))
+        return Score(metrics, "gate", correct, self.counts(answers), parts=gate, least=True)
 
 
 def by_group(items: Sequence[QuizItem], correct: Mapping[str, float], groups: Sequence[str]) -> dict[str, float]:
     """Accuracy in percent of each group's questions."""
     return {group: mean(correct[item.question.id] for item in items if item.group == group) for group in groups}
+
+
+def parts(items: Sequence[QuizItem], correct: Mapping[str, float], groups: Sequence[str]) -> Parts:
+    """The groups' questions, whose accuracies the headline is made of."""
+    return {
+        group: {i.question.id: (correct[i.question.id], 1.0) for i in items if i.group == group} for group in groups
+    }
 
 
 def mean(values: Iterable[float]) -> float:

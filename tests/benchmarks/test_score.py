@@ -56,13 +56,15 @@ def test_every_benchmark_is_scored_by_its_card(name: str, score_words: Any, mmal
         assert scores["metrics"][scores["headline"]] == best or name == "vqav2"  # its four people are one
         assert scores["items"]
         assert scores["interval"]["low"] == scores["interval"]["high"] == scores["interval"]["mean"]
+        assert scores["interval"]["mean"] == scores["metrics"][scores["headline"]]
+        assert scores["interval"]["cluster"] == ("question" if name == "mmlu" else "picture")
 
 
 def test_the_table_says_what_was_read_and_how(score_words: Any, mmalign: Run) -> None:
     result = mmalign(*score_words("pope"))
     assert result.out.splitlines()[0] == "pope: official layout: coco_pope_random.json; protocol official, gaps strict"
     assert result.out.splitlines()[2].split() == ["f1", "1.0000"]  # the headline first
-    assert "mean over questions 1.0000, 95 % interval 1.0000 to 1.0000" in result.out
+    assert "f1 1.0000, 95 % interval 1.0000 to 1.0000, by picture (1)" in result.out
     assert "1 asked, 1 answered, 0 missing" in result.out
     assert "note: without adversarial, popular, whose files are not there: no mean of three" in result.err
     assert "not graded" in mmalign(*score_words("mmvet")).err
