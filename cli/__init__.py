@@ -41,10 +41,10 @@ def run(
     from mmalign.pipeline.run import Launch
     from mmalign.pipeline.run import run as run_
 
-    from . import live, show
+    from . import live, scores, show
 
     nodes, notes = show.planned(recipe, overrides or [], runs)
-    show.tell(notes)
+    show.tell([*notes, *scores.unlooked([node for node in nodes if node.name not in (force or [])])])
     with live.display() as display:
         run_(nodes, Launch(devices, hosts), display, force or [])
     show.results(nodes)

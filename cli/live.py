@@ -36,8 +36,9 @@ class Lines:
     """A line at the start and end of a stage, and now and then between."""
 
     def begin(self, node: Node) -> None:
-        self.last = time.monotonic()
-        self.first: tuple[float, int] | None = None  # when progress was first heard of, and how far it was
+        self.last = 0.0  # seconds, when progress was last said; at once, and as soon as there is a time left
+        self.first: tuple[float, int] | None = None  # when work was last not seen to go on yet, and how far it was
+        self.going = False
         self.say(f"{name(node)}: begins   {node.folder}")
 
     def event(self, node: Node, event: dict[str, Any]) -> None:
@@ -45,9 +46,11 @@ class Lines:
             self.say(f"{name(node)}: {event['say']}")
             return
         now, done, total = time.monotonic(), event["done"], event["total"]
-        began, before = self.first = self.first or (now, done)  # a stage that goes on has done some already
-        if now - self.last >= EVERY:
-            self.last = now
+        if self.first is None or done == self.first[1]:  # a stage that goes on has done some; a model is loaded first
+            self.first = now, done
+        began, before = self.first
+        if now - self.last >= EVERY or (done > before and not self.going):
+            self.last, self.going = now, done > before
             left = f"{(now - began) * (total - done) / (done - before):.0f} s left" if done > before else ""
             self.say(f"{name(node)}: {done}/{total}  {numbers(event)}  {left}".rstrip())
 

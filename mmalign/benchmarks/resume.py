@@ -1,9 +1,10 @@
 """The answers an evaluation has already, read by the one reader before a model is loaded; nothing of them is lost."""
 
 import codecs
+import json
 from pathlib import Path
 
-from mmalign.benchmarks import Benchmark
+from mmalign.benchmarks import Benchmark, Cut
 from mmalign.benchmarks.answers import Answers, few, one_each
 from mmalign.errors import DataError
 from mmalign.io import document, files
@@ -12,7 +13,7 @@ FIX = "mend the line, or delete it: its question is then asked again; all other 
 
 
 def stored(bench: Benchmark, place: Path) -> dict[str, str]:
-    """{question id: answer} of the file an evaluation writes; none where it is not there or empty.
+    """{question id: answer, a Cut where it was cut} of the file an evaluation writes; none where it is not there or empty.
 
     Of a last line without an end, what a kill left of it is dropped. DataError, and the file stays as it is, for any
     other line that is no answer, for answers that differ, for one to no question here.
@@ -51,8 +52,9 @@ def _read(bench: Benchmark, place: Path, data: bytes) -> dict[str, str]:
     known = {question.id for question in bench.questions()}
     if foreign := [qid for qid in answers if qid not in known]:
         raise DataError(f"{len(foreign)} stored answers belong to no question: {few(foreign)}", at=str(place), fix=FIX)
-    lines = sum(bool(line.strip()) for line in data.split(b"\n"))
-    if len(answers.rows) != lines:
-        what = f"{len(answers.rows)} answers in {lines} lines; an evaluation goes on from one in each"
+    lines = [line for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
+    if len(answers.rows) != len(lines):
+        what = f"{len(answers.rows)} answers in {len(lines)} lines; an evaluation goes on from one in each"
         raise DataError(what, at=str(place), fix="score it as it is (mmalign score), or take it out of the folder")
-    return dict(answers)
+    cut = {qid for (qid, _), line in zip(answers.rows, lines, strict=True) if json.loads(line).get("cut") is True}
+    return {qid: Cut(text) if qid in cut else text for qid, text in answers.items()}

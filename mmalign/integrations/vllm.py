@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoProcessor
 
-from mmalign.benchmarks import Benchmark, Probe, Question
+from mmalign.benchmarks import Benchmark, Cut, Probe, Question
 from mmalign.errors import CheckError, RunError
 from mmalign.io import sums
 from mmalign.llms.rendering import render
@@ -46,7 +46,7 @@ class VLLM:
         for start in range(0, len(questions), batch):
             part = questions[start : start + batch]
             outputs = self.llm.generate([self._prompt(bench, one) for one in part], greedy, use_tqdm=False)
-            yield from ((one, output.outputs[0].text.strip()) for one, output in zip(part, outputs, strict=True))
+            yield from ((one, _text(output.outputs[0])) for one, output in zip(part, outputs, strict=True))
 
     def _prompt(self, bench: Benchmark, question: Question) -> dict[str, Any]:
         """Token ids, as the exported template spells them, with one mark for the image: vLLM puts its tokens there."""
@@ -58,6 +58,12 @@ class VLLM:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         image = {"multi_modal_data": {"image": rgb(bench.image(question.image))}} if seen else {}
         return {"prompt_token_ids": ids, **image}
+
+
+def _text(output: Any) -> str:
+    """An answer; Cut where vLLM says that it ended for its length."""
+    text = str(output.text).strip()
+    return Cut(text) if getattr(output, "finish_reason", None) == "length" else text
 
 
 def _library() -> Any:

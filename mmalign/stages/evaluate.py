@@ -1,6 +1,7 @@
 """The evaluation stage: questions asked, answers stored as they come, scored, and a few images explained."""
 
 import json
+import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -10,7 +11,8 @@ from typing import Any, cast
 
 import torch.distributed as dist
 
-from mmalign.benchmarks import Benchmark, Probe, Question, Score
+from mmalign.benchmarks import Benchmark, Cut, Probe, Question, Score
+from mmalign.benchmarks.asked import Asked, look, of_items, refuse
 from mmalign.benchmarks.filed import FiledBenchmark, NoAnswersError, score
 from mmalign.benchmarks.resume import stored
 from mmalign.integrations import vllm
@@ -19,9 +21,10 @@ from mmalign.io import files
 from mmalign.pipeline import build, weights
 from mmalign.pipeline.existing import VLLM as INSIDE_VLLM
 from mmalign.pipeline.existing import WHOLE
-from mmalign.pipeline.task import Task
+from mmalign.pipeline.task import AGAIN, Task
 from mmalign.plan import building, cards
 from mmalign.plan.recipe import Evaluate
+from mmalign.stages.progress import Progress
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
 from mmalign.vlm.model import VLM
@@ -35,25 +38,31 @@ def run(task: Task) -> dict[str, Any]:
     rank, ranks = world()
     if ranks > 1:
         connect()
-    events = Events(task.folder, rank)
     benches = {part.card: bench_of(task, f"bench.{part.card}") for part in stage.bench}
     for bench in benches.values():  # before any weight is loaded
         if isinstance(bench, FiledBenchmark):
             bench.ready()
+    questions = {name: len(bench.questions()) if isinstance(bench, Benchmark) else 1 for name, bench in benches.items()}
+    progress = Progress(Events(task.folder, rank), sum(questions.values()))
     for name, bench in benches.items():
-        if isinstance(bench, Benchmark) and not rank:
-            _gather(bench, task.folder / f"{name}.jsonl")
+        if isinstance(bench, Benchmark):
+            if not rank:
+                _gather(bench, task.folder / f"{name}.jsonl")
+            _look(bench, name, task.folder / f"{name}.jsonl")
     model, places = _model(task, stage, list(benches.values()))
     scores: dict[str, Score] = {}
-    for number, (name, bench) in enumerate(benches.items()):
-        events.progress(number, len(stage.bench))
-        scores[name] = measure(model, bench, task.folder / f"{name}.jsonl", stage.batch, stage.protocol)
+    for name, bench in benches.items():
+        scores[name] = measure(model, bench, task.folder / f"{name}.jsonl", stage.batch, stage.protocol, progress)
+        progress.end(questions[name])
         if not rank:
             _keep(task, model, bench, name, scores[name])
-    events.progress(len(stage.bench), len(stage.bench))
+    account = [
+        f"{name}: {note}" for name, score in scores.items() if score.counts.get("cut") for note in score.notes[-1:]
+    ]
     return {
         "metrics": {name: score.metrics for name, score in scores.items()},
         "headlines": {name: score.headline for name, score in scores.items()},
+        "account": account,
         "parts": places,
         "fit": model.vision.fit if isinstance(model, VLM) and model.vision else "",
     }
@@ -71,8 +80,40 @@ def _model(task: Task, stage: Evaluate, benches: Sequence[Benchmark | Probe]) ->
     return vlm.to(device()).eval(), weights.places(task)
 
 
+def _look(bench: Benchmark, name: str, answers: Path) -> None:
+    """Look at every question and picture, write down what they are, and refuse pictures that cannot be read.
+
+    Answers that are there already, but to what was something else then, are taken out: they are asked for again.
+    """
+    rank, ranks = world()
+    seen, problems = look(bench, (rank, ranks))
+    if ranks > 1:
+        shares: list[Any] = [None] * ranks
+        dist.all_gather_object(shares, (seen.pictures, problems))
+        for pictures_, problems_ in shares[:rank] + shares[rank + 1 :]:
+            seen.pictures.update(pictures_)
+            problems += problems_
+    refuse(sorted(problems), len(seen.pictures) + len(problems), name)
+    if rank:
+        return
+    record = answers.with_name(f"{answers.stem}.asked.json")
+    if record.exists():
+        _forget(bench, answers, Asked.read(record, AGAIN).changed(seen))
+    seen.write(record)
+
+
+def _forget(bench: Benchmark, answers: Path, ids: Sequence[str]) -> None:
+    """Take the answers to some questions out of a file."""
+    texts = stored(bench, answers)
+    if gone := texts.keys() & set(ids):
+        logging.info("%s: %d answers were about other questions or pictures, and are asked again", answers, len(gone))
+        files.write(answers, "".join(_line(key, text) for key, text in texts.items() if key not in gone))
+
+
 def _keep(task: Task, model: VLM | VLLM, bench: Benchmark | Probe, name: str, score: Score) -> None:
     files.write_json(task.folder / f"{name}.json", asdict(score))
+    if isinstance(bench, Probe):
+        of_items(score.items).write(task.folder / f"{name}.asked.json")
     if isinstance(model, VLM) and isinstance(bench, Benchmark) and not (task.folder / "pictures.json").exists():
         files.write_json(task.folder / "pictures.json", pictures(model, bench))
 
@@ -83,7 +124,14 @@ def bench_of(task: Task, role: str) -> Benchmark | Probe:
     return bench
 
 
-def measure(model: VLM | VLLM, bench: Benchmark | Probe, place: Path, batch: int, protocol: str = "official") -> Score:
+def measure(
+    model: VLM | VLLM,
+    bench: Benchmark | Probe,
+    place: Path,
+    batch: int,
+    protocol: str = "official",
+    progress: Progress | None = None,
+) -> Score:
     """The score of one benchmark; answers already in the file are not asked for again.
 
     Several ranks share the questions, each image's on one rank; the first one has the score of all answers.
@@ -99,11 +147,15 @@ def measure(model: VLM | VLLM, bench: Benchmark | Probe, place: Path, batch: int
     texts = stored(bench, place)
     missing = [question for question in bench.questions() if question.id not in texts]
     own = [question for question in missing if _rank_of(question, ranks) == rank]
+    if progress:
+        progress.begin(len(texts) + len(missing), len(texts), len(own))
     with open(place if ranks == 1 else _of_rank(place, rank), "a", encoding="utf-8") as out:
         for question, text in model.answers(bench, own, batch):
             texts[question.id] = text
             out.write(_line(question.id, text))
             out.flush()
+            if progress:
+                progress.add()
     if ranks == 1:
         return _scored(bench, texts, place, protocol)
     dist.barrier()
@@ -114,13 +166,21 @@ def measure(model: VLM | VLLM, bench: Benchmark | Probe, place: Path, batch: int
 
 
 def _scored(bench: Benchmark, texts: dict[str, str], answers: Path, protocol: str) -> Score:
-    """The score; for a split whose answers only a server has, the file it takes, and no metric."""
+    """The score; for a split whose answers only a server has, the file it takes, and no metric.
+
+    Answers that were cut at max_new_tokens are counted, and told in the last note.
+    """
     try:
-        return score(bench, texts, protocol)
+        result = score(bench, texts, protocol)
     except NoAnswersError as err:
         upload = answers.with_name(f"{answers.stem}-submission.{bench.submits}")
         bench.submission(texts, upload)
-        return Score({}, "", counts={"answered": len(texts)}, notes=[err.what, f"for its server: {upload}"])
+        result = Score({}, "", counts={"answered": len(texts)}, notes=[err.what, f"for its server: {upload}"])
+    if cut := sum(isinstance(text, Cut) for text in texts.values()):
+        result.counts["cut"] = cut
+        result.notes.append(f"{cut} of {len(texts)} answers were cut at {bench.max_new_tokens} tokens (max_new_tokens)")
+        logging.info("%s: %s", answers.stem, result.notes[-1])
+    return result
 
 
 def _rank_of(question: Question, ranks: int) -> int:
@@ -144,7 +204,8 @@ def _gather(bench: Benchmark, answers: Path) -> None:
 
 
 def _line(key: str, text: str) -> str:
-    return json.dumps({"id": key, "text": text}, ensure_ascii=False) + "\n"
+    cut = {"cut": True} if isinstance(text, Cut) else {}
+    return json.dumps({"id": key, "text": text, **cut}, ensure_ascii=False) + "\n"
 
 
 def _untrained(task: Task, stage: Evaluate) -> VLM:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmalign.benchmarks import Benchmark, Question
+from mmalign.benchmarks import Benchmark, Cut, Question
 from mmalign.data import MARK, Turn
 from mmalign.vlm.prefix import Group, Pass
 
@@ -115,8 +115,10 @@ class Responder:
         return self._options[option]
 
     def _write(self, groups: Sequence[Group]) -> list[str]:
-        """Greedy answers."""
-        return [self.chat.text(ids) for ids in Pass(self.llm, groups).write(self.bench.max_new_tokens)]
+        """Greedy answers; Cut where one has max_new_tokens, for then its end was not waited for."""
+        most = self.bench.max_new_tokens
+        written = [(len(ids), self.chat.text(ids)) for ids in Pass(self.llm, groups).write(most)]
+        return [Cut(text) if length >= most else text for length, text in written]
 
     def _choose(self, groups: Sequence[Group], asked: Sequence[Prompt]) -> list[str]:
         """The likeliest of each question's options: the sum of the log-probabilities of its tokens."""

@@ -22,3 +22,26 @@ def test_time_left_of_a_stage_that_goes_on(monkeypatch, capsys):
         "tune: 920/1000  lm 0.5  84 s left",
         "tune: hello",
     ]
+
+
+def test_an_evaluation_says_how_far_it_is_from_the_first_second(monkeypatch, capsys):
+    """At once that nothing is done, and as soon as something is, how fast; a model that is loaded before is no work."""
+    now = [100.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    node = SimpleNamespace(name="score", arms=[""], folder="runs/evaluate-abc")
+    lines = live.Lines()
+    lines.begin(node)
+    for seconds, done, numbers in (
+        (0.5, 0, {}),
+        (60, 0, {}),
+        (0.5, 4, {"questions/s": 8}),
+        (1, 12, {"questions/s": 8}),
+    ):
+        now[0] += seconds
+        lines.event(node, {"done": done, "total": 84, "numbers": numbers})
+    assert capsys.readouterr().err.splitlines() == [
+        "score: begins   runs/evaluate-abc",
+        "score: 0/84",
+        "score: 0/84",
+        "score: 4/84  questions/s 8  10 s left",
+    ]

@@ -15,15 +15,19 @@ import torch
 import torch.distributed as dist
 
 from mmalign.adapters.mlp import MLP
-from mmalign.benchmarks import Benchmark, Question, Score
+from mmalign.benchmarks import Benchmark, Cut, Question, Score, asked
 from mmalign.benchmarks.resume import stored
 from mmalign.benchmarks.vizwiz import VizWiz
 from mmalign.errors import DataError
+from mmalign.io import pictures
 from mmalign.llms.causal import CausalLM
 from mmalign.pipeline import build, task
-from mmalign.stages import evaluate
+from mmalign.plan.recipe import Evaluate, Part
+from mmalign.stages import evaluate, progress
+from mmalign.training import events
 from mmalign.vision.hf import HFVision
 from mmalign.vlm.model import VLM
+from mmalign.vlm.prefix import Pass
 from tests import parts
 from tests.vlm.test_model import picture
 
@@ -206,19 +210,167 @@ def test_a_split_without_answers_leaves_what_its_server_takes(model, tmp_path):
     (data / "llava_test.jsonl").write_text('{"question_id": 0, "image": "t.png", "text": "What?"}\n')
     bench = VizWiz(str(data))
     found = evaluate.measure(model, bench, tmp_path / "vizwiz.jsonl", batch=7)
-    assert (found.metrics, found.counts) == ({}, {"answered": 1})
+    assert (found.metrics, found.counts) == ({}, {"answered": 1, "cut": 1})  # the model never ends by itself
     upload = tmp_path / "vizwiz-submission.json"
-    assert found.notes == [f"VizWiz: these files hold no answers ({bench.data_files})", f"for its server: {upload}"]
+    assert found.notes[:-1] == [
+        f"VizWiz: these files hold no answers ({bench.data_files})",
+        f"for its server: {upload}",
+    ]
     assert [row["image"] for row in json.loads(upload.read_text())] == ["t.png"]
 
 
-def test_missing_pictures_are_told_before_any_part_is_built(tmp_path, monkeypatch):
-    (tmp_path / "val.json").write_text('[{"image": "a.jpg", "question": "?", "answers": [{"answer": "x"}]}]')
-    monkeypatch.setattr(evaluate, "bench_of", lambda *_: VizWiz(str(tmp_path)))
-    monkeypatch.setattr(evaluate.build, "vlm", lambda _: pytest.fail("parts were built"))
-    from mmalign.plan.recipe import Evaluate, Part
+# ------------------------------------------------------------------------------------------------- before it is asked
 
-    stage = Evaluate(kind="evaluate", bench=[Part("vizwiz")])
-    given = task.Task(tmp_path, "score", "r", 0, stage, {}, [], {})
-    with pytest.raises(DataError, match="1 of 1 pictures are missing: a.jpg"):
-        evaluate.run(given)
+
+@pytest.fixture
+def vizwiz(tmp_path) -> Path:
+    """Three questions, each about a picture of its own."""
+    place = tmp_path / "data"
+    (place / "val").mkdir(parents=True)
+    people = [{"answer": "red"}] * 10
+    rows = [{"image": f"{name}.png", "question": "what is it?", "answers": people} for name in "abc"]
+    for number, row in enumerate(rows):
+        picture(number).save(place / "val" / row["image"])
+    (place / "val.json").write_text(json.dumps(rows))
+    return place
+
+
+def stage_of(folder: Path, monkeypatch, *benches: Benchmark) -> task.Task:
+    """An evaluation of some benchmarks: vizwiz, then more."""
+    names = [f"bench{number}" for number in range(len(benches))]
+    by_role = {f"bench.{name}": bench for name, bench in zip(names, benches, strict=True)}
+    monkeypatch.setattr(evaluate, "bench_of", lambda _, role: by_role[role])
+    folder.mkdir(exist_ok=True)
+    stage = Evaluate(kind="evaluate", bench=[Part(name) for name in names])
+    return task.Task(folder, "score", "r", 0, stage, {}, [], {})
+
+
+class Parrot:
+    """Says the same to every question, and counts what it is asked; its `cut` answers are cut."""
+
+    fit = ""
+    vision = None
+
+    def __init__(self, cut: int = 0) -> None:
+        self.asked: list[str] = []
+        self.cut = cut
+
+    def answers(self, bench, questions, batch) -> Iterator[tuple[Question, str]]:
+        for question in questions:
+            self.asked.append(question.id)
+            yield question, Cut("red") if len(self.asked) <= self.cut else "red"
+
+
+def evaluated(given: task.Task, monkeypatch, model: Parrot) -> dict:
+    monkeypatch.setattr(evaluate, "_model", lambda *_: (model, {}))
+    return evaluate.run(given)
+
+
+def test_missing_pictures_are_told_before_any_part_is_built(vizwiz, tmp_path, monkeypatch):
+    (vizwiz / "val" / "a.png").unlink()
+    monkeypatch.setattr(evaluate.build, "vlm", lambda _: pytest.fail("parts were built"))
+    with pytest.raises(DataError, match="1 of 3 pictures are missing: a.png"):
+        evaluate.run(stage_of(tmp_path / "stage", monkeypatch, VizWiz(str(vizwiz))))
+
+
+def test_broken_pictures_are_told_before_any_part_is_built(vizwiz, tmp_path, monkeypatch):
+    """By their headers, and some by their pixels."""
+    val = vizwiz / "val"
+    (val / "a.png").write_text("<html>404</html>")
+    whole = (val / "b.png").read_bytes()
+    (val / "b.png").write_bytes(whole[: len(whole) // 2])  # its header is whole
+    monkeypatch.setattr(evaluate.build, "vlm", lambda _: pytest.fail("parts were built"))
+    with pytest.raises(DataError) as told:
+        evaluate.run(stage_of(tmp_path / "stage", monkeypatch, VizWiz(str(vizwiz))))
+    assert told.value.what.startswith("bench0: 2 of 3 pictures cannot be read: a.png is a web page: ")
+    assert "; b.png: " in told.value.what
+    assert str(val / "a.png") == told.value.at
+    assert told.value.fix == "fetch these again, then the same command"
+    assert told.value.exit_code == 2
+    assert not list((tmp_path / "stage").glob("*.asked.json"))
+
+
+def test_every_header_is_read_and_a_sample_of_pixels(vizwiz, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(asked, "SAMPLE", 1)
+    load = pictures.load
+    monkeypatch.setattr(pictures, "load", lambda image, name: (decoded.append(name), load(image, name)))
+    bench = VizWiz(str(vizwiz))
+    seen, problems = asked.look(bench)
+    assert (decoded, problems) == (["a.png"], [])
+    assert len({its.content for its in seen.pictures.values()}) == 3
+    parts = [asked.look(bench, (rank, 2))[0].pictures for rank in (0, 1)]  # of two processes, each a part
+    assert [sorted(part) for part in parts] == [["a.png", "c.png"], ["b.png"]]
+    (vizwiz / "val" / "c.png").write_bytes(b"")  # none of the sample
+    assert asked.look(bench)[1] == [("c.png has no bytes", str(vizwiz / "val" / "c.png"))]
+
+
+def test_answers_about_a_picture_that_changed_meanwhile_are_asked_for_again(vizwiz, tmp_path, monkeypatch):
+    given = stage_of(tmp_path / "stage", monkeypatch, bench := VizWiz(str(vizwiz)))
+    evaluated(given, monkeypatch, Parrot())
+    for name, number in (("a.png", 0), ("b.png", 7)):  # written again as it was, and another
+        picture(number).save(vizwiz / "val" / name)
+    again = Parrot()
+    evaluated(given, monkeypatch, again)
+    assert again.asked == ["b.png"]
+    assert len(rows(given.folder / "bench0.jsonl")) == 3
+    assert asked.Asked.read(given.folder / "bench0.asked.json", "").pictures == asked.look(bench)[0].pictures
+
+
+def test_answers_that_were_cut_are_counted_and_told(vizwiz, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    given = stage_of(tmp_path / "stage", monkeypatch, VizWiz(str(vizwiz)), Quiz())
+    about = evaluated(given, monkeypatch, Parrot(cut=2))
+    note = "2 of 3 answers were cut at 128 tokens (max_new_tokens)"
+    assert about["account"] == [f"bench0: {note}"]
+    assert f"bench0: {note}" in caplog.messages
+    score = json.loads((given.folder / "bench0.json").read_text())
+    assert (score["counts"]["cut"], score["notes"][-1]) == (2, note)
+    assert "cut" not in json.loads((given.folder / "bench1.json").read_text())["counts"]
+    assert evaluated(given, monkeypatch, Parrot())["account"] == [f"bench0: {note}"]  # as the stored answers say
+    (given.folder / "bench0.jsonl").rename(given.folder / "bench0.rank0.jsonl")  # as a rank that was killed left them
+    assert evaluated(given, monkeypatch, Parrot())["account"] == [f"bench0: {note}"]
+
+
+def test_an_answer_of_max_new_tokens_is_cut_and_one_that_ends_is_not(model, monkeypatch):
+    write, ids = Pass.write, []
+    monkeypatch.setattr(Pass, "write", lambda self, most: (ids.extend(own := write(self, most)), own)[1])
+    list(model.answers(Quiz(), Quiz().questions(), batch=24))
+    third = {own[2] for own in ids if own[2] not in own[:2]}
+    monkeypatch.setattr(model.llm.chat, "ends", {min(third)})
+    ids.clear()
+    said = [text for _, text in model.answers(Quiz(), Quiz().questions(), batch=24)]
+    assert [isinstance(text, Cut) for text in said] == [len(own) == Quiz.max_new_tokens for own in ids]
+    assert 0 < sum(isinstance(text, Cut) for text in said) < 24
+
+
+def test_progress_counts_questions_and_says_how_fast(vizwiz, tmp_path, monkeypatch):
+    now = [100.0]
+    for room in (progress, events):
+        monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+    given = stage_of(tmp_path / "stage", monkeypatch, VizWiz(str(vizwiz)), Quiz())
+    (given.folder / "bench1.jsonl").write_text('{"id": "0-0", "text": "blue"}\n{"id": "0-1", "text": "blue"}\n')
+
+    class Slow(Parrot):
+        def answers(self, *of):
+            for pair in super().answers(*of):
+                now[0] += 0.5
+                yield pair
+
+    evaluated(given, monkeypatch, Slow())
+    lines = [json.loads(line) for line in (given.folder / "events.jsonl").read_text().splitlines()]
+    assert {line["total"] for line in lines} == {27}
+    assert lines[0] == {"done": 0, "total": 27, "numbers": {}}
+    assert lines[1] == {"done": 1, "total": 27, "numbers": {"questions/s": 2.0}}
+    assert [line["done"] for line in lines] == [0, 1, 2, 3, *range(6, 28), 27]  # two were there
+
+
+def test_of_several_processes_one_counts_for_all(tmp_path):
+    counter = progress.Progress(events.Events(tmp_path), 30)
+    counter.begin(20, 2, 9)
+    counter.add()
+    counter.end(20)
+    counter.begin(10, 0, 4)
+    for _ in range(4):
+        counter.add()
+    assert counter._done() == 30
