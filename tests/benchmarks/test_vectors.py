@@ -13,6 +13,7 @@ import pytest
 from mmalign.benchmarks import Score, pope, scienceqa, vqatext
 from mmalign.benchmarks.filed import FiledBenchmark
 from mmalign.benchmarks.gqa import GQA, converted
+from mmalign.benchmarks.headline import Headline
 from mmalign.benchmarks.judge import parse_score, prompt_in
 from mmalign.benchmarks.mmbench import MMBench, options
 from mmalign.benchmarks.mmlu import MMLU
@@ -83,7 +84,14 @@ def build(folder: Path, **more: Any) -> FiledBenchmark:
 
 
 def score(bench: FiledBenchmark, folder: Path, **how: Any) -> Score:
-    return bench.score(bench.read(str(folder / "predictions.jsonl")), **how)
+    """Its headline is what its questions make it, and each of these is known to have a picture or none."""
+    result = bench.score(bench.read(str(folder / "predictions.jsonl")), **how)
+    if result.metrics:
+        headline = Headline.of(result)
+        assert headline is not None
+        assert headline.value == pytest.approx(result.metrics[result.headline], abs=1e-9)
+        assert headline.parts_of.keys() <= bench.references().keys()
+    return result
 
 
 def scored(folder: Path, **how: Any) -> Score:

@@ -20,9 +20,9 @@ class LLM:
         self.processor: Any = AutoProcessor.from_pretrained(model)
 
     def generate(self, prompts: list[dict[str, Any]], params: SamplingParams, use_tqdm: bool) -> list[Any]:
-        return [SimpleNamespace(outputs=[SimpleNamespace(text=self._said(one, params))]) for one in prompts]
+        return [SimpleNamespace(outputs=[self._said(one, params)]) for one in prompts]
 
-    def _said(self, prompt: dict[str, Any], params: SamplingParams) -> str:
+    def _said(self, prompt: dict[str, Any], params: SamplingParams) -> SimpleNamespace:
         """The one mark becomes as many as the image has visual tokens, as vLLM's processor does it."""
         seen, mark = prompt.get("multi_modal_data", {}).get("image"), self.model.config.image_token_id
         ids, given = prompt["prompt_token_ids"], {}
@@ -32,4 +32,6 @@ class LLM:
             tokens = self.model.get_image_features(**given, return_dict=True).pooler_output[0].shape[-2]
             ids = [one for i in ids for one in [i] * (tokens if i == mark else 1)]
         made = self.model.generate(torch.tensor([ids]), **given, max_new_tokens=params.max_tokens, do_sample=False)
-        return self.processor.tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
+        ended = int(made[0, -1]) == self.model.generation_config.eos_token_id
+        text = self.processor.tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
+        return SimpleNamespace(text=text, finish_reason="stop" if ended else "length")

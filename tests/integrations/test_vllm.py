@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmalign.adapters.mlp import MLP
+from mmalign.benchmarks import Cut
 from mmalign.benchmarks.alignment import Alignment
 from mmalign.errors import CheckError, RunError
 from mmalign.integrations import vllm
@@ -51,6 +52,8 @@ def test_prompts_are_those_of_our_engine(model, exported, inside):
         for engine in (model, vllm.VLLM(exported))
     )
     assert theirs == ours
+    assert [isinstance(theirs[key], Cut) for key in ours] == [isinstance(text, Cut) for text in ours.values()]
+    assert any(isinstance(text, Cut) for text in ours.values())
     assert len(set(ours.values())) > 1
 
 
