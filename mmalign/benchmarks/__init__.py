@@ -52,9 +52,9 @@ class Score:
     notes: list[str] = field(default_factory=list)  # what a reader of the number has to know
     printed: dict[str, float] = field(default_factory=dict)  # the metrics the official tool rounds, rounded as it does
     taken: dict[str, str] = field(default_factory=dict)  # question id: what the rule took the answer for
-    protocol: str = "official"  # whose rules it follows
     parts: Parts = field(default_factory=dict)  # what the headline is made of, see headline.py; empty: mean of items
     least: bool = False  # the headline is the smallest of its parts, not their mean
+    protocol: str = "official"  # whose rules it follows
 
 
 class Benchmark:

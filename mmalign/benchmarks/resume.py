@@ -13,7 +13,7 @@ FIX = "mend the line, or delete it: its question is then asked again; all other 
 
 
 def stored(bench: Benchmark, place: Path) -> dict[str, str]:
-    """{question id: answer, a Cut where it was cut} of the file an evaluation writes; none where it is not there or empty.
+    """{question id: answer, or Cut} of the file an evaluation writes; none where it is not there or empty.
 
     Of a last line without an end, what a kill left of it is dropped. DataError, and the file stays as it is, for any
     other line that is no answer, for answers that differ, for one to no question here.
