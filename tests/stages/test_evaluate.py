@@ -150,7 +150,8 @@ def test_answers_in_other_words_are_gone_on_from(model, tmp_path):
     own = [{"question_id": row["id"], "answer": row["text"]} for row in rows(whole)[:5]]
     place.write_text("".join(json.dumps(row) + "\n" for row in own).rstrip(), encoding="utf-8")  # its last line open
     counting = Counting(model)
-    assert evaluate.measure(counting, Quiz(), place, batch=7) == expected
+    score = evaluate.measure(counting, Quiz(), place, batch=7)
+    assert (score.metrics, score.items) == (expected.metrics, expected.items)  # which answers were cut, such lines lack
     assert counting.asked == 24 - 5
     assert rows(place)[:5] == own
 
