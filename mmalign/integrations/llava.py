@@ -13,6 +13,7 @@ from mmalign.adapters import Adapter
 from mmalign.adapters.mlp import MLP
 from mmalign.errors import CardError, DataError, RunError
 from mmalign.io import files, sums, yaml
+from mmalign.llms import plain
 from mmalign.plan.cards import Card
 from mmalign.vision.hf import HFVision
 from mmalign.vlm import folder
@@ -102,8 +103,9 @@ projector = Projector  # as cards name it that 0.1.0 wrote
 def llava(source: str, target: Path, template: str | None = None) -> None:
     """A llava-hf folder as a folder that `mmalign.load` and `mmalign eval` read.
 
-    template: the chat template, jinja text; None: the checkpoint's own where it marks answers, else ours for the same
-    format. Written whole or not at all. Raises RunError for a model that mmalign's parts cannot hold.
+    template: the chat template, jinja text; None: that of the model it was exported from, or the checkpoint's own where
+    it marks answers, else ours for the same format. Written whole or not at all. Raises RunError for a model that
+    mmalign's parts cannot hold.
     """
     with sums.verifying(sums.read(Path(source)), sums.AGAIN):
         config = _read(AutoConfig, source)
@@ -111,7 +113,8 @@ def llava(source: str, target: Path, template: str | None = None) -> None:
             raise RunError(f"cannot import {source}: {reason}", at=source, fix="a checkpoint like LLaVA-1.5's")
         processor = _read(AutoProcessor, source)
         words = processor.tokenizer
-        words.chat_template = template or template_of(source, words.chat_template or processor.chat_template)
+        own = plain.marked(Path(source)) or words.chat_template or processor.chat_template
+        words.chat_template = template or template_of(source, own)
         whole, about = _read(LlavaForConditionalGeneration, source, dtype="auto", output_loading_info=True)
         if lacking := sorted(about["missing_keys"]):  # transformers draws them at random
             what = f"cannot load {source}: it lacks {len(lacking)} weights, such as {lacking[0]}"

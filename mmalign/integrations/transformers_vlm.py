@@ -5,6 +5,7 @@ So far LlavaForConditionalGeneration. A further family is a further pair of Visi
 Letters: B images, P patches, C width of a patch, D width of the language model, S pixels of a side.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from mmalign.adapters import Adapter
 from mmalign.errors import CheckError, RunError
 from mmalign.integrations.llava import template_of
+from mmalign.llms import plain
 from mmalign.llms.causal import CausalLM
 from mmalign.llms.chat import Chat
 from mmalign.vision import Fit, Frame, Vision
@@ -106,7 +108,8 @@ def _causal(model: Any) -> Any:
 
 def _chat(model: Any, processor: Any) -> Chat:
     """The model's tokenizer and chat format; one of no known kind renders prompts and marks no answers."""
-    own = processor.chat_template or processor.tokenizer.chat_template
+    place = Path(processor.tokenizer.name_or_path or ".")
+    own = plain.marked(place) or processor.chat_template or processor.tokenizer.chat_template
     try:
         template = template_of("the model", own)
     except RunError:

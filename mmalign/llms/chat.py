@@ -118,6 +118,13 @@ class Chat:
         ids = [i for ids in self.spelling.ids([piece.text for piece in pieces], stand_ins) for i in ids]
         return self._widened(ids, [0.0] * len(ids), tokens).ids
 
+    def at_once(self, turns: Sequence[Turn], tokens: Sequence[int], prompt: bool) -> list[int]:
+        """The ids of the whole text as a tokenizer spells it at once. They are those of `encode` and `prompt` but where
+        a token crosses the border of an answer, such as one of a blank in front of it and its first letters."""
+        text, _ = self._render(turns, prompt)
+        ids = self._plain([text])[0]
+        return self._widened(ids, [0.0] * len(ids), tokens).ids
+
     def answer(self, text: str) -> list[int]:
         """The token ids an answer has right behind a prompt, without the end of the turn."""
         pieces, stand_ins = self._pieces([Turn("user", ANCHOR), Turn("assistant", text)], prompt=False)

@@ -2,7 +2,7 @@
 
 What its class cannot hold (encoders at several scales, adapters other than one or two linear layers) becomes a folder
 that loads where mmalign is installed, see mmalign/vlm/folder.py; the reason is said. Weights are written in the
-precision they were trained in; what was written is compared in fp32.
+precision they were trained in. What was written is asked before it is kept, see verify.py.
 """
 
 import shutil
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     GenerationConfig,
     LlavaConfig,
@@ -22,15 +21,17 @@ from transformers import (
 )
 
 from mmalign.adapters.mlp import MLP
-from mmalign.data import MARK, Turn
+from mmalign.data import MARK
 from mmalign.errors import StageError
-from mmalign.io import sums
+from mmalign.io import files, sums
+from mmalign.llms import plain
 from mmalign.llms.causal import CausalLM
 from mmalign.pipeline import build
 from mmalign.pipeline import task as tasks
 from mmalign.pipeline.build import DTYPES
 from mmalign.pipeline.task import Task
 from mmalign.plan.recipe import Export, Train
+from mmalign.stages import verify
 from mmalign.training.events import Events
 from mmalign.vision.hf import HFVision, layers
 from mmalign.vlm import folder
@@ -38,16 +39,6 @@ from mmalign.vlm.model import VLM
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")  # what Llava's forward reads as we do
 LOUD = 2.0**24  # beside it x is less than rounding in fp32 and bf16, and neither overflows; see _see
-PARTS_OF = '{%- for part in m.content -%}{{- "<image>\\n" if part.type == "image" else part.text -}}{%- endfor -%}'
-# A processor is given `content` as a list of parts; the tokenizers' templates want text.
-TEXTS = (
-    "{%- set read = namespace(turns=[]) -%}{%- for m in messages -%}"
-    "{%- if m.content is string -%}{%- set text = m.content -%}{%- else -%}{%- set text -%}"
-    + PARTS_OF
-    + "{%- endset -%}{%- endif -%}"
-    '{%- set read.turns = read.turns + [{"role": m.role, "content": text}] -%}{%- endfor -%}'
-    "{%- set messages = read.turns -%}"
-)
 
 
 @dataclass
@@ -64,16 +55,13 @@ def run(task: Task) -> dict[str, Any]:
     target = task.folder / "exported"
     shutil.rmtree(target, ignore_errors=True)
     weights_in = precision(task)
-    exported = export(vlm, task, target, weights_in)
+    exported = export(vlm, task, target, weights_in, stage.tolerance)
     events = Events(task.folder)
     if exported.difference is None:
         events.say(f"plain transformers cannot hold it: {exported.why_not}; it loads where mmalign is installed")
     else:
-        gap = f"{exported.difference:.2e}"
-        events.say(f"weights in {weights_in}; the largest difference of a logit, computed in fp32, is {gap}")
-        if exported.difference > stage.tolerance:
-            what = f"the exported model's logits differ by {gap}, more than {stage.tolerance:g}"
-            raise StageError(what, at=str(target), fix="report it; a larger `tolerance` keeps the folder")
+        events.say(f"weights in {weights_in}; plain transformers answers as the model does, alone and in a batch")
+        events.say(f"the largest difference of a logit, computed in fp32, is {exported.difference:.2e}")
     about = {"why_not": exported.why_not, "note": exported.note, "precision": weights_in}
     measured = {} if exported.difference is None else {"difference": exported.difference}
     fit = vlm.vision.fit if vlm.vision else ""
@@ -94,20 +82,43 @@ def trained(task: Task) -> Task:
     return replace(task, cards={**task.cards, "llm": replace(card, args=args)})
 
 
-def export(vlm: VLM, task: Task, target: Path, weights_in: str = "fp32") -> Exported:
-    """Write the folder, weights in the precision given; what was written is loaded again and compared."""
+def export(vlm: VLM, task: Task, target: Path, weights_in: str = "fp32", tolerance: float = 1e-3) -> Exported:
+    """Write the folder, weights in the precision given, and ask it what the model says: whole and right, or absent.
+
+    Raises StageError for a folder that plain transformers does not read, or that answers otherwise.
+    """
     if reason := why_not(vlm):
         build.cast_all(weights_in, vlm)
         folder.save(target, vlm, task.cards)
         return Exported(target, None, reason)
+    with files.made(target) as beside:
+        written = write(vlm, beside, weights_in, tolerance)
+        (seen,) = verify.ask([written])
+        judge(seen, target, tolerance)
+        sums.write(beside)
+    return Exported(target, seen["difference"], note="; ".join(filter(None, [note(vlm), written.note])))
+
+
+def write(vlm: VLM, target: Path, weights_in: str = "fp32", tolerance: float = 1e-3) -> verify.Asked:
+    """The folder of a model that Llava's class can hold, and what it must answer; nobody has asked it yet."""
     build.cast_all("fp32", vlm)
     round_all(DTYPES[weights_in], vlm)
     llava(vlm).to(DTYPES[weights_in]).save_pretrained(target)
     processor(vlm).save_pretrained(target)
+    plain.finish(target, vlm.llm.chat)
     folder.forget_paths(target)
-    sums.write(target)
-    loaded = LlavaForConditionalGeneration.from_pretrained(target, dtype=torch.float32).eval()
-    return Exported(target, difference(vlm, loaded), note=note(vlm))
+    return verify.asked(vlm, target, tolerance)
+
+
+def judge(seen: verify.Seen, target: Path, tolerance: float) -> None:
+    """Raise StageError where a check failed."""
+    if failure := seen["failure"]:
+        what = f"the exported folder fails the check of its {failure['check']}: expected is {failure['what']}"
+        raise StageError(what, at=str(target), fix=failure["fix"])
+    if not cast(float, seen["difference"]) <= tolerance:
+        gap = f"{seen['difference']:.2e}, more than {tolerance:g}"
+        what = f"the exported folder fails the check of its logits: they differ from the model's by {gap}"
+        raise StageError(what, at=str(target), fix="report it; a larger `tolerance` keeps the folder")
 
 
 @torch.no_grad()
@@ -164,7 +175,10 @@ def llava(vlm: VLM) -> Any:
     encoder, llm = cast(HFVision, vlm.vision), cast(CausalLM, vlm.llm)
     linears = _linears(cast(MLP, vlm.adapter))
     lm, vision = llm.lm, encoder.tower.config.to_dict()
-    if llm.chat.mark >= lm.get_input_embeddings().weight.shape[0]:  # its row counts nowhere, but Llava looks it up
+    pad = plain.pad_id(llm.chat)
+    if (
+        max(llm.chat.mark, pad or 0) >= lm.get_input_embeddings().weight.shape[0]
+    ):  # they count nowhere, but are looked up
         _lengthen(lm, len(llm.chat.tokenizer))
     config = LlavaConfig(
         vision_config=vision | ({"num_hidden_layers": encoder.depth + 1} if encoder.norm else {}),
@@ -194,7 +208,7 @@ def llava(vlm: VLM) -> Any:
     whole.generation_config = GenerationConfig(
         bos_token_id=llm.chat.tokenizer.bos_token_id,
         eos_token_id=sorted(llm.chat.ends),
-        pad_token_id=llm.chat.pad,
+        pad_token_id=pad,
         do_sample=False,
     )
     return whole
@@ -244,15 +258,13 @@ def _into(target: nn.Module, source: nn.Module) -> None:
 
 def processor(vlm: VLM) -> LlavaProcessor:
     """Images as the encoder takes them, and the chat template for text and for lists of parts."""
-    encoder, llm = cast(HFVision, vlm.vision), cast(CausalLM, vlm.llm)
-    words = llm.chat.tokenizer
-    words.chat_template = llm.chat.template
+    encoder, chat = cast(HFVision, vlm.vision), vlm.llm.chat
     return LlavaProcessor(
         image_processor=images(encoder),
-        tokenizer=words,
+        tokenizer=plain.tokenizer(chat),
         patch_size=encoder.tower.config.patch_size,
         vision_feature_select_strategy="default" if encoder.prefix_tokens else "full",
-        chat_template=TEXTS + (llm.chat.template or ""),
+        chat_template=plain.template(chat),
         image_token=MARK,
         num_additional_image_tokens=encoder.prefix_tokens,
     )
@@ -264,17 +276,3 @@ def images(encoder: HFVision) -> Any:
         return encoder.processor
     settings = {k: v for k, v in encoder.processor.to_dict().items() if not k.startswith(("_", "image_processor_type"))}
     return LlavaImageProcessor(**{**settings, "do_pad": True})
-
-
-@torch.no_grad()
-def difference(vlm: VLM, loaded: Any) -> float:
-    """The largest difference of a logit on a picture and two turns; behind the cap, where there is one."""
-    llm = cast(CausalLM, vlm.llm)
-    picture = Image.radial_gradient("L").convert("RGB").resize((97, 61))
-    ids_RS = torch.tensor([llm.chat.prompt([Turn("user", f"{MARK}\nWhat is this?")], [vlm.tokens])])
-    pixels_B3SS = vlm.pixels(picture)
-    ours: Tensor = vlm.eval()(ids_RS, pixels_B3SS=pixels_B3SS).float()
-    theirs = loaded(input_ids=ids_RS, attention_mask=torch.ones_like(ids_RS), pixel_values=pixels_B3SS).logits.float()
-    if llm.softcap:
-        theirs = (theirs / llm.softcap).tanh() * llm.softcap
-    return float((ours - theirs[..., : ours.shape[-1]]).abs().max())

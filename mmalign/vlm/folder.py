@@ -4,6 +4,7 @@ Written for models that plain transformers has no class for; read by `mmalign.lo
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from mmalign.plan.cards import Card
 from mmalign.plan.exported import AGAIN, FORMAT, ROLES
 from mmalign.vision import Vision
 from mmalign.vlm.model import VLM
+
+NAMES = ("_name_or_path", "name_or_path")
+MACHINE = r"(~?/|[A-Za-z]:[\\/]|file:/)[\w.@+ -]+[\\/]"  # how a path of a machine begins, in a folder of it
 
 
 def save(folder: Path, vlm: VLM, named: Mapping[str, Card]) -> None:
@@ -61,16 +65,24 @@ def _of_this_machine(value: Any) -> bool:
 
 
 def forget_paths(folder: Path) -> None:
-    """Take out of a folder's JSON files where transformers says the parts were loaded from."""
+    """Take out of a folder's JSON files where transformers says the parts were loaded from, and settings that are
+    paths of a machine. A vocabulary may have words that look so, and mmalign.json says what it needs."""
     for place in folder.rglob("*.json"):
-        if b"name_or_path" in (text := place.read_bytes()):
-            files.write(place, json.dumps(_nameless(json.loads(text)), indent=2, ensure_ascii=False) + "\n")
+        if place.name not in ("tokenizer.json", "vocab.json", "mmalign.json"):
+            about = json.loads(place.read_bytes())
+            if (nameless := _nameless(about)) != about:
+                files.write(place, json.dumps(nameless, indent=2, ensure_ascii=False) + "\n")
 
 
 def _nameless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _nameless(inner) for key, inner in value.items() if key not in ("_name_or_path", "name_or_path")}
+        kept = {key: inner for key, inner in value.items() if key not in NAMES and not is_of_machine(inner)}
+        return {key: _nameless(inner) for key, inner in kept.items()}
     return [_nameless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def is_of_machine(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.match(MACHINE, value))
 
 
 def read(folder: str | Path, named: Mapping[str, Card] | None = None) -> VLM:

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from mmalign.adapters.mlp import MLP
 from mmalign.errors import CardError, DataError
 from mmalign.integrations.llava import adapter, adapter_weights, llava, load_adapter, template_of
-from mmalign.stages import export
 from mmalign.vlm.folder import read
+from tests import parts
 from tests.llms.test_templates import TEMPLATES
 from tests.stages.test_export import build  # noqa: F401
 from tests.vlm.test_model import picture
@@ -75,7 +75,7 @@ def test_an_adapter_of_another_kind_is_no_projector(tmp_path, names):
 def test_a_llava_hf_folder_comes_back_as_it_went(build, tmp_path, vision, family, template):  # noqa: F811
     """An encoder that pads images to a square, one that stretches them, one at a size of its own."""
     given = build(vision, family, template)
-    export.export(given, None, tmp_path / "hf")
+    parts.exported(given, tmp_path / "hf")
     llava(str(tmp_path / "hf"), tmp_path / "mine")
     loaded = read(tmp_path / "mine")
     wide = picture(5, size=60).resize((60, 30))

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import AutoProcessor, Trainer, TrainingArguments
 
 import mmalign
 from mmalign.adapters.squares import AveragePool
 from mmalign.data import MARK, Turn
 from mmalign.errors import CardError, CheckError
 from mmalign.integrations.transformers_vlm import wrap
+from mmalign.llms import plain
 from mmalign.objectives.lm import NextToken
 from mmalign.stages import export
 from mmalign.toyworld.data import Captions, VisualChat
@@ -45,11 +46,13 @@ def vlm(folder):
 
 
 @pytest.fixture
-def llava(vlm):
+def llava(vlm, tmp_path):
     """(the same model as a LlavaForConditionalGeneration, its processor), in training mode, the encoder frozen."""
     whole = export.llava(vlm).train()
     whole.model.vision_tower.requires_grad_(False).eval()
-    return whole, export.processor(vlm)
+    export.processor(vlm).save_pretrained(tmp_path / "processor")
+    plain.finish(tmp_path / "processor", vlm.llm.chat)  # whose template marks the answers
+    return whole, AutoProcessor.from_pretrained(tmp_path / "processor")
 
 
 @pytest.fixture(scope="module")

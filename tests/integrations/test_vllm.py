@@ -11,7 +11,6 @@ from mmalign.benchmarks.alignment import Alignment
 from mmalign.errors import CheckError, RunError
 from mmalign.integrations import vllm
 from mmalign.llms.causal import CausalLM
-from mmalign.stages import export
 from mmalign.toyworld.benchmarks import Lookup
 from mmalign.toyworld.data import Captions
 from mmalign.vision.hf import HFVision
@@ -35,7 +34,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "out"
-    assert not export.export(model, None, folder).why_not
+    parts.exported(model, folder)
     return str(folder)
 
 

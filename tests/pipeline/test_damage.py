@@ -16,7 +16,6 @@ from mmalign.labels.store import Store
 from mmalign.pipeline import build, load, task, whole
 from mmalign.plan import graph
 from mmalign.plan import read as compose
-from mmalign.stages import export
 from mmalign.training import checkpoint
 from mmalign.vlm import folder as folders
 from tests.conftest import TINY
@@ -46,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         task.finish(stored, results, 0, 1)
     vlm = build.vlm(stored)
     folders.save(here / "ours", vlm, stored.cards)
-    export.export(vlm, stored, here / "llava")
+    parts.exported(vlm, here / "llava")
     return here
 
 

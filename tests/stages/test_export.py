@@ -1,5 +1,6 @@
 """What is exported answers as the model did, in plain transformers and in a process without mmalign."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -25,7 +26,7 @@ from mmalign.plan import graph
 from mmalign.plan import read as compose
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.recipe import Export
-from mmalign.stages import export
+from mmalign.stages import export, verify
 from mmalign.testing import small
 from mmalign.vision import FITS
 from mmalign.vision.hf import HFVision
@@ -54,52 +55,111 @@ FORMATS = {
     ("qwen2", "qwen2"): ("bytelevel", 5),
     ("qwen3", "chatml"): ("bytelevel", 5),
 }
-PRODUCT = [(eye, *format_, depth) for eye in VISION for format_ in FORMATS for depth in (1, 2)]
-TALKS = [
-    [Turn("user", f"{MARK}\nWhat colour is the star?")],
-    [Turn("user", f"{MARK}\nDescribe this image."), Turn("assistant", "A red ring."), Turn("user", "Où est 東京 ?")],
+# Tokenizers as they come: one that adds a begin token, beside that of the template or where it has none, pads on the
+# right and has no token to pad with; one without any of it; and one that pads as it should.
+WORDS = ("adds", "bare", "pads")
+SOME = [
+    ("clip", "llama", "vicuna_v1", 2, "adds"),
+    ("siglip", "qwen3", "chatml", 2, "adds"),
+    ("dinov2", "gemma3_text", "gemma3", 1, "pads"),
+    ("siglip", "phi3", "phi3", 1, "bare"),
 ]
-TOLD = [*TALKS[1], Turn("assistant", "Yes")]
+EVERY = [
+    case
+    for n, (eye, format_) in enumerate(itertools.product(VISION, FORMATS))
+    for case in ((eye, *format_, 2, "adds"), (eye, *format_, 1, WORDS[1 + n % 2]))
+]
+CASES = [*SOME, *(pytest.param(*case, marks=pytest.mark.slow) for case in EVERY if case not in SOME)]
+RING = [Turn("assistant", "A red ring."), Turn("user", "Où est 東京 ?")]
+QUESTIONS = [
+    "What colour is the star?",
+    "Describe this image.",
+    "Why?",
+    "Is there a cat in it, or a dog, or both of them?",
+]
+SEEN = [[Turn("user", f"{MARK}\n{text}")] for text in QUESTIONS]
+UNSEEN = [[Turn("user", text)] for text in QUESTIONS]
+TALKS = [  # the first four are asked in a batch, and the next four
+    *SEEN, *UNSEEN, [*SEEN[1], *RING], [*UNSEEN[2], *RING], [Turn("user", f"{MARK}\n{MARK}\nWhich is larger?"), *RING],
+]  # fmt: skip
+TOLD = [*TALKS[8], Turn("assistant", "Yes")]
 MOST = 6
 
 PLAIN = """
 import json, sys
 sys.modules["mmalign"] = None  # it cannot be imported
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration, pipeline
 
-def given(turn):
-    shown = [{"type": "image", "path": sys.argv[2]}] if "<image>" in turn["content"] else []
-    text = turn["content"].removeprefix("<image>\\n")
-    return {"role": turn["role"], "content": [*shown, {"type": "text", "text": text}]}
+def given(talk):
+    rest = iter(["a.png", "b.png"])
+    def parts(text):
+        shown = [{"type": "image", "path": next(rest)} for _ in range(text.count("<image>"))]
+        return [*shown, {"type": "text", "text": text.replace("<image>\\n", "")}]
+    return [{"role": turn["role"], "content": parts(turn["content"])} for turn in talk]
+
+def seen(talk):
+    return [Image.open(name) for name in ["a.png", "b.png"][: sum(t["content"].count("<image>") for t in talk)]]
 
 torch.set_num_threads(1)
-jobs, said = json.load(open(sys.argv[1])), []
+jobs, said = json.load(open("jobs.json")), []
+greedy = {"max_new_tokens": jobs["most"], "do_sample": False}
 for folder in jobs["folders"]:
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype="auto")
     processor = AutoProcessor.from_pretrained(folder)
     how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    told = processor.apply_chat_template([given(turn) for turn in jobs["told"]], **how)
-    found = {"told": told["input_ids"][0].tolist(), "prompts": [], "answers": []}
+    told = processor.apply_chat_template(given(jobs["told"]), **how)
+    about = {"told": told["input_ids"][0].tolist(), "prompts": [], "answers": [], "batched": [], "piped": []}
     for talk in jobs["talks"]:
-        inputs = processor.apply_chat_template([given(turn) for turn in talk], add_generation_prompt=True, **how)
-        ids = model.generate(**inputs, max_new_tokens=jobs["most"], do_sample=False)[0]
+        inputs = processor.apply_chat_template(given(talk), add_generation_prompt=True, **how)
+        text = processor.apply_chat_template(given(talk), add_generation_prompt=True)
+        steps = processor(text=text, images=seen(talk) or None, return_tensors="pt")
+        ids = model.generate(**inputs, **greedy)[0]
         size = inputs["input_ids"].shape[1]
-        found["prompts"].append(ids[:size].tolist())
-        found["answers"].append(ids[size:].tolist())
-    said.append(found)
-json.dump(said, open(sys.argv[3], "w"))
+        about["prompts"].append([ids[:size].tolist(), steps["input_ids"][0].tolist()])
+        about["answers"].append(ids[size:].tolist())
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    for start in (0, 4):
+        talks = jobs["talks"][start : start + 4]
+        texts = [processor.apply_chat_template(given(talk), add_generation_prompt=True) for talk in talks]
+        images = {"images": [seen(talk) for talk in talks]} if start == 0 else {}
+        inputs = processor(text=texts, padding=True, return_tensors="pt", **images)
+        size = inputs["input_ids"].shape[1]
+        about["batched"] += model.generate(**inputs, **greedy)[:, size:].tolist()
+        piped = pipe(text=[given(talk) for talk in talks], batch_size=4, return_tensors=True, generate_kwargs=greedy)
+        about["piped"] += [row[0]["generated_token_ids"][size:].tolist() for row in piped]
+    said.append(about)
+json.dump(said, open("said.json", "w"))
 """
 
 
-def llm(family, template, folder):
-    """A small language model with its format's own special tokens, and as many rows as tokens, or a few more."""
-    shape, spare = FORMATS[family, template]
+def tokenizer(shape, template, kind):
+    """A tokenizer of some shape with its format's own special tokens, of one of the kinds in WORDS."""
     begin, end, more = TOKENS[template]
+    if kind == "adds" and template == "chatml":
+        begin = "<s>"  # as where ChatML was put on a Llama
     words = PreTrainedTokenizerFast(tokenizer_object=SHAPES[shape](), bos_token=begin, eos_token=end, unk_token=None)
     words.add_special_tokens({"additional_special_tokens": [
         AddedToken(token, rstrip=template == "phi3", normalized=False, special=True) for token in more
     ]})  # fmt: skip
+    if kind == "pads":
+        words.add_special_tokens({"pad_token": "<pad>"})
+        words.init_kwargs["padding_side"] = "left"
+    if kind == "adds":
+        words.init_kwargs["padding_side"] = "right"
+        token = begin or more[-1]
+        adds = processors.TemplateProcessing(
+            single=f"{token} $A", pair=f"{token} $A $B", special_tokens=[(token, words.convert_tokens_to_ids(token))]
+        )
+        words.backend_tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), adds])
+    return words
+
+
+def llm(family, template, folder, kind="bare"):
+    """A small language model with its format's own special tokens, and as many rows as tokens, or a few more."""
+    shape, spare = FORMATS[family, template]
+    words = tokenizer(shape, template, kind)
     words.save_pretrained(folder)
     torch.manual_seed(0)
     shape = small._LLM | small.LLMS[family] | {"vocab_size": len(words) + spare, "max_position_embeddings": 512}
@@ -116,10 +176,10 @@ def build(tmp_path_factory):
             folders[name] = str(make(tmp_path_factory.mktemp(name)))
         return folders[name]
 
-    def make(vision="clip", family="llama", template="vicuna_v1", depth=2):
+    def make(vision="clip", family="llama", template="vicuna_v1", depth=2, words="bare"):
         kind, more = VISION[vision]
         eye = HFVision(folder(vision, kind), **more)
-        place = folder(f"{family}-{template}", lambda place: llm(family, template, place))
+        place = folder(f"{family}-{template}-{words}", lambda place: llm(family, template, place, words))
         mouth = CausalLM(place, str(TEMPLATES / f"{template}.jinja"))
         torch.manual_seed(2)
         for name, parameter in mouth.named_parameters():  # sharper than as initialised, so that answers differ
@@ -134,55 +194,68 @@ def build(tmp_path_factory):
 
 
 def ours(given, shown):
-    """What the plain process is to find: token ids of a talk as it is trained on, of prompts, and of answers."""
-    chat, count = given.llm.chat, [given.tokens]
-    prompts, answers = [chat.prompt(talk, count) for talk in TALKS], []
+    """What the plain process is to see: token ids of a talk as it is trained on, of prompts, and of answers."""
+    chat, prompts, answers = given.llm.chat, [], []
     for talk in TALKS:
+        images = shown[: sum(turn.text.count(MARK) for turn in talk)]
+        prompts.append(chat.prompt(talk, [given.tokens] * len(images)))
         with torch.no_grad():
-            answers += Pass(given.llm, given.groups(talk, [shown])).write(MOST)
-    return {"told": chat.encode(TOLD, count).ids, "prompts": prompts, "answers": answers, "ends": chat.ends}
+            answers += Pass(given.llm, given.groups(talk, images)).write(MOST)
+    return {"told": chat.encode(TOLD, [given.tokens]).ids, "prompts": prompts, "answers": answers, "ends": chat.ends}
+
+
+def asked(build, place, cases):
+    """{(encoder, family, template, depth, words): (what mmalign's check saw, what we say, what transformers says)}."""
+    shown = [picture(3, size=40).resize((50, 40)), picture(4, size=40).resize((30, 40))]
+    for name, image in zip(("a.png", "b.png"), shown, strict=True):
+        image.save(place / name)
+    written, we = [], []
+    for number, case in enumerate(cases):
+        given = build(*case)
+        we.append(ours(given, shown))
+        written.append(export.write(given, place / str(number)))
+    jobs = {"folders": [str(one.folder) for one in written], "most": MOST}
+    jobs |= {"talks": [_plain(talk) for talk in TALKS], "told": _plain(TOLD)}
+    (place / "jobs.json").write_text(json.dumps(jobs))
+    done = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True, cwd=place, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    they = json.loads((place / "said.json").read_text())
+    return dict(zip(cases, zip(verify.ask(written), we, they, strict=True), strict=True))
 
 
 @pytest.fixture(scope="module")
-def product(build, tmp_path_factory):
-    """{(encoder, family, template, depth): (what was exported, what we say, what plain transformers says)}."""
-    place = tmp_path_factory.mktemp("product")
-    shown = picture(3, size=40).resize((50, 40))
-    shown.save(place / "it.png")
-    made, we = [], []
-    for number, case in enumerate(PRODUCT):
-        given = build(*case)
-        we.append(ours(given, shown))
-        made.append(export.export(given, None, place / str(number)))
-    jobs = {"folders": [str(one.folder) for one in made], "most": MOST}
-    jobs |= {"talks": [_plain(talk) for talk in TALKS], "told": _plain(TOLD)}
-    (place / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, "-c", PLAIN, "jobs.json", "it.png", "said.json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    said = json.loads((place / "said.json").read_text())
-    return dict(zip(PRODUCT, zip(made, we, said, strict=True), strict=True))
+def some(build, tmp_path_factory):
+    return asked(build, tmp_path_factory.mktemp("some"), SOME)
+
+
+@pytest.fixture(scope="module")
+def every(build, tmp_path_factory):
+    return asked(build, tmp_path_factory.mktemp("every"), EVERY)
 
 
 def _plain(talk):
     return [{"role": turn.role, "content": turn.text} for turn in talk]
 
 
-@pytest.mark.parametrize("case", PRODUCT, ids=lambda case: "-".join(map(str, case)))
-def test_plain_transformers_says_the_same(product, case):
-    """The same logits, the same tokens for a talk as it was trained on and for prompts, and the same answers."""
-    made, we, they = product[case]
-    assert not made.why_not
-    assert made.difference < 1e-4
+@pytest.mark.parametrize(("vision", "family", "template", "depth", "words"), CASES)
+def test_plain_transformers_says_the_same(request, vision, family, template, depth, words):
+    """The same logits, the same tokens for a talk as it was trained on and for prompts, in one step and in two; and the
+    same answers, alone, in a padded batch and in a pipeline."""
+    case = (vision, family, template, depth, words)
+    seen, we, they = request.getfixturevalue("some" if case in SOME else "every")[case]
+    assert seen["failure"] is None
+    assert seen["difference"] < 1e-4
     assert they["told"] == we["told"]
-    assert they["prompts"] == we["prompts"]
-    until = [next((n for n, i in enumerate(ids) if i in we["ends"]), len(ids)) for ids in they["answers"]]
-    assert [ids[:n] for ids, n in zip(they["answers"], until, strict=True)] == we["answers"]
+    assert they["prompts"] == [[ids, ids] for ids in we["prompts"]]
+    for way, number in (("answers", len(TALKS)), ("batched", 8), ("piped", 8)):
+        until = [next((n for n, i in enumerate(ids) if i in we["ends"]), len(ids)) for ids in they[way]]
+        said = [ids[:n] for ids, n in zip(they[way], until, strict=True)]
+        assert said == we["answers"][:number], way
 
 
-def test_the_answers_of_the_product_are_not_all_alike(product):
-    said = {tuple(map(tuple, we["answers"])) for _, we, _ in product.values()}
-    assert len(said) > len(PRODUCT) / 2
+def test_the_answers_are_not_all_alike(some):
+    said = [tuple(ids) for _, we, _ in some.values() for ids in we["answers"]]
+    assert len(set(said)) > len(said) / 2
 
 
 def test_the_product_has_every_language_model_of_the_registry():
@@ -190,18 +263,20 @@ def test_the_product_has_every_language_model_of_the_registry():
     assert {(card.facts["family"], Path(card.args["template"]).stem) for card in published} == set(FORMATS)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_weights_are_written_in_the_precision_they_were_trained_in(build, tmp_path, family):
+def test_weights_are_written_in_the_precision_they_were_trained_in(build, tmp_path):
     """Half the bytes of fp32, and the same logits as the rounded weights give."""
-    sizes = {}
-    for precision in ("fp32", "bf16"):
-        given = build("siglip", family, {"llama": "llama3", "gemma3_text": "gemma3"}[family])
-        made = export.export(given, None, tmp_path / precision, precision)
-        assert made.difference < 1e-4
-        sizes[precision] = (made.folder / "model.safetensors").stat().st_size
-        loaded = LlavaForConditionalGeneration.from_pretrained(made.folder, dtype="auto")
-        assert {p.dtype for p in loaded.parameters()} == {export.DTYPES[precision]}
-    assert 0.45 < sizes["bf16"] / sizes["fp32"] < 0.6
+    written = []
+    for family, template in (("llama", "llama3"), ("gemma3_text", "gemma3")):
+        sizes = {}
+        for precision in ("fp32", "bf16"):
+            place = tmp_path / f"{family}-{precision}"
+            written.append(export.write(build("siglip", family, template), place, precision))
+            sizes[precision] = (place / "model.safetensors").stat().st_size
+            loaded = LlavaForConditionalGeneration.from_pretrained(place, dtype="auto")
+            assert {p.dtype for p in loaded.parameters()} == {export.DTYPES[precision]}
+        assert 0.45 < sizes["bf16"] / sizes["fp32"] < 0.6
+    seen = verify.ask(written)
+    assert all(one["failure"] is None and one["difference"] < 1e-4 for one in seen)
 
 
 @pytest.mark.parametrize("given", ["bf16", "fp32"])
