@@ -74,7 +74,7 @@ def tokenizer(chat: Chat) -> Any:
 
 def _adding_none(post: Any) -> Any:
     """A post-processor without the steps that add tokens."""
-    steps: list[Any] = [*post] if type(post) is processors.Sequence else [post]
+    steps: Any = post if isinstance(post, processors.Sequence) else [post]
     kept = [step for step in steps if step is not None and not isinstance(step, ADDS)]
     nothing = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
     return processors.Sequence([*kept, nothing])

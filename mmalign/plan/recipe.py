@@ -212,14 +212,15 @@ class Report(Stage):
 
 @dataclass
 class Export(Stage):
-    """A folder that plain transformers loads, where the parts allow it; compared with the model, logit by logit.
+    """A folder that plain transformers loads and answers with, where the parts allow it.
 
-    Weights are in the precision of the stage that trained them.
+    It is asked before it is kept, in a process without mmalign: the ids of conversations, logits, answers alone and in
+    a batch. Weights are in the precision of the stage that trained them.
     """
 
     tolerance: float = field(default=1e-3, metadata=_above(0))  # largest difference of a logit, fp32
 
-    version = 3  # 2: weights in the precision they were trained in; 3: the processor's fit is the model's
+    version = 4  # 2: weights in the precision they were trained in; 3: the model's fit; 4: padding, one begin token
     takes = ("weights", "vision", "llm")
     seeded = False
     parts = ("vision", "adapter", "llm")

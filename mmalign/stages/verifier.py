@@ -73,7 +73,10 @@ class Folder:
             if place.is_file() and place.suffix != ".safetensors":
                 name, content = place.relative_to(self.place).as_posix(), place.read_bytes()
                 known = next((path for path in self.job["paths"] if path.encode() in content), None)
-                path = known or (self.path_in(json.loads(content)) if place.suffix == ".json" else None)
+                try:
+                    path = known or (self.path_in(json.loads(content)) if place.suffix == ".json" else None)
+                except ValueError as err:
+                    raise Wrong("paths", f"JSON without a path of a machine; {name} is no JSON: {err}") from err
                 if path:
                     raise Wrong("paths", f"no path of a machine in a file; {name} has {path!r}")
 
@@ -90,7 +93,9 @@ class Folder:
         """chat_template.jinja is jinja as everybody knows it."""
         import jinja2
 
-        text = (self.place / "chat_template.jinja").read_text(encoding="utf-8")
+        if not (place := self.place / "chat_template.jinja").exists():
+            raise Wrong("template", "a chat_template.jinja; there is none")
+        text = place.read_text(encoding="utf-8")
         try:
             jinja2.Environment().from_string(text)
         except jinja2.TemplateSyntaxError as err:
