@@ -56,6 +56,7 @@ class Folder:
 
     def look(self) -> None:
         self.files()
+        self.config()
         self.template()
         self.processor = self.loaded("processor")
         self.padding()
@@ -88,6 +89,12 @@ class Folder:
             return None
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         return next((path for path in map(self.path_in, inner) if path), None)
+
+    def config(self) -> None:
+        """Without one transformers would draw a Llava of 7 billion weights."""
+        place = self.place / "config.json"
+        if not place.exists() or json.loads(place.read_bytes()).get("model_type") != "llava":
+            raise Wrong("loading", "a config.json of a llava model")
 
     def template(self) -> None:
         """chat_template.jinja is jinja as everybody knows it."""

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmalign.adapters.mlp import MLP
-from mmalign.errors import CardError, DataError
+from mmalign.errors import CardError, DataError, RunError
 from mmalign.integrations.llava import adapter, adapter_weights, llava, load_adapter, template_of
 from mmalign.vlm.folder import read
 from tests import parts
@@ -85,6 +85,21 @@ def test_a_llava_hf_folder_comes_back_as_it_went(build, tmp_path, vision, family
     ours = {q.id: text for q, text in given.answers(bench, questions, batch=4)}
     said = loaded.ask([q.text for q in questions], bench.image(0), max_new_tokens=6)
     assert said == [ours[q.id] for q in questions]
+
+
+def test_a_template_of_no_known_format_comes_back_too(build, tmp_path):  # noqa: F811
+    """The exported one has no marks; the one it was made of lies beside it."""
+    given = build()
+    own = "{%- for m in messages -%}{{ m.role }}: {% generation %}{{ m.content }}{% endgeneration %}{%- endfor -%}"
+    given.llm.chat.template = own
+    parts.exported(given, tmp_path / "hf")
+    assert "endgeneration %}" not in (tmp_path / "hf" / "chat_template.jinja").read_text()
+    llava(str(tmp_path / "hf"), tmp_path / "mine")
+    assert read(tmp_path / "mine").llm.chat.template == own
+    (tmp_path / "hf" / "chat_template.jinja.marked").unlink()
+    (tmp_path / "hf" / "SHA256SUMS").unlink()
+    with pytest.raises(RunError, match="is of no known format"):
+        llava(str(tmp_path / "hf"), tmp_path / "other")
 
 
 @pytest.mark.parametrize(

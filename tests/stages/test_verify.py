@@ -80,8 +80,10 @@ BROKEN = {  # what is done to a folder: the check that fails, what it says
         lambda place: (place / "notes.txt").write_text(f"made in {place.parent}"), "paths", "a file; notes.txt has '/"),
     "marks": (text(TEMPLATE, "{#- generation -#}", "{%- generation -%}"), "template", "unknown tag 'generation'"),
     "no template": (lambda place: (place / TEMPLATE).unlink(), "template", "there is none"),
-    "no config": (text("processor_config.json", "{", "["), "paths", "processor_config.json is no JSON"),
-    "no model": (lambda place: (place / "config.json").unlink(), "loading", "a model that plain transformers loads"),
+    "no JSON": (text("processor_config.json", "{", "["), "paths", "processor_config.json is no JSON"),
+    "no config": (lambda place: (place / "config.json").unlink(), "loading", "a config.json of a llava model"),
+    "cut off": (
+        lambda place: os.truncate(place / "model.safetensors", 500), "loading", "a model that plain transformers"),
     "right": (edit(CONFIG, lambda c: c.update(padding_side="right")), "padding", "it pads on the right"),
     "no pad": (edit(CONFIG, lambda c: c.pop("pad_token")), "padding", "a padding token; it has none"),
     "other pad": (edit("generation_config.json", lambda c: c.update(pad_token_id=7)), "padding", "config's 7"),
