@@ -20,6 +20,7 @@ from mmalign.training import checkpoint
 from mmalign.vlm import folder as folders
 from tests.conftest import TINY
 from tests.labels import test_store
+from tests.parts import exported
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         task.finish(stored, results, 0, 1)
     vlm = build.vlm(stored)
     folders.save(here / "ours", vlm, stored.cards)
-    parts.exported(vlm, here / "llava")
+    exported(vlm, here / "llava")
     return here
 
 

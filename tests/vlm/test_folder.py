@@ -146,7 +146,9 @@ def test_where_transformers_loaded_parts_from_is_forgotten(tmp_path):
         "list": [{"a": "é"}],
     }
     (tmp_path / "vision" / "config.json").write_text(json.dumps(config))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"name_or_path": "/home/me", "bos": "<s>"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"name_or_path": "/home/me", "bos": "<s>", "vocab_file": "/home/me/llm/vocab.txt"})
+    )
     card = Card("", "mmalign.adapters.mlp.MLP", {"depth": 2})
     folders.write(tmp_path, MLP(4, 4, (1, 1)), {"adapter": card})
     assert json.loads((tmp_path / "vision" / "config.json").read_text()) == {
