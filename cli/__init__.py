@@ -196,7 +196,7 @@ def export(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="a llava-hf folder or hub id, or an mm_projector.bin")],
+    source: Annotated[str, typer.Argument(help="a LLaVA folder or hub id, or an mm_projector.bin")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where it goes; must not be there yet")],
     template: Annotated[Path | None, typer.Option(help="a chat template, jinja; left out: the model's own")] = None,
 ) -> None:

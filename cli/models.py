@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mmalign.errors import RunError
 from mmalign.io import files, whole
 from mmalign.io.limits import SETTINGS_BYTES
-from mmalign.pipeline import existing, finished, task
+from mmalign.pipeline import existing, finished, original, task
 from mmalign.pipeline.run import Launch
 from mmalign.pipeline.run import run as run_
 from mmalign.plan.cards import Registry
@@ -92,8 +92,10 @@ def _template(place: Path) -> str:
 
 
 def projector(place: Path) -> bool:
-    """Whether a name is that of a file, or of a folder with the mm_projector.bin of LLaVA's code."""
-    return place.suffix == ".bin" or place.is_file() or (place / "mm_projector.bin").exists()
+    """Whether a name is that of a file, or of a folder with LLaVA's mm_projector and no language model's weights."""
+    files_ = [place / f"mm_projector{suffix}" for suffix in (".bin", ".safetensors")]
+    alone = any(one.exists() for one in files_) and not original.has_weights(place)
+    return place.suffix == ".bin" or place.is_file() or alone
 
 
 def _adapter(source: str, target: Path) -> None:

@@ -1,75 +1,36 @@
-"""LLaVA's own checkpoints as mmalign's: llava-hf folders, and the `mm_projector.bin` of the original code."""
+"""LLaVA's checkpoints as mmalign's: llava-hf folders, those of LLaVA's own code, and its `mm_projector.bin`."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
 
 from mmalign.adapters import Adapter
 from mmalign.adapters.mlp import MLP
-from mmalign.errors import CardError, DataError, RunError
+from mmalign.errors import RunError
+from mmalign.integrations import original, projectors
+from mmalign.integrations.projectors import load_adapter
 from mmalign.io import files, sums, yaml
 from mmalign.llms import plain
+from mmalign.pipeline.original import check, is_original
 from mmalign.plan.cards import Card
 from mmalign.vision.hf import HFVision
 from mmalign.vlm import folder
 
+log = logging.getLogger(__name__)
 WHOLE = "a whole llava-hf folder, weights included"
-
-
-def adapter_weights(spec: str) -> dict[str, Tensor]:
-    """The weights of an MLP adapter, under the names of ours: layers.0.weight, layers.2.weight, ...
-
-    spec: our adapter.safetensors, LLaVA's mm_projector.bin (read without unpickling code), or a folder with either.
-    Raises DataError for a file that holds no such adapter.
-    """
-    place = Path(files.path(spec))
-    if place.is_dir():
-        names = ("adapter.safetensors", "mm_projector.bin")
-        place = next((place / name for name in names if (place / name).exists()), place / names[0])
-    ours = place.suffix == ".safetensors"
-    try:
-        raw = load_file(place) if ours else dict(torch.load(place, map_location="cpu", weights_only=True))
-    except Exception as err:
-        fix = "an adapter.safetensors of mmalign, or a mm_projector.bin of LLaVA"
-        raise DataError(f"cannot read the adapter {place}: {err}", at=str(place), fix=fix) from err
-    if ours:
-        return _layers(raw, place)
-    weights = {name.rpartition("mm_projector.")[2]: value for name, value in raw.items() if "mm_projector." in name}
-    single = all(name in ("weight", "bias") for name in weights)  # LLaVA's `linear` has no list of layers
-    return _layers({f"layers.{'0.' if single else ''}{name}": value.float() for name, value in weights.items()}, place)
-
-
-def _layers(weights: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
-    """The weights, which are those of linear layers alone."""
-    if not weights or not all(re.fullmatch(r"layers\.\d+\.(weight|bias)", name) for name in weights):
-        fix = "LLaVA's mm_projector.bin, or the adapter.safetensors of a linear adapter or an MLP"
-        raise DataError(f"{place} holds no mm_projector", at=str(place), fix=fix)
-    return weights
-
-
-def load_adapter(adapter: Adapter, spec: str) -> None:
-    """Put an adapter file's weights into an adapter; a CardError that names the widths where they do not fit."""
-    weights = adapter_weights(spec)
-    try:
-        adapter.load_state_dict(weights)
-    except RuntimeError as err:
-        theirs = ", ".join(f"{name} {tuple(value.shape)}" for name, value in weights.items() if value.dim() > 1)
-        ours = ", ".join(f"{name} {tuple(p.shape)}" for name, p in adapter.named_parameters() if p.dim() > 1)
-        what = f"the adapter in {spec} has {theirs}; this one has {ours}"
-        raise CardError(what, at=spec, fix="the encoder, language model and adapter it was trained with") from err
 
 
 def adapter(source: str, target: Path, name: str) -> dict[str, Any]:
     """A projector as a folder of cards with one adapter, `name`, that begins with its weights; returns the card.
 
-    source: as for `adapter_weights`. A recipe uses it with `registry: [target]` and `model: {adapter: name}`.
+    source: as for `projectors.read`. A recipe uses it with `registry: [target]` and `model: {adapter: name}`.
     """
-    weights = adapter_weights(source)
+    weights = projectors.read(source)
     linears = [value for value in weights.values() if value.dim() == 2]
     widths = {"patch_dim": linears[0].shape[1], "llm_dim": linears[-1].shape[0]}
     card = {
@@ -87,7 +48,7 @@ def adapter(source: str, target: Path, name: str) -> dict[str, Any]:
 
 
 class Projector(MLP):
-    """An MLP adapter that begins with the weights of a file, as for `adapter_weights`."""
+    """An MLP adapter that begins with the weights of a file, as for `projectors.read`."""
 
     def __init__(
         self, patch_dim: int, llm_dim: int, grid: tuple[int, int], depth: int = 2, checkpoint: str | None = None
@@ -101,37 +62,56 @@ projector = Projector  # as cards name it that 0.1.0 wrote
 
 
 def llava(source: str, target: Path, template: str | None = None) -> None:
-    """A llava-hf folder as a folder that `mmalign.load` and `mmalign eval` read.
+    """A LLaVA folder, of transformers or of LLaVA's own code, as one that `mmalign.load` and `mmalign eval` read.
 
     template: the chat template, jinja text; None: that of the model it was exported from, or the checkpoint's own where
     it marks answers, else ours for the same format. Written whole or not at all. Raises RunError for a model that
     mmalign's parts cannot hold.
     """
-    with sums.verifying(sums.read(Path(source)), sums.AGAIN):
-        config = _read(AutoConfig, source)
-        if reason := _refused(config):
-            raise RunError(f"cannot import {source}: {reason}", at=source, fix="a checkpoint like LLaVA-1.5's")
-        processor = _read(AutoProcessor, source)
-        words = processor.tokenizer
-        own = plain.marked(Path(source)) or words.chat_template or processor.chat_template
-        words.chat_template = template or template_of(source, own)
-        whole, about = _read(LlavaForConditionalGeneration, source, dtype="auto", output_loading_info=True)
-        if lacking := sorted(about["missing_keys"]):  # transformers draws them at random
-            what = f"cannot load {source}: it lacks {len(lacking)} weights, such as {lacking[0]}"
-            raise RunError(what, at=source, fix=WHOLE)
-    inner = whole.model
-    with files.made(target) as beside:
-        inner.vision_tower.save_pretrained(beside / "vision")
-        processor.image_processor.save_pretrained(beside / "vision")
+    config = files.read_json(Path(source) / "config.json", kind=dict[str, Any])
+    with files.made(target) as beside, sums.verifying(sums.read(Path(source)), sums.AGAIN):
+        mlp, cards, words = (_original if is_original(config) else _plain)(source, config, beside, template)
         words.save_pretrained(beside / "llm")
-        lm = AutoModelForCausalLM.from_config(config.text_config, dtype=whole.dtype)
-        lm.base_model.load_state_dict(inner.language_model.state_dict())
-        lm.get_output_embeddings().load_state_dict(whole.lm_head.state_dict())
-        lm.save_pretrained(beside / "llm")
-        vision = HFVision(str(beside / "vision"), layer=config.vision_feature_layer)
-        width, between = lm.config.hidden_size, config.projector_hidden_act
-        mlp = _mlp(inner.multi_modal_projector, between, vision.dim, width, vision.grid)
-        folder.write(beside, mlp, _cards(source, config.vision_feature_layer, mlp))
+        folder.write(beside, mlp, cards)
+
+
+Parts = tuple[Adapter, dict[str, Card], Any]  # what is written besides vision/ and llm/: and the tokenizer
+
+
+def _original(source: str, config: dict[str, Any], beside: Path, template: str | None) -> Parts:
+    check(Path(source), config)
+    mlp, cards, words = original.parts(Path(source), config, beside)
+    own = words.chat_template
+    if template is None:
+        template = template_of(source, own, original.template(config))
+        template = template if template == own else original.spelled(template, words)
+    words.chat_template = template
+    return mlp, cards, words
+
+
+def _plain(source: str, _: dict[str, Any], beside: Path, template: str | None) -> Parts:
+    config = _read(AutoConfig, source)
+    if reason := _refused(config):
+        raise RunError(f"cannot import {source}: {reason}", at=source, fix="a checkpoint like LLaVA-1.5's")
+    processor = _read(AutoProcessor, source)
+    words = processor.tokenizer
+    own = plain.marked(Path(source)) or words.chat_template or processor.chat_template
+    words.chat_template = template or template_of(source, own)
+    whole, about = _read(LlavaForConditionalGeneration, source, dtype="auto", output_loading_info=True)
+    if lacking := sorted(about["missing_keys"]):  # transformers draws them at random
+        what = f"cannot load {source}: it lacks {len(lacking)} weights, such as {lacking[0]}"
+        raise RunError(what, at=source, fix=WHOLE)
+    inner = whole.model
+    inner.vision_tower.save_pretrained(beside / "vision")
+    processor.image_processor.save_pretrained(beside / "vision")
+    lm = AutoModelForCausalLM.from_config(config.text_config, dtype=whole.dtype)
+    lm.base_model.load_state_dict(inner.language_model.state_dict())
+    lm.get_output_embeddings().load_state_dict(whole.lm_head.state_dict())
+    lm.save_pretrained(beside / "llm")
+    vision = HFVision(str(beside / "vision"), layer=config.vision_feature_layer)
+    width, between = lm.config.hidden_size, config.projector_hidden_act
+    mlp = _mlp(inner.multi_modal_projector, between, vision.dim, width, vision.grid)
+    return mlp, _cards(source, config.vision_feature_layer, mlp), words
 
 
 def _read(kind: Any, source: str, **options: Any) -> Any:
@@ -168,13 +148,16 @@ FORMATS = {
 }  # fmt: skip
 
 
-def template_of(source: str, own: str | None) -> str:
+def template_of(source: str, own: str | None, usual: str | None = None) -> str:
+    """A template that marks answers: `own`, ours of the same format, or without one the `usual` of ours."""
     if own and re.search(r"{%-?\s*generation\s*-?%}", own):
         return own
-    name = next((name for mark, name in FORMATS.items() if mark in (own or "")), None)
+    name = next((name for mark, name in FORMATS.items() if mark in own), None) if own else usual
     if name is None:
         fix = "--template FILE, with {% generation %} marks around the answers"
         raise RunError(f"the chat template of {source} is of no known format", at=source, fix=fix)
+    if not own:
+        log.warning("%s names no chat format: %s is taken; `mmalign import --template` takes another", source, name)
     place = files.local(f"pkg:mmalign.llms/templates/{name}.jinja")
     assert place is not None
     return place.read_text(encoding="utf-8")

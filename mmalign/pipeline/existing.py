@@ -7,7 +7,7 @@ from typing import Any
 
 from mmalign.errors import RunError, suggest
 from mmalign.io import files, sums
-from mmalign.pipeline import task
+from mmalign.pipeline import original, task
 from mmalign.pipeline.task import Task
 from mmalign.plan import building, graph, signatures, trust
 from mmalign.plan.cards import Card, Registry
@@ -19,7 +19,7 @@ from mmalign.plan.references import paths, targets
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FIX = "a folder runs/train-..., an exported folder, or a hub id such as llava-hf/llava-1.5-7b-hf"
-KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", sums.NAME)  # of a repository on the hub; no pickles
+KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", sums.NAME)  # of a repository on the hub
 LOAD, VLLM = trust.OPENERS  # what opens such a checkpoint
 WHOLE = "model"  # the role of a checkpoint that stands for vision, adapter and llm together
 
@@ -67,16 +67,22 @@ def fetched(place: Path | str) -> Path:
     """
     if isinstance(place, Path):
         return place
-    from huggingface_hub import snapshot_download  # here, because nothing else on this side needs it
-
-    try:
-        folder = Path(snapshot_download(place, allow_patterns=list(KEPT)))
-    except (OSError, ValueError) as err:
-        what = f"cannot fetch {place}: {str(err).splitlines()[0]}"
-        raise RunError(what, at=place, fix="check the name, the network, and HF_TOKEN for a gated model") from err
+    folder = _fetch(place, KEPT)
+    if _is_original(folder) and original.is_pickled(folder):
+        folder = _fetch(place, (*KEPT, *original.PICKLED))
     if not exported(folder):
         raise RunError(f"{place} holds no model", at=place, fix=FIX)
     return folder
+
+
+def _fetch(place: str, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download  # here, because nothing else on this side needs it
+
+    try:
+        return Path(snapshot_download(place, allow_patterns=list(patterns)))
+    except (OSError, ValueError) as err:
+        what = f"cannot fetch {place}: {str(err).splitlines()[0]}"
+        raise RunError(what, at=place, fix="check the name, the network, and HF_TOKEN for a gated model") from err
 
 
 def _of_stage(place: Path) -> Path:
@@ -99,11 +105,19 @@ def exported(place: Path) -> bool:
         return True
     if not (place / "config.json").exists():
         return False
+    if _is_original(place):
+        original.check(place, _config(place / "config.json"))
+        return True
     kind = _config(place / "config.json").get("model_type")
     if kind != "llava":
         what = f"{place} is a checkpoint of kind {kind!r}, not a LLaVA model"
         raise RunError(what, at=str(place / "config.json"), fix=FIX)
     return True
+
+
+def _is_original(place: Path) -> bool:
+    """Whether a folder is of LLaVA's own code."""
+    return (place / "config.json").exists() and original.is_original(_config(place / "config.json"))
 
 
 def evaluation(
@@ -124,6 +138,8 @@ def evaluation(
     stage.precision = _precision(place) or stage.precision
     if not vllm:
         return again(place, stage, registry, runs)
+    if _is_original(place):
+        raise RunError(f"{place} is no model that vLLM loads", at=str(place), fix="leave out --vllm")
     if not (place / "config.json").exists():
         raise RunError(f"{place} is no model that vLLM loads", at=str(place), fix=f"mmalign export {place} FOLDER")
     stage.precision = "bf16"
@@ -190,8 +206,15 @@ def _folder(place: Path) -> Node:
 
 
 def _content(place: Path, hashes: files.Hashes) -> dict[str, str | None]:
-    """What is in an exported folder."""
-    return {str(p.relative_to(place)): hashes.of(str(p)) for p in sorted(place.rglob("*")) if p.is_file()}
+    """What is in an exported folder, and in those outside it that one of LLaVA's own code needs."""
+    content = {str(p.relative_to(place)): hashes.of(str(p)) for p in _all_files(place)}
+    for role, other in (original.outside(place) if _is_original(place) else {}).items():
+        content |= {f"{role}: {p.relative_to(other)}": hashes.of(str(p)) for p in _all_files(other)}
+    return content
+
+
+def _all_files(place: Path) -> list[Path]:
+    return [p for p in sorted(place.rglob("*")) if p.is_file()]
 
 
 def _precision(place: Path) -> Any:

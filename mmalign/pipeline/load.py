@@ -6,10 +6,10 @@ Its files are hashed while the libraries that read them are imported; both take 
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmalign.io import files, sums
-from mmalign.pipeline import existing, task, weights
+from mmalign.pipeline import existing, original, task, weights
 from mmalign.plan.cards import Registry
 from mmalign.plan.exported import FORMAT
 from mmalign.plan.recipe import Train
@@ -63,7 +63,10 @@ def _of_llava(place: Path) -> "VLM":
     """Taken apart once, and kept until one of its files changes."""
     from mmalign.integrations.llava import llava
 
-    stamps = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(place.iterdir())]
+    own = files.read_json(place / "config.json", kind=dict[str, Any])
+    others = original.outside(place).values() if original.is_original(own) else ()
+    listed = [one for folder in (place, *others) for one in sorted(folder.iterdir())]
+    stamps = [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in listed]
     target = files.cache("imported") / hashlib.sha256(f"{FORMAT} {place} {stamps}".encode()).hexdigest()[:16]
     if not target.exists():
         try:
