@@ -2,27 +2,30 @@
 
     python -m lmms_eval --model mmalign --model_args pretrained=runs/train-... --tasks mme --batch_size 16
 
-Letters: V, the language model's vocabulary.
+Letters: Q visual tokens of an image, D width of the language model.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from mmalign.data import MARK, Turn
 from mmalign.errors import DataError, RunError
 from mmalign.pipeline.load import load
-from mmalign.vlm.prefix import Pass
+from mmalign.vlm.likelihood import likelihoods
+from mmalign.vlm.prefix import Group
 
 try:
+    from lmms_eval.api.instance import GenerationResult
     from lmms_eval.api.model import lmms
 except ModuleNotFoundError as err:
     what = "mmalign.lmms is a model of lmms-eval, which is not installed"
-    raise RunError(what, fix="pip install lmms-eval, or mmalign eval") from err
+    raise RunError(what, fix="pip install mmalign[lmms], or mmalign eval") from err
 
+T = TypeVar("T")
 LENGTH = 1024  # new tokens, where a task does not say
 
 
@@ -31,6 +34,17 @@ def manifest() -> Any:
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="mmalign", simple_class_path="mmalign.integrations.lmms_eval.MMAlign")
+
+
+class Likelihood(NamedTuple):
+    """What lmms-eval keeps of a likelihood request, inside its GenerationResult; of a bare tuple it keeps the text."""
+
+    loss: float
+    greedy: bool
+
+    def strip(self) -> str:
+        """Nothing that its cache would keep: what comes out of that again is text."""
+        return ""
 
 
 class MMAlign(lmms):  # type: ignore[misc]
@@ -68,43 +82,54 @@ class MMAlign(lmms):  # type: ignore[misc]
         order = sorted(range(len(requests)), key=lengths.__getitem__)
         for most, numbers in groupby(order, key=lengths.__getitem__):
             for some in _batches(list(numbers), self.batch_size):
-                turns, images = zip(*(self._prompt(*_asked(requests[n].args)) for n in some), strict=True)
+                turns, images = zip(*(self._prompt(*_shown(requests[n].args)) for n in some), strict=True)
                 texts = self.model.generate(turns, images, most)
                 answers |= {n: _cut(text, requests[n].args[1]) for n, text in zip(some, texts, strict=True)}
         return [answers[n] for n in range(len(requests))]
 
     @torch.no_grad()
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """(log-probability of a continuation, whether it is the greedy one) of each request.
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+        """(loss, whether it is the greedy answer) of each request's continuation, in a wrapper that lmms-eval opens.
 
-        args: context, continuation or a function of the document, doc_to_visual, doc_id, task, split.
+        args: context, continuation or a function of the document, doc_to_visual, doc_id, task, split; or the first two.
+        The loss is the sum over the continuation's tokens: lmms-eval takes the option of the least for the answer,
+        which so is the one of `mmalign eval`. `batch_size` documents a pass; the pictures of one are encoded once.
         """
-        return [self._likelihood(*request.args) for request in requests]
+        documents: dict[tuple[Any, ...], list[int]] = {}
+        for number, request in enumerate(requests):
+            documents.setdefault(request.args[3:] or (number,), []).append(number)
+        replies: dict[int, Likelihood] = {}
+        for some in _batches(list(documents.values()), self.batch_size):
+            numbers = [number for document in some for number in document]
+            groups = [group for document in some for group in self._groups([requests[n] for n in document])]
+            likely = likelihoods(self.model.llm, groups, [[self._option(*requests[n].args)] for n in numbers])
+            replies |= {n: Likelihood(-logp, greedy) for n, ((logp, greedy),) in zip(numbers, likely, strict=True)}
+        return [GenerationResult(replies[n]) for n in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         raise RunError("mmalign answers no tasks of several rounds", fix="another task; `mmalign chat` for a talk")
 
-    def _likelihood(
-        self, context: str, continuation: Any, doc_to_visual: Any, doc_id: Any, task: str, split: str
-    ) -> tuple[float, bool]:
+    def _groups(self, requests: Sequence[Any]) -> list[Group]:
+        """The prompts of requests about one document, which share its pictures."""
+        prompts = [self._prompt(*_shown(request.args)) for request in requests]
+        visual = [self.model.visual_tokens(image)[0] for image in prompts[0][1]]
+        chat = self.model.llm.chat
+        ids = [chat.prompt(turns, [len(visual_QD) for visual_QD in visual]) for turns, _ in prompts]
+        return Group.of(ids, torch.cat(visual).to(self.device) if visual else None, chat.mark)
+
+    def _option(self, _: str, continuation: Any, *document: Any) -> list[int]:
+        """A continuation's token ids behind a prompt."""
         if not isinstance(continuation, str):
+            _, doc_id, task, split = document
             continuation = continuation(self.task_dict[task][split][doc_id])
-        option = self.model.llm.chat.answer(continuation.strip())
-        turns, images = self._prompt(context, doc_to_visual, doc_id, task, split)
-        prompt = Pass(self.model.llm, self.model.groups(turns, images, more=option[:-1]))
-        hidden_BSD = prompt.read()
-        total, greedy = 0.0, True
-        for back, token in enumerate(reversed(option)):
-            logp_V = self.model.llm.head(prompt.behind(hidden_BSD, back))[0].float().log_softmax(-1)
-            total += float(logp_V[token])
-            greedy &= int(logp_V.argmax()) == token
-        return total, greedy
+        return self.model.llm.chat.answer(continuation.strip())
 
     def _prompt(
         self, context: str, doc_to_visual: Any, doc_id: Any, task: str, split: str
     ) -> tuple[list[Turn], list[Any]]:
         """The turns of one request, and its pictures."""
-        images = [_picture(one, task) for one in doc_to_visual(self.task_dict[task][split][doc_id]) or ()]
+        visual = doc_to_visual(self.task_dict[task][split][doc_id]) if doc_to_visual else ()
+        images = [_picture(one, task) for one in visual or ()]
         text = context if MARK in context or not images else "\n".join([*[MARK] * len(images), context])
         return [Turn("user", text)], images
 
@@ -122,14 +147,14 @@ def _environ(name: str) -> int:
     return int(os.environ.get(name, "1" if name == "WORLD_SIZE" else "0"))
 
 
-def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:
-    return (numbers[start : start + size] for start in range(0, len(numbers), size))
+def _batches(items: list[T], size: int) -> Iterator[list[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _asked(args: Sequence[Any]) -> tuple[str, Any, Any, str, str]:
-    """A request's arguments without the settings of generation."""
-    context, _, doc_to_visual, doc_id, task, split = args
-    return context, doc_to_visual, doc_id, task, split
+def _shown(args: Sequence[Any]) -> tuple[Any, ...]:
+    """What of a request's arguments makes the prompt: all but the settings, or the continuation."""
+    context, _, *document = args
+    return (context, *(document or (None, None, "", "")))
 
 
 def _length(settings: dict[str, Any]) -> int:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmalign.benchmarks import Benchmark, Cut, Question
 from mmalign.data import MARK, Turn
+from mmalign.vlm.likelihood import likelihoods
 from mmalign.vlm.prefix import Group, Pass
 
 if TYPE_CHECKING:
@@ -127,32 +127,10 @@ class Responder:
             logits_NV = self.llm.head(prompts.behind(prompts.read())).float()
             scores = [logits_NV[n, [ids[0] for ids in prompt.options]].tolist() for n, prompt in enumerate(asked)]
         else:
-            scores = self._likelihoods(groups, [prompt.options for prompt in asked])
+            likely = likelihoods(self.llm, groups, [prompt.options for prompt in asked])
+            scores = [[logp for logp, _ in own] for own in likely]
         best = (max(range(len(own)), key=own.__getitem__) for own in scores)  # the first of equals
         return [prompt.question.options[n] for prompt, n in zip(asked, best, strict=True)]
-
-    def _likelihoods(self, groups: Sequence[Group], options: Sequence[Sequence[list[int]]]) -> list[list[float]]:
-        """Every option read behind its question, but for its last token; what options have in common is read once."""
-        rest, longer, texts_before = iter(options), list[Group](), 0
-        wanted: list[tuple[int, list[int]]] = []  # of every option, which text it is read behind, and its token ids
-        for group in groups:
-            texts: dict[tuple[int, ...], int] = {}
-            for number, own in enumerate(group.rests):
-                for option in next(rest):
-                    place = texts.setdefault((number, *own, *option[:-1]), len(texts))
-                    wanted.append((texts_before + place, option))
-            longer.append(Group(group.prefix, [list(ids) for _, *ids in texts], group.visual_QD))
-            texts_before += len(texts)
-        prompts = Pass(self.llm, longer)
-        hidden_BSD = prompts.read()
-        sums = torch.zeros(len(wanted), device=self.vlm.device)
-        for back in range(max(len(option) for _, option in wanted)):
-            logp_NV = F.log_softmax(self.llm.head(prompts.behind(hidden_BSD, back)).float(), dim=-1)
-            long = [(n, row, option[-1 - back]) for n, (row, option) in enumerate(wanted) if len(option) > back]
-            at, row, token = torch.tensor(long, device=self.vlm.device).T
-            sums[at] += logp_NV[row, token]
-        flat = iter(sums.tolist())
-        return [[next(flat) for _ in own] for own in options]
 
 
 class Asking(Benchmark):

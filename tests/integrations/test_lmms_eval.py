@@ -54,12 +54,21 @@ class Manifest:
     aliases: tuple[str, ...] = ()
 
 
+@dataclass
+class GenerationResult:
+    """Opened by the evaluator; of any other pair it keeps the text."""
+
+    text: object
+    token_counts: object = None
+
+
 @pytest.fixture
 def made(monkeypatch):
     """The class that the entry point leads to."""
     model, registry = ModuleType("lmms_eval.api.model"), ModuleType("lmms_eval.models.registry_v2")
-    model.lmms, registry.ModelManifest = Lmms, Manifest
-    for module in (model, registry, *map(ModuleType, ("lmms_eval", "lmms_eval.api", "lmms_eval.models"))):
+    instance = ModuleType("lmms_eval.api.instance")
+    model.lmms, registry.ModelManifest, instance.GenerationResult = Lmms, Manifest, GenerationResult
+    for module in (model, registry, instance, *map(ModuleType, ("lmms_eval", "lmms_eval.api", "lmms_eval.models"))):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.delitem(sys.modules, "mmalign.integrations.lmms_eval", raising=False)
     (name, target), *_ = GROUP["lmms_eval.models"].items()
@@ -165,26 +174,63 @@ def test_an_answer_ends_where_the_task_says(made, folder):
     assert text == "One.\n\nTwo."
 
 
-@pytest.mark.parametrize("continuation", ["red", lambda doc: "a large ring"])
-def test_likelihoods_are_sums_over_the_continuations_tokens(made, folder, continuation):
-    model = build(made, folder)
-    request = SimpleNamespace(args=(DOCS[0]["text"], continuation, lambda doc: doc["images"], 0, "toy", "test"))
-    ((total, greedy),) = model.loglikelihood([request])
-    own = read(folder)
-    option = own.llm.chat.answer(continuation if isinstance(continuation, str) else continuation(None))
-    visual_QD = own.visual_tokens(DOCS[0]["images"][0])[0]
-    ids = own.llm.chat.prompt([Turn("user", f"<image>\n{DOCS[0]['text']}")], [len(visual_QD)])
-    want = 0.0
+def alone(own, text, images, option):
+    """The sum of the log-probabilities of an option's tokens, read one at a time."""
+    visual_QD = [own.visual_tokens(image.convert("RGB"))[0] for image in images]
+    marked = text if "<image>" in text or not images else "<image>\n" + text
+    ids, total = own.llm.chat.prompt([Turn("user", marked)], [len(visual) for visual in visual_QD]), 0.0
     with torch.no_grad():
-        for token in option:  # one at a time
-            embeds = own.llm.embed(torch.tensor([ids]).masked_fill(torch.tensor([ids]) == own.llm.chat.mark, 0))
-            embeds[0, [n for n, i in enumerate(ids) if i == own.llm.chat.mark]] = visual_QD
+        for token in option:
+            mark = torch.tensor([ids]) == own.llm.chat.mark
+            embeds = own.llm.embed(torch.tensor([ids]).masked_fill(mark, 0))
+            if visual_QD:
+                embeds[mark] = torch.cat(visual_QD)
             logits = own.llm.head(own.llm(embeds, torch.ones(1, len(ids)).long()))[0, -1]
-            want += float(logits.log_softmax(-1)[token])
+            total += float(logits.log_softmax(-1)[token])
             ids = [*ids, token]
-    assert total == pytest.approx(want, rel=1e-4)
-    assert not greedy
-    assert math.exp(total) < 1
+    return total
+
+
+CHOICES = [
+    (0, "red"), (0, "a large ring"), (0, lambda doc: "a large ring"), (3, " Yes"), (3, " No"), (2, "Yes"), (1, "blue"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_likelihoods_are_sums_over_the_continuations_tokens(made, folder, batch):
+    """As losses, of which lmms-eval takes the least; in the order of the requests, documents mixed and batched."""
+    model, own = build(made, folder, batch_size=batch), read(folder)
+    requests = [SimpleNamespace(args=(DOCS[n]["text"], choice, see, n, "toy", "test")) for n, choice in CHOICES]
+    replies = [reply.text for reply in model.loglikelihood(requests)]
+    for (number, choice), (loss, greedy) in zip(CHOICES, replies, strict=True):
+        text = choice(None) if callable(choice) else choice
+        option = own.llm.chat.answer(text.strip())
+        want = alone(own, DOCS[number]["text"], DOCS[number]["images"], option)
+        assert loss == pytest.approx(-want, rel=1e-4)
+        assert 0 < math.exp(-loss) < 1
+        assert not greedy
+    assert replies[1].loss == pytest.approx(replies[2].loss)
+
+
+def see(doc):
+    return doc["images"]
+
+
+def test_the_pictures_of_a_document_are_encoded_once(made, folder, monkeypatch):
+    model, seen = build(made, folder, batch_size=2), []
+    encode = model.model.encode
+    monkeypatch.setattr(model.model, "encode", lambda pixels: seen.append(len(pixels)) or encode(pixels))
+    numbers = [(n, choice) for choice in ("red", "blue", "green") for n in (0, 4, 3)]
+    model.loglikelihood([SimpleNamespace(args=(DOCS[n]["text"], c, see, n, "toy", "test")) for n, c in numbers])
+    assert seen == [1] * 4
+
+
+def test_a_likelihood_without_a_document(made, folder):
+    """Of an option alone, for mutual information."""
+    model, own = build(made, folder), read(folder)
+    replies = model.loglikelihood([SimpleNamespace(args=("", choice)) for choice in ("red", "blue")])
+    for reply, choice in zip(replies, ("red", "blue"), strict=True):
+        assert reply.text.loss == pytest.approx(-alone(own, "", [], own.llm.chat.answer(choice)), rel=1e-4)
 
 
 def test_a_greedy_continuation_is_called_greedy(made, folder):
@@ -195,7 +241,9 @@ def test_a_greedy_continuation_is_called_greedy(made, folder):
     with torch.no_grad():
         best = int(llm.head(llm(llm.embed(torch.tensor([ids])), torch.ones(1, len(ids)).long()))[0, -1].argmax())
     chat.answer = lambda text: [best]
-    assert model.loglikelihood([request])[0][1]
+    assert model.loglikelihood([request])[0].text.greedy
+    chat.answer = lambda text: [best, best + 1]
+    assert not model.loglikelihood([request])[0].text.greedy
 
 
 @pytest.mark.parametrize(
