@@ -378,6 +378,21 @@ def test_a12_duplicates_that_differ(tmp_path: Path, mmalign: Run) -> None:
     assert (bench.score(equal).metrics["accuracy"], bench.score(equal).counts["duplicate"]) == (100, 2)
 
 
+def test_an_upload_has_no_gaps_under_strict(tmp_path: Path, mmalign: Run) -> None:
+    """A missing answer would be an empty one there, and a number the server gives would be of less than it seems."""
+    folder = tmp_path / "dev"
+    rows = [{"question_id": n, "image": "a.jpg", "text": "?"} for n in (1, 2)]
+    put(folder, "llava_vqav2_mscoco_test-dev2015.jsonl", rows)
+    answers = put(tmp_path, "a.json", [{"question_id": 1, "text": "Yes"}])
+    words = ["score", "--bench", "vqav2", "--data", folder, "--answers", answers, "--submission", tmp_path / "up.json"]
+    result = mmalign(*words)
+    assert (result.code, "1 of 2 questions have no answer: 2" in result.err) == (2, True)
+    assert not (tmp_path / "up.json").exists()
+    assert mmalign(*words, "--gaps", "lenient").code == 0
+    upload = [{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": ""}]
+    assert json.loads((tmp_path / "up.json").read_text()) == upload
+
+
 def test_a_key_that_is_there_twice_in_a_mapping(tmp_path: Path) -> None:
     bench = mmvet(tmp_path)
     rows = json.dumps(RIGHT[mmvet])[:-1] + ', "v1_0": "another"}'

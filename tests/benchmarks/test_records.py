@@ -131,6 +131,12 @@ def test_what_is_damaged_is_told_with_its_place(name: str, tmp_path: Path) -> No
     assert place.read_bytes() == data
 
 
+def test_indented_objects_have_the_line_they_begin_in(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("\n" + "\n\n".join(json.dumps(row, indent=1) for row in ROWS))
+    rows = answer_rows(str(tmp_path / "a.json"))
+    assert [row.at.rpartition(":")[2] for row in rows] == ["2", "7", "12"]
+
+
 def test_a_table_counts_its_rows_with_the_header(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text(NUMBERS)
     [row] = answer_rows(str(tmp_path / "a.tsv"))
