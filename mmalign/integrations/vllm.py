@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 from mmalign.benchmarks import Benchmark, Cut, Probe, Question
 from mmalign.errors import CheckError, RunError
+from mmalign.integrations.weight_names import IDENTITY
 from mmalign.io import sums
 from mmalign.llms.rendering import render
 from mmalign.vision.picture import rgb
@@ -35,7 +36,13 @@ class VLLM:
         try:
             with sums.verifying(sums.read(Path(spec)), sums.AGAIN):
                 self.processor: Any = AutoProcessor.from_pretrained(spec)
-                self.llm: Any = library.LLM(model=spec, dtype="bfloat16", limit_mm_per_prompt={"image": 1})
+                one_layer = getattr(AutoConfig.from_pretrained(spec), "projector_hidden_act", "") == "linear"
+                self.llm: Any = library.LLM(
+                    model=spec,
+                    dtype="bfloat16",
+                    limit_mm_per_prompt={"image": 1},
+                    hf_overrides=IDENTITY if one_layer else {},
+                )
         except (ValueError, RuntimeError, NotImplementedError) as err:
             reason = (str(err).strip() or type(err).__name__).splitlines()[0]
             raise RunError(f"vLLM cannot load the model: {reason}", at=spec, fix="leave out --vllm") from err

@@ -23,6 +23,7 @@ from transformers import (
 from mmalign.adapters.mlp import MLP
 from mmalign.data import MARK
 from mmalign.errors import StageError
+from mmalign.integrations import weight_names
 from mmalign.io import files, sums
 from mmalign.llms import plain
 from mmalign.llms.causal import CausalLM
@@ -103,11 +104,13 @@ def write(vlm: VLM, target: Path, weights_in: str = "fp32", tolerance: float = 1
     """The folder of a model that Llava's class can hold, and what it must answer; nobody has asked it yet."""
     build.cast_all("fp32", vlm)
     round_all(DTYPES[weights_in], vlm)
-    llava(vlm).to(DTYPES[weights_in]).save_pretrained(target)
+    whole = llava(vlm).to(DTYPES[weights_in])
+    whole.save_pretrained(target, state_dict=weight_names.published(whole))
     processor(vlm).save_pretrained(target)
     plain.finish(target, vlm.llm.chat)
     folder.forget_paths(target)
-    return verify.asked(vlm, target, tolerance)
+    asked = verify.asked(vlm, target, tolerance)
+    return replace(asked, note="; ".join(filter(None, [asked.note, weight_names.unread(whole.config)])))
 
 
 def judge(seen: verify.Seen, target: Path, tolerance: float) -> None:
@@ -180,6 +183,8 @@ def llava(vlm: VLM) -> Any:
         max(llm.chat.mark, pad or 0) >= lm.get_input_embeddings().weight.shape[0]
     ):  # they count nowhere, but are looked up
         _lengthen(lm, len(llm.chat.tokenizer))
+    if "vision_use_head" in vision:  # SigLIP's pooling, which Llava does not read and gguf does not know
+        vision["vision_use_head"] = False
     config = LlavaConfig(
         vision_config=vision | ({"num_hidden_layers": encoder.depth + 1} if encoder.norm else {}),
         text_config=lm.config,
@@ -234,12 +239,10 @@ def _see(tower: Any, encoder: HFVision) -> None:
     Its attention gives nothing; its MLP is LOUD times the identity, for act(t) - act(-t) = t, be act a GELU of any
     kind, a SiLU or a ReLU. The adapter divides by LOUD, and x is lost in rounding.
     """
+    read = {name: value for name, value in encoder.tower.state_dict().items() if not name.startswith("head.")}
+    tower.load_state_dict(read, strict=not encoder.norm)  # what lacks is that layer, what is too much lies above
     if not encoder.norm:
-        _into(tower, encoder.tower)
         return
-    tower.load_state_dict(
-        encoder.tower.state_dict(), strict=False
-    )  # what lacks is that layer, what is too much lies above
     layer: Any = layers(tower, encoder.depth + 1)[-1]
     with torch.no_grad():
         for parameter in layer.parameters():

@@ -14,8 +14,11 @@ class SamplingParams:
 
 
 class LLM:
-    def __init__(self, model: str, dtype: str, limit_mm_per_prompt: dict[str, int]) -> None:
+    def __init__(
+        self, model: str, dtype: str, limit_mm_per_prompt: dict[str, int], hf_overrides: dict[str, str]
+    ) -> None:
         assert (dtype, limit_mm_per_prompt) == ("bfloat16", {"image": 1})
+        self.overrides = hf_overrides
         self.model: Any = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
         self.processor: Any = AutoProcessor.from_pretrained(model)
 

@@ -1,5 +1,6 @@
 """An exported model inside vLLM, for which stub_vllm.py stands: what it is asked, and what it cannot be asked."""
 
+import inspect
 import sys
 
 import pytest
@@ -72,6 +73,37 @@ def test_what_vllm_cannot_load(exported, inside, monkeypatch):
     with pytest.raises(RunError, match="vLLM cannot load the model: Unsupported vision config: Dinov2Config") as error:
         vllm.VLLM(exported)
     assert error.value.at == exported
+
+
+def test_one_layer_has_an_activation_that_vllm_knows(model, exported, inside, tmp_path):
+    one = VLM(model.vision, MLP(model.vision.dim, model.llm.dim, model.vision.grid, depth=1), model.llm).eval()
+    made = export.export(one, None, tmp_path / "out")
+    assert vllm.VLLM(str(made.folder)).llm.overrides == {"projector_hidden_act": "torch.nn.modules.Identity"}
+    assert vllm.VLLM(exported).llm.overrides == {}
+
+
+def test_our_calls_are_those_that_vllm_takes(exported, monkeypatch):
+    """Each is bound to the signature of the real class; the stub answers."""
+    real = pytest.importorskip("vllm")
+    arguments = pytest.importorskip("vllm.engine.arg_utils", exc_type=ImportError).EngineArgs
+    build, generate = inspect.signature(real.LLM), inspect.signature(real.LLM.generate)
+    asked = []
+
+    class Checked(stub_vllm.LLM):
+        def __init__(self, **settings):
+            bound = build.bind(**settings).arguments
+            arguments(model=bound["model"], **bound.get("kwargs", {}))
+            super().__init__(**settings)
+
+        def generate(self, *given, **named):
+            bound = generate.bind(self, *given, **named).arguments
+            asked.extend(bound["prompts"])
+            return super().generate(bound["prompts"], bound["sampling_params"], bound["use_tqdm"])
+
+    monkeypatch.setattr(real, "LLM", Checked)
+    bench = Quiz(images=1, each=2)
+    assert len(list(vllm.VLLM(exported).answers(bench, bench.questions(), batch=2))) == len(asked) > 0
+    assert {key for prompt in asked for key in prompt} <= set(real.TokensPrompt.__annotations__)
 
 
 def test_without_vllm(exported, monkeypatch):
