@@ -77,8 +77,8 @@ def test_what_vllm_cannot_load(exported, inside, monkeypatch):
 
 def test_one_layer_has_an_activation_that_vllm_knows(model, exported, inside, tmp_path):
     one = VLM(model.vision, MLP(model.vision.dim, model.llm.dim, model.vision.grid, depth=1), model.llm).eval()
-    made = export.export(one, None, tmp_path / "out")
-    assert vllm.VLLM(str(made.folder)).llm.overrides == {"projector_hidden_act": "torch.nn.modules.Identity"}
+    parts.exported(one, tmp_path / "out")
+    assert vllm.VLLM(str(tmp_path / "out")).llm.overrides == {"projector_hidden_act": "torch.nn.modules.Identity"}
     assert vllm.VLLM(exported).llm.overrides == {}
 
 
