@@ -2,13 +2,19 @@
 
 import abc
 import importlib
+import io
+import json
 import math
+import os
+import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -202,6 +208,7 @@ def test_likelihoods_are_sums_over_the_continuations_tokens(made, folder, batch)
     model, own = build(made, folder, batch_size=batch), read(folder)
     requests = [SimpleNamespace(args=(DOCS[n]["text"], choice, see, n, "toy", "test")) for n, choice in CHOICES]
     replies = [reply.text for reply in model.loglikelihood(requests)]
+    assert not any(reply.strip() for reply in replies)  # or its cache would keep them, as text
     for (number, choice), (loss, greedy) in zip(CHOICES, replies, strict=True):
         text = choice(None) if callable(choice) else choice
         option = own.llm.chat.answer(text.strip())
@@ -261,6 +268,79 @@ def test_what_it_cannot_do_is_said(made, folder, settings, images, error, said):
         model.generate_until([request])
     with pytest.raises(RunError, match="no tasks of several rounds"):
         model.generate_until_multi_round([])
+
+
+# The released package, where it is installed (pip install mmalign[lmms]): two tasks of two kinds, by its own command
+
+UTILS = """
+import io
+from PIL import Image
+
+def see(doc):
+    return [Image.open(io.BytesIO(doc["image"]))]
+
+def target(doc):
+    return doc["options"].index(doc["answer"])
+
+def score(doc, results):
+    return {"same": float(results[0] == doc["answer"])}
+
+def mean(items):
+    return sum(items) / len(items)
+"""
+TASK = """
+task: {name}
+dataset_path: parquet
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+doc_to_visual: !function utils.see
+doc_to_text: question
+metadata: {{version: 0.0}}
+"""
+ASKED = """
+output_type: generate_until
+doc_to_target: answer
+generation_kwargs: {max_new_tokens: 6, temperature: 0, do_sample: false}
+process_results: !function utils.score
+metric_list: [{metric: same, aggregation: !function utils.mean, higher_is_better: true}]
+"""
+CHOSEN = """
+output_type: multiple_choice
+doc_to_choice: options
+doc_to_target: !function utils.target
+metric_list: [{metric: acc}]
+"""
+
+
+@pytest.mark.skipif(find_spec("lmms_eval") is None, reason="lmms-eval is not installed")
+def test_the_released_lmms_eval_gives_the_answers_of_the_model(folder, tmp_path):
+    """Rows whose answer is what the model itself says, or takes for the likeliest; every third one is changed."""
+    own, options = read(folder), ("red", "a large blue ring", "Yes", "No")
+    rows: dict[str, list[dict]] = {"asked": [], "chosen": []}
+    for n in range(9):
+        image, out, text = picture(n), io.BytesIO(), ("What colour is the star?", "Yes or No?")[n % 2]
+        image.save(out, "PNG")
+        chat = own.llm.chat
+        likely = max(options, key=lambda o: alone(own, text, [image], chat.answer(o)))
+        for kind, answer in (("asked", own.ask(text, image, max_new_tokens=6)), ("chosen", likely)):
+            wrong = {"asked": "x", "chosen": options[options.index(likely) - 1]}[kind]
+            row = {"question": text, "image": out.getvalue(), "options": list(options)}
+            rows[kind].append(row | {"answer": wrong if n % 3 == 0 else answer})
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "utils.py").write_text(UTILS)
+    for name, kind in (("asked", ASKED), ("chosen", CHOSEN)):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[name]), tmp_path / f"{name}.parquet")
+        text = TASK.format(name=f"mmalign_{name}", rows=tmp_path / f"{name}.parquet") + kind
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(text)
+    command = [sys.executable, "-m", "lmms_eval", "--model", "mmalign", "--model_args", f"pretrained={folder}"]
+    command += ["--tasks", "mmalign_asked,mmalign_chosen", "--include_path", str(tmp_path / "tasks")]
+    command += ["--batch_size", "4", "--output_path", str(tmp_path / "out"), "--use_cache", str(tmp_path / "cache")]
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | home, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(next(tmp_path.glob("out/**/*_results.json")).read_text())["results"]
+    assert results["mmalign_asked"]["same,none"] == pytest.approx(6 / 9)
+    assert results["mmalign_chosen"]["acc,none"] == pytest.approx(6 / 9)
 
 
 def test_without_lmms_eval(monkeypatch):
