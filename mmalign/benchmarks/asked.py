@@ -27,8 +27,8 @@ DRAWN = 8  # pictures that are opened of a benchmark which opens them itself, or
 class Record(TypedDict):
     """<benchmark>.asked.json."""
 
-    questions: dict[str, tuple[str, str | None]]
-    pictures: dict[str, tuple[str | None, int | None, int | None]]
+    questions: dict[str, str]  # id: hash of its text and options, and behind a blank the name of its picture
+    pictures: dict[str, tuple[str | None, int | None, int | None]]  # name: hash of its bytes, size, time
 
 
 @dataclass
@@ -39,15 +39,17 @@ class Asked:
     pictures: dict[str, Look]  # by name
 
     def write(self, place: Path) -> None:
-        record = {"questions": self.questions, "pictures": self.pictures}
+        questions = {qid: text if name is None else f"{text} {name}" for qid, (text, name) in self.questions.items()}
+        record = {"questions": questions, "pictures": self.pictures}
         files.write(place, json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
 
     @classmethod
     def read(cls, place: Path, fix: str) -> "Asked":
         """A RunError for a file that is damaged."""
         record: Record = files.read_json(place, kind=Record, fix=fix)
-        return cls({k: (v[0], v[1]) for k, v in record["questions"].items()},
-                   {name: Look(*look) for name, look in record["pictures"].items()})  # fmt: skip
+        parts = {qid: line.partition(" ") for qid, line in record["questions"].items()}
+        questions = {qid: (text, name if blank else None) for qid, (text, blank, name) in parts.items()}
+        return cls(questions, {name: Look(*look) for name, look in record["pictures"].items()})
 
     @property
     def by_content(self) -> bool:

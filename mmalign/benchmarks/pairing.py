@@ -47,13 +47,14 @@ def pair(ids: tuple[Sequence[str], Sequence[str]], heads: Heads | None, asked: S
         content = its.key(qid, contents) if its and not by_id and qid in its.questions else qid
         return content, heads[run].parts_of[qid] if heads else ()
 
-    units = [_grouped({qid: unit(run, qid) for qid in own}) for run, own in enumerate(ids)]
+    unit_of = [{qid: unit(run, qid) for qid in own} for run, own in enumerate(ids)]
+    units = [_grouped(own) for own in unit_of]
     shared = [one for one in units[0] if one in units[1]]
     pairs = {units[0][one][0]: one for one in shared}
     pairing = Pairing(
         ({name: units[0][one] for name, one in pairs.items()}, {name: units[1][one] for name, one in pairs.items()}),
         apart=len(units[0].keys() ^ units[1].keys()),
-        renewed=len([qid for qid in {*ids[0]} & {*ids[1]} if unit(0, qid) != unit(1, qid)]),
+        renewed=sum(unit_of[0][qid] != unit_of[1][qid] for qid in unit_of[0].keys() & unit_of[1].keys()),
         copies=max(sum(len(own[one]) - 1 for one in shared) for own in units),
         by_id=by_id,
     )

@@ -187,6 +187,16 @@ def test_textvqa_gives_each_row_of_llava_an_id_of_its_own(tmp_path: Path) -> Non
     assert bench.score(bench.read(str(put(tmp_path, "ours.jsonl", ours)))).items == result.items
 
 
+def test_pictures_are_known_without_the_prompts(tmp_path: Path) -> None:
+    """What an interval is resampled by: TextVQA's questions cannot be asked without OCR tokens, VQAv2's need not be."""
+    place = textvqa(tmp_path / "textvqa")
+    (Path(place) / "llava_textvqa_val_v051_ocr.jsonl").unlink()
+    bench = TextVQA(place)
+    with pytest.raises(DataError, match="no OCR tokens"):
+        bench.questions()
+    assert bench.references() == {"34602": "00ab.jpg", "34603": "00ab.jpg", "34604": "00ac.jpg"}
+
+
 def test_textvqa_asks_a_split_without_answers(tmp_path: Path) -> None:
     put(tmp_path, "TextVQA_0.5.1_test.json", {"data": [{"question_id": 1, "image_id": "00ab", "question": "what?"}]})
     (tmp_path / "00ab.jpg").touch()

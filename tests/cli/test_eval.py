@@ -50,6 +50,15 @@ def test_the_stored_answers_score_the_same(model, eval_folder, here, mmalign):
     assert json.loads(result.out) == {"pope": json.loads(again.out)["metrics"]}
     assert "pope: scored by the rule of lmms-eval, not the official one" in result.err
     assert json.loads((evaluation / "pope.json").read_text())["counts"]["answered"] == 4
+    Image.new("RGB", (48, 48), "blue").save(eval_folder / "pope" / "val2014" / "a.jpg")  # another, under its name
+    words = ["eval", model, "--bench", "pope", "--data", eval_folder, "--protocol", "lmms-eval", "--json"]
+    result = mmalign(*words)
+    assert result.code == 0, result.err
+    assert "pope: 1 of 1 have changed (a.jpg) since" in result.err
+    (old,) = here.glob("runs/evaluate-*.old-1")
+    assert (evaluation / "stage.json").stat().st_mtime > (old / "stage.json").stat().st_mtime
+    assert (evaluation / "pope.asked.json").read_text() != (old / "pope.asked.json").read_text()
+    assert "note: evaluated on " in mmalign(*words).err
 
 
 @pytest.mark.slow
