@@ -18,7 +18,7 @@ from mmalign.errors import DataError
 if TYPE_CHECKING:
     from numpy import ndarray
 
-MOST = 20_000_000  # kinds of clusters times resamples, some 3 s; where there are more kinds, fewer are drawn
+MOST = 10_000_000  # kinds of clusters times resamples, 2 s; where there are more kinds, fewer are drawn
 LEAST = 1000  # resamples
 AT_ONCE = 4_000_000  # counts held at once
 
