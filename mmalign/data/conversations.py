@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.data import cache, patterns, spans, strict
+from mmalign.data import cache, patterns, spans, splits, strict
 from mmalign.data.reasons import Unusable, check_size
 from mmalign.data.rows import Rows
 from mmalign.io import files
@@ -44,8 +44,9 @@ class Conversations(Rows):
         self.local_paths = list(map(cache.plain, self.paths))
         self.index = spans.index(self.local_paths, split if one else None)
         self.ends = self.index.ends.tolist()
-        if self.index.beside:
-            self.remarks = [f"beside the list of rows stand {', '.join(self.index.beside)}, which are not read"]
+        beside = ", ".join(self.index.beside)
+        told = [f"beside the list of rows stand {beside}, which are not read"] if beside else []
+        self.remarks = [*splits.missing(self.paths), *told]
         self.held = list(map(self._opened, self.local_paths)) if len(self.local_paths) <= HELD else []
         at = path if isinstance(path, str) else self.paths[0]
         folder = at if isinstance(path, str) and patterns.is_folder(path, ENDINGS) else cache.parent(self.paths[0])

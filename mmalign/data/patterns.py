@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from mmalign.data import cache, splits
 from mmalign.errors import DataError
@@ -16,14 +17,20 @@ def expand(path: str | Sequence[str], endings: Sequence[str], split: str | None 
     """The files of a path: itself, those below a folder, or those a pattern with * or {000..099} fits.
 
     Hidden files of a folder, as macOS leaves them, do not count. endings: of the files looked for in folders. split: of
-    a folder whose files are named after splits. A DataError where there is none.
+    folders whose files are named after splits; of several folders it is that of each. A DataError where there is none.
     """
     specs = [path] if isinstance(path, str) else list(path)
-    if len(specs) == 1 and is_folder(specs[0], endings):
-        paths = splits.choose(below(specs[0], endings), specs[0], split)
+    places = [place for spec in specs for single in _expand_ranges(spec) for place in _matches(single, endings)]
+    folders = {place: below(place, endings) for place in places if is_folder(place, endings)}
+    paths = [file for place in places for file in folders.get(place, [place])]
+    if folders:
+        if split is not None and len(folders) < len(set(places)):
+            splits.refuse(split, str(path), "the path names files beside folders")
+        name_of = {file: name for names in folders.values() for file, name in names.items()}
+        of_split = set(splits.choose(name_of, ", ".join(specs), split))
+        paths = [file for file in paths if file in of_split or file not in name_of]
     else:
         splits.refuse(split, str(path), "the path names files, not a folder of several splits")
-        paths = [file for spec in specs for single in _expand_ranges(spec) for file in _matches(single, endings)]
     if not paths:
         is_file = len(specs) == 1 and not (is_folder(specs[0], endings) or "*" in specs[0] or RANGE.search(specs[0]))
         what = f"no file {specs[0]}" if is_file else f"no {', '.join(endings)} files in {path}"
@@ -81,14 +88,17 @@ def _expand_ranges(spec: str) -> Iterator[str]:
 
 
 def _matches(spec: str, endings: Sequence[str]) -> list[str]:
+    """The files and folders that a path or a pattern with * means."""
     if is_folder(spec, endings):
-        return list(below(spec, endings))
+        return [spec]
     if files.is_url(spec):
         if "*" not in spec:
             return [spec]
         fs, inside = cache.filesystem(spec)
         return sorted(fs.unstrip_protocol(path) for path in fs.glob(inside))
     path = cache.path(spec)
-    if "*" in path.name:
-        return sorted(str(file) for file in path.parent.glob(path.name) if not is_hidden(file.name))
+    if "*" in spec:
+        first = next(number for number, part in enumerate(path.parts) if "*" in part)
+        above, pattern = Path(*path.parts[:first]), "/".join(path.parts[first:])
+        return sorted(str(file) for file in above.glob(pattern) if not is_hidden(file.relative_to(above).as_posix()))
     return [str(path)] if files.exists(path) else []

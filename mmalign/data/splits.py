@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from mmalign.errors import DataError, suggest
 
 SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\.")  # as `datasets` names the shards of any split
-NUMBER = re.compile(r"-(\d{5})-of-(\d{5})\.[\w.]+$")
+NUMBER = re.compile(r"-(\d{5,6})-of-(\d{5,6})(?:-[0-9a-f]+)?\.[\w.]+$")  # some with a hash behind
 WORDS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -65,10 +65,11 @@ def check(split: str | None, names: Sequence[str], at: str, more: str = "") -> N
     """A DataError where no split is named, or none of these. more: what stands beside them, for the message."""
     known = ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "") + more
     if split is None:
+        first = min(names, key=lambda name: (name != "train", not name.startswith("train")))
         raise DataError(
             f"{at} has several splits: {known}",
             at=at,
-            fix=f"name one: split={'train' if 'train' in names else names[0]}",
+            fix=f"name one: split={first}" + (", or name the files" if more else ""),
         )
     if canonical(split, names) not in names:
         raise DataError(f"no split {split!r} among {known}", at=at, fix=f"split: {suggest(split, names)}")
