@@ -1,6 +1,7 @@
 """The keys of a row: which are refused because they change what is learned, and which are left over."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from mmalign.data import flags
@@ -26,6 +27,7 @@ MASKS = (  # of a whole row: which of its turns or tokens are meant does not say
 )  # fmt: skip
 ROW_FLAGS = flags.KEYS | frozenset(MASKS)
 OTHER = ("video", "videos", "audio", "audios")  # a row about them would be trained as text about nothing
+PICTURES = ("image", "images")  # the same in a turn, where they are read in a row only
 WHY = {
     **dict.fromkeys(TOOLS, "write calls and results into the turns' texts, or leave such rows out"),
     **dict.fromkeys(REASONING, "put it into the answer's text, as the model is to write it, or take the key out"),
@@ -39,15 +41,20 @@ Row = Mapping[str, Any]
 
 def refuse(row: Row, turn: bool = False) -> None:
     """Unusable where a row, or a turn, has something that would be lost in silence. turn: it is one."""
-    for key in row.keys() & WHY.keys():
+    whose = "turn" if turn else "row"
+    for key in row.keys() & WHY.keys() | set(filter(_is_of_pair, row)):
         if _is_there(row[key]) and (row[key] is not False or key == "kto_tag"):
-            what = f"the {'turn' if turn else 'row'} has {key}, which is not read, and changes what is learned"
-            raise Unusable("keys", what, fix=WHY[key])
+            what = f"the {whose} has {key}, which is not read, and changes what is learned"
+            raise Unusable("keys", what, fix=WHY.get(key, WHY["rejected"]))
+    for key in (*OTHER, *(PICTURES if turn else ())):
+        if row.get(key):
+            fix = "the row's own `images`, or parts of the turn's content" if key in PICTURES else ""
+            raise Unusable("shape", f"the {whose} has {key}, which are not read", fix=fix)
     if turn:
         return
-    for key in OTHER:
-        if row.get(key):
-            raise Unusable("shape", f"the row has {key}, which are not read")
+    if isinstance(row.get("label"), bool):
+        raise Unusable("keys", "the row has label, which says whether its answer is wanted, and is not read",
+                       fix="leave out the rows whose label is false, and take the key away")  # fmt: skip
     for key in row.keys() & ROW_FLAGS:
         if _is_mask(key, row[key]):
             what = f"the row has {key}: {str(row[key])[:40]!r}, and such a flag is read in its turns only"
@@ -58,7 +65,17 @@ def _is_mask(key: str, value: Any) -> bool:
     """Whether a row's own key says which tokens count; `mask: User`, as NeMo has it, is what is done anyway."""
     if key == "mask" and isinstance(value, str):
         return value.lower() not in ("", "user", "human", "system")
-    return value is not None and (key in MASKS or isinstance(value, (list, tuple)) or value is False)
+    if isinstance(value, str):  # of a CSV
+        value = {"false": False, "0": False, "0.0": False, "no": False}.get(value.strip().lower(), value)
+    is_off = isinstance(value, (int, float)) and value == 0
+    return value is not None and (key in MASKS or isinstance(value, (list, tuple)) or is_off)
+
+
+@lru_cache(1024)  # the keys of rows are few
+def _is_of_pair(key: Any) -> bool:
+    """Whether a key is of a preference pair, as trainers spell it: `rejected_answer`, `conversations_rejected`."""
+    name = str(key).lower()
+    return name.startswith("rejected") or name.endswith("_rejected")
 
 
 def system(row: Row) -> str:

@@ -1,5 +1,6 @@
 """From a row in any dialect to turns and image references: LLaVA's `conversations`, `messages`, `texts`, captions."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,7 +60,12 @@ def parse_row(row: Row) -> Conversation:
     if not is_plain:
         turns = _with_system(keys.system(row), turns)
     _check_turns(turns)
-    turns = marks.place(turns, len(images))
+    try:
+        turns = marks.place(turns, len(images))
+    except Unusable as err:
+        if err.reason == "marks" and not images and (key := _image_elsewhere(row)):
+            raise Unusable("marks", err.detail, fix=f"write `image`, or `images`, for {key[:40]!r}") from err
+        raise
     notes += map(marks.note, marks.foreign(turns))
     return Conversation(tuple(turns), tuple(images), tuple(dict.fromkeys(notes)))
 
@@ -92,6 +98,12 @@ def _names_a_file(row: Row) -> bool:
     return row.get(FILE_NAME) is not None and row.get("image") is None and row.get("images") is None
 
 
+def _image_elsewhere(row: Row) -> str:
+    """The key of a row under which an image seems to stand, and is not read; empty where there is none."""
+    rest = sorted(str(key) for key in row.keys() - READ if row[key])
+    return next((key for key in rest if re.search("image|img|picture|photo", key.lower())), "")
+
+
 def _reference(reference: Any) -> Any:
     if isinstance(reference, (int, float)) or (isinstance(reference, Mapping) and not reference):
         raise Unusable("shape", f"an image is {reference!r}, neither a path nor its bytes")
@@ -103,10 +115,12 @@ def _turns(row: Row, images: list[Any], notes: list[str]) -> list[Turn]:
     if key is None:
         key = next((key for key in ("caption", "text") if images and isinstance(row.get(key), str)), None)
     if key is None:
-        raise Unusable("shape", "the row has none of conversations, messages, texts, caption")
+        raise _without_turns(row)
     if not row.keys() <= PLAIN_ROW:
         notes += keys.unread(row, READ | {key, *([FILE_NAME] if _names_a_file(row) else [])}, ROW_NOTE)
     if key in ("caption", "text"):
+        if len(images) > 1:
+            notes.append("rows with one caption for several images")
         return [Turn("user", ""), Turn("assistant", row[key])]
     if key == "texts":
         return [turn for item in _list(row[key], key) for turn in _exchange(item, notes)]
@@ -114,6 +128,18 @@ def _turns(row: Row, images: list[Any], notes: list[str]) -> list[Turn]:
     turns = [_plain(item) or _RawTurn(item, parts).turn() for item in _list(row[key], key)]
     _unwrap_inline(turns, images)
     return turns
+
+
+def _without_turns(row: Row) -> Unusable:
+    """What is said of a row without a conversation; it may have a caption all the same."""
+    key = next((key for key in ("caption", "text") if row.get(key) is not None), None)
+    if key is None:
+        fix = "messages: [{role: user, content: ...}, {role: assistant, content: ...}]"
+        return Unusable("shape", "the row has none of conversations, messages, texts, caption", fix=fix)
+    if isinstance(row[key], str):
+        return Unusable("shape", f"the row has none of conversations, messages, texts, and no image for its {key}")
+    fix = "one text, and a row for each of several"
+    return Unusable("shape", f"the row's {key} is {_short(row[key])}, not a text", fix=fix)
 
 
 def _list(item: Any, key: str) -> Sequence[Any]:
@@ -203,7 +229,11 @@ class _RawTurn:
         notes = self.parts.notes
         notes += keys.unread(part, READ_PART, PART_NOTE)
         if kind == "text":
+            if other := next((key for key in IMAGE_KEYS if part.get(key)), None):
+                raise Unusable("shape", f"a part of a turn is a text and has {other}", fix="a part of its own for each")
             return _turn("user", part.get("text")).text
+        if part.get("text"):
+            raise Unusable("shape", "a part of a turn is an image and has text", fix="a part of its own for each")
         reference = next((part[key] for key in IMAGE_KEYS if part.get(key) is not None), None)
         if isinstance(reference, Mapping) and "url" in reference:
             notes += keys.unread(reference, frozenset(("url",)), PART_NOTE)

@@ -68,6 +68,11 @@ def test_a_turn_has_its_weight():
         (talk({}, {}, loss_mask=[0, 1]), "flags", "the row has loss_mask: '[0, 1]'"),
         (talk({}, {}, weight=[0, 1]), "flags", "the row has weight"),
         (talk({}, {}, loss=False), "flags", "read in its turns only"),
+        *(
+            (talk({}, {}, **{key: off}), "flags", f"the row has {key}")
+            for key in ("loss", "train", "weight")
+            for off in (0, 0.0, "false", "False", "0")
+        ),
         (talk({}, {}, mask="Assistant"), "flags", "the row has mask: 'Assistant'"),
     ],
 )

@@ -84,3 +84,58 @@ def test_many_keys_are_named_together():
 def test_an_answer_that_is_left_out_is_told():
     row_ = {"conversations": [{"from": "gpt", "value": "Hi."}, *row(asked="What?")["conversations"]]}
     assert parse_row(row_).notes == ("rows that begin with an answer, which is left out",)
+
+
+@pytest.mark.parametrize("key", ["rejected_answer", "conversations_rejected", "Rejected"])
+def test_other_spellings_of_pairs(key):
+    with pytest.raises(Unusable, match=f"^keys: the row has {key}, which is not read"):
+        parse_row(talk(**{key: "x"}))
+    assert parse_row(talk(**{key: None})).notes == ()
+
+
+def test_a_label_that_says_whether_an_answer_is_wanted():
+    for label in (True, False):
+        with pytest.raises(Unusable, match="^keys: the row has label, which says whether its answer is wanted"):
+            parse_row(talk(label=label))
+    assert parse_row(talk(label="cat")).notes == ("rows with the key 'label', which is not read",)
+
+
+@pytest.mark.parametrize("key", ["image", "images", "video", "audio"])
+def test_pictures_that_stand_beside_a_turns_content(key):
+    turn = {"role": "user", "content": "What?", key: ["x.jpg"]}
+    with pytest.raises(Unusable, match=f"^shape: the turn has {key}, which are not read"):
+        parse_row({"messages": [turn, {"role": "assistant", "content": "b"}]})
+    assert parse_row({"messages": [turn | {key: None}, {"role": "assistant", "content": "b"}]}).notes == ()
+
+
+def test_the_key_under_which_an_image_stands():
+    with pytest.raises(Unusable, match="1 <image> marks for 0 images") as told:
+        parse_row(row("a") | {"image_path": "x.jpg"})
+    assert told.value.fix == "write `image`, or `images`, for 'image_path'"
+
+
+@pytest.mark.parametrize("part", [{"type": "text", "text": "a", "image": "x.jpg"},
+                                  {"type": "image", "image": "x.jpg", "text": "a"}])  # fmt: skip
+def test_a_part_that_is_two_things(part):
+    turns = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(Unusable, match="^shape: a part of a turn is an? (image|text) and has") as told:
+        parse_row({"messages": turns})
+    assert told.value.fix == "a part of its own for each"
+    assert parse_row({"messages": [{"role": "user", "content": [part | {"text": "a", "image": None, "type": "text"}]},
+                                   turns[1]]}).images == ()  # fmt: skip
+
+
+@pytest.mark.parametrize(("row_", "said"), [
+    ({"caption": "a cat"}, "and no image for its caption"),
+    ({"image": "x.jpg", "caption": ["a", "b"]}, "the row's caption is ['a', 'b'], not a text"),
+])  # fmt: skip
+def test_captions_that_cannot_be_trained(row_, said):
+    with pytest.raises(Unusable) as told:
+        parse_row(row_)
+    assert said in told.value.what
+
+
+def test_a_caption_of_several_images_is_told():
+    assert parse_row({"images": ["a.jpg", "b.jpg"], "caption": "c"}).notes == (
+        "rows with one caption for several images",
+    )
