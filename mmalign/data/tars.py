@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.data import cache, patterns, sniff, strict
+from mmalign.data import cache, patterns, sniff, splits, strict
 from mmalign.data.archives import PACKED_TARS, Member, ranges_of, tar_members
 from mmalign.data.ranges import Ranges
 from mmalign.data.reasons import Unusable, check_size
@@ -60,27 +60,42 @@ class Tars(Rows):
         quarantine: str | None = None,
         split: str | None = None,
     ) -> None:
-        self.tars = [Tar(spec) for spec in patterns.expand(path, ENDINGS, split)]
+        paths = patterns.expand(path, ENDINGS, split)
+        self.tars = [Tar(spec) for spec in paths]
         self.ends = list(accumulate(len(tar.keys) for tar in self.tars))
-        self.remarks = _unread(self.tars)
+        self.remarks = [*splits.missing(paths), *_unread(self.tars)]
         super().__init__(self.ends[-1], images, quarantine, at=str(path))
 
     def raw(self, row: int) -> Mapping[str, Any]:
-        index = bisect.bisect_right(self.ends, row)
+        index, sample, key = self._at(row)
         tar = self.tars[index]
-        sample = row - (self.ends[index] - len(tar.keys))
-        key = tar.keys[sample].decode()
         files = {kind: list(group) for kind, group in groupby(tar.files(sample), key=lambda file: int(file["kind"]))}
         for kind, what in ((0, "JSON files"), (1, "captions")):
             if len(files.get(kind, [])) > 1:
                 raise Unusable("shape", f"{key} has {len(files[kind])} {what}, and a sample has one", fix=GROUPED)
+        if files.keys() == {_IMAGE}:
+            raise Unusable(
+                "shape", f"{key} has none of conversations, messages, texts, caption beside its image", fix=GROUPED
+            )
         content = strict.parse(tar.read(files[0][0], key), f"{key}.json") if 0 in files else {}
-        if not any(name in content for name in TURNS):
+        if not any(content.get(name) is not None for name in TURNS):
             content |= {"id": key} | _caption(content, tar.read(files[1][0], key) if 1 in files else None, key)
-        if 2 in files:
+        elif 1 in files:
+            content[".txt"] = key  # a row's turns are what is read; so it gets a note
+        if _IMAGE in files:
             content.pop("image", None)
             content["images"] = [TarImage(index, int(file["offset"]), int(file["size"]), key) for file in files[2]]
         return {"id": key} | content
+
+    def id_of(self, number: int) -> str:
+        id_ = super().id_of(number)
+        return f"{self._at(self.row(number))[2]}{id_}" if id_.startswith("@") else id_
+
+    def _at(self, row: int) -> tuple[int, int, str]:
+        """(which tar, the sample's number in it, its key) of a row."""
+        index = bisect.bisect_right(self.ends, row)
+        sample = row - (self.ends[index] - len(self.tars[index].keys))
+        return index, sample, self.tars[index].keys[sample].decode()
 
     def image_file(self, reference: Any) -> tuple[bytes, str]:
         if not isinstance(reference, TarImage):
@@ -95,7 +110,10 @@ def _caption(content: Mapping[str, Any], text: bytes | None, key: str) -> dict[s
     if text is None:
         return {"caption": content["caption"]} if "caption" in content else {}
     try:
-        return {"caption": text.decode("utf-8-sig").strip()}
+        caption = text.decode("utf-8-sig").strip()
+        other = content.get("caption")
+        is_other = isinstance(other, str) and other.strip() not in ("", caption)
+        return {"caption": caption} | ({"caption in the .json": other} if is_other else {})
     except UnicodeDecodeError as err:
         raise Unusable("shape", f"{key}.txt is not UTF-8: {err.reason} at byte {err.start}") from err
 

@@ -143,3 +143,27 @@ def test_keys_beside_a_caption_are_not_lost(tmp_path):
     assert data[0].notes == ("rows with the key 'url', which is not read",)
     with pytest.raises(Unusable, match="the row has tools"):
         data[1]
+
+
+def test_no_text_of_a_sample_is_lost_in_silence(tmp_path):
+    asked = json.dumps(row("a", None)).encode()
+    contents = {"a": asked, "b": b'{"caption": "a star"}', "c": b'{"caption": "a ring"}'}
+    kinds = (("jpg", jpeg()), ("txt", b"a ring "))
+    members = [
+        member for key, content in contents.items()
+        for member in (*((f"{key}.{kind}", data) for kind, data in kinds), (f"{key}.json", content))
+    ]  # fmt: skip
+    data = Tars(tar(tmp_path / "x.tar", members))
+    assert [record.notes for record in data] == [
+        ("rows with the key '.txt', which is not read",),
+        ("rows with the key 'caption in the .json', which is not read",),
+        (),
+    ]
+
+
+def test_a_sample_that_cannot_be_read_has_its_key(tmp_path):
+    data = Tars(tar(tmp_path / "x.tar", [("a.jpg", jpeg()), ("b.jpg", jpeg()), ("b.json", b"{")]))
+    assert [data.id_of(number) for number in range(2)] == ["a@0", "b@1"]
+    with pytest.raises(Unusable) as told:
+        data[0]
+    assert told.value.fix.startswith("a sample is KEY.json or KEY.txt and its images")
