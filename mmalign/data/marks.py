@@ -8,11 +8,15 @@ from mmalign.data import MARK, Turn
 from mmalign.data.reasons import Unusable
 
 # <image_1> <Image> <image 1> <ImageHere> <|image_pad|> <|vision_start|> <start_of_image> <image_soft_token> <img ...>
-# [IMG] [image_1]: of MMMU, InternLM, Qwen, Gemma, Phi, Mistral, HTML
+# [IMG] [image_1]: of MMMU, InternLM, Qwen, Gemma, Phi, Mistral, HTML. <IMG_CONTEXT> <im_patch> <image/> </image>
+# <fake_token_around_image> <|media_pad|> ![](x.jpg): of InternVL, LLaVA's tokenizer, MiniCPM, Idefics, Kimi, Markdown
 _FOREIGN = re.compile(
-    r"<\|?(?:(?:start|begin|end)_of_)?(?:image|img|picture|photo|vision|video|audio)"
-    r"(?:[ _-]?(?:here|pad|start|end|soft|token|placeholder|content|file|embed|embeds|\d{1,4}))*(?:\|?>|(?=\s[^<>]*>))"
-    r"|\[(?:image|img)(?:[ _-]?\d{1,4})?\]",
+    r"<\|?(?:(?:start|begin|end)_?of_?|fake_token_around_|global[_-])?"
+    r"(?:image|img|picture|photo|vision|video|audio|media)"
+    r"(?:[ _:-]?(?:here|pad|start|end|begin|soft|token|placeholder|content|context|file|embeds?|feature|newline|"
+    r"break|sep|bos|eos|\d{1,4}))*(?:\s?/?\|?>|(?=\s[^<>]*>))"
+    r"|<im_(?:start|end|patch)>|<\|(?:vis|boi|eoi|patch)(?:_\w{1,12})?\|>|</image>|&lt;image&gt;"
+    r"|\[(?:image|img)(?:[ _-]?(?:\d{1,4}|break|end))?\](?!\()|!\[[^\[\]]{0,200}\](?=\([^()\s]{1,500}\))",
     re.IGNORECASE,
 )
 
@@ -47,11 +51,20 @@ def _mark_in_front(turn: Turn) -> Turn:
 
 def foreign(turns: Sequence[Turn]) -> Iterator[str]:
     """The other models' marks in the turns, each once, as they are written; an HTML one without its attributes."""
-    texts = (turn.text for turn in turns if "[" in turn.text or turn.text.count("<") > turn.text.count(MARK))
+    texts = (turn.text for turn in turns if _may_hold(turn.text))
     yield from dict.fromkeys(
-        match[0] if match[0].endswith((">", "]")) else f"{match[0]} ...>"
-        for text in texts for match in _FOREIGN.finditer(text) if match[0] != MARK
-    )  # fmt: skip
+        _shown(match[0]) for text in texts for match in _FOREIGN.finditer(text) if match[0] != MARK
+    )
+
+
+def _may_hold(text: str) -> bool:
+    return "[" in text or "&lt;" in text or text.count("<") > text.count(MARK)
+
+
+def _shown(mark: str) -> str:
+    if mark.startswith("!["):
+        return "![...](...)"
+    return mark if mark.endswith((">", "]", ";")) else f"{mark} ...>"
 
 
 def note(mark: str) -> str:

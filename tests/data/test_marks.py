@@ -14,7 +14,12 @@ from mmalign.data.reasons import Unusable
         ("<|image_pad|>", "<|image_pad|>"), ("<|vision_start|>", "<|vision_start|>"), ("<|image_1|>", "<|image_1|>"),
         ("<start_of_image>", "<start_of_image>"), ("<image_soft_token>", "<image_soft_token>"), ("[IMG]", "[IMG]"),
         ("[image_1]", "[image_1]"), ("<|image|>", "<|image|>"), ("<image_placeholder>", "<image_placeholder>"),
-        ("<video>", "<video>"), ("<image-1>", "<image-1>"),
+        ("<video>", "<video>"), ("<image-1>", "<image-1>"), ("<IMG_CONTEXT>", "<IMG_CONTEXT>"),
+        ("<im_patch>", "<im_patch>"), ("a <image/>", "<image/>"), ("(<image>./</image>)", "</image>"),
+        ("<fake_token_around_image>", "<fake_token_around_image>"), ("<|media_pad|>", "<|media_pad|>"),
+        ("<|endofimage|>", "<|endofimage|>"), ("<global-img>", "<global-img>"), ("<image:0>", "<image:0>"),
+        ("[IMG_BREAK]", "[IMG_BREAK]"), ("&lt;image&gt; a", "&lt;image&gt;"), ("![a cat](x/0.jpg)", "![...](...)"),
+        ("see ![](https://a/b.png).", "![...](...)"), ("<|vis_start|>", "<|vis_start|>"),
     ],
 )  # fmt: skip
 def test_foreign_marks(text, mark):
@@ -22,7 +27,9 @@ def test_foreign_marks(text, mark):
     assert marks.note(mark) == f"rows with {mark} in a text, where it stays text: the mark of an image is <image>"
 
 
-@pytest.mark.parametrize("text", ["<image> a", "an image", "<imagine>", "[imagine]", "a < image > b", "<p>", "x[1]"])
+@pytest.mark.parametrize("text", ["<image> a", "an image", "<imagine>", "[imagine]", "a < image > b", "<p>", "x[1]",
+                                  "[image](a.png)", "wow![x] (y)",
+                                  "!a[0](b)", "&lt;p&gt;", "<|im_start|>"])  # fmt: skip
 def test_ordinary_text_is_no_mark(text):
     assert list(marks.foreign([Turn("user", text)])) == []
 
