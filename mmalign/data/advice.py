@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -31,13 +32,40 @@ def for_path(path: str, folders: Sequence[str]) -> str:
         return ""
     if os.path.isabs(path):
         return _for_absolute(path, folders)
+    path = os.path.normpath(path) if path.strip() else path
     for folder in folders:
         if above := _above(path, folder):
             return f"images={above}, for the paths begin with {os.path.basename(folder)}/"
         for usual in USUAL:
             if _exists(os.path.join(folder, usual, path)):
                 return f"images={os.path.join(folder, usual)}"
+    return _for_name(path, folders)
+
+
+def _for_name(path: str, folders: Sequence[str]) -> str:
+    """What to try for a path that is nearly that of a picture below one of the folders."""
+    if ".." in PurePosixPath(path).parts:
+        return ""
+    for name, fix in _near(path):
+        if any(_exists(os.path.join(folder, name)) for folder in folders):
+            return fix
+    if tail := _tail(path, folders):
+        return f"write the paths as they are in the image folder: without {path[: len(path) - len(tail)]}"
     return ""
+
+
+def _near(path: str) -> Iterator[tuple[str, str]]:
+    """(a name that is nearly a path, what to try where a picture has it)."""
+    yield path, "write the paths alone, without what stands in front of them"  # of a URL that is none
+    yield path.strip(), "take the blanks away around the paths"
+    yield unquote(path), "write the paths as the files are named: with a blank for %20, and so on"
+    for form in ("NFC", "NFD"):
+        yield unicodedata.normalize(form, path), f"write the paths in the Unicode form that the files have: {form}"
+    yield path.lower(), "write the paths in the small letters that the files have"
+    stem = os.path.splitext(path.strip())[0]
+    for ending in PICTURES:
+        for written in (ending, ending.upper()):
+            yield f"{stem}{written}", f"write the ending that the files have: {written}"
 
 
 def _for_windows(path: str, folders: Sequence[str]) -> str:
@@ -46,7 +74,8 @@ def _for_windows(path: str, folders: Sequence[str]) -> str:
     if WINDOWS.match(path) or path.startswith("\\\\"):
         begin = path[: len(path) - len(tail)] if tail else path[:3]
         return f"these are paths of Windows: take {begin} away, and write / for \\"
-    return "write / for \\ in the paths" + ("" if tail == slashed else f", which count from {', '.join(folders)}")
+    where = f", which count from {', '.join(folders)}" if folders and tail != slashed else ""
+    return f"write / for \\ in the paths{where}"
 
 
 def _for_absolute(path: str, folders: Sequence[str]) -> str:

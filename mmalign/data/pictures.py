@@ -16,6 +16,8 @@ from mmalign.io.limits import IMAGE_BYTES
 from mmalign.io.pictures import SHOWN, of_cell, short
 
 ARCHIVES = (".tar", ".zip", *PACKED_TARS)
+LONG = 512  # characters that no image's path has
+BASE64 = "an image in base64 begins with data:image/jpeg;base64,"
 # Not blocking: a named pipe among the images must not stop the reader for ever
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -55,10 +57,14 @@ class ImageReader:
         for root in self.roots:
             if isinstance(root, RemoteFolder) and (inside := root.inside(url)):
                 return root.read(inside)
-        if (path := advice.path_of_url(url)) is not None:
+        path = advice.path_of_url(url)
+        if path is not None or url.lower().startswith("file://"):
             for root in self.roots:
-                if isinstance(root, LocalFolder) and root.has(path):
+                if path and isinstance(root, LocalFolder) and root.has(path):
                     return root.read(path)
+            path = (
+                url[len("file://") :] if path is None else path
+            )  # file://a.jpg names a host, and somebody meant a.jpg
             what = f"{short(url)} is not below `images`, and of other places only http and https are read"
             raise Unusable("outside", what, at=url, fix=advice.for_path(path, self._folders()))
         return web.fetch(url, [root.url for root in self.roots if isinstance(root, RemoteFolder)])
@@ -143,9 +149,10 @@ def _unusable(err: OSError | ValueError, name: str, path: str) -> Unusable:
     if err.errno == errno.ELOOP:
         return Unusable("circular", f"{short(name)} is a link that leads back to itself", at=path)
     if err.errno == errno.ENAMETOOLONG:
-        fix = "an image in base64 begins with data:image/jpeg;base64,"
-        return Unusable("missing", f"no file can have the name {short(name)}", fix=fix)
+        return Unusable("missing", f"no file can have the name {short(name)}", fix=BASE64)
     if isinstance(err, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        if len(name) > LONG:
+            return Unusable("missing", f"no image {short(name)}", fix=BASE64)
         return Unusable("missing", f"no image {short(name)}", at=path)
     return Unusable("unreadable", f"{short(name)}: {err.strerror or err}", at=path)
 

@@ -25,6 +25,7 @@ FORMATS = {
 ORIENTATION = 0x0112  # EXIF's tag
 
 EOI, SOS = b"\xff\xd9", b"\xff\xda"  # a JPEG's end, and the beginning of its pixels
+LFS = b"version https://git-lfs.github.com/"
 WEB = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
 EARLY = ("truncat", "Truncat", "end of", "could not create decoder object")  # how Pillow's plugins say it
 SHOWN = 80  # characters of a text that stand in a message
@@ -110,6 +111,7 @@ def is_base64(text: str) -> bool:
     """Whether a text is a data: URL, or the base64 of a picture and no path."""
     if text[:5].lower() == "data:":
         return True
+    text = text.lstrip() if text[:1].isspace() else text
     return len(text) >= LEAST and bool(BASE64.match(text)) and "." not in text[:SHOWN]
 
 
@@ -123,7 +125,9 @@ def from_base64(text: str) -> bytes:
         kind, comma, written = text.partition(",")
         if not comma or not kind.lower().endswith(";base64"):
             raise PictureError("base64", f"{short(text)} is no data:...;base64, URL")
-    written = "".join(written.split()).translate(_ALPHABET)
+    written = "".join(written.split())
+    if "-" in written or "_" in written:  # the alphabet of URLs, where the padding is left out
+        written = written.translate(_ALPHABET) + "=" * (-len(written) % 4)
     try:
         return base64.b64decode(written, validate=True)
     except (binascii.Error, ValueError) as err:
@@ -143,6 +147,9 @@ def _check_bytes(data: bytes, name: str) -> None:
     """Refuse what can be refused by its bytes alone."""
     if not data:
         raise PictureError("empty", f"{name} has no bytes")
+    if data.startswith(LFS):
+        what = f"{name} is a pointer of Git LFS, not the picture"
+        raise PictureError("broken", what, fix="fetch the pictures themselves: git lfs pull")
     if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(WEB):
         raise PictureError("html", f"{name} is a web page: {data[:40]!r}", fix="fetch the image again")
     if data.startswith(b"\xff\xd8") and EOI not in data[-64:] and data.rfind(EOI) <= data.rfind(SOS):

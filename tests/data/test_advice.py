@@ -10,6 +10,7 @@ def root(tmp_path):
     (tmp_path / "data" / "images" / "coco").mkdir(parents=True)
     (tmp_path / "data" / "images" / "coco" / "0.jpg").write_bytes(b"x")
     (tmp_path / "data" / "top.jpg").write_bytes(b"x")
+    (tmp_path / "data" / "caf\u00e9.jpg").write_bytes(b"x")
     return tmp_path / "data"
 
 
@@ -25,6 +26,16 @@ def root(tmp_path):
         ("/home/me/gone.jpg", "write the paths as they are in the image folder, or images=FOLDER where they are"),
         ("coco/0.jpg", "images={root}/images"),
         ("gone.jpg", ""),
+        ("./coco/0.jpg", "images={root}/images"),
+        (" top.jpg ", "take the blanks away around the paths"),
+        ("images/coco/%30.jpg", "write the paths as the files are named: with a blank for %20, and so on"),
+        ("Top.jpg", "write the paths in the small letters that the files have"),
+        ("top.JPG", "write the paths in the small letters that the files have"),
+        ("top.png", "write the ending that the files have: .jpg"),
+        ("top", "write the ending that the files have: .jpg"),
+        ("train/top.jpg", "write the paths as they are in the image folder: without train/"),
+        ("cafe\u0301.jpg", "write the paths in the Unicode form that the files have: NFC"),
+        ("../data/gone/../top", ""),
         ("a\0.jpg", ""),
         ("\ud800.jpg", ""),
     ],
@@ -39,7 +50,9 @@ def test_where_the_picture_is(root):
     assert "id_rsa" not in advice.for_path(f"{root}/id_rsa", ["/nowhere"])
     assert f"images={root}" not in advice.for_path(f"{root}/id_rsa", ["/nowhere"])
     said = f"images={root}, for the paths begin with images/"
-    assert advice.for_path("images/coco/0.jpg", [f"{root}/images"]) == said
+    for path in ("images/coco/0.jpg", "./images/coco/0.jpg", "images//coco/0.jpg"):
+        assert advice.for_path(path, [f"{root}/images"]) == said
+    assert advice.for_path("a\\0.jpg", []) == "write / for \\ in the paths"  # of an archive
     assert advice.for_path("x.jpg", []) == ""
 
 
