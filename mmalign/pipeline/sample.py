@@ -46,7 +46,11 @@ def look(nodes: Sequence[Node]) -> list[str]:
     jobs: dict[str, Node] = {}
     for node in nodes:
         if isinstance(node.stage, (Train, Language)) and not node.done and _in_files(node.cards["data"]):
-            jobs.setdefault(json.dumps(_job(node, node.stage)), node)
+            job = json.dumps(_job(node, node.stage))
+            if job not in jobs or _max_bad(node) < _max_bad(
+                jobs[job]
+            ):  # of stages that share it, the strictest is told
+                jobs[job] = node
     if not jobs:
         return []
     samples = _sampled(list(jobs))
@@ -106,11 +110,16 @@ def _told(node: Node, sample: Sample) -> Iterator[str]:
     if sample["bad"]:
         what = f"stage {node.name!r}: {sample['bad']} of {sample['seen']} rows of {data} cannot be used"
         what += f", the first: {sample['first']}"
-        if too_many(sample, getattr(node.stage, "max_bad", 0.0)):
+        if too_many(sample, _max_bad(node)):
             raise CheckError(what, at=at, fix=sample.get("fix") or "mmalign data check, with --llm; or raise max_bad")
         yield what
     for note, count in sample["notes"].items():
         yield f"stage {node.name!r}, {sample['seen']} rows of {data} looked at: {count} {note}"
+
+
+def _max_bad(node: Node) -> float:
+    """The share of unusable rows that a stage allows."""
+    return float(getattr(node.stage, "max_bad", 0.0))
 
 
 def _from_hub(llm: Card) -> bool:

@@ -140,3 +140,12 @@ def test_rows_are_spread_from_the_first_to_the_last(size, most):
     assert len(numbers) == min(size, most)
     assert (numbers[0], numbers[-1]) == (0, size - 1)
     assert max(np.diff(numbers), default=1) <= -(-size // (most - 1))
+
+
+def test_of_stages_that_share_their_rows_the_strictest_is_told(looked):
+    rows = [*plain(9), *plain(1, tools="x")]
+    data = "{card: conversations, args: {path: ./rows.jsonl}}"
+    settings = "trains: [adapter], objectives: {lm: 1.0}, optim: {lr: 1e-3}, batch: 8, micro_batch: 4, steps: 6"
+    again = f"stages.again={{kind: train, data: {data}, {settings}, max_bad: 0}}"
+    with pytest.raises(CheckError, match="stage 'again': 1 of 10 rows"):
+        looked(rows, "stages.tune.max_bad=0.5", again)
