@@ -135,7 +135,10 @@ def _copy(spec: str, packed: bool, copy: Path) -> None:
             else:
                 shutil.copyfileobj(source, target, COPY)
         os.replace(partial, copy)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as err:
+    except gzip.BadGzipFile as err:
+        fix = "take .gz out of its name, if it is unpacked already; else fetch it again"
+        raise DataError(f"cannot unpack {spec}: {err}", at=spec, fix=fix) from err
+    except (EOFError, zlib.error) as err:
         raise DataError(f"cannot unpack {spec}: {err}", at=spec, fix="the file may be cut off: fetch it again") from err
     finally:
         partial.unlink(missing_ok=True)

@@ -219,7 +219,7 @@ class Examiner:
         try:
             notes = (self.render(record) if self.render else Counter()) + Counter(record.notes)
         except DataError as err:
-            result.bad.append(BadRecord(record.id, reason_of(err), err.what))
+            result.bad.append(BadRecord(record.id, reason_of(err), err.what, err.fix))
             return
         for note, count in notes.items():
             result.note(note, count, [record.id])

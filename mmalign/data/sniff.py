@@ -35,6 +35,8 @@ _PAGES = (b"<!doctype", b"<html", b"<?xml")
 
 def of(head: bytes) -> tuple[str, str] | None:
     """(what a file is, what to try) by its first HEAD bytes; None for what may be a text in UTF-8."""
+    if head.startswith(b"PK\3\4") and b"[Content_Types].xml" in head:
+        return "a workbook of Excel, or another file of Office", "save it as CSV in UTF-8"
     for magic, known in _MAGIC.items():
         if head.startswith(magic):
             return known

@@ -77,10 +77,23 @@ def find(path: Path, split: str | None = None) -> tuple[Array, list[str]]:
             return document
         splits.refuse(split, str(path), "the file is no object with a list for each split")
         if first == b"[":
+            _check_is_one(source, str(path))
             return _JsonList(path, start, start).find(source), []
         if first:
             _check_lines(source, str(path))
         return _line_spans(source, start, str(path)), []
+
+
+def _check_is_one(source: IO[bytes], name: str) -> None:
+    """A DataError where each line is a list. Leaves the source where it was."""
+    start = source.tell()
+    first, second = source.readline(LINE).strip(), source.readline(LINE).strip()
+    source.seek(start)
+    if first.endswith(b"]") and second.startswith(b"[") and second.endswith(b"]"):
+        what = (
+            f"each line is a list, and a row is an object: the file begins with {first[:40].decode(errors='replace')!r}"
+        )
+        raise DataError(what, at=name, fix="an object a line, with a list of turns under `messages` or `conversations`")
 
 
 def _check_lines(source: IO[bytes], name: str) -> None:

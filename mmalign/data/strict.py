@@ -39,12 +39,26 @@ def parse(data: bytes, what: str = "the row") -> dict[str, Any]:
     except UnicodeDecodeError as err:
         raise Unusable("json", f"{what} is not UTF-8: {err.reason} at byte {err.start}") from err
     except ValueError as err:  # a JSONDecodeError, or a whole number of thousands of digits
-        raise Unusable("json", f"{what} is not valid JSON: {err}") from err
+        raise Unusable("json", f"{what} is not valid JSON: {err}", fix=_fix(err)) from err
     if not isinstance(row, dict):
         raise Unusable("shape", f"{what} is a {type(row).__name__}, not an object")
     if _SURROGATE.search(data):
         _whole_characters(row, what)
     return row
+
+
+def _fix(err: ValueError) -> str:
+    """What to try; empty where nothing is known."""
+    if not isinstance(err, json.JSONDecodeError):
+        return ""
+    behind = err.doc[err.pos :].lstrip()
+    if err.msg == "Extra data" and behind.startswith("{"):
+        return "a line of its own for each object"
+    if behind.startswith("'"):
+        return "JSON has double quotes: write the rows with json.dumps, not with str"
+    if behind.startswith("}") and err.msg.startswith("Expecting property name"):
+        return "take the comma in front of the } away"
+    return ""
 
 
 def _whole_characters(row: dict[str, Any], what: str) -> None:

@@ -1,7 +1,9 @@
 """Conversations in parquet, Arrow, CSV or TSV files, with the images in a column: also what Hugging Face saved."""
 
 import bisect
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -89,7 +91,18 @@ class TableFile(Protocol):
 def as_row(values: dict[str, Any], row: int) -> dict[str, Any]:
     """A table's row with its turns as lists, where they are written as JSON, and its images as `image_cells`."""
     written = {key: _turns(values[key], key, row) for key in TURNS if _is_json(values, key)}
-    return values | written | {key: image_cells(values[key], row, key) for key in IMAGES if key in values}
+    cells = {key: image_cells(_paths_in(values[key]), row, key) for key in IMAGES if key in values}
+    return values | written | cells
+
+
+def _paths_in(value: Any) -> Any:
+    """The paths in a text that is a JSON list of them, as a CSV has several; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            paths = json.loads(value)
+            if isinstance(paths, list) and all(isinstance(path, str) for path in paths):
+                return paths
+    return value
 
 
 def image_cells(value: Any, row: int, column: str) -> Any:

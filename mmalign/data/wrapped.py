@@ -73,6 +73,11 @@ def _is_row(keys: Any) -> bool:
     )
 
 
+def _is_turn(value: Any) -> bool:
+    """Whether an element of a list is a turn, and the list a conversation."""
+    return isinstance(value, dict) and ({"from", "value"} <= value.keys() or {"role", "content"} <= value.keys())
+
+
 def find(source: IO[bytes], path: Path, split: str | None) -> tuple[Spans, list[str]] | None:
     """(span_N2, the keys that stand beside the list of rows) of a document; None where it is JSONL of a damaged row.
 
@@ -126,6 +131,8 @@ class _Document:
     lists: dict[str, Spans] = field(default_factory=dict)  # by the keys that lead there, with dots
     beside: list[str] = field(default_factory=list)  # other keys
     inner_row: str = ""  # the first key under which a row lies
+    last: Any = None  # the value read last
+    holds_turns: bool = False  # whether the list read last begins with a turn
     packed: set[str] = field(default_factory=set)  # keys at the top with an object, or a list of anything but objects
 
     def read(self) -> None:
@@ -190,17 +197,21 @@ class _Document:
 
     def _inner(self, name: str, depth: int) -> None:
         """Read an object inside another; where it is a row, its lists are no lists of rows."""
-        lists, beside = self.lists, len(self.beside)
+        lists, beside, inner_row = self.lists, len(self.beside), self.inner_row
         self.lists = {}
         if _is_row(self._object(f"{name}.", depth + 1)):
             self.beside[beside:] = [name]
-            self.inner_row = self.inner_row or name
+            self.inner_row = inner_row or name
         else:
             lists.update(self.lists)
         self.lists = lists
 
     def _list(self, name: str) -> None:
         spans = list(self._elements(name))
+        if self.holds_turns:
+            self.beside.append(name)
+            self.inner_row = self.inner_row or name
+            return
         if spans and not all(is_object for _, _, is_object in spans):
             self.beside.append(name)
             self.packed.add(name)
@@ -214,17 +225,20 @@ class _Document:
         if reader.peek() == "]":
             reader.take("]")
             return
+        self.holds_turns = False
         number, ended = 0, False
         while not ended:
             is_object = reader.peek() == "{"
             yield *self._value(), is_object
+            if not number:
+                self.holds_turns = _is_turn(self.last)
             ended = reader.take(",]") == "]"
             number += 1
             whole.check_size(number, ROWS, f"{name} of {self.path}", more=True)
 
     def _value(self) -> tuple[int, int]:
         start = self.reader.place()
-        self.reader.value()
+        self.last = self.reader.value()
         return start, self.reader.behind()
 
     def _tell_what_else(self) -> None:

@@ -105,6 +105,21 @@ def test_splits_of_a_remote_folder(here, checked, refused):
     refused(f"memory://{here.name}", "has files of several kinds: 2 JSON", "*.parquet")
 
 
+def test_splits_of_several_folders(here, checked, refused):
+    for folder in ("en", "de"):
+        for split, count in (("train", 4), ("test", 3)):
+            parquet(here / "all" / folder / f"{split}-00000-of-00001.parquet", count)
+    for path in ("path=[all/en,all/de]", "path=all/*", "path=all"):
+        refused("table", "has several splits: test, train", "split=train", path)
+        assert checked("table", path, "split=test")["rows"] == 6
+    for path in ("path=all/*/train-*.parquet", "path=all/**/train-*.parquet"):
+        assert checked("table", path)["rows"] == 8
+    one = "path=[all/en,all/de/test-00000-of-00001.parquet]"
+    refused("table", "split=train cannot apply: the path names files beside folders", "leave split= out", one,
+            "split=train")  # fmt: skip
+    refused("table", "has several splits: test, train", "split=train", one)
+
+
 def test_a_split_alone_needs_no_name(here, checked, refused):
     parquet(here / "one" / "train-00000-of-00002.parquet", 4)
     parquet(here / "one" / "train-00001-of-00002.parquet", 3)
@@ -277,6 +292,11 @@ COCO = {"images": [{"id": 1}], "annotations": [{"id": 1}], "categories": [{"id":
         (text_of({"features": [{}], "rows": [{"row": row()}], "num_rows_total": 1}), "a page", "hf download"),
         (b'{"data": [{"a": 1}, 7]}', "one object without a list of rows; its keys: data", "JSONL"),
         (b'{"data": [], "data": []}', "'data' is given twice", ""),
+        (text_of({"a": row()["conversations"], "b": row()["conversations"]}), "has its rows under keys, such as 'a'",
+         "as `id`"),
+        ("\n".join(text_of(row()["conversations"]) for _ in range(3)), "each line is a list, and a row is an object",
+         "under `messages` or `conversations`"),
+        (b"PK\3\4 [Content_Types].xml", "a workbook of Excel", "save it as CSV"),
     ],
 )  # fmt: skip
 def test_documents_that_are_refused_as_what_they_are(here, refused, content, what, fix):
@@ -477,7 +497,8 @@ WRITTEN = {
     "JPEG": JPEG, "PNG": PNG, "a URL": f"data:image/png;base64,{PNG}",
     "a URL of many words": f"DATA:image/png;name=x;base64,{PNG}",
     "in lines": base64.encodebytes(png(2)).decode(), "of URLs": base64.urlsafe_b64encode(png(2)).decode(),
-    "an object": {"bytes": PNG, "path": "x.png"}, "a list": [PNG],
+    "an object": {"bytes": PNG, "path": "x.png"}, "a list": [PNG], "behind a blank": f"\n {PNG}",
+    "of URLs, as they write it": base64.urlsafe_b64encode(jpeg(2, (25, 17)) + b"x").decode().rstrip("="),
 }  # fmt: skip
 
 
@@ -572,6 +593,11 @@ def test_what_is_not_there_or_not_read_is_told(here, checked, mmalign):
     parquet(here / "snapshot" / "train-00000-of-00003.parquet", 2)
     assert checked("snapshot")["remarks"] == ["1 of the 3 shards of train are there"]
     assert "note: 1 of the 3 shards of train are there" in mmalign("data", "check", "snapshot").out
+    (here / "shards").mkdir()
+    jsonl(here / "shards" / "train-00000-of-00002.jsonl", rows(1))
+    tar(here / "x-train-00001-of-00003.tar", captioned("a"))
+    assert checked("shards")["remarks"] == ["1 of the 2 shards of train are there"]
+    assert checked("x-train-00001-of-00003.tar")["remarks"] == ["1 of the 3 shards of x-train are there"]
     members = [*captioned("a", "b"), ("a.cls", b"1"), ("b.cls", b"1"), ("a.mp4", b"x"), ("README", b"x")]
     said = ["files in the tars that are not read: 2 .cls, 1 .mp4, 1 without an ending"]
     for _ in range(2):
@@ -614,3 +640,28 @@ def test_a_file_name_beside_an_image_is_not_read(here, checked):
     images(here)
     jsonl(here / "x.jsonl", [row("a", "0.jpg") | {"file_name": "1.jpg"}])
     assert checked("x.jsonl")["notes"] == {"rows with the key 'file_name', which is not read": 1}
+
+
+def test_what_is_named_gz_and_is_not(here, refused):
+    for name, data in (("x.json.gz", b"[]"), ("x.tar.gz", (here / tar(here / "x.tar", captioned("a"))).read_bytes())):
+        (here / name).write_bytes(data)
+        refused(name, "Not a gzipped file", "take .gz out of its name")
+
+
+def test_several_pictures_and_flags_in_a_table_of_text(here, checked):
+    images(here)
+    (here / "x.csv").write_text('images,caption\n"[""0.jpg"", ""1.jpg""]",two\n2.jpg,one\n')
+    assert checked("x.csv")["images"] == 3
+    (here / "y.csv").write_text("image,caption,train\n0.jpg,a,True\n1.jpg,b,False\n")
+    assert checked("y.csv", bad=1)["reasons"] == {"flags": 1}
+
+
+def test_pictures_that_are_no_pictures_yet(here, checked):
+    images(here)
+    (here / "lfs.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    jsonl(here / "x.jsonl", [row("a", "lfs.jpg"), row("b", "file://0.jpg"), row("c", f"b'{PNG}'")])
+    said = {one["id"]: one for some in checked("x.jsonl", bad=3)["listed"].values() for one in some}
+    assert "a pointer of Git LFS" in said["a@0"]["what"]
+    assert "git lfs pull" in said["a@0"]["try"]
+    assert said["b@1"]["try"].startswith("write the paths alone")
+    assert "data:image/jpeg;base64," in said["c@2"]["try"]

@@ -50,3 +50,15 @@ def test_a_whole_pair_of_surrogates_is_a_character():
 def test_nothing_else_is_raised(data):
     with contextlib.suppress(Unusable):
         assert isinstance(strict.parse(data), dict)
+
+
+@pytest.mark.parametrize(("line", "fix"), [
+    (b"{'id': 1}", "JSON has double quotes: write the rows with json.dumps, not with str"),
+    (b'{"id": 1,}', "take the comma in front of the } away"),
+    (b'{"id": 1} {"id": 2}', "a line of its own for each object"),
+    (b'{"id": 1', ""),
+])  # fmt: skip
+def test_what_to_try(line, fix):
+    with pytest.raises(Unusable) as told:
+        strict.parse(line)
+    assert told.value.fix == fix
