@@ -10,7 +10,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmalign.data import Data
+from mmalign.data import Data, Record
 from mmalign.errors import CardError, DataError
 from mmalign.io import files
 from mmalign.io.visible import one_line, visible
@@ -263,10 +263,22 @@ def _view(
         "images": [_image_view(data, reference, grid) for reference in record.images],
         "tokens": {state: states.count(state) for state in STATES} | {"all": len(states)},
         "lost": lost,
+        "cannot": _cannot(chat, record, grid, max_length),
         "weights": weights,
         "notes": list(record.notes),
         "parts": _runs(chat, encoding.ids, states),
     }
+
+
+def _cannot(chat: "Chat", record: Record, grid: list[int] | None, max_length: int | None) -> str:
+    """Why a record cannot be trained on within max_length; empty where it can."""
+    if max_length is None:
+        return ""
+    try:
+        chat.fitted(record.turns, [_tokens(grid)] * len(record.images), max_length)
+    except DataError as err:
+        return err.what
+    return ""
 
 
 def _image_view(data: Data, reference: Any, grid: list[int] | None) -> dict[str, Any]:
@@ -308,6 +320,8 @@ def _print_record(record: dict[str, Any]) -> None:
     show.out.print(line + cut)
     if any(weight != 1 for weight in record["weights"]):
         show.out.print(f"  weights of the answers: {', '.join(f'{weight:g}' for weight in record['weights'])}")
+    if record["cannot"]:
+        show.out.print(_plain(f"  cannot be used: {record['cannot']}"))
     for note in record["notes"]:
         show.out.print(_plain(f"  note: {note}"))
     for run in record["parts"]:

@@ -223,3 +223,17 @@ def test_a_run_says_what_was_cut_and_left_out(here):
     last = " ".join(said.out.split())
     assert f"tune: {cut}; raise max_length" in last
     assert f"tune: {left}" in last
+
+
+def test_what_a_model_makes_of_a_row_comes_with_what_to_try(say):
+    said = say([row(*PAIR)], "check", "--llm", "tiny-chatml", "--max-length", "3", "--json")
+    assert said.code == 1
+    assert json.loads(said.out)["listed"]["cut"][0]["try"] == "an empty answer, or max_length cuts it away"
+    shown_ = json.loads(
+        say([row(*PAIR)], "show", "--llm", "tiny-chatml", "--rows", "0", "--max-length", "3", "--json").out
+    )
+    assert shown_[0]["cannot"] == "cut: no trained token is left in it within max_length 3"
+    said = say([row(*PAIR)], "show", "--llm", "tiny-chatml", "--rows", "0", "--max-length", "3")
+    assert "cannot be used: cut: no trained token is left in it within max_length 3" in said.out
+    fits = say([row(*PAIR)], "show", "--llm", "tiny-chatml", "--rows", "0", "--max-length", "300", "--json")
+    assert json.loads(fits.out)[0]["cannot"] == ""
