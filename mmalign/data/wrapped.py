@@ -222,10 +222,10 @@ class _Document:
         """(first byte, the one behind the last, whether it is an object) of each element of a list."""
         reader = self.reader
         reader.take("[")
+        self.holds_turns = False
         if reader.peek() == "]":
             reader.take("]")
             return
-        self.holds_turns = False
         number, ended = 0, False
         while not ended:
             is_object = reader.peek() == "{"
