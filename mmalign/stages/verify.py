@@ -87,15 +87,19 @@ def asked(vlm: VLM, folder: Path, tolerance: float) -> Asked:
     are not asked. tolerance: the largest difference of a logit."""
     encoder, llm = cast(HFVision, vlm.vision), cast(CausalLM, vlm.llm)
     talks = [talk for name, turns in TALKS.items() if (talk := _talk(vlm, name, turns))]
+    if not talks:
+        what = f"the chat template of {llm.checkpoint} refuses every conversation that an export is asked"
+        raise StageError(what, at="args.template", fix="a template that takes a user's turn with a picture")
     tensors = {"pixels": vlm.pixels(pictures()).contiguous()}
+    compared = {talk["name"] for talk in talks if talk["name"] in COMPARED} or {talks[0]["name"]}
     for talk in talks:
-        if talk["name"] in COMPARED or len(talks) == 1:
+        if talk["name"] in compared:
             pixels = {"pixels_B3SS": tensors["pixels"][talk["pictures"]]} if talk["pictures"] else {}
             logits_SV = vlm.eval()(torch.tensor([talk["ids"]]), **pixels)[0, -BEHIND:].float()
             tensors[f"logits {talk['name']}"] = logits_SV.contiguous()
     seen = [_talk(vlm, "", [Turn("user", f"{MARK}\n{text}")]) for text in QUESTIONS]
     unseen = [_talk(vlm, "", [Turn("user", text)]) for text in QUESTIONS]
-    places = {str(place) for place in (llm.checkpoint, encoder.checkpoint, folder.resolve().parent, Path.home())}
+    places = {str(place) for place in (llm.checkpoint, encoder.checkpoint, folder.resolve().parent)}
     job = {
         "folder": str(folder.resolve()), "tolerance": tolerance, "most": TOKENS, "cap": llm.softcap, "talks": talks,
         "questions": [whole for chats in (seen, unseen) if (whole := [chat for chat in chats if chat])],
@@ -115,6 +119,8 @@ def _talk(vlm: VLM, name: str, turns: Sequence[Turn]) -> dict[str, Any] | None:
         ids = chat.prompt(turns, tokens) if prompt else chat.encode(turns, tokens).ids
         at_once = chat.at_once(turns, tokens, prompt) if _answered(turns) else ids
     except DataError:
+        return None
+    if not ids:
         return None
     texts = [{"role": turn.role, "content": turn.text} for turn in turns]
     about = {"name": name, "prompt": prompt, "ids": at_once, "joined": at_once != ids}

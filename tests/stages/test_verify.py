@@ -16,8 +16,10 @@ from mmalign.data import MARK
 from mmalign.errors import StageError
 from mmalign.stages import export, verify
 from mmalign.stages.verify import Asked
+from tests.llms.test_templates import TEMPLATES
 from tests.stages.test_export import build  # noqa: F401
 
+FAMILIES = {"llama": "vicuna_v1", "qwen3": "chatml"}  # and a template
 BOS = {"Sequence": {"id": "A", "type_id": 0}}
 
 
@@ -112,7 +114,18 @@ def whole(build, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def seen(whole, tmp_path_factory):
+def captions(build, tmp_path_factory):  # noqa: F811
+    """{family: a folder whose template shows pictures and answers only}, with a begin token and without."""
+    place, written = tmp_path_factory.mktemp("captions"), {}
+    for family, template in FAMILIES.items():
+        model = build("clip", family, template)
+        model.llm.chat.template = (TEMPLATES / "plain.jinja").read_text()
+        written[family] = export.write(model, place / family)
+    return written
+
+
+@pytest.fixture(scope="module")
+def seen(whole, captions, tmp_path_factory):
     """{how a folder was broken: what was seen in it}, and of whole ones; all in one process."""
     place, folders = tmp_path_factory.mktemp("broken"), {}
 
@@ -128,7 +141,7 @@ def seen(whole, tmp_path_factory):
     for name, change in LOGITS.items():
         copied(name, change)
     copied("begin without a template's", adds("<s>"), "chatml")
-    folders.update(whole)
+    folders.update(whole | captions)
     return dict(zip(folders, verify.ask([*folders.values()]), strict=True))
 
 
@@ -231,3 +244,19 @@ def test_the_process_cannot_import_mmalign(tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "3 mmalign\n3 mmalign.errors\n"
     assert json.loads((tmp_path / "seen.json").read_text()) == []
+
+
+def test_a_template_that_only_captions(captions, seen):
+    """LLaVA's first stage: questions are left out, and so is what is asked without a picture."""
+    for family in FAMILIES:
+        export.judge(seen[family], Path("out"), 1e-3)
+    names = [[talk["name"] for talk in captions[family].job["talks"]] for family in FAMILIES]
+    assert names == [["one turn with a picture", "one turn without a picture"], ["one turn with a picture"]]
+
+
+def test_a_template_that_refuses_everything(build, tmp_path):  # noqa: F811
+    model = build()
+    model.llm.chat.template = "{{ raise_exception('never') }}{% generation %}{% endgeneration %}"
+    with pytest.raises(StageError, match="refuses every conversation that an export is asked") as error:
+        export.write(model, tmp_path)
+    assert error.value.fix == "a template that takes a user's turn with a picture"
