@@ -256,7 +256,8 @@ def test_a_template_that_only_captions(captions, seen):
 
 def test_a_template_that_refuses_everything(build, tmp_path):  # noqa: F811
     model = build()
-    model.llm.chat.template = "{{ raise_exception('never') }}{% generation %}{% endgeneration %}"
+    refuses = "{%- if messages[0].content != 'x' -%}{{ raise_exception('never') }}{%- endif -%}"
+    model.llm.chat.template = refuses + "x{% generation %}x{% endgeneration %}"
     with pytest.raises(StageError, match="refuses every conversation that an export is asked") as error:
         export.write(model, tmp_path)
     assert error.value.fix == "a template that takes a user's turn with a picture"
