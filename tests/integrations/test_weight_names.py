@@ -64,6 +64,11 @@ def test_a_tied_head_is_written_once(exports):
     assert not any("lm_head" in name for name in written)
 
 
+def test_a_dinov2_is_named_as_transformers_writes_it(exports):
+    """transformers 5.6 reads only these names; what newer ones hold in memory is called otherwise."""
+    assert "vision_tower.encoder.layer.0.attention.attention.query.weight" in names(exports("dinov2")[0])
+
+
 @pytest.mark.parametrize("tower", TOWERS)
 def test_transformers_reads_every_name(exports, tower):
     """Nothing is missing or left over, and what is read is what was written."""
