@@ -100,7 +100,7 @@ def whole_inside(folder: Path) -> tuple[Path, Made]:
     """One safetensors file, the tower among the weights; what newer and older code saves besides."""
     made = Made(folder, unfreeze_mm_vision_tower=True)
     with torch.no_grad():
-        made.vision.embeddings.class_embedding.add_(1)  # trained: not as it lies outside
+        made.vision.embeddings.patch_embedding.weight.mul_(-5)  # trained: not as it lies outside
     place = write(folder / "llava", made.config, made.base)
     unused = {"model.image_newline": torch.zeros(32), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
     ids = {"model.vision_tower.vision_tower.vision_model.embeddings.position_ids": torch.arange(26)[None]}
