@@ -1,7 +1,7 @@
 """Other people's trainers take an export two steps further: LLaMA-Factory and ms-swift, where their commands are.
 
 They want other versions than ours. Each is installed in an environment of its own, whose bin folder comes into PATH,
-one at a time, for ms-swift starts whatever `python` comes first:
+one at a time:
 `PATH=ENV/bin:$PATH pytest -m slow tests/integrations/test_peers.py`.
 """
 
