@@ -45,8 +45,9 @@ def exported(plain, here, monkeypatch) -> Path:
 
 @pytest.fixture
 def theirs(exported) -> Path:
-    """A LLaVA folder as others make them: without hashes."""
+    """A LLaVA folder as others make them: without hashes, and without the template it was trained with."""
     (exported / sums.NAME).unlink()
+    (exported / "chat_template.jinja.marked").unlink()
     return exported
 
 
