@@ -91,6 +91,8 @@ def _spread(text: str, path: str) -> list[Record]:
         except (ValueError, RecursionError) as err:
             raise DataError(f"not valid JSON: {err}", at=_line_of(err, path), fix=CUT) from err
         value = document.parse(text[start:end], f"{path}:{line}", DataError, CUT, depth=None)
+        if not isinstance(value, dict):
+            raise DataError(f"an object was expected, got {document.shown(value)}", at=f"{path}:{line}", fix=CUT)
         rows.append(Record(f"{path}:{line}", value))
         behind = _SPACE.match(text, end).end()  # type: ignore[union-attr]
         start, line = behind, line + text.count("\n", start, behind)

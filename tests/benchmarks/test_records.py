@@ -168,3 +168,12 @@ def test_sheets_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(DataError, match="reading a sheet needs openpyxl") as error:
         answer_rows(str(place))
     assert error.value.fix == "pip install mmalign[sheets]"
+
+
+@pytest.mark.parametrize("second", ["5", '"yes"', "[1]", "null"])
+def test_what_stands_behind_an_object_is_one_too(tmp_path: Path, second: str) -> None:
+    place = tmp_path / "answers.jsonl"
+    place.write_text(f'{{\n"id": "1", "text": "yes"\n}}\n{second}\n')
+    with pytest.raises(DataError, match="an object was expected") as told:
+        answer_rows(str(place))
+    assert told.value.at == f"{place}:4"
