@@ -75,8 +75,8 @@ def moved(before, after):
 
 def test_llama_factory_trains_an_export(place):
     told = FACTORY | STEPS | {"model_name_or_path": "exported", "output_dir": "llamafactory-cli-out"}
-    (place / "train.json").write_text(json.dumps(told))
-    assert moved(*trained(place, "llamafactory-cli", "train", "train.json"))
+    (place / "train.yaml").write_text(json.dumps(told))  # JSON is YAML, and 0.9.5 reads no .json
+    assert moved(*trained(place, "llamafactory-cli", "train", "train.yaml"))
 
 
 def test_ms_swift_trains_an_export(place):
