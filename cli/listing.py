@@ -119,6 +119,8 @@ def stage(kind: str, as_json: bool) -> None:
 
 
 def _settings(cls: Any, under: str) -> Iterator[tuple[str, str]]:
+    from mmalign.plan.recipe import key_of
+
     for f in fields(cls):
         default = f.default_factory() if callable(f.default_factory) else f.default
         if is_dataclass(default) and f.name in ("optim", "engine"):
@@ -126,7 +128,7 @@ def _settings(cls: Any, under: str) -> Iterator[tuple[str, str]]:
         elif f.name != "kind":
             needed = is_dataclass(default) and any(v == "???" for v in vars(default).values())
             known = "needed" if default == "???" or needed else str(default if default is not None else "none")
-            yield f"{under}{f.name}", "" if is_dataclass(default) and not needed else known
+            yield f"{under}{key_of(f.name)}", "" if is_dataclass(default) and not needed else known
 
 
 def table(rows: list[dict[str, str]]) -> None:

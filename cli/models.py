@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmalign.errors import RunError
-from mmalign.io import files, whole
+from mmalign.io import files, packaged, packages, templates, whole
 from mmalign.io.limits import SETTINGS_BYTES
 from mmalign.pipeline import existing, finished, original, task
 from mmalign.pipeline.run import Launch
@@ -66,8 +66,11 @@ def export(checkpoint: str, target: Path) -> None:
 
 
 def import_(source: str, target: Path, template: Path | None) -> None:
-    """A LLaVA model as one of mmalign's, or a projector as a card that a recipe can name."""
+    """A LLaVA model as one of mmalign's, a projector as a card, a language model out of a GGUF file as a checkpoint."""
     vacant(target)
+    if model := language_model(source):
+        _gguf(model, target, template)
+        return
     if projector(Path(source)):
         _adapter(source, target)
         return
@@ -80,6 +83,31 @@ def import_(source: str, target: Path, template: Path | None) -> None:
 
         llava.llava(str(existing.fetched(place)), target, text)
     show.out.print(f"{target}: mmalign eval {target} --bench ...")
+
+
+def language_model(source: str) -> Path | None:
+    """The GGUF file that a name means: one that begins as such, or ends in .gguf, or lies in an installed package.
+
+    Raises CardError for a package without one.
+    """
+    place = Path(source)
+    if place.is_file():
+        with open(place, "rb") as opened:
+            return place if place.suffix == packaged.ENDING or opened.read(4) == packaged.MAGIC else None
+    if source.startswith(packaged.PREFIX) or (not files.exists(place) and packages.folder(source.replace("-", "_"))):
+        return packaged.file(source.replace("-", "_"))
+    return None
+
+
+def _gguf(source: Path, target: Path, template: Path | None) -> None:
+    packaged.reader(str(source))
+    text = _template(template) if template else None
+    with loading():
+        from mmalign.llms import formats, gguf
+
+        told = gguf.write(source, target, text)
+    show.out.print(f"{target}: mmalign new llm NAME --from {target}")
+    show.tell([] if told and templates.marks_answers(told) else [f"{target}: {formats.UNMARKED}"])
 
 
 def _template(place: Path) -> str:

@@ -14,7 +14,7 @@ from mmalign.pipeline import finished
 from mmalign.pipeline.recipes import preview
 from mmalign.plan import estimate, graph
 from mmalign.plan.graph import Node
-from mmalign.plan.recipe import Evaluate, Label, Report, Stage, Train
+from mmalign.plan.recipe import Evaluate, Label, Language, Report, Stage, Train
 
 from . import live
 from .screen import Screen
@@ -110,6 +110,8 @@ def what(stage: Stage) -> str:
         return ", ".join(part.card for part in stage.bench)
     if isinstance(stage, Report):
         return "a table and a page"
+    if isinstance(stage, Language):
+        return f"{stage.data.card}, from {stage.from_}"
     return str(getattr(getattr(stage, "data", None), "card", ""))
 
 

@@ -37,11 +37,11 @@ LAYERS: dict[str, set[str]] = {
     "stages": {"errors", "io", "family", "plan", "vlm", "training", "integrations", "pipeline"},
     "cli": {"mmalign", "errors", "io", "plan", "pipeline", "family", "vlm", "integrations"},
 }
-# What others may know of a family beside its contract: its formats (label store, chat template, frames, upright
+# What others may know of a family beside its contract: its formats (label store, chat template, GGUF, frames, upright
 # pictures), why a row cannot be used, what a model makes of one, how an LLM decodes, products over a vocabulary.
 CONTRACTS = {
-    *FAMILIES, "data.reasons", "labels.store", "llms.chat", "llms.decoding", "llms.rendered", "llms.rendering",
-    "llms.rows", "vision.frame", "vision.picture",
+    *FAMILIES, "data.reasons", "labels.store", "llms.chat", "llms.decoding", "llms.formats", "llms.gguf",
+    "llms.rendered", "llms.rendering", "llms.rows", "vision.frame", "vision.picture",
 }  # fmt: skip
 # Kinds that others name: what a LLaVA checkpoint is made of, and the loss that every model has.
 KINDS = {

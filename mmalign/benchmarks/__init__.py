@@ -113,6 +113,9 @@ class Probe:
         raise NotImplementedError
 
 
+ReadoutKind = Literal["input", "same-layer", "lens"]  # see vlm/readout.py
+
+
 class Subject(Protocol):
     """What a probe may ask of a model: a VLM keeps it. Letters: B images, Q visual tokens, K kept."""
 
@@ -129,15 +132,21 @@ class Subject(Protocol):
         """Layers of the language model that can be looked at; 0: none."""
 
     def nearest_tokens(
-        self, images: "Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 1
+        self, images: "Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 1, readout: ReadoutKind = "input"
     ) -> "dict[int, tuple[Tensor, Tensor]]":
         """{layer: (cosine_BQK, token_BQK)}: the vocabulary tokens nearest to each visual token; layer 0: as the
-        adapter makes them."""
+        adapter makes them. readout: how the others are read."""
 
     def nearest_listed(
-        self, images: "Sequence[Image]", words: Sequence[str], layers: Sequence[int] = (0,), top_k: int = 1
-    ) -> "dict[int, tuple[Tensor, Tensor]]":
+        self, images: "Sequence[Image]", words: Sequence[str], layers: Sequence[int] = (0,), top_k: int = 1,
+        readout: ReadoutKind = "input",
+    ) -> "dict[int, tuple[Tensor, Tensor]]":  # fmt: skip
         """{layer: (cosine_BQK, word_BQK)}: the words of a list nearest to each visual token, by their numbers in it."""
+
+    def ceilings(
+        self, layers: Sequence[int], readout: ReadoutKind = "input", words: Sequence[str] | None = None
+    ) -> dict[int, float]:
+        """{layer: the share of perfect visual tokens that is read right there}: how far a readout can be trusted."""
 
     def frames(self, images: "Sequence[Image]") -> "list[Frame]":
         """Where the visual tokens lie in each picture; only for a model with a grid."""

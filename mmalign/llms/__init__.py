@@ -4,7 +4,7 @@ Letters: B samples, S positions, D width, V vocabulary, N rows.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ class Look:
 
     weights: tuple[float, ...]  # of the outputs of layers 1 .. k, which are added up
     attention: bool  # whether tokens count as much as the text looks at them, or all the same
+    # (layer, hidden (..., D)) -> (..., D): what of a layer's output is added up; None: the output as it is
+    lens: Callable[[int, Tensor], Tensor] | None = None
 
 
 @dataclass

@@ -12,26 +12,28 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mmalign.errors import CardError
 from mmalign.io import bounds as limits
 from mmalign.io import pretrained
-from mmalign.llms import LLM, Look, Places, watch
+from mmalign.llms import LLM, Look, Places, gguf, watch
 from mmalign.llms.chat import Chat
 from mmalign.llms.decoding import Cached
 from mmalign.llms.head import Head
-from mmalign.llms.lora import Lora, learn, merged, quantized
+from mmalign.llms.lora import Lora, learn, merged, plain, quantized
 from mmalign.llms.watch import Watch
 
 
 class CausalLM(LLM):
     """The model of a transformers checkpoint and its chat format.
 
-    checkpoint: a folder, a `pkg:` folder or a hub id. template: a file with a jinja chat template; None: that of the
-    checkpoint's tokenizer. random: take only the configuration, not the weights. bits: 4 or 8, hold the weights so
-    (bitsandbytes); then only LoRA learns. lora: the rank of low-rank updates that learn in place of the weights and are
-    merged when saved (peft). lora_alpha: an update counts this over its rank; None: twice the rank.
-    lora_dropout: the share of what goes into an update that is dropped. lora_targets: the names of the layers that are
-    updated, or all-linear: all but the head.
+    checkpoint: a folder, a `pkg:` folder, a hub id, or `gguf:PACKAGE`: what an installed package holds as a .gguf file.
+    template: a file with a jinja chat template; None: that of the checkpoint's tokenizer. bos: whether a text without
+    chat format (perplexity, MMLU) has the begin token in front; None: as the tokenizer does it. random: take only the
+    configuration, not the weights. bits: 4 or 8, hold the weights so (bitsandbytes); then only LoRA learns.
+    lora: the rank of low-rank updates that learn in place of the weights and are merged when saved (peft).
+    lora_alpha: an update counts this over its rank; None: twice the rank. lora_dropout: the share of what goes into an
+    update that is dropped. lora_targets: the names of the layers that are updated, or all-linear: all but the head.
     """
 
     lm: Any  # the model of transformers itself, with its head
+    checkpoints: ClassVar[str] = "transformers"  # `check` reads the config.json of one that is here
     # literal, so that `check` reads it without importing torch
     bounds: ClassVar[limits.Bounds] = {
         "bits": {"among": (4, 8), "words": "4 or 8", "example": 4},
@@ -50,6 +52,7 @@ class CausalLM(LLM):
         lora_alpha: float | None = None,
         lora_dropout: float = 0.0,
         lora_targets: str | Sequence[str] = "all-linear",
+        bos: bool | None = None,
     ) -> None:
         super().__init__()
         limits.check(self.bounds, bits=bits, lora=lora, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
@@ -61,7 +64,7 @@ class CausalLM(LLM):
         with pretrained.reading(checkpoint):
             lm = _load(checkpoint, random, bits)
             Head.take(lm.get_output_embeddings())
-            self._hold(lm, Chat(checkpoint, template), bits, own)
+            self._hold(lm, Chat(checkpoint, template, bos=bos), bits, own)
 
     @classmethod
     def of(cls, lm: Any, chat: Chat) -> "CausalLM":
@@ -150,7 +153,7 @@ class CausalLM(LLM):
         weights = {name.removeprefix("lm."): value for name, value in own.items()}
         if self.bits or learn(self.lm):
             weights = merged(self.lm, weights)
-            _plain(self.lm.config).save_pretrained(folder, state_dict=weights)
+            plain(self.lm.config).save_pretrained(folder, state_dict=weights)
         else:
             self.lm.save_pretrained(folder, state_dict=None if state is None else weights)
         tokenizer = Chat(self.checkpoint, self.chat.template).tokenizer
@@ -186,15 +189,8 @@ def _restarting(mask_BS: Tensor) -> Tensor:
     return (place_BS - place_BS.masked_fill(~fresh_BS, 0).cummax(-1).values) * (mask_BS > 0)
 
 
-def _plain(config: Any) -> Any:
-    """A causal LM of a configuration, without quantization and without memory for weights."""
-    about = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(type(config).from_dict(about))
-
-
 def _load(checkpoint: str, random: bool, bits: int | None) -> Any:
     more = {} if bits is None else {"quantization_config": quantized(bits)}
     if random:
-        return AutoModelForCausalLM.from_config(pretrained.read(checkpoint, AutoConfig.from_pretrained))
-    return pretrained.whole(checkpoint, AutoModelForCausalLM, **more)
+        return AutoModelForCausalLM.from_config(pretrained.read(gguf.place(checkpoint), AutoConfig.from_pretrained))
+    return pretrained.whole(gguf.place(checkpoint), AutoModelForCausalLM, **more)

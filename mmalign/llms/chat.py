@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -12,11 +11,13 @@ from transformers import AutoTokenizer
 from mmalign.data import MARK, Turn
 from mmalign.data.reasons import Unusable
 from mmalign.errors import CardError, DataError
-from mmalign.io import files, limits, pretrained, whole
+from mmalign.io import pretrained, templates
+from mmalign.llms import gguf
 from mmalign.llms.rendering import render
 from mmalign.llms.spelling import Spelling
 
 ANCHOR = "x"  # a word is spelled as it is behind this one: with the tokenizer's own rule for leading spaces
+PLAIN_BOS = "plain_text_bos"  # in an exported tokenizer_config.json: whether plain texts have a begin token
 ANSWER = "zqxj"  # an answer that no template has in what it puts behind one
 
 
@@ -49,15 +50,18 @@ class Chat:
 
     template: jinja text, or the path of a file with it; None: the checkpoint's own. A checkpoint's own template
     without the marks can render prompts, not mark answers, and is refused for training. tokenizer: one that is there
-    already; None: the checkpoint's.
+    already; None: the checkpoint's. bos: whether a plain text stands behind the begin token; None: as the tokenizer
+    does it by itself.
     """
 
-    def __init__(self, checkpoint: str, template: str | None = None, tokenizer: Any = None) -> None:
-        self.checkpoint = checkpoint
-        self.tokenizer: Any = tokenizer or pretrained.read(checkpoint, AutoTokenizer.from_pretrained)
-        if template and (place := files.local(template)):
+    def __init__(
+        self, checkpoint: str, template: str | None = None, tokenizer: Any = None, bos: bool | None = None
+    ) -> None:
+        self.checkpoint, self.bos = checkpoint, bos
+        self.tokenizer: Any = tokenizer or pretrained.read(gguf.place(checkpoint), AutoTokenizer.from_pretrained)
+        if template:
             with pretrained.reading(template):
-                template = _read(place)
+                template = templates.text(template)
         self.template: str | None = template or self.tokenizer.chat_template
         if not self.template:
             raise CardError(f"{checkpoint} has no chat template", at="args.template", fix="name one in the card")
@@ -78,7 +82,7 @@ class Chat:
 
     @property
     def marks_answers(self) -> bool:
-        return "generation %}" in (self.template or "") or "generation -%}" in (self.template or "")
+        return templates.marks_answers(self.template or "")
 
     def encode(self, turns: Sequence[Turn], tokens: Sequence[int] = (), prompt_weight: float = 0.0) -> Encoded:
         """Turns as they are trained on: an answer's own tokens and its end, with the weight of the turn.
@@ -90,8 +94,8 @@ class Chat:
         MARK is one wherever it stands.
         """
         if not self.marks_answers:
-            fix = "put {% generation %} ... {% endgeneration %} around the answer in the template"
-            raise CardError(f"the chat template of {self.checkpoint} marks no answers", at="args.template", fix=fix)
+            what = f"the chat template of {self.checkpoint} marks no answers"
+            raise CardError(what, at="args.template", fix=templates.MARKS)
         pieces, stand_ins = self._pieces(turns, prompt=False)
         weights = self._weights(turns, pieces)
         ids_of = list(self.spelling.ids([piece.text for piece in pieces], stand_ins))
@@ -160,9 +164,23 @@ class Chat:
         return {i for i in (*behind, self.tokenizer.eos_token_id) if i is not None}
 
     def plain(self, text: str) -> list[int]:
-        """A text without any chat format, behind the tokenizer's begin token where it has one."""
-        bos = self.tokenizer.bos_token_id
-        return ([] if bos is None else [bos]) + self._plain([text])[0]
+        """A text without any chat format, behind what begins one."""
+        return [*self.begin, *self._plain([text])[0]]
+
+    @cached_property
+    def begin(self) -> list[int]:
+        """What stands before a plain text: what the tokenizer puts there by itself, or what `bos` says in its place.
+
+        An exported tokenizer, which leaves that to the template, says what it was (llms/plain.py).
+        """
+        bos = self.tokenizer.init_kwargs.get(PLAIN_BOS) if self.bos is None else self.bos
+        if bos is None:
+            whole, bare = self.tokenizer([ANCHOR])["input_ids"][0], self._plain([ANCHOR])[0]
+            return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(bare)] == bare), [])
+        if bos and self.tokenizer.bos_token_id is None:
+            what = f"the tokenizer of {self.checkpoint} has no begin token"
+            raise CardError(what, at="args.bos", fix="bos: false, or leave it out")
+        return [self.tokenizer.bos_token_id] if bos else []
 
     def behind(self, text: str, option: str) -> list[int]:
         """The token ids of a continuation of a plain text: those of both behind as many as the text has alone."""
@@ -229,11 +247,3 @@ class Chat:
             wide.ids += [i] * times
             wide.weights += [weight if i != self.mark else 0.0] * times
         return wide
-
-
-def _read(place: Path) -> str:
-    try:
-        return whole.read(str(place), limits.SETTINGS_BYTES, CardError).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        what = f"cannot read the chat template {place}: {getattr(err, 'strerror', None) or err}"
-        raise CardError(what, at="args.template", fix="a file of jinja, or its text") from err

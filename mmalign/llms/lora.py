@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmalign.errors import CardError
@@ -105,3 +106,12 @@ def _put(state: dict[str, Tensor], name: str, value: Tensor) -> None:
     for key in [k for k in state if k.startswith(prefix) and k != f"{prefix}bias"]:
         del state[key]
     state[name] = value
+
+
+def plain(config: Any) -> Any:
+    """A causal LM of a configuration, without quantization and without memory for weights."""
+    from transformers import AutoModelForCausalLM
+
+    about = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(type(config).from_dict(about))

@@ -15,7 +15,7 @@ from tokenizers import processors
 from mmalign.data import MARK
 from mmalign.errors import CardError
 from mmalign.io import files, limits, whole
-from mmalign.llms.chat import Chat
+from mmalign.llms.chat import PLAIN_BOS, Chat
 
 MARKED = "chat_template.jinja.marked"  # a name that nobody who looks for *.jinja takes for the template itself
 TAG = re.compile(r"\{%([-+]?)\s*((?:end)?generation)\s*([-+]?)%\}")
@@ -39,11 +39,13 @@ def template(chat: Chat) -> str:
 
 def finish(folder: Path, chat: Chat) -> None:
     """What transformers does not write into a folder: the template with its marks, for trainers that mask by them and
-    for `marked`; and that no begin token is added, for those who do not read post-processors."""
+    for `marked`; that no begin token is added, for those who do not read post-processors; and whether plain texts
+    (perplexity, MMLU) have one."""
     if chat.marks_answers:
         files.write(folder / MARKED, TEXTS + (chat.template or ""))
     place = folder / "tokenizer_config.json"
-    about = json.loads(place.read_text(encoding="utf-8")) | {"add_bos_token": False, "add_eos_token": False}
+    silent = {"add_bos_token": False, "add_eos_token": False, PLAIN_BOS: bool(chat.begin)}
+    about = json.loads(place.read_text(encoding="utf-8")) | silent
     files.write(place, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -43,7 +43,8 @@ class Watch:
         for look in self.looks:
             if number <= len(look.weights):
                 total = self.refined.setdefault(look, torch.zeros_like(at_BQD, dtype=torch.float32))
-                total.add_(at_BQD, alpha=look.weights[number - 1])
+                shown_BQD = at_BQD if look.lens is None else look.lens(number, at_BQD)
+                total.add_(shown_BQD, alpha=look.weights[number - 1])
 
     @torch.no_grad()
     def attention(self, number: int, weight_RS: Tensor) -> None:

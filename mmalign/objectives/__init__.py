@@ -95,6 +95,8 @@ class Context:
 
     layers: int = 0  # L
     distributed: bool = False  # whether there are several ranks
+    # k -> the lens of layers 1 .. k, see `Look`: from hidden states back to input embeddings; None: there is none
+    lens: Callable[[int], Callable[[int, Tensor], Tensor]] | None = None
 
 
 class Objective(nn.Module):

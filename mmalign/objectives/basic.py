@@ -6,7 +6,7 @@ feeds it), never the language model, in either stage.
 Letters beside the family's: H attention heads, S positions of a sample, T of them that look.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -26,11 +26,14 @@ KINDS = ("increasing", "constant", "decreasing")  # of the layers' weights
 def refined_tokens(
     hidden_LBQD: Tensor | Sequence[Tensor],
     weights: Literal["increasing", "constant", "decreasing"] | Sequence[float] = "increasing",
+    lens: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """refined_BQD, fp32 (fp64 from fp64): the weighted sum of what layers 1 .. k make of the visual tokens (eq. 4).
 
     hidden_LBQD: outputs of layers 1 .. k, the first layers of the language model, at the visual tokens: transformers'
     `hidden_states[1 : k + 1]`; the paper takes half the layers. weights: see `layer_weights`, or a number for each.
+    lens: of layer i (1-based) and its hidden states, the input embeddings they speak of, which are added up in their
+    place (not in the paper).
     A constant: no gradient comes back through it. Raises CheckError without a layer, or a weight for each.
     """
     each = layer_weights(len(hidden_LBQD), weights) if isinstance(weights, str) else tuple(weights)
@@ -38,8 +41,9 @@ def refined_tokens(
         what = f"{len(each)} weights for the outputs of {len(hidden_LBQD)} layers"
         raise CheckError(what, at="args.weights", fix="one for each of the layers 1 .. k, at least one layer")
     refined_BQD = wide(torch.zeros_like(hidden_LBQD[0]))
-    for hidden_BQD, weight in zip(hidden_LBQD, each, strict=True):
-        refined_BQD.add_(hidden_BQD.detach(), alpha=weight)
+    for layer, (hidden_BQD, weight) in enumerate(zip(hidden_LBQD, each, strict=True), 1):
+        shown_BQD = hidden_BQD.detach() if lens is None else lens(layer, hidden_BQD.detach())
+        refined_BQD.add_(shown_BQD.detach(), alpha=weight)
     return refined_BQD
 
 
@@ -126,7 +130,10 @@ class Basic(Objective):
     (the paper), or equal. padding: exclude, tokens of patches that show no picture count nothing and the others' shares
     sum to 1, for a bar of gray has no meaning to refine; include, they count like all others (the paper, which does not
     speak of padding). subtract_mean: take the image's mean refined token off each, since much of a layer's output
-    is common to all patches (not in the paper).
+    is common to all patches (not in the paper). space: input, a layer's output is taken for an input embedding as it is
+    (the paper); lens, for the input embedding that the layer's lens makes of it (not in the paper): an affine map
+    fitted once, before the first step, on words of the language model as it is then. refined tokens then lie where
+    visual tokens lie, and what is common to all states of a layer is gone.
     """
 
     needs = frozenset({"layers"})
@@ -139,6 +146,7 @@ class Basic(Objective):
         attention: Literal["auto", "equal"] = "auto",
         subtract_mean: bool = False,
         padding: Literal["exclude", "include"] = "exclude",
+        space: Literal["input", "lens"] = "input",
     ) -> None:
         super().__init__()
         _check_layers(layers)
@@ -146,12 +154,18 @@ class Basic(Objective):
         one_of("attention", attention, ("auto", "equal"))
         one_of("padding", padding, ("exclude", "include"))
         self.layers, self.weights, self.attention, self.subtract_mean = layers, weights, attention, subtract_mean
-        self.padding = padding
+        one_of("space", space, ("input", "lens"))
+        self.padding, self.space = padding, space
 
     def prepare(self, context: Context) -> None:
         _check_layers(self.layers, context.layers)
         layers = self.layers or context.layers // 2
-        self.look = Look(layer_weights(layers, self.weights), attention=self.attention == "auto")
+        lens = None
+        if self.space == "lens":
+            if context.lens is None:
+                raise CheckError("nobody here can fit a lens", at="args.space", fix="space: input")
+            lens = context.lens(layers)
+        self.look = Look(layer_weights(layers, self.weights), self.attention == "auto", lens)
 
     def refined(self, step: Step) -> tuple[Tensor, Tensor]:
         """refined_BPD (eq. 4) and share_BP (eq. 5), constants, fp32 or wider."""
@@ -190,8 +204,9 @@ class Distribution(Basic):
         padding: Literal["exclude", "include"] = "exclude",
         logits: Literal["plain", "cosine"] = "plain",
         temperature: float = 0.07,
+        space: Literal["input", "lens"] = "input",
     ) -> None:
-        super().__init__(layers, weights, attention, subtract_mean, padding)
+        super().__init__(layers, weights, attention, subtract_mean, padding, space)
         one_of("logits", logits, ("plain", "cosine"))
         _check_temperature(temperature)
         self.logits, self.temperature = logits, temperature

@@ -87,6 +87,11 @@ def data(card: Card) -> Data:
     return dataset
 
 
+def in_precision(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights in a precision; those held in 4 or 8 bits, which are whole numbers, as they are."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+
+
 def cast_all(precision: str, *modules: nn.Module | None) -> None:
     """Every module in the stage's precision."""
     for module in modules:

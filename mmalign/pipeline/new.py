@@ -31,14 +31,19 @@ def start(kind: str, name: str, folder: Path, base: str = "quickstart") -> list[
     """
     if kind not in KINDS:
         raise RunError(f"nothing to start from for {kind!r}", fix=suggest(kind, KINDS))
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise RunError(f"{name!r} cannot be a name here", fix="small letters, digits and -, such as my-adapter")
+    named(name)
     made = _recipe(name, folder, base) if kind == "recipe" else _package(KINDS[kind], name, folder / name)
     if taken := [place for place in made if place.exists()]:
         raise RunError(f"{taken[0]} is there already", at=str(taken[0]), fix="another name, or another DIR")
     for place, text in made.items():
         files.write(place, text)
     return list(made)
+
+
+def named(name: str) -> None:
+    """A RunError for what cannot be the name of something new."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise RunError(f"{name!r} cannot be a name here", fix="small letters, digits and -, such as my-adapter")
 
 
 def _recipe(name: str, folder: Path, base: str) -> dict[Path, str]:

@@ -6,7 +6,8 @@ import sys
 from collections import Counter
 from typing import Any
 
-from mmalign.errors import DataError, MMAlignError
+from mmalign.errors import CardError, DataError, MMAlignError
+from mmalign.llms import gguf
 from mmalign.llms.rendered import Rendered
 from mmalign.pipeline.sample import Sample, failed
 from mmalign.plan import building
@@ -25,6 +26,8 @@ def _sample(job: dict[str, Any]) -> Sample:
         render = None
     else:
         try:
+            if gguf.waiting(job["checkpoint"]):
+                raise CardError(f"{job['checkpoint']} is not imported yet", fix="it is where a stage first needs it")
             render = Rendered.of(job["checkpoint"], job["template"], job["tokens"], job["max_length"])
             _ = render.chat.ends  # a template without marks is refused here
         except MMAlignError as err:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import CardError, suggest
-from mmalign.io import files, yaml
+from mmalign.io import files, packaged, packages, yaml
 from mmalign.plan import definitions, fact_types, installed, signatures, trust
 
 FAMILIES = tuple(trust.CONTRACTS)
@@ -45,7 +45,10 @@ class ForeignCard(Card):
     """A card out of a file that may come from others: stage.yaml, mmalign.json. It is built once it is adopted."""
 
 
-_TYPES: dict[str, type] = {"summary": str, "target": str, "args": dict, "facts": dict, "paper": str, "license": str}
+_TYPES: dict[str, type] = {
+    "summary": str, "target": str, "args": dict, "facts": dict, "paper": str, "license": str,
+    "packaged": dict,  # arguments that count where the package they name is installed
+}  # fmt: skip
 
 
 _WORDS: dict[type, str] = {str: "text", dict: "a mapping"}
@@ -272,8 +275,15 @@ def read(place: Path, family: str = "", owner: str = SHIPPED) -> Card:
         key, what = wrong
         fix = "what the part does; a fact that is not known is left out"
         raise CardError(f"the card {place.stem!r}: {key} {what}", at=document.where(f"facts.{key}"), fix=fix)
-    raw = {**document.raw, "args": files.anchored(document.raw.get("args", {}), place.parent)}
+    given = {**document.raw.get("args", {}), **_installed(document.raw.pop("packaged", {}))}
+    raw = {**document.raw, "args": files.anchored(given, place.parent)}
     return Card(**raw, name=place.stem, family=family, origin=owner, path=str(place))
+
+
+def _installed(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a card's arguments `packaged` of which the package is installed: `gguf:PACKAGE`."""
+    named = {key: str(spec).removeprefix(packaged.PREFIX) for key, spec in args.items()}
+    return {key: args[key] for key, package in named.items() if packages.folder(package)}
 
 
 def foreign(raw: Mapping[str, Any], file: Path, role: str) -> ForeignCard:

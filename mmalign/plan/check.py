@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from mmalign.errors import CheckError, MMAlignError, suggest
-from mmalign.io import bounds, files
+from mmalign.io import bounds, files, packaged
 from mmalign.io.wordlist import read_words
-from mmalign.plan import definitions, facts, signatures, signs
+from mmalign.plan import checkpoints, definitions, facts, signatures, signs
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.graph import cards_of, named, order
 from mmalign.plan.recipe import Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
@@ -58,6 +58,7 @@ def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) ->
     yield from targets(recipe, name, cards)
     yield from paths(cards)
     yield from (problem for card in cards.values() for problem in facts.contradicted(card))
+    yield from _checkpoints(recipe, name, stage, cards)
     yield from protocols(recipe, name, stage, cards)
     for role, card in cards.items():
         if role.startswith("bench.") and "words" in (_takes(card) or ()):
@@ -68,6 +69,10 @@ def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) ->
     yield from _read_back(recipe, name, stage, cards)
     if isinstance(stage, Train):
         yield from _train(recipe, name, stage, cards)
+    if isinstance(stage, Language):
+        yield from _language(recipe, name, stage, cards["llm"])
+    if isinstance(stage, (Train, Language)) and "llm" in cards:
+        yield from _template(recipe, name, cards["llm"], getattr(stage, "template", None))
     if isinstance(stage, (Train, Evaluate)):
         yield from _model(recipe, cards)
     if isinstance(stage, (Train, Language, Contrast)) and stage.optim.name == "muon" and stage.engine.zero:
@@ -189,7 +194,8 @@ def _read_back(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) 
     trained, key = (stage.trains, "trains") if isinstance(stage, Train) else (stage.gives, "kind")
     for part in set(trained) & {"vision", "llm"} & cards.keys():
         role = max((role for role in cards if role == part or role.startswith(f"{part}.")), key=len)  # the innermost
-        wanted = ("random", "checkpoint") if isinstance(stage, Language) else ("checkpoint",)
+        fresh = isinstance(stage, Language) and stage.from_ == "config"
+        wanted = ("random", "checkpoint") if fresh else ("checkpoint",)
         takes = _takes(cards[role])
         for arg in wanted if takes is not None else ():
             if arg not in (takes or ()):
@@ -213,7 +219,6 @@ def _bounded(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAl
 def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
     if not stage.trains:
         yield _problem(recipe, name, "trains", "nothing is trained", "trains: [adapter]")
-    yield from _template(recipe, name, stage.template)
     if not stage.objectives:
         yield _problem(recipe, name, "objectives", "no objective", "objectives: {lm: 1.0}")
     bits = cards["llm"].args.get("bits")
@@ -237,14 +242,58 @@ def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> I
         yield _problem(recipe, name, "labels", what, "data with per-patch truth, or another label source")
 
 
-def _template(recipe: Recipe, name: str, template: str | None) -> Iterator[MMAlignError]:
-    """A stage's chat template is a file or jinja text; a name would be taken for the text."""
-    place = files.local(template) if template else None
-    if place and not files.exists(place):
-        yield _problem(recipe, name, "template", f"template {template} does not exist", "check the path")
-    elif template and not place and "{" not in template:
-        fix = "./mine.jinja beside the recipe, or pkg:mmalign.llms/templates/qwen2.jinja"
-        yield _problem(recipe, name, "template", f"template {template!r} is neither a file nor jinja", fix)
+def _template(recipe: Recipe, name: str, llm: Card, own: str | None) -> Iterator[MMAlignError]:
+    """Does the chat template mark what is trained? A missing file of the card is said by `paths`."""
+    if wrong := checkpoints.template(llm, own):
+        what, fix = wrong
+        at = recipe.where(f"stages.{name}.template") if own else f"{llm.path}  args.template"
+        if own or not what.endswith("does not exist"):
+            yield CheckError(f"stage {name!r}: {what}", at=at, fix=fix)
+
+
+def _language(recipe: Recipe, name: str, stage: Language, llm: Card) -> Iterator[MMAlignError]:
+    """Can the language model start where the stage says, and learn?"""
+    if stage.from_ == "config" and llm.args.get("lora"):
+        what = "LoRA learns beside trained weights, and these are random"
+        yield _problem(recipe, name, "from", what, "from: weights, or a language model without `lora:`")
+    if stage.from_ == "weights" and llm.args.get("random"):
+        yield _problem(recipe, name, "from", f"{llm.name} is drawn at random (args.random)", "from: config")
+
+
+def _checkpoints(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Is what lies here what the cards say, with the weights that the stage starts from?"""
+    for role, card in cards.items():
+        yield from checkpoints.broken(card)
+        if not _elsewhere(recipe, name, role):
+            yield from (error for _, error in checkpoints.contradicted(card))
+        if _needs_weights(recipe, stage, card) and checkpoints.without_weights(card):
+            what = f"stage {name!r}: {card.args['checkpoint']}, the checkpoint of {card.name}, has no weights"
+            fix = "from: config" if isinstance(stage, Language) else "reads: a stage that trains them, or another card"
+            places = {own: recipe.where(key) for own, _, _, key in named(recipe, name)}
+            yield CheckError(what, at=places.get(role, f"{card.path}  args.checkpoint"), fix=fix)
+
+
+def _needs_weights(recipe: Recipe, stage: Stage, card: Card) -> bool:
+    """Whether a stage starts from the weights of a card's own checkpoint."""
+    if card.args.get("random") or (isinstance(stage, Language) and stage.from_ == "config"):
+        return False
+    return not _given(recipe, stage, {"vision": "vision", "llms": "llm"}.get(card.family, ""))
+
+
+def _elsewhere(recipe: Recipe, name: str, role: str) -> bool:
+    """Whether the recipe gives a card another checkpoint than its own, which its facts are not of."""
+    return any("checkpoint" in part.args for own, _, part, _ in named(recipe, name) if own == role)
+
+
+def _given(recipe: Recipe, stage: Stage, part: str) -> bool:
+    """Whether a stage reads a part's weights from another one."""
+    for slot, other in stage.reads.edges():
+        source = recipe.stages[other]
+        if slot == part or (slot == "weights" and part in getattr(source, "trains", ())):
+            return True
+        if slot == "weights" and _given(recipe, source, part):
+            return True
+    return False
 
 
 def _objective(
@@ -280,6 +329,12 @@ def notes(recipe: Recipe, registry: Registry) -> Iterator[str]:
     """What is allowed but should not go unseen."""
     for name, stage in recipe.stages.items():
         cards = cards_of(recipe, name, registry)
+        yield from _starts(name, stage, cards)
+        yield from _others_facts(recipe, name, cards)
+        for card in cards.values():
+            if str(card.args.get("checkpoint")).startswith(packaged.PREFIX):
+                spec = card.args["checkpoint"]
+                yield f"{card.family} {card.name}: its checkpoint is that of an installed package, {spec}"
         encoder = cards.get("labels.encoder")
         own = recipe.model.vision
         if not encoder or not own or (isinstance(stage, Label) and not _labels_used(recipe, name)):
@@ -289,6 +344,21 @@ def notes(recipe: Recipe, registry: Registry) -> Iterator[str]:
             ours, theirs = vision.facts.get("grid"), encoder.facts.get("grid")
             more = f"; its {theirs} grid is resampled to {ours}" if ours and theirs and ours != theirs else ""
             yield f"stage {name!r}: labels come from {encoder.name}, the model sees through {vision.name}{more}"
+
+
+def _starts(name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[str]:
+    """Where a stage that trains a whole tower starts."""
+    if isinstance(stage, Language):
+        where = "its card's weights" if stage.from_ == "weights" else "random weights"
+        yield f"stage {name!r}: {cards['llm'].name} starts from {where} (from: {stage.from_})"
+    if isinstance(stage, Contrast):
+        yield f"stage {name!r}: {cards['vision'].name} starts from random weights"
+
+
+def _others_facts(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[str]:
+    for role, card in cards.items():
+        if _elsewhere(recipe, name, role):
+            yield from (f"{error.what}; it counts as the card says" for _, error in checkpoints.contradicted(card))
 
 
 def _labels_used(recipe: Recipe, name: str) -> bool:

@@ -18,7 +18,7 @@ from mmalign.errors import CardError, GraphError, RunError, suggest
 from mmalign.io import document, environment, files, seal
 from mmalign.plan import sources
 from mmalign.plan.cards import SHIPPED, Card, Registry, below, members
-from mmalign.plan.recipe import KINDS, Evaluate, Label, Part, Recipe, Report, Stage
+from mmalign.plan.recipe import KINDS, Evaluate, Label, Part, Recipe, Report, Stage, key_of
 
 FORMAT = 1  # of stage.yaml, stage.json and the folders they stand in
 CODE = "code of "  # begins what `why` says of a part whose code changed
@@ -230,7 +230,7 @@ def node(
 def result_settings(stage: Stage) -> dict[str, Any]:
     """The settings that can change a stage's result; cards and edges are counted apart."""
     silent = {f.name for f in fields(stage) if f.metadata.get("result") is False} | {"reads", "kind"}
-    return {key: item for key, item in asdict(stage).items() if key not in silent}
+    return {key_of(name): item for name, item in asdict(stage).items() if name not in silent}
 
 
 def identity(card: Card, hashes: files.Hashes) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from mmalign.io import files, yaml
 from mmalign.io.document import is_union
 from mmalign.io.yaml import Document
 from mmalign.plan import interpolation
-from mmalign.plan.recipe import KINDS, LabelSettings, ObjectiveSettings, Part, Recipe, RecipeFile, Stage
-from mmalign.plan.validate import first_line, key_of, plain, typed
+from mmalign.plan.recipe import KINDS, LabelSettings, ObjectiveSettings, Part, Recipe, RecipeFile, Stage, key_of
+from mmalign.plan.validate import first_line, place_of, plain, typed
 
 T = TypeVar("T")
 COMMAND = "command line"
@@ -214,10 +214,10 @@ class _Sugar:
 
     def fields(self, cls: type, raw: Any, under: str) -> dict[str, Any]:
         if not isinstance(raw, dict):
-            what = f"{under} must be a mapping, got {raw!r}"
-            raise RecipeError(what, at=self.layer.where(under), fix="keys: " + ", ".join(f.name for f in fields(cls)))
-        hints = typing.get_type_hints(cls)
-        known = [f.name for f in fields(cls)]
+            what, keys = f"{under} must be a mapping, got {raw!r}", ", ".join(key_of(f.name) for f in fields(cls))
+            raise RecipeError(what, at=self.layer.where(under), fix=f"keys: {keys}")
+        hints = {key_of(name): hint for name, hint in typing.get_type_hints(cls).items()}
+        known = [key_of(f.name) for f in fields(cls)]
         full = {key: f"{under}.{key}".lstrip(".") for key in raw}
         for key in raw:
             if key not in known:
@@ -268,7 +268,7 @@ def _recipe(document: Document) -> Recipe:
         document.raw = cast(dict[str, Any], raw)
         document.raw = _Sugar(document, _kinds([document], 0)).recipe()  # again, for what stood behind ${...}
     except OmegaConfBaseException as err:
-        raise RecipeError(first_line(err), at=document.where(key_of(err)), fix="check the ${...} in it") from err
+        raise RecipeError(first_line(err), at=document.where(place_of(err)), fix="check the ${...} in it") from err
     except (RecursionError, ValueError) as err:
         raise RecipeError(f"not a recipe: {err}", at=document.root) from err
     stages = {name: _stage(document, name, raw) for name, raw in document.raw.pop("stages", {}).items()}

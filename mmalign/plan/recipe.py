@@ -9,6 +9,11 @@ from omegaconf import MISSING
 SILENT = {"result": False}  # a setting that cannot change what a stage writes: not part of the fingerprint
 
 
+def key_of(name: str) -> str:
+    """A setting's key in YAML: `from_` is `from`, a word that Python keeps for itself."""
+    return name.removesuffix("_")
+
+
 def _above(low: float) -> dict[str, float]:
     return {"above": low}
 
@@ -165,7 +170,8 @@ class Train(Stage):
     pack: bool = field(default=False, metadata=SILENT)  # samples of a pass share rows, each seeing itself alone
     engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)
     log_every: int = field(default=10, metadata=_above(0) | SILENT)  # optimizer steps
-    watch_every: int = field(default=100, metadata=_above(0) | SILENT)  # steps between looks at BASIC's premise
+    # steps between looks at BASIC's premise; in the toy world a look takes as long as 0.8 steps, and its cost is told
+    watch_every: int = field(default=100, metadata=_above(0) | SILENT)
 
     # 2: with group_by_length, steps of like length; the language-model loss in fp32; 3: labels where the patch lies;
     # 4: an answer's own tokens and its end are trained, with the weight of its flags
@@ -191,6 +197,7 @@ class Evaluate(Stage):
     precision: Literal["bf16", "fp32", "fp16"] = "bf16"  # fp16: for models stored so, as LLaVA-1.5
     protocol: str = "official"  # whose rules score the answers
 
+    version = 2  # 2: a text without chat format begins as its tokenizer begins one
     gives = ("scores",)
     takes = ("weights", "vision", "llm")
     seeded = False
@@ -257,9 +264,10 @@ class GateSettings:
 
 @dataclass
 class Language(Stage):
-    """Train the language model from its configuration, on text."""
+    """Train the language model on text."""
 
     data: Part = field(default_factory=Part)
+    from_: Literal["weights", "config"] = "weights"  # weights: its card's; config: random ones of its configuration
     optim: Optim = field(default_factory=Optim)
     prompt_weight: float = field(default=0.0, metadata=_least(0))  # loss weight of tokens that are no answer
     gate: GateSettings | None = None  # None: train all steps

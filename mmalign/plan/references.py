@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
-from mmalign.errors import CheckError, MMAlignError, suggest
-from mmalign.io import files
+from mmalign.errors import CardError, CheckError, MMAlignError, suggest
+from mmalign.io import files, packaged
 from mmalign.plan import definitions, signatures, trust
 from mmalign.plan.cards import Card, members
 from mmalign.plan.graph import named
@@ -78,12 +78,23 @@ def paths(cards: dict[str, Card]) -> Iterator[MMAlignError]:
     """Do the files and folders that cards name exist?"""
     for card in cards.values():
         for key, spec in [*card.args.items(), *(pair for _, one in members(card) for pair in one.args.items())]:
-            if isinstance(spec, str) and (place := files.local(spec)) and not files.exists(_sure(place)):
+            if isinstance(spec, str) and spec.startswith(packaged.PREFIX):
+                yield from _packaged(card, key, spec)
+            elif isinstance(spec, str) and (place := files.local(spec)) and not files.exists(_sure(place)):
                 what, at = f"{card.family} {card.name!r}: {key} {spec} does not exist", f"{card.path}  args.{key}"
                 if spec.startswith("data:"):
                     yield NotThereError(what, at=at, fix="put it there, or set MMALIGN_DATA")
                 else:
                     yield CheckError(what, at=at, fix="check the path")
+
+
+def _packaged(card: Card, key: str, spec: str) -> Iterator[MMAlignError]:
+    """Is there such a model, and the package that reads it? The model itself is not read."""
+    try:
+        packaged.readable(spec)
+    except CardError as err:
+        what = f"{card.family} {card.name!r}: {key} {spec}: {err.what}"
+        yield CheckError(what, at=f"{card.path}  args.{key}", fix=err.fix)
 
 
 def _sure(place: Path) -> Path:

@@ -15,6 +15,7 @@ from mmalign.errors import RecipeError, suggest
 from mmalign.io.document import is_union
 from mmalign.io.yaml import Document
 from mmalign.plan.interpolation import literal
+from mmalign.plan.recipe import key_of
 
 T = TypeVar("T")
 
@@ -22,13 +23,13 @@ T = TypeVar("T")
 def typed(cls: type[T], document: Document, raw: Any, under: str) -> T:
     """`raw` as a `cls`: wrong types, missing values and numbers out of range become a RecipeError."""
     try:
-        settings = cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), literal(raw))))
+        settings = cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), literal(_named(cls, raw)))))
     except MissingMandatoryValue as err:
-        key, name = _lacking(raw, key_of(err))
+        key, name = _lacking(raw, place_of(err))
         at = document.where(f"{under}.{key}".strip("."))
         raise RecipeError(f"{under or 'the recipe'} lacks {name!r}", at=at, fix=f"{name}: ...") from err
     except OmegaConfBaseException as err:
-        key = key_of(err)
+        key = place_of(err)
         what, at = _mismatch(cls, raw, key, err), document.where(f"{under}.{key}".strip("."))
         raise RecipeError(what, at=at, fix=_example(cls, raw, key)) from err
     except (RecursionError, ValueError, TypeError, OverflowError) as err:
@@ -36,6 +37,12 @@ def typed(cls: type[T], document: Document, raw: Any, under: str) -> T:
     for key, problem, fix in _refused(settings):
         raise RecipeError(problem, at=document.where(f"{under}.{key}".strip(".")), fix=fix or _example(cls, raw, key))
     return settings
+
+
+def _named(cls: type, raw: Any) -> Any:
+    """Raw settings by the names of the class's fields."""
+    names = {key_of(f.name): f.name for f in fields(cls)}
+    return {names.get(key, key): item for key, item in raw.items()} if isinstance(raw, dict) else raw
 
 
 def _lacking(raw: Any, key: str) -> tuple[str, str]:
@@ -48,8 +55,8 @@ def _lacking(raw: Any, key: str) -> tuple[str, str]:
     return key, path[-1]
 
 
-def key_of(err: OmegaConfBaseException) -> str:
-    return re.sub(r"\[(\w+)\]", r".\1", str(err.full_key or ""))
+def place_of(err: OmegaConfBaseException) -> str:
+    return key_of(re.sub(r"\[(\w+)\]", r".\1", str(err.full_key or "")))
 
 
 def first_line(err: Exception) -> str:
@@ -83,8 +90,8 @@ def _setting(cls: type, raw: Any, key: str) -> tuple[Any, Any, Any]:
     for word in filter(None, key.split(".")):
         hint = _present(hint)
         if is_dataclass(hint):
-            default = next((_default(f) for f in fields(hint) if f.name == word), None)
-            hint = typing.get_type_hints(hint).get(word)
+            default = next((_default(f) for f in fields(hint) if key_of(f.name) == word), None)
+            hint = {key_of(name): inner for name, inner in typing.get_type_hints(hint).items()}.get(word)
         elif get_origin(hint) in (list, dict):
             hint = get_args(hint)[-1]
         else:

@@ -1,4 +1,4 @@
-"""Trains the language model from its configuration, on text, until a gate opens or the steps are spent."""
+"""Trains the language model on text, from its weights or from none, until a gate opens or the steps are spent."""
 
 from dataclasses import replace
 from typing import Any, TypedDict, cast
@@ -11,7 +11,7 @@ from mmalign.io import files
 from mmalign.llms import LLM
 from mmalign.objectives.lm import NextToken
 from mmalign.pipeline import build
-from mmalign.pipeline.build import DTYPES
+from mmalign.pipeline.build import DTYPES, in_precision
 from mmalign.pipeline.task import Task
 from mmalign.plan import building
 from mmalign.plan.cards import Card
@@ -33,11 +33,15 @@ def run(task: Task) -> dict[str, Any]:
     events = Events(task.folder, rank)
     card = task.cards["llm"]
     torch.manual_seed(task.seed)
-    llm = cast(LLM, building.build(replace(card, args={**card.args, "random": True})))
+    if stage.from_ == "config":
+        card = replace(card, args={**card.args, "random": True})
+    llm = cast(LLM, building.build(card))
     data = build.data(task.cards["data"])
     collate = Collate(data, llm.chat, None, 0, stage.max_length, BadSamples.of(0, task.folder), stage.prompt_weight)
     model = Supervised(VLM(None, None, llm), {"lm": NextToken()}).to(DTYPES[stage.precision])
     model.freeze_all_but(["llm"])
+    if stage.engine.checkpointing:
+        llm.checkpoint_activations()
     batches = Batches(
         collate, len(data), stage.batch, stage.batch // ranks, task.seed, rank, ranks, stage.engine.workers
     )
@@ -49,9 +53,9 @@ def run(task: Task) -> dict[str, Any]:
         task.folder, events, stage.engine.save_every, stage.log_every, stop=gate,
     )  # fmt: skip
     last = fit.run()
-    state = {name: value.to(DTYPES[stage.precision]) for name, value in engine.weights("vlm.llm").items()}
+    state = engine.weights("vlm.llm")
     if not rank:
-        llm.save(task.folder / "weights" / "llm", state)
+        llm.save(task.folder / "weights" / "llm", in_precision(state, DTYPES[stage.precision]))
     told = {} if rank else account.of(task.folder, int(last["step"]) * stage.batch, stage.max_length, {}, data.left_out)
     for line in [*told.get("account", []), *told.get("warnings", [])]:
         events.say(line)

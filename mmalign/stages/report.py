@@ -33,6 +33,7 @@ class Look(TypedDict, total=False):
     step: Required[int]
     words: dict[str, float]
     right: dict[str, float]
+    ceiling: dict[str, float]
 
 
 class Picture(TypedDict):
@@ -187,7 +188,12 @@ def _lines(place: Path) -> dict[str, Line]:
     return lines
 
 
-NEAREST = {"words": "nearest to a word", "right": "nearest to a true word"}  # of visual tokens: the premise's shares
+# of visual tokens: the premise's shares
+NEAREST = {
+    "words": "nearest to a word",
+    "right": "nearest to a true word",
+    "ceiling": "perfect tokens, nearest to the word they are",
+}
 BEFORE, REFINED = "as the adapter makes them", "refined by the shallow layers"
 
 

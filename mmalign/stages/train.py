@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +15,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmalign.data import Data, Record, cache, order
-from mmalign.errors import CheckError
+from mmalign.data import MARK, Data, Record, cache, order
+from mmalign.errors import CheckError, DataError
 from mmalign.llms.chat import Chat
 from mmalign.objectives import Objective
 from mmalign.pipeline import build, weights
@@ -35,6 +37,7 @@ from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import Supervised, counts, keep_reached
 
 LENGTHS = 2  # raise it when rows become longer or shorter; 2: a row's own system turn, answers in pieces
+TEXTS = 500  # samples whose words a lens is fitted on
 LOOKED = 64  # samples looked through for one with an image, before the first step
 
 
@@ -47,7 +50,7 @@ def run(task: Task) -> dict[str, Any]:
 
     vlm, data = build.vlm(task), build.data(task.cards["data"])
     labels = supply(task, stage, vlm, data, events)
-    model = _supervised(task, stage, vlm, labels, distributed=ranks > 1)
+    model = _supervised(task, stage, vlm, labels, ranks > 1, partial(_texts, data))
     collate = _collate(task, stage, vlm, data, labels)
     by_length = _by_length(task, stage, collate) if stage.group_by_length else None
     batches = Batches(
@@ -60,6 +63,8 @@ def run(task: Task) -> dict[str, Any]:
     premise = _premise(task, stage, model, collate, steps) if model.looks else None
 
     last = _fit(task, stage, engine, batches, steps, model, events, premise).run()
+    if premise:
+        events.say(premise.cost())
 
     told = {} if rank else _account(task, stage, collate, int(last["step"]), premise)
     for line in [*told.get("account", []), *told.get("warnings", [])]:
@@ -76,22 +81,34 @@ def _account(task: Task, stage: Train, collate: Collate, steps: int, premise: Pr
     """What was left out and cut, and what is to be warned of."""
     collate.bad.gather()
     told = account.of(task.folder, steps * stage.batch, stage.max_length, collate.bad.all(), collate.data.left_out)
-    warning = premise.warning() if premise else ""
-    return {**told, "warnings": [*filter(None, [warning]), *told["warnings"]]}
+    warning, remark = (premise.warning(), premise.remark()) if premise else (None, None)
+    warnings, lines = [*filter(None, [warning]), *told["warnings"]], [*told["account"], *filter(None, [remark])]
+    return {**told, "warnings": warnings, "account": lines}
 
 
-def _supervised(task: Task, stage: Train, vlm: VLM, labels: Supply, distributed: bool) -> Supervised:
+def _supervised(
+    task: Task, stage: Train, vlm: VLM, labels: Supply, distributed: bool, texts: Callable[[], list[str]] = list
+) -> Supervised:
     objectives = {name: cast(Objective, building.build(task.cards[f"objectives.{name}"])) for name in stage.objectives}
     _fits(objectives, vlm, labels)
     model = Supervised(vlm, objectives, labels.in_pass)
     build.cast_all(stage.precision, model)
-    model.prepare(distributed)
+    model.to(device()).prepare(distributed, texts)
     model.freeze_all_but(stage.trains)
     if stage.engine.checkpointing:
         vlm.llm.checkpoint_activations()
         if "vision" in stage.trains and vlm.vision is not None:
             vlm.vision.checkpoint_activations()
     return model
+
+
+def _texts(data: Data) -> list[str]:
+    """What is said in TEXTS samples from all over the data, without image marks."""
+    texts = []
+    for number in range(0, len(data), max(1, len(data) // TEXTS)):
+        with suppress(DataError):  # the loop below says so when it comes to it
+            texts += [turn.text.replace(MARK, "").strip() for turn in data[number].turns]
+    return texts
 
 
 def _by_length(task: Task, stage: Train, collate: Collate) -> Callable[[int], Any]:
@@ -245,7 +262,6 @@ def _place(name: str) -> str:
 def _write(name: str, state: dict[str, Tensor], folder: Path, vlm: VLM, dtype: torch.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if name in ("vision", "llm"):
-        whole = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-        getattr(vlm, name).save(folder / name, whole)
+        getattr(vlm, name).save(folder / name, build.in_precision(state, dtype))
     else:
         save_file({k: v.contiguous() for k, v in state.items()}, folder / _place(name))

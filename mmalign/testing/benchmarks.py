@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmalign.benchmarks import Benchmark, Probe, Question, Score, Subject
+from mmalign.benchmarks import Benchmark, Probe, Question, ReadoutKind, Score, Subject
 from mmalign.data import MARK
 from mmalign.errors import CheckError, DataError
 from mmalign.testing.tensors import refuses
@@ -198,7 +198,9 @@ def check_probe(make: Callable[[], Probe], model: Subject | None = None) -> None
             raise AssertionError(f"{what}; raise a CheckError for what cannot be looked at") from err
 
 
-SUBJECT = ("untrained", "grid", "depth", "nearest_tokens", "nearest_listed", "frames", "pieces", "perplexity")
+SUBJECT = (
+    "untrained", "grid", "depth", "nearest_tokens", "nearest_listed", "ceilings", "frames", "pieces", "perplexity",
+)  # fmt: skip
 
 
 class _Only:
@@ -218,15 +220,22 @@ class _Only:
         value = getattr(self._model, name)
         return (lambda: _Only(value())) if name == "untrained" and value is not None else value
 
-    def _tokens(self, images: Sequence[Image.Image], layers: Sequence[int] = (0,), top_k: int = 1) -> Any:
-        self._check(layers)
-        return self._model.nearest_tokens(images, layers, top_k)
-
-    def _listed(
-        self, images: Sequence[Image.Image], words: Sequence[str], layers: Sequence[int] = (0,), top_k: int = 1
+    def _tokens(
+        self,
+        images: Sequence[Image.Image],
+        layers: Sequence[int] = (0,),
+        top_k: int = 1,
+        readout: ReadoutKind = "input",
     ) -> Any:
         self._check(layers)
-        return self._model.nearest_listed(images, words, layers, top_k)
+        return self._model.nearest_tokens(images, layers, top_k, readout)
+
+    def _listed(
+        self, images: Sequence[Image.Image], words: Sequence[str], layers: Sequence[int] = (0,), top_k: int = 1,
+        readout: ReadoutKind = "input",
+    ) -> Any:  # fmt: skip
+        self._check(layers)
+        return self._model.nearest_listed(images, words, layers, top_k, readout)
 
     def _check(self, layers: Sequence[int]) -> None:
         deepest = self._replaced.get("depth", self._model.depth)
@@ -244,14 +253,24 @@ class StandIn:
         return StandIn
 
     def nearest_tokens(
-        self, images: Sequence[Image.Image], layers: Sequence[int] = (0,), top_k: int = 1
+        self,
+        images: Sequence[Image.Image],
+        layers: Sequence[int] = (0,),
+        top_k: int = 1,
+        readout: ReadoutKind = "input",
     ) -> dict[int, tuple[Tensor, Tensor]]:
         return self._drawn(images, self.vocab, layers, top_k)
 
     def nearest_listed(
-        self, images: Sequence[Image.Image], words: Sequence[str], layers: Sequence[int] = (0,), top_k: int = 1
-    ) -> dict[int, tuple[Tensor, Tensor]]:
+        self, images: Sequence[Image.Image], words: Sequence[str], layers: Sequence[int] = (0,), top_k: int = 1,
+        readout: ReadoutKind = "input",
+    ) -> dict[int, tuple[Tensor, Tensor]]:  # fmt: skip
         return self._drawn(images, len(words), layers, min(top_k, len(words)))
+
+    def ceilings(
+        self, layers: Sequence[int], readout: ReadoutKind = "input", words: Sequence[str] | None = None
+    ) -> dict[int, float]:
+        return {layer: 1 / (1 + layer) for layer in layers}
 
     def _drawn(
         self, images: Sequence[Image.Image], count: int, layers: Sequence[int], top_k: int

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class HFVision(Vision):
     """
 
     fit: Fit
+    checkpoints: ClassVar[str] = "transformers"  # `check` reads the config.json of one that is here
 
     def __init__(
         self,

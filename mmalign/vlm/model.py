@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmalign.adapters import Adapter
-from mmalign.benchmarks import Benchmark, Question
+from mmalign.benchmarks import Benchmark, Question, ReadoutKind
 from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError, StageError
 from mmalign.llms import LLM, Look, Places
@@ -25,6 +25,7 @@ from mmalign.vlm import nearest
 from mmalign.vlm.batch import IGNORED, Sample, collate
 from mmalign.vlm.pictures import listed
 from mmalign.vlm.prefix import Group, Pass
+from mmalign.vlm.readout import ceilings
 from mmalign.vlm.wordmap import WordMap
 
 if TYPE_CHECKING:
@@ -199,16 +200,22 @@ class VLM(nn.Module):
         there is not, and for layers of a language model that shows none.
         """
         layers = list(range(self.depth + 1)) if layers is None else list(layers)
-        self._check_layers(layers)
-        tokens_BQD = self.encode(images if isinstance(images, Tensor) else self.pixels(images))[0]
+        self.check_layers(layers)
+        return self.states(self.encode(images if isinstance(images, Tensor) else self.pixels(images))[0], layers)
+
+    def states(self, tokens_BQD: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """{layer: hidden_BQD} of visual tokens, each image's alone in a user's turn; see `hidden_states`."""
         states = {0: tokens_BQD}
         if any(layers):
-            count, tokens = tokens_BQD.shape[:2]
-            ids = self.llm.chat.prompt([Turn("user", f"{MARK}\n")], [tokens])
-            ids = ids[: ids.index(self.llm.chat.mark) + tokens]
-            ids_RS = torch.tensor(ids, device=tokens_BQD.device).expand(count, -1)
+            ids = [*self.before_image(), *[self.llm.chat.mark] * tokens_BQD.shape[1]]
+            ids_RS = torch.tensor(ids, device=tokens_BQD.device).expand(len(tokens_BQD), -1)
             states |= self.watch(ids_RS, torch.ones_like(ids_RS), tokens_BQD, max(layers))
         return {layer: states[layer] for layer in layers}
+
+    def before_image(self) -> list[int]:
+        """The token ids in front of an image that a user's turn begins with."""
+        ids = self.llm.chat.prompt([Turn("user", f"{MARK}\n")], [1])
+        return ids[: ids.index(self.llm.chat.mark)]
 
     def watch(self, ids_RS: Tensor, mask_RS: Tensor, tokens_BQD: Tensor, deepest: int) -> dict[int, Tensor]:
         """{layer: hidden_BQD}, from layer 1 to the deepest, of the visual tokens in rows of ids."""
@@ -218,7 +225,8 @@ class VLM(nn.Module):
             self.llm(self.embed(ids_RS, tokens_BQD), mask_RS)
         return dict(enumerate(seen.kept, 1))
 
-    def _check_layers(self, layers: Sequence[int]) -> None:
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """A CheckError for a layer that there is not, or that the language model does not show."""
         for layer in layers:
             if layer and not self.llm.watchable:
                 what = f"{type(self.llm).__name__} shows none of its layers"
@@ -261,44 +269,58 @@ class VLM(nn.Module):
         return self.llm.chat.pieces(words)
 
     def nearest_tokens(
-        self, images: "Tensor | Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 1
-    ) -> dict[int, tuple[Tensor, Tensor]]:
+        self, images: "Tensor | Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 1,
+        readout: ReadoutKind = "input",
+    ) -> dict[int, tuple[Tensor, Tensor]]:  # fmt: skip
         """{layer: (cosine_BQK, token_BQK)}: the vocabulary tokens nearest to each visual token at each layer.
 
-        Rows of the embedding matrix that no token has are left out, as is the image mark's. Raises CheckError for no
-        top_k.
+        Rows of the embedding matrix that no token has are left out, as is the image mark's. readout: how the language
+        model's layers are read, see readout.py and `ceilings`. Raises CheckError for no top_k.
         """
-        return nearest.by_layer(self, images, None, layers, top_k)
+        return nearest.by_layer(self, images, None, layers, top_k, readout)
 
     def nearest_listed(
         self, images: "Tensor | Image | Sequence[Image]", words: Sequence[str], layers: Sequence[int] = (0,),
-        top_k: int = 1,
+        top_k: int = 1, readout: ReadoutKind = "input",
     ) -> dict[int, tuple[Tensor, Tensor]]:  # fmt: skip
         """{layer: (cosine_BQK, word_BQK)}: the words of a list nearest to each visual token, by their numbers in it.
 
         A word is the mean of its pieces' embeddings, as in SEA (section 4.2). One that stands there twice has its first
         number; one the tokenizer makes nothing of is never near. Raises CheckError for no top_k, and for no word.
         """
-        return nearest.by_layer(self, images, words, layers, top_k)
+        return nearest.by_layer(self, images, words, layers, top_k, readout)
+
+    def ceilings(
+        self, layers: Sequence[int], readout: ReadoutKind = "input", words: Sequence[str] | None = None
+    ) -> dict[int, float]:
+        """{layer: the share of perfect visual tokens that a readout reads right there}, each the embedding of a word,
+        of a list or of the vocabulary. Below a half the layer cannot be read so, whatever it gives of images.
+        """
+        return ceilings(self, nearest.reading(self, readout, layers, words, 1))
 
     def nearest_words(
         self, images: "Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 5,
-        names: Sequence[str] | None = None, words: Sequence[str] | None = None,
+        names: Sequence[str] | None = None, words: Sequence[str] | None = None, readout: ReadoutKind = "input",
     ) -> WordMap:  # fmt: skip
         """What visual tokens say: the `top_k` nearest vocabulary tokens of each, as text with its cosine.
 
         images: PIL images. layers: see `hidden_states`. names: of the images; None: their numbers. words: the nearest
-        of these words instead, see `nearest_listed`; None: of all single tokens. The result draws itself in a notebook,
-        is saved as a page, and turns into a DataFrame.
+        of these words instead, see `nearest_listed`; None: of all single tokens. readout: of a hidden state the nearest
+        input embedding (input, the papers' way), the nearest state of a word there (same-layer), or the nearest input
+        embedding to what the layer's lens makes of it (lens). The result says of each layer how much of perfect visual
+        tokens is read right so; it draws itself in a notebook, is saved as a page, and turns into a DataFrame.
         """
-        return nearest.word_map(self, self._seeing()[0], images, layers, top_k, names, words)
+        return nearest.word_map(self, self._seeing()[0], images, layers, top_k, names, words, readout)
 
     @torch.no_grad()
     def perplexity(self, texts: Sequence[str]) -> float:
-        """exp of the mean loss per token over texts without images or chat format."""
+        """exp of the mean loss per token over texts without images or chat format, begun as `Chat.plain` says."""
         chat, total, tokens = self.llm.chat, 0.0, 0.0
         for start in range(0, len(texts), TEXTS):
-            rows = [chat.plain(text) for text in texts[start : start + TEXTS]]
+            spelled = (chat.plain(text) for text in texts[start : start + TEXTS])
+            rows = [row for row in spelled if len(row) > 1]  # of one token alone nothing is predicted
+            if not rows:
+                continue
             longest = max(map(len, rows))
             ids_RS = torch.tensor([row + [chat.pad] * (longest - len(row)) for row in rows], device=self.device)
             mask_RS = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.device)
@@ -368,7 +390,7 @@ class VLM(nn.Module):
 
 def nearest_words(
     model: VLM, images: "Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 5,
-    names: Sequence[str] | None = None, words: Sequence[str] | None = None,
+    names: Sequence[str] | None = None, words: Sequence[str] | None = None, readout: ReadoutKind = "input",
 ) -> WordMap:  # fmt: skip
     """`model.nearest_words(...)`: what the visual tokens of images say, at any layer."""
-    return model.nearest_words(images, layers, top_k, names, words)
+    return model.nearest_words(images, layers, top_k, names, words, readout)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mmalign.benchmarks import ReadoutKind
 from mmalign.errors import CheckError
 from mmalign.vision import Vision
 from mmalign.vlm.pictures import listed, shown
-from mmalign.vlm.vocabulary import Nearest, among_tokens, among_words, spelled
+from mmalign.vlm.readout import Readout, ceilings, readout
+from mmalign.vlm.vocabulary import spelled
 from mmalign.vlm.wordmap import WordMap
 
 if TYPE_CHECKING:
@@ -27,44 +29,44 @@ HELD = 1 << 30  # bytes of hidden states at a time, in fp32; of one image all ar
 @torch.no_grad()
 def by_layer(
     model: "VLM", images: "Tensor | Image | Sequence[Image]", words: Sequence[str] | None, layers: Sequence[int],
-    top_k: int,
+    top_k: int, kind: ReadoutKind = "input",
 ) -> dict[int, tuple[Tensor, Tensor]]:  # fmt: skip
     """{layer: (cosine_BQK, number_BQK)}; see `VLM.nearest_tokens` and, with words, `VLM.nearest_listed`."""
-    near, layers = among(model, words, top_k), list(layers)
+    read, layers = reading(model, kind, layers, words, top_k), list(layers)
     every = images if isinstance(images, Tensor) else listed(images)
     size = max(1, HELD // (4 * max(1, model.tokens * model.llm.dim * len(layers))))
     parts: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     for start in range(0, max(1, len(every)), size):
         for layer, hidden_BQD in model.hidden_states(every[start : start + size], layers).items():
-            parts[layer].append(near(hidden_BQD, top_k))
+            parts[layer].append(read(layer, hidden_BQD, top_k))
     return {layer: (torch.cat([c for c, _ in each]), torch.cat([n for _, n in each])) for layer, each in parts.items()}
 
 
-def among(model: "VLM", words: Sequence[str] | None, top_k: int) -> Nearest:
-    """What visual tokens are compared with: the words, or all tokens. CheckError for no top_k, and for no word."""
+def reading(model: "VLM", kind: ReadoutKind, layers: Sequence[int], words: Sequence[str] | None, top_k: int) -> Readout:
+    """How visual tokens are read, see `readout`. CheckError for no top_k, and for no word."""
     if top_k < 1:
         raise CheckError(f"top_k must be at least 1, got {top_k}", at="top_k")
     if words is not None and not len(words):
         raise CheckError("a list of no words", at="words", fix="some words; None: all single tokens")
-    if words is not None:
-        return among_words(model.word_embeddings(words), model.device)
-    with model.vocabulary() as embed_VD:
-        return among_tokens(model.llm, embed_VD)
+    return readout(model, kind, layers, words)
 
 
 def word_map(
     model: "VLM", vision: Vision, images: "Image | Sequence[Image]", layers: Sequence[int], top_k: int,
-    names: Sequence[str] | None, words: Sequence[str] | None,
+    names: Sequence[str] | None, words: Sequence[str] | None, kind: ReadoutKind = "input",
 ) -> WordMap:  # fmt: skip
     """See `VLM.nearest_words`."""
     pictures, tokenizer = listed(images), model.llm.chat.tokenizer
-    near, text_of = among(model, words, top_k), words.__getitem__ if words else partial(spelled, tokenizer)
+    read = reading(model, kind, layers, words, top_k)
+    text_of = words.__getitem__ if words else partial(spelled, tokenizer)
     said: dict[int, list[list[list[tuple[str, float]]]]] = {layer: [] for layer in layers}
     for picture in pictures:  # one at a time: all layers of many pictures would be held together
         for layer, hidden_BQD in model.hidden_states(picture, layers).items():
-            cosine_QK, number_QK = near(hidden_BQD[0], top_k)
+            cosine_QK, number_QK = read(layer, hidden_BQD[0], top_k)
             rows = zip(number_QK.tolist(), cosine_QK.tolist(), strict=True)
             said[layer].append([[(text_of(n), c) for n, c in zip(*row, strict=True)] for row in rows])
     names = [str(number) for number in range(len(pictures))] if names is None else list(names)
     seen = [frame.seen() for frame in model.frames(pictures)] if model.grid else None
-    return WordMap(names, [shown(vision, picture) for picture in pictures], model.grid, said, seen)
+    shown_pictures = [shown(vision, picture) for picture in pictures]
+    ceiling = {layer: share for layer, share in ceilings(model, read).items() if layer} if any(layers) else {}
+    return WordMap(names, shown_pictures, model.grid, said, seen, kind, ceiling)

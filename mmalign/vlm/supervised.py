@@ -4,12 +4,15 @@ Letters: B images, S positions of R rows (samples), P patches, Q visual tokens o
 model, N trained tokens or patches asked for, K labels kept per patch.
 """
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmalign.errors import CheckError, StageError
@@ -18,7 +21,11 @@ from mmalign.llms import Look, Places
 from mmalign.objectives import Context, Objective, Step, Words
 from mmalign.vision import Frame, Vision
 from mmalign.vlm.batch import Batch
+from mmalign.vlm.lens import Lens, lens_of
 from mmalign.vlm.model import PARTS, VLM
+from mmalign.vlm.readout import ceilings, readout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -53,13 +60,32 @@ class Supervised(nn.Module):
         """Only these parts of the model, and what the objectives own, learn; the others stay in eval mode."""
         self.vlm.freeze_all_but(trained)
 
-    def prepare(self, distributed: bool = False) -> None:
-        """Tell objectives what they may know, and the language model what will be looked at. Before the first pass."""
+    def prepare(self, distributed: bool = False, texts: Callable[[], Sequence[str]] = list) -> None:
+        """Tell objectives what they may know, and the language model what will be looked at. Before the first pass.
+
+        texts: what a lens is fitted on beside lists of words, where some objective asks for one.
+        """
+
+        @cache
+        def lens(layers: int) -> Lens:
+            return self._lens(range(1, layers + 1), texts(), distributed)
+
         for _, objective in self._objectives():
-            objective.prepare(Context(layers=self.vlm.llm.depth, distributed=distributed))
+            objective.prepare(Context(self.vlm.llm.depth, distributed, lens))
         self.looks = tuple(dict.fromkeys(o.look for _, o in self._objectives() if o.look is not None))
         if self.looks:
             self.vlm.llm.prepare_looks(self.looks)
+
+    def _lens(self, layers: Sequence[int], texts: Sequence[str], distributed: bool) -> Lens:
+        """The same on all ranks; what can be read through it is logged."""
+        lens = lens_of(self.vlm, layers, texts)
+        if distributed:
+            for layer in layers:
+                dist.broadcast(lens.maps[layer], 0)
+        read = ceilings(self.vlm, replace(readout(self.vlm, "input", layers), seen=lens))
+        shares = ", ".join(f"{share:.0%} at layer {layer}" for layer, share in read.items())
+        log.info("of perfect visual tokens are read right through the lens: %s", shares)
+        return lens
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """({objective: its mean over this pass}, {note: number}); scalars, fp32."""

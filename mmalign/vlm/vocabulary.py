@@ -49,6 +49,15 @@ def among_tokens(llm: LLM, embed_VD: Tensor) -> Nearest:
     return Nearest(token_T, F.normalize(embed_VD.detach()[token_T].float(), dim=-1))
 
 
+def word_tokens(llm: LLM) -> Tensor:
+    """token_T: the tokens that are words by themselves (see `Chat.is_word`), in the order of their ids; all tokens
+    where none is."""
+    tokens = llm.chat.tokenizer.get_vocab().items()
+    used = {i: token for token, i in tokens if i < llm.vocab and i != llm.chat.mark}
+    words = [i for i, token in used.items() if llm.chat.is_word(token)]
+    return torch.tensor(sorted(words or used))
+
+
 @torch.no_grad()
 def among_words(words: Words, device: torch.device) -> Nearest:
     """The words of a list, numbered by their first place in it: each the mean of its pieces' embeddings (SEA, 4.2).

@@ -2,12 +2,13 @@
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmalign.io import files, pages
+from mmalign.io.legible import told
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,6 +25,12 @@ class LayerWords:
     grid: tuple[int, int] | None  # rows, columns; None where a token is no patch
     words: list[list[tuple[str, float]]]
     seen: list[bool] | None = None  # whether each token's patch shows picture, not padding; None: all do
+    ceiling: float | None = None  # the share of perfect visual tokens that is read right here; None: not measured
+
+    @property
+    def remark(self) -> str:
+        """How far these words can be trusted; empty where nothing is to be said."""
+        return told(self.ceiling)
 
 
 @dataclass
@@ -32,7 +39,8 @@ class WordMap:
 
     names: of the images. pictures: as the encoder was given them. grid: (rows, columns) of the tokens, None where a
     token is no patch. words[layer][image][token]: (word, cosine) pairs, the nearest first. seen[image][token]: whether
-    its patch shows picture; None: all do, or a token is no patch.
+    its patch shows picture; None: all do, or a token is no patch. readout: how layers were read, see readout.py.
+    ceiling[layer]: the share of perfect visual tokens that is read right so; of layer 0 not measured.
     """
 
     names: list[str]
@@ -40,6 +48,8 @@ class WordMap:
     grid: tuple[int, int] | None
     words: dict[int, list[list[list[tuple[str, float]]]]]
     seen: list[list[bool]] | None = None
+    readout: str = "input"
+    ceiling: Mapping[int, float] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[LayerWords]:
         """Image by image, and of each the layers in the order asked for."""
@@ -50,7 +60,10 @@ class WordMap:
         """One image, layer by layer."""
         name = self.names[number]
         seen = self.seen[number] if self.seen else None
-        return [LayerWords(name, layer, self.grid, images[number], seen) for layer, images in self.words.items()]
+        return [
+            LayerWords(name, layer, self.grid, images[number], seen, self.ceiling.get(layer))
+            for layer, images in self.words.items()
+        ]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row a word: image, layer, token, row and column of its patch, whether that is padding, rank, word,
@@ -75,7 +88,9 @@ class WordMap:
             {"name": self.names[number], "png": png(picture), "layers": self._layers(number)}
             for number, picture in enumerate(self.pictures)
         ]
-        return pages.page("mmalign.vlm", "wordmap.html", title=title, pictures=pictures, wide=WIDE, whole=whole)
+        return pages.page(
+            "mmalign.vlm", "wordmap.html", title=title, pictures=pictures, wide=WIDE, whole=whole, readout=self.readout
+        )
 
     def save(self, target: str | Path, title: str = "What visual tokens say") -> None:
         """Write the page, whole or not at all."""

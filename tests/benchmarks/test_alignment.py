@@ -38,11 +38,11 @@ class Shown(StandIn):
     listed = {DOG: 1, CAT: 0, PERSON: 2}  # numbers in the word list below
     asked: list[str] = []
 
-    def nearest_tokens(self, images, layers=(0,), top_k=1):
+    def nearest_tokens(self, images, layers=(0,), top_k=1, readout="input"):
         token_BQ = torch.tensor([[NEAREST[image.size].get(patch, OTHER) for patch in range(36)] for image in images])
         return {layer: (torch.ones(*token_BQ.shape, 1), token_BQ[..., None]) for layer in layers}
 
-    def nearest_listed(self, images, words, layers=(0,), top_k=1):
+    def nearest_listed(self, images, words, layers=(0,), top_k=1, readout="input"):
         self.asked = list(words)
         cosine_BQK, token_BQK = self.nearest_tokens(images)[0]
         return {0: (cosine_BQK, token_BQK.clone().apply_(lambda token: self.listed.get(token, 3)))}

@@ -25,11 +25,14 @@ class Model:
         self.shown = shown
         self.texts: list[str] = []
 
+    def ceilings(self, layers, readout="input", words=None):
+        return {layer: 0.9 / layer**2 for layer in layers}
+
     def layer(self, number: int, tokens: list[int]) -> list[int]:
         """The token nearest to each patch at a layer."""
         return tokens
 
-    def nearest_tokens(self, images, layers=(0,), top_k=1):
+    def nearest_tokens(self, images, layers=(0,), top_k=1, readout="input"):
         nearest = {layer: torch.tensor([self.layer(layer, self.shown[image]) for image in images]) for layer in layers}
         return {
             layer: (torch.ones(token_BQ.shape)[..., None], token_BQ[..., None]) for layer, token_BQ in nearest.items()
@@ -108,6 +111,33 @@ def test_alignment_by_layer():
     assert score.metrics["object"] == pytest.approx(100 * 2 / 3)  # red; not: star for purple; pur
     assert score.metrics["object_layer_1"] == pytest.approx(100 * 3 / 3)  # star; pur; ##ple
     assert score.metrics["object_layer_2"] == pytest.approx(100 * 1 / 3)  # not: pur; ##ple; not: back
+    assert score.metrics["ceiling_layer_1"] == pytest.approx(90)
+    assert score.metrics["ceiling_layer_2"] == pytest.approx(22.5)
+    what = "less than 50% of perfect visual tokens are read right there"
+    assert score.notes == [f"layer 2 cannot be read by input: {what}"]
+
+
+@pytest.mark.parametrize("readout", ["same-layer", "lens"])
+def test_alignment_by_another_readout(readout):
+    asked = []
+
+    class Deep(Model):
+        depth = 1
+
+        def nearest_tokens(self, images, layers=(0,), top_k=1, readout="input"):
+            asked.append(readout)
+            return super().nearest_tokens(images, layers, top_k)
+
+        def ceilings(self, layers, readout="input", words=None):
+            asked.append(readout)
+            return dict.fromkeys(layers, 1.0)
+
+    score = Alignment(Known(), readout=readout).measure(Deep({0: [0, 4, 4], 1: [1, 2, 4]}))
+    assert set(asked) == {readout}
+    assert len(asked) == 2
+    assert not score.notes
+    with pytest.raises(CheckError, match="readout must be one of input, same-layer, lens, got 'near'"):
+        Alignment(Known(), readout="near")
 
 
 def test_alignment_where_the_data_does_not_tell_objects_apart():

@@ -37,6 +37,22 @@ def test_the_words_of_a_list(model, mmalign):
         assert dict(listed)["blue"] == pytest.approx(dict(map(tuple, single))["blue"], abs=1e-5)
 
 
+@pytest.mark.parametrize("readout", ["input", "same-layer", "lens"])
+def test_what_can_be_read_is_told_beside_what_is_read(model, mmalign, monkeypatch, tmp_path, readout):
+    monkeypatch.setenv("MMALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("mmalign.vlm.lens.TOKENS", 500)
+    given = "inspect", model, "a.png", "--layers", "0,1", "--readout", readout
+    told = mmalign(*given).out.splitlines()[-1]
+    ceilings = [one["ceiling"] for one in json.loads(mmalign(*given, "--json").out)]
+    assert ceilings[0] is None
+    assert told.startswith(f"layer 1: {ceilings[1]:.0%} of perfect tokens are read right")
+    assert told.endswith("cannot be read so") == (ceilings[1] < 0.5)
+
+
+def test_another_readout(model, mmalign):
+    assert mmalign("inspect", model, "a.png", "--readout", "tuned").code == 2
+
+
 def test_a_list_that_is_none(model, mmalign, monkeypatch):
     monkeypatch.setattr("mmalign.cli.inspecting.loaded", None)  # known before a model is loaded
     result = mmalign("inspect", model, "a.png", "--words", "none.txt")

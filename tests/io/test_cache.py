@@ -120,3 +120,35 @@ def test_whoever_keeps_something_says_when_it_is_used(root, tmp_path, monkeypatc
     data.array("rows", "0" * 32, lambda: pytest.fail("it is kept"))
     text_bank(Tower(), ["red"])
     assert all(time.time() - one.used < 60 for one in cache.entries())
+
+
+def model(root, number, days=0.0, name="{:032x}"):
+    """An imported model, 300 bytes."""
+    place = root / "models" / name.format(number)
+    place.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        (place / file).write_bytes(bytes(100))
+    then = time.time() - days * cache.DAY
+    os.utime(place, (then, then))
+    return place
+
+
+def test_a_model_is_one_entry_and_goes_as_one(root, monkeypatch):
+    old, young, other = model(root, 1, days=3), model(root, 2, days=2), model(root, 3, name="mine-{}")
+    killed = model(root, 4, days=1, name=".{:032x}.77.part")
+    assert [(one.place, one.size) for one in cache.entries()] == [(old, 300), (young, 300), (killed, 300)]
+    monkeypatch.setenv("MMALIGN_CACHE_BYTES", "700")
+    assert [gone.place for gone in cache.trim()] == [old]
+    cache.remove(cache.entries())
+    assert list((root / "models").iterdir()) == [other]
+    monkeypatch.setattr(cache._Written, "bytes", 0)
+    cache.added(model(root, 5))
+    assert cache._Written.bytes in (0, 300)
+
+
+def test_a_model_is_never_seen_half_removed(root, monkeypatch):
+    place = model(root, 1)
+    monkeypatch.setattr(cache.shutil, "rmtree", lambda aside: (_ for _ in ()).throw(OSError("busy")))
+    assert cache.remove(cache.entries()) == []
+    assert not place.exists()
+    assert len(cache.entries()) == 1  # what is left of it can be removed another time

@@ -100,7 +100,9 @@ def test_logs(hostile):
 
 
 def test_pages(hostile):
-    text = pages.page("mmalign.vlm", "wordmap.html", title=f"{hostile}<script>", pictures=[], wide=1, whole=True)
+    text = pages.page(
+        "mmalign.vlm", "wordmap.html", title=f"{hostile}<script>", pictures=[], wide=1, whole=True, readout="input"
+    )
     shown(text, hostile)
     assert "<script>" not in text
     assert "&lt;script&gt;" in text

@@ -1,9 +1,13 @@
 """Turns to tokens: answers marked by the template's spans, images widened, words spelled as inside a sentence."""
 
+from copy import deepcopy
+
 import pytest
+from tokenizers import processors
 
 from mmalign.data import Turn
 from mmalign.errors import CardError, DataError
+from mmalign.io import templates
 from mmalign.llms.chat import Chat
 from tests import parts
 
@@ -113,6 +117,46 @@ def test_a_template_from_a_file(tmp_path):
     assert Chat(str(tmp_path), str(tmp_path / "mine.jinja")).marks_answers
 
 
-def test_plain_text_begins_with_the_begin_token(chat):
-    assert chat.plain("red star")[0] == chat.tokenizer.bos_token_id
-    assert chat.text(chat.plain("red star")) == "red star"
+def begin_token_first(tokenizer):
+    """A tokenizer that puts its begin token before every text, as Llama's do, and its end behind."""
+    begin, end = tokenizer.bos_token, tokenizer.eos_token
+    pairs = [(begin, tokenizer.bos_token_id), (end, tokenizer.eos_token_id)]
+    whole = f"{begin} $A {end}"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=whole, special_tokens=pairs)
+    return tokenizer
+
+
+def test_plain_text_begins_as_the_tokenizer_begins_it(chat):
+    assert chat.begin == []
+    assert chat.plain("red star") == chat.tokenizer("red star")["input_ids"]
+    tokenizer = begin_token_first(deepcopy(chat.tokenizer))
+    adds = Chat("x", parts.TEMPLATE, tokenizer)
+    assert adds.plain("red star") == tokenizer("red star")["input_ids"][:-1]
+    assert adds.begin == [tokenizer.bos_token_id]
+    assert adds.text(adds.plain("red star")) == "red star"
+
+
+def test_a_card_says_whether_plain_text_has_a_begin_token(chat):
+    bare, tokenizer = chat.plain("red star"), begin_token_first(deepcopy(chat.tokenizer))
+    assert Chat(chat.checkpoint, bos=True).plain("red star") == [tokenizer.bos_token_id, *bare]
+    assert Chat("x", parts.TEMPLATE, tokenizer, bos=False).plain("red star") == bare
+    tokenizer.bos_token = None
+    with pytest.raises(CardError, match="the tokenizer of x has no begin token") as told:
+        Chat("x", parts.TEMPLATE, tokenizer, bos=True).plain("red star")
+    assert told.value.at == "args.bos"
+    assert told.value.fix
+
+
+@pytest.mark.parametrize("name", ["mine.jinja", "mine", "prompts/mine.txt", "https://here/mine.jinja"])
+def test_what_is_meant_as_a_path_is_not_taken_for_the_template(chat, name):
+    with pytest.raises(CardError, match=f"template '{name}' is neither a file nor jinja") as told:
+        Chat(chat.checkpoint, name)
+    assert "mine.jinja beside" in told.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "marks"),
+    [("{%- generation -%}", True), ("{%generation%}", True), ("{% endgeneration %}", False), ("generation %}", False)],
+)
+def test_where_a_template_marks_an_answer(text, marks):
+    assert templates.marks_answers(text) is marks

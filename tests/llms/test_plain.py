@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from mmalign.data import MARK
 from mmalign.errors import CardError
 from mmalign.llms import plain
-from mmalign.llms.chat import Chat
+from mmalign.llms.chat import PLAIN_BOS, Chat
 from mmalign.llms.rendering import render
 from tests.llms.test_templates import SHAPES, TALKS, TEMPLATES, TOKENS
 
@@ -67,7 +67,8 @@ def test_the_marked_template_comes_back(tmp_path):
     plain.finish(tmp_path, own)
     assert plain.marked(tmp_path) == own.template
     told = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    assert told == {"eos_token": "</s>", "add_bos_token": False, "add_eos_token": False}
+    silent = {"add_bos_token": False, "add_eos_token": False, PLAIN_BOS: False}
+    assert told == {"eos_token": "</s>", **silent}
 
 
 def test_a_template_without_marks_has_no_marked_one(tmp_path):
@@ -133,3 +134,15 @@ def test_an_ordinary_token_is_none_to_pad_with():
     assert plain.pad(own) is None
     assert plain.pad_id(own) is None
     assert plain.tokenizer(own).pad_token is None
+
+
+@pytest.mark.parametrize("bos", [None, False])
+def test_plain_texts_of_an_exported_tokenizer_begin_as_before(tmp_path, bos):
+    """It adds nothing by itself, so that a prompt has one begin token; perplexity and MMLU stay what they were."""
+    own = Chat("pkg:mmalign.toyworld/llama", bos=bos)
+    plain.tokenizer(own).save_pretrained(tmp_path)
+    plain.finish(tmp_path, own)
+    exported = Chat(str(tmp_path), own.template)
+    assert exported.tokenizer("red star")["input_ids"] == own.plain("red star")[-2:]
+    assert exported.plain("red star") == own.plain("red star")
+    assert exported.begin == ([] if bos is False else [own.tokenizer.bos_token_id])  # the toy's scores have one

@@ -38,6 +38,7 @@ TOKENS = {  # (begin, end) and the other special tokens of each format's own tok
     "phi3": ("<s>", "<|endoftext|>", ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]),
     "chatml": (None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"]),
     "qwen2": (None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"]),
+    "smollm2": ("<|im_start|>", "<|im_end|>", ["<|endoftext|>"]),
     "mistral": ("<s>", "</s>", []),
     "vicuna_v1": ("<s>", "</s>", []),
     "plain": ("<s>", "</s>", []),

@@ -82,6 +82,21 @@ def test_a_model_that_is_not_here_is_no_mistake(looked, place, monkeypatch):
     assert note == "stage 'tune': no row of conversations was rendered, for far is not here yet"
 
 
+def test_a_model_inside_a_package_is_not_imported_for_a_look(looked, place, monkeypatch):
+    (place / "shelf" / "llms").mkdir(parents=True)
+    card = {"summary": "x", "target": "mmalign.llms.causal.CausalLM", "args": {"checkpoint": "gguf:holds_one"}}
+    (place / "shelf" / "llms" / "far.yaml").write_text(json.dumps(card))
+    (place / "site" / "holds_one").mkdir(parents=True)
+    (place / "site" / "holds_one" / "a.gguf").write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(place / "site")
+    monkeypatch.setenv("MMALIGN_REGISTRY", str(place / "shelf"))
+    monkeypatch.setenv("MMALIGN_CACHE", str(place / "cache"))
+    monkeypatch.setattr("mmalign.io.packaged.reader", lambda at: None)
+    notes = looked(plain(3), "model.llm=far")
+    assert "stage 'tune': no row of conversations was rendered, for far is not here yet" in notes
+    assert not (place / "cache" / "models").exists()
+
+
 def test_a_template_without_marks_and_data_that_cannot_be_opened_are_refused(looked, place):
     (place / "bare.jinja").write_text("{{ messages[-1].content }}")
     with pytest.raises(CheckError, match="marks no answers"):

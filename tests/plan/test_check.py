@@ -176,13 +176,15 @@ def test_a_language_model_that_cannot_be_read_back(parts, here):
     assert not checked(here, "model.llm=mine")
 
 
-def test_a_language_stage_starts_from_a_configuration(parts, here):
+def test_a_language_stage_that_starts_from_a_configuration(parts, here):
     words = "  words: {kind: language, data: toy-texts, optim: {lr: 1e-3}, batch: 8, steps: 1}\n"
     parts(llms="Open", args="{checkpoint: x}")
-    error = refused(here, "model.llm=mine", text=TINY + words)
+    fresh = ("model.llm=mine", "stages.words.from=config")
+    error = refused(here, *fresh, text=TINY + words)
     assert error.what == "stage 'words': mine is trained here, and its class takes no argument `random`"
+    assert checked(here, "model.llm=mine", text=TINY + words)  # its weights need no such argument
     parts(llms="OpenAgain", args="{checkpoint: x}")
-    assert not checked(here, "model.llm=mine", text=TINY + words)
+    assert checked(here, *fresh, text=TINY + words) == ["stage 'words': mine starts from random weights (from: config)"]
 
 
 def test_an_encoder_that_cannot_be_read_back(parts, here):
@@ -332,12 +334,15 @@ def test_what_an_attribute_is(here, monkeypatch, text, value):
 # Chat templates
 
 
+MARKED = "{% generation %}{{ messages }}{% endgeneration %}"
+
+
 def test_a_template_beside_its_card_needs_no_dot(parts, here):
     parts(llms="Templated", args="{checkpoint: x, template: mine.jinja}")
     error = refused(here, "model.llm=mine")
     assert error.what == f"llms 'mine': template {here}/shelf/llms/mine.jinja does not exist"
     assert error.at.endswith("mine.yaml  args.template")
-    (here / "shelf" / "llms" / "mine.jinja").write_text("{{ messages }}")
+    (here / "shelf" / "llms" / "mine.jinja").write_text(MARKED)
     assert not checked(here, "model.llm=mine")
     recipe = compose.load("x.yaml", ["model.llm=mine"])[0]
     card = graph.cards_of(recipe, "tune", Registry(["shelf"]))["llm"]
@@ -351,8 +356,8 @@ def test_a_template_of_a_stage(here):
     error = refused(here, f"{at}=qwen2")
     assert error.what == "stage 'tune': template 'qwen2' is neither a file nor jinja"
     assert "templates/qwen2.jinja" in error.fix
-    (here / "mine.jinja").write_text("{{ messages }}")
-    for one in ("mine.jinja", "'{{ messages }}'", "'pkg:mmalign.llms/templates/qwen2.jinja'"):
+    (here / "mine.jinja").write_text(MARKED)
+    for one in ("mine.jinja", f"'{MARKED}'", "'pkg:mmalign.llms/templates/qwen2.jinja'"):
         assert not checked(here, f"{at}={one}")
 
 

@@ -47,6 +47,7 @@ VISION = {  # as on their cards: CLIP padded to a square, DINOv2 at a size of it
 FORMATS = {
     ("llama", "vicuna_v1"): ("llama2", 0),
     ("llama", "llama3"): ("bytelevel", 0),
+    ("llama", "smollm2"): ("bytelevel", 0),
     ("mistral", "mistral"): ("llama2", 0),
     ("gemma", "gemma"): ("gemma", 0),
     ("gemma2", "gemma"): ("gemma", 0),

@@ -30,7 +30,7 @@ def train(folders: dict[str, Path], place: Path, zero: int) -> None:
     """Adapter and language model, a sample a pass, one of the four without image; the premise watched on the way."""
     place.mkdir(exist_ok=True)
     rank, ranks = engine.world()
-    model = build(folders, "llama", lm=NextToken(), direction=Direction(), distribution=Distribution())
+    model = build(folders, "llama", lm=NextToken(), direction=Direction(space="lens"), distribution=Distribution())
     with torch.no_grad():
         model.vlm.llm.vocabulary().mul_(30)  # as drawn all words are alike, and a divergence would be rounding alone
     model.freeze_all_but(["adapter", "llm"])
@@ -73,7 +73,8 @@ def lines(place: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in place.read_text().splitlines()]
 
 
-def test_two_processes_log_the_losses_of_one(tmp_path: Path):
+def test_two_processes_log_the_losses_of_one(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("MMALIGN_CACHE", str(tmp_path / "cache"))
     folders = {"clip": parts.clip(tmp_path / "clip"), "llama": parts.llm("llama", tmp_path / "llama")}
     train(folders, tmp_path / "one", 0)
     mp.spawn(ranks, (ports.free(), folders, tmp_path), nprocs=2)
@@ -83,5 +84,6 @@ def test_two_processes_log_the_losses_of_one(tmp_path: Path):
         of_two = lines(tmp_path / stage / "metrics.jsonl")
         for name in ("loss", *TERMS, "images", "tokens"):
             one, two = ([line[name] for line in log] for log in (metrics, of_two))
-            assert two == pytest.approx(one, rel=1e-5), (stage, name)
+            # of a sum of probabilities' products near 1, fp32 keeps 1e-7
+            assert two == pytest.approx(one, rel=1e-5, abs=1e-7), (stage, name)
         assert lines(tmp_path / stage / "premise.jsonl") == premise

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ import torch
 from mmalign.benchmarks.mmlu import MMLU, OPTIONS
 from mmalign.llms.causal import CausalLM
 from mmalign.vlm.answering import Responder
+from mmalign.vlm.likelihood import likelihoods
 from mmalign.vlm.model import VLM
+from mmalign.vlm.prefix import Group
 from tests import parts
 
 SUBJECTS = ("college_physics", "virology")
@@ -34,15 +37,17 @@ def exams(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["sentencepiece", "bytelevel"])
+@pytest.fixture(scope="module", params=[("sentencepiece", True), ("bytelevel", True), ("bytelevel", None)])
 def model(request, tmp_path_factory):
-    folder = parts.llm("llama", tmp_path_factory.mktemp(request.param), kind=request.param, seed=5)
-    mouth = CausalLM(str(folder))
+    """`begin`: what its plain texts stand behind; its tokenizer adds nothing by itself, a card may ask for it."""
+    kind, bos = request.param
+    folder = parts.llm("llama", tmp_path_factory.mktemp(kind), kind=kind, seed=5)
+    mouth = CausalLM(str(folder), bos=bos)
     for name, parameter in mouth.named_parameters():  # attention counts for much, so that answers differ
         if "self_attn" in name:
             parameter.data.mul_(30)
     made = VLM(None, None, mouth).eval()
-    made.kind = request.param
+    made.kind, made.begin = kind, [mouth.chat.tokenizer.bos_token_id] if bos else []
     return made
 
 
@@ -52,11 +57,17 @@ def context(model, monkeypatch):
     return lambda tokens: monkeypatch.setattr(model.llm, "context", tokens)
 
 
-@torch.no_grad()
 def one_by_one(model, text: str, room: int = 10_000) -> str:
     """The option whose tokens, behind the whole prompt, have the highest log-probability; the tokenizer's own words."""
+    scores = plain_scores(model, text, room)
+    return OPTIONS[max(range(len(OPTIONS)), key=scores.__getitem__)]
+
+
+@torch.no_grad()
+def plain_scores(model, text: str, room: int = 10_000) -> list[float]:
+    """The log-probability of each option, by transformers' model alone."""
     spell, scores = model.llm.chat.tokenizer, []
-    begin = [spell.bos_token_id]
+    begin = model.begin
     alone = begin + spell(text, add_special_tokens=False)["input_ids"]
     for option in OPTIONS:
         both = begin + spell(text + option, add_special_tokens=False)["input_ids"]
@@ -65,7 +76,7 @@ def one_by_one(model, text: str, room: int = 10_000) -> str:
         logp_SV = model.llm.lm(input_ids=ids).logits[0].log_softmax(-1)
         at = ids.shape[1] - len(tail)
         scores.append(sum(float(logp_SV[at + n - 1, token]) for n, token in enumerate(tail)))
-    return OPTIONS[max(range(len(OPTIONS)), key=scores.__getitem__)]
+    return scores
 
 
 def answers(model, bench, batch=4):
@@ -82,13 +93,27 @@ def test_letters_are_those_of_one_forward_pass_each(model, exams, context, style
     assert bench.score(found).counts["unparsable"] == 0
 
 
-def test_no_chat_template_and_one_begin_token(model, exams, context):
+@torch.no_grad()
+def test_log_probabilities_are_those_of_plain_transformers(model, exams, context):
+    """Behind the begin token and without one, which says something else."""
+    context(4096)
+    bench = MMLU(str(exams))
+    question = bench.questions()[0]
+    ids, options = Responder(model, bench)._plain(question)
+    ((scored),) = likelihoods(model.llm, Group.of([ids], None, model.llm.chat.mark), [options])
+    assert [logp for logp, _ in scored] == pytest.approx(plain_scores(model, question.text), abs=1e-4)
+    other = SimpleNamespace(llm=model.llm, begin=[] if model.begin else [model.llm.chat.tokenizer.bos_token_id])
+    assert [logp for logp, _ in scored] != pytest.approx(plain_scores(other, question.text), abs=1e-4)
+
+
+def test_no_chat_template_and_at_most_one_begin_token(model, exams, context):
     context(4096)
     bench = MMLU(str(exams))
     seen = []
     ids, _ = Responder(model, bench)._plain(bench.questions()[0])
-    spelled = model.llm.chat.tokenizer.decode(ids[1:])
-    assert ids.count(model.llm.chat.tokenizer.bos_token_id) == 1
+    spelled = model.llm.chat.tokenizer.decode(ids[len(model.begin) :])
+    assert ids[: len(model.begin)] == model.begin
+    assert ids.count(model.llm.chat.tokenizer.bos_token_id) == len(model.begin)
     assert "ASSISTANT" not in spelled
     assert spelled.endswith("Answer:")
     forward = model.llm.lm.base_model.forward
