@@ -2,7 +2,7 @@
 
 input: the nearest input embedding, the papers' way. It presumes that hidden states lie where input embeddings lie.
 same-layer: the nearest state of a word at the same layer, from a list of words in the place of an image.
-lens: the nearest input embedding to what the layer's lens makes of it, see lens.py.
+lens: the input embedding whose expected state is nearest, by a linear model of the layer, see lens.py.
 
 The ceiling of a readout is the share of perfect visual tokens (see control.py) that it reads right. Where it is low
 the layer cannot be read so, and what it gives there of an image means nothing.
@@ -67,14 +67,15 @@ def readout(
         with vlm.vocabulary() as embed_VD:
             among = among_tokens(vlm.llm, embed_VD)
     word_T = among.number_T if listed is not None else word_tokens(vlm.llm).to(vlm.device)
-    near, seen = dict.fromkeys(layers, among), _as_it_is
+    near = dict.fromkeys(layers, among)
     if kind == "lens" and any(layers):
-        seen = lens.lens_of(vlm, layers, texts)
+        own_lens = lens.lens_of(vlm, layers, texts)
+        near |= {layer: lens.expected(own_lens, layer, among, embed) for layer in layers if layer}
     if kind == "same-layer" and any(layers):
         about = ["states", layers, None if words is None else list(words), word_T.tolist()]
         own = kept(vlm.llm, about, partial(_states, vlm, word_T, embed, layers))
         near |= {layer: Nearest(word_T, own[str(layer)]) for layer in layers if layer}
-    return Readout(near, seen, embed, word_T)
+    return Readout(near, _as_it_is, embed, word_T)
 
 
 def _as_it_is(layer: int, hidden: Tensor) -> Tensor:

@@ -29,13 +29,16 @@ class Nearest:
 
     def __call__(self, vectors: Tensor, top_k: int = 1) -> tuple[Tensor, Tensor]:
         """(cosine, number) of shape (..., K) for vectors of shape (..., D), nearest first; K is at most T."""
-        flat_ND = F.normalize(vectors.flatten(0, -2).float(), dim=-1).to(self.unit_TD.device)
+        flat_ND = vectors.reshape(-1, vectors.shape[-1]).to(self.unit_TD.device)
         top_k = min(top_k, len(self.number_T))
         size = max(1, LIMIT // (4 * len(self.number_T)))
-        best = [(part_ND @ self.unit_TD.T).topk(top_k, dim=-1) for part_ND in torch.split(flat_ND, size)]
+        best = [self._cosines(part_ND).topk(top_k, dim=-1) for part_ND in torch.split(flat_ND, size)]
         shape = (*vectors.shape[:-1], top_k)
         cosine_NK, row_NK = (torch.cat(parts).view(shape) for parts in zip(*best, strict=True))
         return cosine_NK, self.number_T[row_NK]
+
+    def _cosines(self, vectors_ND: Tensor) -> Tensor:
+        return F.normalize(vectors_ND.float(), dim=-1) @ self.unit_TD.T
 
 
 def among_tokens(llm: LLM, embed_VD: Tensor) -> Nearest:

@@ -8,9 +8,9 @@ from mmalign.errors import CheckError
 from mmalign.io import files
 from mmalign.llms.causal import CausalLM
 from mmalign.vlm import control, lens
-from mmalign.vlm.lens import Lens, Ridge, fit, lens_of, normalised
+from mmalign.vlm.lens import Lens, Ridge, expected, fit, lens_of, normalised
 from mmalign.vlm.model import VLM
-from mmalign.vlm.vocabulary import word_tokens
+from mmalign.vlm.vocabulary import Nearest, word_tokens
 from tests import parts
 
 
@@ -87,6 +87,68 @@ def test_of_nothing_and_of_what_never_changes():
     y = torch.randn(4, 3)
     flat = solved(torch.ones(4, 3), y, 0.0, 2)
     assert torch.allclose(flat, torch.cat([torch.zeros(3, 3), y.mean(0, keepdim=True)]).double(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("ridge", "least"), [(1e-4, 1e-3), (0.3, 0.2)])
+@pytest.mark.parametrize(("count", "dim"), [(200, 7), (31, 5), (9, 1), (5, 9), (400, 33)])
+def test_in_units_of_the_noise_by_the_definition(count, dim, ridge, least):
+    """x by y as a direct ridge regression has it, what that leaves, and Mahalanobis products by an explicit inverse."""
+    x, y = (tensor.double() for tensor in pair(count, dim))
+    sums = Ridge(dim)
+    for part in zip(torch.split(x, 13), torch.split(y, 13), strict=True):
+        sums.add(*part)
+    white_ED, forth_ED = sums.noise(y.T @ y, ridge, least)
+    y_spread, x_spread = y - y.mean(0), x - x.mean(0)
+    penalty = ridge * y_spread.square().mean() * count
+    a_DD = torch.linalg.solve(y_spread.T @ y_spread + penalty * torch.eye(dim), y_spread.T @ x_spread)
+    left = x_spread - y_spread @ a_DD
+    noise_DD = left.T @ left / count
+    noise_DD += least * noise_DD.diagonal().mean() * torch.eye(dim)
+    want = x_spread @ torch.linalg.inv(noise_DD) @ (y_spread @ a_DD).T
+    found = (x @ white_ED[:-1] + white_ED[-1]) @ (y @ forth_ED[:-1] + forth_ED[-1]).T
+    assert torch.allclose(found, want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
+
+
+def test_words_never_seen_are_read_where_the_nearest_of_what_it_makes_is_another():
+    """States that are the embeddings turned, with much noise in a few directions: the noise is not looked at."""
+    g = torch.Generator().manual_seed(0)
+    embed_TD, turn_DD = torch.randn(600, 16, generator=g), torch.randn(16, 16, generator=g)
+    states_TD = embed_TD @ turn_DD + torch.randn(600, 3, generator=g) @ (30 * torch.randn(3, 16, generator=g))
+    x_TD = normalised(states_TD)
+    sums = Ridge(16)
+    sums.add(x_TD[:500], embed_TD[:500])
+    pair_ED = sums.noise(embed_TD[:500].double().T @ embed_TD[:500].double(), 1e-4, 1e-3)
+    own = Lens({1: sums.solve(1e-4).float()}, {1: pair_ED[0].float()}, {1: pair_ED[1].float()})
+    among = Nearest(torch.arange(600), F.normalize(embed_TD, dim=-1))
+    through = (
+        expected(own, 1, among, embed_TD.__getitem__)(states_TD[500:])[1][:, 0] == torch.arange(500, 600)
+    ).float()
+    back = (among(own(1, states_TD[500:]))[1][:, 0] == torch.arange(500, 600)).float()
+    assert through.mean() > back.mean() + 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5), (0, 5)])
+def test_what_is_nearest_by_a_loop(shape, dtype, monkeypatch):
+    """The cosine of a state and of what is expected of each embedding, in pieces that do not divide."""
+    monkeypatch.setattr(lens, "LIMIT", 4 * 5 * 3)
+    g = torch.Generator().manual_seed(2)
+    white_ED, forth_ED, embed_VD = (torch.randn(n, 5, generator=g) for n in (6, 6, 40))
+    number_T = torch.tensor([3, 39, 0, 7, 8, 22, 23])
+    among = Nearest(number_T, F.normalize(embed_VD[number_T], dim=-1))
+    hidden = torch.randn(shape, generator=g).to(dtype)
+    near = expected(Lens({}, {2: white_ED}, {2: forth_ED}), 2, among, embed_VD.__getitem__)
+    cosine, number = near(hidden, 2)
+    assert cosine.shape == number.shape == (*shape[:-1], 2)
+    for found, numbers, state in zip(cosine.view(-1, 2), number.view(-1, 2), hidden.view(-1, 5), strict=True):
+        white = F.rms_norm(state.float(), (5,)) @ white_ED[:-1] + white_ED[-1]
+        want = {
+            int(n): F.cosine_similarity(white, embed_VD[n] @ forth_ED[:-1] + forth_ED[-1], 0).item() for n in number_T
+        }
+        best = sorted(want, key=want.__getitem__, reverse=True)[:2]
+        assert numbers.tolist() == best
+        assert found.tolist() == pytest.approx([want[n] for n in best], abs=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (0, 4)])

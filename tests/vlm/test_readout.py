@@ -79,10 +79,15 @@ def test_a_ceiling_by_a_loop(model, kind, listed, monkeypatch):
     else:
         embeds = model.llm.embed(number_N)
         hidden = plain(model, torch.split(number_N, 7))[2]
-    seen = lens_of(model, [2])(2, hidden) if kind == "lens" else hidden
-    for layer, states in ((0, embeds), (2, seen)):
+    own = lens_of(model, [2])
+    for layer, states in ((0, embeds), (2, hidden)):
         near, hits = read.near[layer], []
-        rows = dict(zip(near.number_T.tolist(), near.unit_TD, strict=True))
+        units = near.unit_TD
+        if kind == "lens" and layer:  # what is expected of each, and the states, in units of the noise
+            every = embeds.new_tensor([1.0] * len(units))[:, None]
+            units = torch.cat([read.embed(near.number_T), every], 1) @ own.forth[2]
+            states = torch.cat([F.rms_norm(states, states.shape[-1:]), torch.ones(len(states), 1)], 1) @ own.white[2]
+        rows = dict(zip(near.number_T.tolist(), units, strict=True))
         for number, state in zip(number_N.tolist(), states, strict=True):
             if number in rows:
                 hits.append(max(rows, key=lambda n, s=state: float(F.cosine_similarity(rows[n], s, 0))) == number)
