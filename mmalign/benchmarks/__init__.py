@@ -143,16 +143,21 @@ class Subject(Protocol):
     ) -> "dict[int, tuple[Tensor, Tensor]]":  # fmt: skip
         """{layer: (cosine_BQK, word_BQK)}: the words of a list nearest to each visual token, by their numbers in it."""
 
-    def ceilings(
-        self, layers: Sequence[int], readout: ReadoutKind = "input", words: Sequence[str] | None = None
-    ) -> dict[int, float]:
-        """{layer: the share of perfect visual tokens that is read right there}: how far a readout can be trusted."""
+    def nearest_perfect(
+        self, number_BQ: "Tensor", layers: Sequence[int], words: Sequence[str] | None = None,
+        readout: ReadoutKind = "input",
+    ) -> "dict[int, Tensor]":  # fmt: skip
+        """{layer: number_BQ}: what is nearest to perfect visual tokens, embeddings of these tokens, or of these
+        words of a list, in the place of an image's: how far a readout can be trusted."""
 
     def frames(self, images: "Sequence[Image]") -> "list[Frame]":
         """Where the visual tokens lie in each picture; only for a model with a grid."""
 
     def pieces(self, words: Sequence[str]) -> list[list[int]]:
         """The token ids each word has inside a sentence."""
+
+    def spellings(self, words: Sequence[str]) -> list[list[int]]:
+        """The token ids that speak of each word: its pieces, and tokens that are the word in another spelling."""
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """exp of the mean loss per token over texts without images."""

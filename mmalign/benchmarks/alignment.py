@@ -4,36 +4,42 @@ Letters: P patches of an image.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from itertools import accumulate
+from random import Random
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from mmalign.benchmarks import Probe, ReadoutKind, Score, Subject
 from mmalign.errors import CheckError, DataError, one_of
 from mmalign.io.legible import LEGIBLE, legible
-from mmalign.io.wordlist import read_words
+from mmalign.io.wordlist import forms, read_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from mmalign.data import Data
 
 BATCH = 64  # images per pass
+PERFECT = 2048  # object patches that a ceiling is measured on, where there are so many
 
 
 @dataclass
 class Comparison:
     """One image: what would be right for each patch, and what is nearest to it at each layer; P entries each.
 
-    words: true of the patch. right: what it may be nearest to; of an object or the background empty where it has no
-    word, or none that could be nearest. nearest: layer by layer, from 0, the visual tokens as the adapter makes them.
+    words: true of the patch. right: what it may be nearest to, in any spelling; of an object or the background empty
+    where it has no word, or none that could be nearest. strict: of these, the words as the data spells them. nearest:
+    layer by layer, from 0, the visual tokens as the adapter makes them.
     """
 
     key: str
     words: list[tuple[str, ...]]
-    right: list[set[int]]
     object: list[bool | None]  # True: an object, False: background, None: neither, or padding
     padding: int = 0  # patches that show no picture
+    right: list[set[int]] = field(default_factory=list)
+    strict: list[set[int]] = field(default_factory=list)
     nearest: list[list[int]] = field(default_factory=list)
 
     def patches(self, is_object: bool, layer: int = 0) -> "Patches":
@@ -45,17 +51,39 @@ class Comparison:
         each = zip(nearest, self.right, self.object, strict=True)
         return [(near, right) for near, right, kind in each if kind is is_object and right]
 
+    def objects(self, nearest: Sequence[int]) -> "Patches":
+        """As `patches` of objects, of what is nearest to other visual tokens in the place of the image's."""
+        return replace(self, nearest=[list(nearest)]).patches(True)
+
+    def strictly(self, nearest: Sequence[int]) -> "Patches":
+        """As `objects`: the same patches, and of what is right the words as the data spells them."""
+        each = zip(nearest, self.strict, self.right, self.object, strict=True)
+        return [(near, strict) for near, strict, right, kind in each if kind and right]
+
+    def perfect(self, random: Random, others: Sequence[int]) -> list[int]:
+        """What stands for each patch in an image that says what it shows: one of its words; of a patch that has none,
+        one of some others."""
+        each = zip(self.strict, self.right, strict=True)
+        return [random.choice(sorted(strict or right) or others) for strict, right in each]
+
 
 class Alignment(Probe):
     """Share of visual tokens whose nearest token (cosine) is a piece of a word true of their patch, in percent.
 
     Object and background patches are counted apart, for most patches are background; padding is neither.
     `*_shuffled` compares with patches of the same kind in the next image: what a model gains that calls every object
-    "large". `distinct` is the number of different nearest tokens. `object_layer_N`: the same of the language model's
-    N-th layer, which shows whether BASIC's premise holds (arXiv 2508.06895, figure 2), as far as `ceiling_layer_N`
-    allows: the share of perfect visual tokens, embeddings of words, that are read right there. readout: of a hidden
-    state the nearest input embedding (input, the papers' way), the nearest state of a word at that layer (same-layer),
-    or the nearest input embedding to what the layer's lens makes of it (lens).
+    "large". `distinct` is the number of different nearest tokens.
+
+    A word counts in any of its spellings: a token that is the word in upper or lower case, with a blank in front or
+    without, in singular or plural, is as right as its pieces are. `object_strict` counts the pieces alone (of a list,
+    the word itself).
+
+    `object_layer_N`: the same of the language model's N-th layer, which shows whether BASIC's premise holds (arXiv
+    2508.06895, figure 2), as far as `ceiling_layer_N` allows: the same again, of the first images of 2,048 object
+    patches, where the visual tokens are perfect, each the embedding of a word true of its patch (of a patch whose words
+    are not known, of another patch's). readout: of a hidden state the nearest input embedding (input, the papers' way),
+    the nearest state of a word at that layer (same-layer), or the nearest input embedding to what the layer's lens
+    makes of it (lens).
 
     Rows of the vocabulary that no token has are never nearest. data: must know its truth. images: how many of its
     images are looked at, from the first. words: a list, see `read_words`: the nearest of its words instead, each the
@@ -87,12 +115,13 @@ class Alignment(Probe):
         for name, patches in judged.items():
             if name == "object" or any(patches):
                 metrics |= {name: percent(hits(patches)), f"{name}_shuffled": percent(hits(_shuffled(patches)))}
+        metrics["object_strict"] = percent(hits([one.strictly(one.nearest[0]) for one in images]))
         metrics["distinct"] = len({number for one in images for number in one.nearest[0]})
         layers = range(1, len(images[0].nearest))
-        ceilings = model.ceilings(layers, self.readout, self.words) if layers else {}
+        ceilings = self._ceilings(model, images, layers) if layers else {}
         for layer in layers:
             metrics[f"object_layer_{layer}"] = percent(hits([one.patches(True, layer) for one in images]))
-            metrics[f"ceiling_layer_{layer}"] = 100 * ceilings[layer]
+            metrics[f"ceiling_layer_{layer}"] = ceilings[layer].share
         objects = judged["object"]
         items = {one.key: percent(hits([own])) for one, own in zip(images, objects, strict=True) if own}
         sums = {
@@ -107,6 +136,7 @@ class Alignment(Probe):
         """What is right is known for all images before the model looks at any."""
         parts = list(_parts(self._references()))
         images = [one for part in parts for one in self._truths(model, part)]
+        self._judge(model, images)
         self._check(images)
         at = iter(images)
         for part in parts:
@@ -136,6 +166,28 @@ class Alignment(Probe):
             nearest = model.nearest_listed(pictures, self.words, depths, readout=self.readout)
         return [number_BQK[..., 0].tolist() for _, number_BQK in nearest.values()]
 
+    def ceilings(self, model: Subject, layers: Sequence[int]) -> dict[int, "Ceiling"]:
+        """What is read right at some layers (0 .. L) of perfect visual tokens, words true of the patches of the data's
+        images; the model need not see them."""
+        images = [one for part in _parts(self._references()) for one in self._truths(model, part)]
+        self._judge(model, images)
+        self._check(images)
+        return self._ceilings(model, images, layers)
+
+    def _ceilings(self, model: Subject, images: Sequence[Comparison], layers: Sequence[int]) -> dict[int, "Ceiling"]:
+        patches = list(accumulate(len(one.patches(True)) for one in images))
+        looked = images[: 1 + sum(many < PERFECT for many in patches)]
+        random, others = Random(0), sorted({n for one in looked for right in one.right for n in right})
+        shown = [one.perfect(random, others) for one in looked]
+        right: dict[int, tuple[list[bool], list[bool]]] = {layer: ([], []) for layer in layers}
+        for start in range(0, len(looked), BATCH):
+            number_BQ = _tensor(shown[start : start + BATCH])
+            for layer, near_BQ in model.nearest_perfect(number_BQ, layers, self.words, self.readout).items():
+                for one, near in zip(looked[start:], near_BQ.tolist(), strict=False):
+                    right[layer][0].extend(hits([one.objects(near)]))
+                    right[layer][1].extend(hits([one.strictly(near)]))
+        return {layer: Ceiling(percent(a), percent(b), len(a)) for layer, (a, b) in right.items()}
+
     def _references(self) -> list[tuple[str, Any]]:
         """(key, reference) of the first images."""
         found: list[tuple[str, Any]] = []
@@ -152,18 +204,22 @@ class Alignment(Probe):
         frames = model.frames([self.data.image(reference) for _, reference in part])
         for (key, reference), frame in zip(part, frames, strict=True):
             truth, seen = self.data.truth(reference, frame), frame.seen()
-            known = sorted({word for words in truth.words for word in words})
-            numbers = dict(zip(known, self._numbers(model, known), strict=True))
-            right = [{number for word in words for number in numbers[word]} for words in truth.words]
             kinds = truth.object or [True if words else None for words in truth.words]
             kinds = [kind if shown else None for kind, shown in zip(kinds, seen, strict=True)]
-            yield Comparison(key, truth.words, right, kinds, seen.count(False))
+            yield Comparison(key, truth.words, kinds, seen.count(False))
 
-    def _numbers(self, model: Subject, known: Sequence[str]) -> list[list[int]]:
-        """What is right where each of these words is true: tokens, or words of the list."""
+    def _judge(self, model: Subject, images: Sequence[Comparison]) -> None:
+        """What is right where each word is true: tokens, or words of the list."""
+        known = sorted({word for one in images for words in one.words for word in words})
         if self.words is None:
-            return model.pieces(known)
-        return [self._listed.get(word.casefold(), []) for word in known]
+            strict, right = model.pieces(known), model.spellings(known)
+        else:
+            strict = [self._listed.get(word.casefold(), []) for word in known]
+            right = [[n for form in forms(word) for n in self._listed.get(form, [])] for word in known]
+        strict_of, right_of = (dict(zip(known, numbers, strict=True)) for numbers in (strict, right))
+        for one in images:
+            one.strict = [{number for word in words for number in strict_of[word]} for words in one.words]
+            one.right = [{number for word in words for number in right_of[word]} for words in one.words]
 
     @cached_property
     def _listed(self) -> dict[str, list[int]]:
@@ -174,9 +230,18 @@ class Alignment(Probe):
         return listed
 
 
-def _notes(ceilings: Mapping[int, float], readout: str) -> list[str]:
+class Ceiling(NamedTuple):
+    """Percent of so many object patches, perfect visual tokens in their place, that are read right: in any spelling,
+    and strictly."""
+
+    share: float
+    strict: float
+    patches: int
+
+
+def _notes(ceilings: Mapping[int, Ceiling], readout: str) -> list[str]:
     """Which layers say nothing, whatever is nearest there."""
-    closed = [str(layer) for layer, ceiling in ceilings.items() if not legible(ceiling)]
+    closed = [str(layer) for layer, ceiling in ceilings.items() if not legible(ceiling.share / 100)]
     what = f"cannot be read by {readout}: less than {LEGIBLE:.0%} of perfect visual tokens are read right there"
     return [f"layer{'s' * (len(closed) > 1)} {', '.join(closed)} {what}"] if closed else []
 
@@ -209,6 +274,12 @@ def _shuffled(images: Sequence[Patches]) -> Iterator[Patches]:
 
 def hits(images: Iterator[Patches] | Sequence[Patches]) -> list[bool]:
     return [nearest in right for patches in images for nearest, right in patches]
+
+
+def _tensor(numbers: Sequence[Sequence[int]]) -> "Tensor":
+    import torch  # here, because scoring stored answers does without it
+
+    return torch.tensor(numbers)
 
 
 def percent(found: Sequence[bool]) -> float:

@@ -42,3 +42,33 @@ def firsts(words: Sequence[str]) -> dict[str, int]:
 def tokens(text: str) -> set[str]:
     """The words of a text, in small letters; hyphens and apostrophes inside a word are part of it."""
     return set(re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower()))
+
+
+SIBILANT = re.compile(r"(s|x|z|ch|sh|o)$")  # behind these the plural is -es
+
+
+def forms(word: str) -> set[str]:
+    """A word in small letters, its plurals and what it may be the plural of: star, stars; berry, berries; box, boxes.
+
+    Of several words the last one changes: traffic light, traffic lights. By rule, not from a dictionary: -s, -es, -ies,
+    of letters alone; `lens` has `len` among its forms.
+    """
+    before, blank, last = " ".join(word.casefold().split()).rpartition(" ")
+    return {f"{before}{blank}{form}" for form in _forms(last)}
+
+
+def _forms(word: str) -> set[str]:
+    if not word.isalpha():
+        return {word}
+    alike = {word, f"{word}s"}
+    if SIBILANT.search(word):
+        alike.add(f"{word}es")
+    if re.search(r"[^aeiou]y$", word):
+        alike.add(f"{word[:-1]}ies")
+    if word.endswith("s") and len(word) > 3 and not word.endswith(("ss", "us", "is")):
+        alike.add(word[:-1])
+    if word.endswith("es") and SIBILANT.search(word[:-2]):
+        alike.add(word[:-2])
+    if word.endswith("ies") and len(word) > 4:
+        alike.add(f"{word[:-3]}y")
+    return alike

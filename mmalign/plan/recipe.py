@@ -197,7 +197,7 @@ class Evaluate(Stage):
     precision: Literal["bf16", "fp32", "fp16"] = "bf16"  # fp16: for models stored so, as LLaVA-1.5
     protocol: str = "official"  # whose rules score the answers
 
-    version = 2  # 2: a text without chat format begins as its tokenizer begins one
+    version = 3  # 2: a text without chat format begins as its tokenizer begins one; 3: words in any of their spellings
     gives = ("scores",)
     takes = ("weights", "vision", "llm")
     seeded = False

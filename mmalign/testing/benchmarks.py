@@ -199,7 +199,8 @@ def check_probe(make: Callable[[], Probe], model: Subject | None = None) -> None
 
 
 SUBJECT = (
-    "untrained", "grid", "depth", "nearest_tokens", "nearest_listed", "ceilings", "frames", "pieces", "perplexity",
+    "untrained", "grid", "depth", "nearest_tokens", "nearest_listed", "nearest_perfect", "frames", "pieces",
+    "spellings", "perplexity",
 )  # fmt: skip
 
 
@@ -267,10 +268,12 @@ class StandIn:
     ) -> dict[int, tuple[Tensor, Tensor]]:  # fmt: skip
         return self._drawn(images, len(words), layers, min(top_k, len(words)))
 
-    def ceilings(
-        self, layers: Sequence[int], readout: ReadoutKind = "input", words: Sequence[str] | None = None
-    ) -> dict[int, float]:
-        return {layer: 1 / (1 + layer) for layer in layers}
+    def nearest_perfect(
+        self, number_BQ: Tensor, layers: Sequence[int], words: Sequence[str] | None = None,
+        readout: ReadoutKind = "input",
+    ) -> dict[int, Tensor]:  # fmt: skip
+        count = self.vocab if words is None else len(words)
+        return {layer: (number_BQ + layer * (number_BQ % 2)) % count for layer in layers}
 
     def _drawn(
         self, images: Sequence[Image.Image], count: int, layers: Sequence[int], top_k: int
@@ -290,6 +293,9 @@ class StandIn:
 
     def pieces(self, words: Sequence[str]) -> list[list[int]]:
         return [[sum(word.encode()) % self.vocab] for word in words]
+
+    def spellings(self, words: Sequence[str]) -> list[list[int]]:
+        return self.pieces(words)
 
     def perplexity(self, texts: Sequence[str]) -> float:
         return 1.0 + len(set(" ".join(texts).split()))

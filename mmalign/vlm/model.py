@@ -26,6 +26,7 @@ from mmalign.vlm.batch import IGNORED, Sample, collate
 from mmalign.vlm.pictures import listed
 from mmalign.vlm.prefix import Group, Pass
 from mmalign.vlm.readout import ceilings
+from mmalign.vlm.vocabulary import token_spellings
 from mmalign.vlm.wordmap import WordMap
 
 if TYPE_CHECKING:
@@ -259,14 +260,22 @@ class VLM(nn.Module):
 
         A word it makes nothing of has no piece, and is never drawn as a label.
         """
-        unknown = self.llm.chat.tokenizer.unk_token_id  # says nothing, and the same of every word it stands for
-        pieces = [[] if unknown in ids else ids for ids in self.llm.chat.pieces(list(words))]
+        pieces = self.pieces(words)
         longest = max(map(len, pieces), default=0)
         return Words(list(words), torch.tensor([ids + [-1] * (longest - len(ids)) for ids in pieces]), self.llm.embed)
 
     def pieces(self, words: Sequence[str]) -> list[list[int]]:
         """The token ids each word has inside a sentence; empty where the tokenizer makes nothing of it."""
-        return self.llm.chat.pieces(words)
+        unknown = self.llm.chat.tokenizer.unk_token_id  # says nothing, and the same of every word it stands for
+        spelled = self.llm.chat.pieces(list(words)) if words else []  # a tokenizer refuses no texts
+        return [[] if unknown in ids else ids for ids in spelled]
+
+    def spellings(self, words: Sequence[str]) -> list[list[int]]:
+        """The token ids that speak of each word: its pieces, and tokens that are the word in another spelling, see
+        `Spellings`; of several words, of each of them."""
+        known = token_spellings(self.llm)
+        each = zip(words, self.pieces(words), strict=True)
+        return [sorted({*ids, *(i for part in word.split() for i in known.of(part))}) for word, ids in each]
 
     def nearest_tokens(
         self, images: "Tensor | Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 1,
@@ -297,6 +306,14 @@ class VLM(nn.Module):
         of a list or of the vocabulary. Below a half the layer cannot be read so, whatever it gives of images.
         """
         return ceilings(self, nearest.reading(self, readout, layers, words, 1))
+
+    def nearest_perfect(
+        self, number_BQ: Tensor, layers: Sequence[int], words: Sequence[str] | None = None,
+        readout: ReadoutKind = "input",
+    ) -> dict[int, Tensor]:  # fmt: skip
+        """{layer: number_BQ}: what is nearest at each layer to perfect visual tokens, the embeddings of these tokens,
+        or of these words of a list, in the place of the visual tokens of B images."""
+        return nearest.perfect(self, number_BQ, words, layers, readout)
 
     def nearest_words(
         self, images: "Image | Sequence[Image]", layers: Sequence[int] = (0,), top_k: int = 5,

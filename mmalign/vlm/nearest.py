@@ -42,6 +42,22 @@ def by_layer(
     return {layer: (torch.cat([c for c, _ in each]), torch.cat([n for _, n in each])) for layer, each in parts.items()}
 
 
+@torch.no_grad()
+def perfect(
+    model: "VLM", number_BQ: Tensor, words: Sequence[str] | None, layers: Sequence[int], kind: ReadoutKind
+) -> dict[int, Tensor]:
+    """{layer: number_BQ}; see `VLM.nearest_perfect`."""
+    read, layers = reading(model, kind, layers, words, 1), list(layers)
+    size = max(1, HELD // (4 * number_BQ.shape[1] * model.llm.dim * max(1, len(layers))))
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    with model.evaluating():
+        for part_BQ in torch.split(number_BQ.to(model.device), size):
+            embed_BQD = read.embed(part_BQ.flatten()).view(*part_BQ.shape, -1)
+            for layer, hidden_BQD in model.states(embed_BQD, layers).items():
+                parts[layer].append(read(layer, hidden_BQD)[1][..., 0])
+    return {layer: torch.cat(each) for layer, each in parts.items()}
+
+
 def reading(model: "VLM", kind: ReadoutKind, layers: Sequence[int], words: Sequence[str] | None, top_k: int) -> Readout:
     """How visual tokens are read, see `readout`. CheckError for no top_k, and for no word."""
     if top_k < 1:

@@ -12,8 +12,8 @@ Letters: N tokens, T tokens or words to choose from, D width of the language mod
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, get_args
+from functools import cache, partial
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from mmalign.benchmarks import ReadoutKind
 from mmalign.errors import one_of
 from mmalign.vlm import control, lens
 from mmalign.vlm.kept import kept
-from mmalign.vlm.vocabulary import Nearest, among_tokens, among_words, word_tokens
+from mmalign.vlm.vocabulary import Nearest, Spellings, among_tokens, among_words, token_spellings, word_tokens
 
 if TYPE_CHECKING:
     from mmalign.vlm.model import VLM
@@ -40,6 +40,7 @@ class Readout:
     seen: Callable[[int, Tensor], Tensor]
     embed: control.Embed  # what the numbers of `near` stand for, as input embeddings
     word_T: Tensor  # those of them that are words
+    spellings: Callable[[], Spellings]  # which of them are the same word
 
     def __call__(self, layer: int, hidden: Tensor, top_k: int = 1) -> tuple[Tensor, Tensor]:
         """(cosine, number) of shape (..., K) for hidden states (..., D) of a layer, the nearest first."""
@@ -75,7 +76,8 @@ def readout(
         about = ["states", layers, None if words is None else list(words), word_T.tolist()]
         own = kept(vlm.llm, about, partial(_states, vlm, word_T, embed, layers))
         near |= {layer: Nearest(word_T, own[str(layer)]) for layer in layers if layer}
-    return Readout(near, _as_it_is, embed, word_T)
+    spellings = partial(token_spellings, vlm.llm) if words is None else partial(Spellings, dict(enumerate(words)))
+    return Readout(near, _as_it_is, embed, word_T, spellings)
 
 
 def _as_it_is(layer: int, hidden: Tensor) -> Tensor:
@@ -95,17 +97,39 @@ def _states(vlm: "VLM", number_T: Tensor, embed: control.Embed, layers: Sequence
     return {str(layer): F.normalize(total_TD, dim=-1) for layer, total_TD in total.items()}
 
 
-def ceilings(vlm: "VLM", read: Readout, number_N: Tensor | None = None) -> dict[int, float]:
-    """{layer: the share of perfect visual tokens whose nearest word is the one they are}.
+class Right(NamedTuple):
+    """Of `tokens` that could be read right, the share that is: share, as the word that they are in any of its
+    spellings; strict, as the very token or word of the list."""
+
+    share: float
+    strict: float
+    tokens: int
+
+
+def read_right(vlm: "VLM", read: Readout, number_N: Tensor | None = None) -> dict[int, Right]:
+    """{layer: how much of perfect visual tokens is read right}: nearest is the word that they are.
 
     number_N: these words (or, without a list, tokens, of a text for example), ROW of them at a time in the place of an
     image; None: SHOWN words at random. Those that are not among what is chosen from at a layer do not count there.
+    A word counts in any of its spellings, see `Spellings`.
     """
     number_N = control.lists(read.word_T, SHOWN, seed=2) if number_N is None else number_N
-    right, counted = dict.fromkeys(read.near, 0), dict.fromkeys(read.near, 0)
+    pairs: dict[int, list[tuple[int, int]]] = {layer: [] for layer in read.near}  # (what stands there, what is nearest)
     for own_N, _, hidden in control.states(vlm, number_N, read.embed, list(read.near)):
         for layer, hidden_ND in hidden.items():
             among_N = torch.isin(own_N, read.near[layer].number_T)
-            right[layer] += int((read(layer, hidden_ND)[1][:, 0] == own_N)[among_N].sum())
-            counted[layer] += int(among_N.sum())
-    return {layer: right[layer] / max(1, counted[layer]) for layer in right}
+            nearest_N = read(layer, hidden_ND)[1][:, 0]
+            pairs[layer] += zip(own_N[among_N].tolist(), nearest_N[among_N].tolist(), strict=True)
+    alike = cache(read.spellings().alike)
+    return {layer: _right(own, alike) for layer, own in pairs.items()}
+
+
+def _right(pairs: Sequence[tuple[int, int]], alike: Callable[[int], set[int]]) -> Right:
+    many = max(1, len(pairs))
+    right, strict = sum(near in alike(own) for own, near in pairs), sum(near == own for own, near in pairs)
+    return Right(right / many, strict / many, len(pairs))
+
+
+def ceilings(vlm: "VLM", read: Readout, number_N: Tensor | None = None) -> dict[int, float]:
+    """{layer: the share of perfect visual tokens that is read right, in any spelling}, see `read_right`."""
+    return {layer: right.share for layer, right in read_right(vlm, read, number_N).items()}

@@ -5,6 +5,7 @@ Letters: N vectors, D width of the language model, V its vocabulary, T rows comp
 (top_k).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.errors import CheckError
-from mmalign.io.wordlist import firsts
+from mmalign.io.wordlist import firsts, forms
 from mmalign.llms import LLM
 from mmalign.objectives import Words
 
@@ -76,6 +77,42 @@ def among_words(words: Words, device: torch.device) -> Nearest:
     width = words.embed(torch.zeros(1, dtype=torch.long, device=device)).shape[-1]
     parts = torch.split(number_T, max(1, LIMIT // (4 * width * words.pieces_WT.shape[1])))
     return Nearest(number_T, torch.cat([F.normalize(words[part_N], dim=-1) for part_N in parts]))
+
+
+class Spellings:
+    """Numbers of tokens, or of words of a list, that are the same word: upper and lower case, with a blank in front or
+    without, singular and plural alike (see `wordlist.forms`).
+
+    A token counts that is the whole word in one of these spellings; of a word that is spelled in pieces, there is none.
+    """
+
+    def __init__(self, text_of: Mapping[int, str]) -> None:
+        self.text_of = text_of
+        self.by_text: dict[str, list[int]] = {}
+        for number, text in text_of.items():
+            self.by_text.setdefault(text.casefold(), []).append(number)
+
+    def of(self, word: str) -> set[int]:
+        """The numbers of a word in all its spellings."""
+        return {number for form in forms(word) for number in self.by_text.get(form, ())}
+
+    def alike(self, number: int) -> set[int]:
+        """The number itself and those of its word's other spellings."""
+        return {number} | (self.of(self.text_of[number]) if number in self.text_of else set())
+
+
+def token_spellings(llm: LLM) -> Spellings:
+    """Of a language model's tokens; without those that only stand inside or at the end of a word, as `##ing`, and those
+    that are no text by themselves."""
+    tokenizer = llm.chat.tokenizer
+    ids = [i for i in tokenizer.get_vocab().values() if i != llm.chat.mark]
+    texts = tokenizer.backend_tokenizer.decode_batch([[i] for i in ids])  # special tokens: none
+    text_of = {i: text.strip() for i, text in zip(ids, texts, strict=True)}
+    return Spellings({i: t for i, t in text_of.items() if t and "\ufffd" not in t and not _inner(t)})
+
+
+def _inner(text: str) -> bool:
+    return text.startswith("##") and text.strip("#") != ""
 
 
 def spelled(tokenizer: Any, token: int) -> str:

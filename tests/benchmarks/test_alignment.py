@@ -87,7 +87,7 @@ def test_tokens_by_hand(data):
         "background_patches": 15 + 30 + 18,
         "padding_patches": 12,
     }
-    assert set(score.metrics) == {"object", "object_shuffled", "distinct"}
+    assert set(score.metrics) == {"object", "object_strict", "object_shuffled", "distinct"}
 
 
 def test_words_by_hand(data, tmp_path):
@@ -99,6 +99,14 @@ def test_words_by_hand(data, tmp_path):
     assert score.counts["unlisted_patches"] == 3
     assert score.counts["object_patches"] == 28
     assert score.metrics["distinct"] == 4
+
+
+def test_words_of_a_list_in_other_spellings(data, tmp_path):
+    """The dogs are in the list in the plural, the cats in capitals, persons as they are: strictly, no dog is right."""
+    (tmp_path / "words.txt").write_text("CAT\ndogs\nperson\ntree\nTraffic lights\n")
+    score = Alignment(data, words=str(tmp_path / "words.txt")).measure(Shown())
+    assert score.metrics["object"] == pytest.approx(100 * 18 / 31)
+    assert score.metrics["object_strict"] == pytest.approx(100 * 5 / 31)  # three cats and a person; a cat
 
 
 def test_a_list_that_has_none_of_the_words(data, tmp_path):

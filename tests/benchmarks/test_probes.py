@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from mmalign.benchmarks import alignment
 from mmalign.benchmarks.alignment import Alignment
 from mmalign.benchmarks.perplexity import Perplexity
 from mmalign.data import Data, Record, Truth, Turn
@@ -25,8 +26,12 @@ class Model:
         self.shown = shown
         self.texts: list[str] = []
 
-    def ceilings(self, layers, readout="input", words=None):
-        return {layer: 0.9 / layer**2 for layer in layers}
+    def nearest_perfect(self, number_BQ, layers, words=None, readout="input"):
+        """What a layer makes of visual tokens, it makes of perfect ones."""
+        return {n: torch.tensor([self.layer(n, row) for row in number_BQ.tolist()]) for n in layers}
+
+    def spellings(self, words):
+        return self.pieces(words)
 
     def layer(self, number: int, tokens: list[int]) -> list[int]:
         """The token nearest to each patch at a layer."""
@@ -94,6 +99,7 @@ def test_alignment_counted_by_hand():
     assert score.metrics["object_shuffled"] == pytest.approx(100 * 1 / 3)
     assert score.metrics["background_shuffled"] == pytest.approx(100 * 1 / 2)
     assert score.metrics["distinct"] == 4
+    assert score.metrics["object_strict"] == score.metrics["object"]
     assert score.items == {"r0": 100.0, "r1": 50.0}
     assert score.counts == {"images": 2, "object_patches": 3, "background_patches": 2}
 
@@ -107,14 +113,61 @@ def test_alignment_by_layer():
         def layer(self, number: int, tokens: list[int]) -> list[int]:
             return [(token + number) % 5 for token in tokens]
 
+        def nearest_perfect(self, number_BQ, layers, words=None, readout="input"):
+            shown.extend(number_BQ.tolist())
+            return super().nearest_perfect(number_BQ, layers, words, readout)
+
+    shown: list[list[int]] = []
     score = Alignment(Known()).measure(Deep({0: [0, 4, 4], 1: [1, 2, 4]}))
     assert score.metrics["object"] == pytest.approx(100 * 2 / 3)  # red; not: star for purple; pur
     assert score.metrics["object_layer_1"] == pytest.approx(100 * 3 / 3)  # star; pur; ##ple
     assert score.metrics["object_layer_2"] == pytest.approx(100 * 1 / 3)  # not: pur; ##ple; not: back
-    assert score.metrics["ceiling_layer_1"] == pytest.approx(90)
-    assert score.metrics["ceiling_layer_2"] == pytest.approx(22.5)
+    # each patch is its own word, in the images' own order: red or star, back, any; pur or ##ple, pur or ##ple, back
+    (thing, back, _), (one, other, back_2) = shown
+    assert (thing in (0, 1), back, one in (2, 3), other in (2, 3), back_2) == (True, 4, True, True, 4)
+    # the first layer makes a star of red, and of pur a ##ple; no word is true two on
+    assert score.metrics["ceiling_layer_1"] == pytest.approx(100 * ((thing == 0) + (one == 2) + (other == 2)) / 3)
+    assert score.metrics["ceiling_layer_2"] == 0
     what = "less than 50% of perfect visual tokens are read right there"
-    assert score.notes == [f"layer 2 cannot be read by input: {what}"]
+    assert score.notes[0].endswith(f"2 cannot be read by input: {what}")
+
+
+def test_a_ceiling_is_measured_on_the_first_images_that_are_enough(monkeypatch):
+    class Deep(Model):
+        depth = 1
+
+        def nearest_perfect(self, number_BQ, layers, words=None, readout="input"):
+            shown.extend(number_BQ.tolist())
+            return dict.fromkeys(layers, number_BQ)
+
+    data, shown = Known(), []
+    data.truths = Known.truths * 5  # of one object patch and of two, in turn
+    monkeypatch.setattr(alignment, "PERFECT", 4)
+    monkeypatch.setattr(alignment, "BATCH", 2)
+    score = Alignment(data).measure(Deep({key: [0, 0, 0] for key in range(10)}))
+    assert len(shown) == 3
+    assert score.metrics["ceiling_layer_1"] == 100
+    found = Alignment(data).ceilings(Deep({}), [0, 1])
+    assert found == dict.fromkeys((0, 1), (100, 100, 4))
+
+
+def test_a_word_counts_in_any_of_its_spellings():
+    """`back` beside `red`: as right as if it were the word, but not strictly, in what is seen and in its ceiling."""
+
+    class Spelled(Model):
+        depth = 1
+
+        def spellings(self, words):
+            return [[*ids, 4] if word == "red" else ids for word, ids in zip(words, self.pieces(words), strict=True)]
+
+        def nearest_perfect(self, number_BQ, layers, words=None, readout="input"):
+            return {n: torch.where(number_BQ < 2, 4, number_BQ) for n in layers}
+
+    score = Alignment(Known()).measure(Spelled({0: [4, 0, 4], 1: [3, 1, 4]}))
+    assert score.metrics["object"] == pytest.approx(100 * 2 / 3)  # back for red; ##ple; not: star for purple
+    assert score.metrics["object_strict"] == pytest.approx(100 * 1 / 3)
+    assert score.metrics["object_layer_1"] == pytest.approx(100 * 2 / 3)
+    assert Alignment(Known()).ceilings(Spelled({}), [1])[1] == pytest.approx((100, 200 / 3, 3))
 
 
 @pytest.mark.parametrize("readout", ["same-layer", "lens"])
@@ -128,9 +181,9 @@ def test_alignment_by_another_readout(readout):
             asked.append(readout)
             return super().nearest_tokens(images, layers, top_k)
 
-        def ceilings(self, layers, readout="input", words=None):
+        def nearest_perfect(self, number_BQ, layers, words=None, readout="input"):
             asked.append(readout)
-            return dict.fromkeys(layers, 1.0)
+            return dict.fromkeys(layers, number_BQ)
 
     score = Alignment(Known(), readout=readout).measure(Deep({0: [0, 4, 4], 1: [1, 2, 4]}))
     assert set(asked) == {readout}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmalign.errors import DataError
-from mmalign.io.wordlist import firsts, read_words
+from mmalign.io.wordlist import firsts, forms, read_words
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "2of12.txt"
 
@@ -48,3 +48,30 @@ def test_what_is_no_word_list(tmp_path, content, message):
         place.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_words(str(place))
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [
+        ("star", "stars"), ("berry", "berries"), ("box", "boxes"), ("dish", "dishes"), ("bench", "benches"),
+        ("glass", "glasses"), ("bus", "buses"), ("day", "days"), ("tomato", "tomatoes"), ("shoe", "shoes"),
+        ("tie", "ties"), ("traffic light", "traffic lights"), ("Teddy  Bear", "teddy bears"),
+    ],
+)  # fmt: skip
+def test_singular_and_plural_are_forms_of_each_other(one, many):
+    small = " ".join(one.casefold().split())
+    assert {small, many} <= forms(one)
+    assert small in forms(many)
+    assert many.upper().casefold() in forms(many.upper())
+
+
+@pytest.mark.parametrize(
+    ("word", "other"),
+    [("star", "starry"), ("gas", "ga"), ("glass", "glas"), ("bus", "bu"), ("tennis", "tenni"), ("ring", "rings ring")],
+)
+def test_what_is_no_form(word, other):
+    assert other not in forms(word)
+
+
+def test_numbers_and_marks_have_no_plural():
+    assert [forms(text) for text in ("12", ",", "it's")] == [{"12"}, {","}, {"it's"}]

@@ -1,5 +1,7 @@
 """Readouts: perfect visual tokens through each of them, against loops; and the ceilings that say what can be read."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -10,11 +12,11 @@ from mmalign.errors import CheckError
 from mmalign.io import legible
 from mmalign.llms.causal import CausalLM
 from mmalign.vision.hf import HFVision
-from mmalign.vlm import control, lens, readout
+from mmalign.vlm import control, lens, nearest, readout
 from mmalign.vlm.lens import lens_of
 from mmalign.vlm.model import VLM
 from mmalign.vlm.readout import ceilings
-from mmalign.vlm.vocabulary import word_tokens
+from mmalign.vlm.vocabulary import Spellings, word_tokens
 from tests import parts
 from tests.vlm.test_lens import plain
 
@@ -93,6 +95,39 @@ def test_a_ceiling_by_a_loop(model, kind, listed, monkeypatch):
                 hits.append(max(rows, key=lambda n, s=state: float(F.cosine_similarity(rows[n], s, 0))) == number)
         assert len(hits) == len(number_N) - (kind == "same-layer" and layer == 2 and not listed)
         assert found[layer] == pytest.approx(sum(hits) / len(hits))
+
+
+@torch.no_grad()
+def test_a_word_read_in_another_spelling_is_right_and_not_strictly(model):
+    """What is nearest stands still; what counts as the same word changes."""
+    read = readout.readout(model, "input", [0])
+    shown = read.word_T[:10]
+    near = replace(read.near[0], number_T=read.near[0].number_T.clone())
+    a, b = (int((near.number_T == number).nonzero()) for number in shown[:2])
+    near.number_T[[a, b]] = near.number_T[[b, a]]  # the first two are taken for each other
+    text_of = {int(n): str(n) for n in read.word_T.tolist()} | {int(shown[0]): "star", int(shown[1]): "Stars"}
+    swapped = replace(read, near={0: near}, spellings=lambda: Spellings(text_of))
+    assert readout.read_right(model, swapped, shown)[0] == (1.0, 0.8, 10)
+    apart = replace(swapped, spellings=lambda: Spellings(text_of | {int(shown[1]): "ring"}))
+    assert readout.read_right(model, apart, shown)[0] == (0.8, 0.8, 10)
+    assert ceilings(model, swapped, shown) == {0: 1.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("listed", [False, True])
+def test_perfect_tokens_in_the_place_of_images(model, kind, listed, monkeypatch):
+    """Each image's own tokens, read in its own context; in any number of passes."""
+    words = WORDS if listed else None
+    number_BQ = control.lists(torch.arange(6) if listed else word_tokens(model.llm), 75, seed=5).view(3, 25)
+    read = readout.readout(model, kind, LAYERS, words)
+    with torch.no_grad():
+        hidden = [model.states(read.embed(number_Q)[None], LAYERS) for number_Q in number_BQ]
+    monkeypatch.setattr(nearest, "HELD", 4 * 25 * model.llm.dim * len(LAYERS) * 2)
+    near = model.nearest_perfect(number_BQ, LAYERS, words, kind)
+    for layer in LAYERS:
+        assert near[layer].tolist() == [read(layer, own[layer][0])[1][:, 0].tolist() for own in hidden]
+    of = WORDS if listed else range(model.llm.vocab)
+    assert [of[n] for n in near[0].flatten()] == [of[n] for n in number_BQ.flatten()]
 
 
 def test_states_of_words_by_a_loop(model, monkeypatch):

@@ -1,14 +1,20 @@
 """Rows of the embedding matrix that no token has: whoever looks for the nearest words leaves them out."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders
+from tokenizers.decoders import ByteLevel
+from tokenizers.models import BPE, WordPiece
+from transformers import PreTrainedTokenizerFast
 
 from mmalign.benchmarks.alignment import Alignment
 from mmalign.data import Data, Record, Truth, Turn
 from mmalign.objectives.basic import Direction
 from mmalign.stages import evaluate
 from mmalign.training.premise import Premise
-from mmalign.vlm.vocabulary import among_tokens
+from mmalign.vlm.vocabulary import Spellings, among_tokens, token_spellings
 from tests.objectives.test_basic import batch_of, build, folders  # noqa: F401
 from tests.vlm.test_model import picture
 from tests.vlm.test_prefix import Quiz
@@ -117,3 +123,52 @@ def test_nearest_by_a_loop(model, top_k):
             best = slow.argsort(descending=True)[:kept]
             assert torch.allclose(cosine_2NK[image, number], slow[best], atol=1e-5)
             assert token_2NK[image, number, 0] == nearest.number_T[best[0]]
+
+
+def test_tokens_that_are_the_same_word():
+    """Upper and lower case, with and without a blank, singular and plural; nothing else, and never an inner piece."""
+    vocab = ["<s>", "Ġstar", "star", "ĠStar", "Ġstars", "STARS", "Ġst", "Ġstarry", "Ġber", "ry", ",", "Ġ,", "Ċ", "Ġ"]
+    backend = Tokenizer(BPE({token: number for number, token in enumerate(vocab)}, []))
+    backend.decoder, specials = ByteLevel(), ["<s>"]
+    backend.add_special_tokens(specials)
+    chat = SimpleNamespace(tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend), mark=7)
+    own = token_spellings(SimpleNamespace(chat=chat))
+    assert own.of("star") == own.of("Stars") == {1, 2, 3, 4, 5}
+    assert own.alike(5) == {1, 2, 3, 4, 5}
+    assert own.alike(6) == {6}
+    assert own.of("starry") == set()  # 7 is the image's mark
+    assert own.alike(10) == {10, 11}
+    assert [own.alike(n) for n in (0, 12, 13)] == [{0}, {12}, {13}]  # no text: alike to nothing
+
+
+def test_inner_pieces_are_no_words():
+    backend = Tokenizer(WordPiece({"[UNK]": 0, "ring": 1, "##ring": 2, "##": 3, "rings": 4}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    chat = SimpleNamespace(tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend), mark=-1)
+    own = token_spellings(SimpleNamespace(chat=chat))
+    assert own.of("Ring") == {1, 4}
+    assert own.alike(2) == {2}
+    assert own.alike(3) == {3}
+
+
+def test_words_of_a_list_that_are_the_same():
+    own = Spellings(dict(enumerate(["berry", "Berries", "box", "traffic light", "Traffic Lights", "light"])))
+    assert [own.alike(n) for n in range(6)] == [{0, 1}, {0, 1}, {2}, {3, 4}, {3, 4}, {5}]
+
+
+def test_pieces_and_other_spellings_of_a_model(model):
+    """A word's own pieces, and whole tokens: of `Ice creams` those of both words."""
+    chat, words = model.vlm.llm.chat, ["star", "unbelievable", "Ice creams", "stars"]
+    own = token_spellings(model.vlm.llm)
+    for word, ids, pieces in zip(words, model.vlm.spellings(words), chat.pieces(words), strict=True):
+        assert set(pieces) <= set(ids)
+        assert set(ids) - set(pieces) == set().union(*(own.of(part) for part in word.split())) - set(pieces)
+
+
+def test_a_word_that_the_tokenizer_does_not_know_has_no_piece(model):
+    chat = model.vlm.llm.chat
+    unknown = chat.pieces(["star"])[0][0]
+    chat.tokenizer.unk_token = chat.tokenizer.convert_ids_to_tokens(unknown)
+    assert model.vlm.pieces([]) == model.vlm.spellings([]) == []
+    assert model.vlm.pieces(["star", "ring"]) == [[], chat.pieces(["ring"])[0]]
+    assert model.vlm.word_embeddings(["star", "ring"]).silent == ["star"]
