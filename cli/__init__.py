@@ -170,6 +170,30 @@ def inspect(
     inspecting.inspect(checkpoint, images, layers, keep, words, readout, out, as_json)
 
 
+@app.command()
+def ceilings(
+    model: Annotated[str, typer.Argument(help="a language model (mmalign list llms), runs/..., an exported folder")],
+    layers: Annotated[str | None, typer.Option(help="0,1,8; left out: some from 0 to the last")] = None,
+    readout: Annotated[str, typer.Option(help="some of these")] = "input,same-layer,lens",
+    text: Annotated[
+        str | None, typer.Option(metavar="FILE", help="or data of texts; left out: a few paragraphs of English")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="with words true of its images' patches, too: toy-eval, coco-boxes"),
+    ] = None,
+    as_json: Json = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Show how far each readout of each layer can be trusted: what it reads right of tokens that are known.
+
+    These are the tokens of a text, and perfect visual tokens: embeddings of words in the place of an image.
+    """
+    from . import reading
+
+    reading.ceilings(model, layers, readout, text, data, as_json)
+
+
 @app.command("chat")
 def chat_(
     checkpoint: Checkpoint,
