@@ -114,8 +114,10 @@ class Alignment(Probe):
         metrics: dict[str, float] = {}
         for name, patches in judged.items():
             if name == "object" or any(patches):
-                metrics |= {name: percent(hits(patches)), f"{name}_shuffled": percent(hits(_shuffled(patches)))}
-        metrics["object_strict"] = percent(hits([one.strictly(one.nearest[0]) for one in images]))
+                metrics[name] = percent(hits(patches))
+                if name == "object":
+                    metrics["object_strict"] = percent(hits([one.strictly(one.nearest[0]) for one in images]))
+                metrics[f"{name}_shuffled"] = percent(hits(_shuffled(patches)))
         metrics["distinct"] = len({number for one in images for number in one.nearest[0]})
         layers = range(1, len(images[0].nearest))
         ceilings = self._ceilings(model, images, layers) if layers else {}

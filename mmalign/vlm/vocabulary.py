@@ -102,17 +102,13 @@ class Spellings:
 
 
 def token_spellings(llm: LLM) -> Spellings:
-    """Of a language model's tokens; without those that only stand inside or at the end of a word, as `##ing`, and those
-    that are no text by themselves."""
+    """Of a language model's tokens, without those that are no text by themselves. An inner piece keeps its mark, as
+    `##ring` does, and so is no word."""
     tokenizer = llm.chat.tokenizer
     ids = [i for i in tokenizer.get_vocab().values() if i != llm.chat.mark]
     texts = tokenizer.backend_tokenizer.decode_batch([[i] for i in ids])  # special tokens: none
     text_of = {i: text.strip() for i, text in zip(ids, texts, strict=True)}
-    return Spellings({i: t for i, t in text_of.items() if t and "\ufffd" not in t and not _inner(t)})
-
-
-def _inner(text: str) -> bool:
-    return text.startswith("##") and text.strip("#") != ""
+    return Spellings({i: t for i, t in text_of.items() if t and "\ufffd" not in t})
 
 
 def spelled(tokenizer: Any, token: int) -> str:

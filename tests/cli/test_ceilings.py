@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from mmalign.cli import reading
 from mmalign.pipeline import task
 from mmalign.plan import graph
 from mmalign.plan import read as compose
+from mmalign.vlm.ceilingtable import Ceiling
 from tests.plan.test_mistakes import assert_mistake
 
 SHIPPED = Path(__file__).parents[2] / "mmalign" / "toyworld" / "llama"
@@ -41,15 +43,17 @@ def test_the_table_and_its_numbers(mmalign):
     rows = json.loads(mmalign(*asked, "--json").out)
     assert [f"{row['shown']} {row['readout']}" for row in rows] == [column for column in columns for _ in range(2)]
     for layer, line in zip((0, 2), lines, strict=True):
-        own = [row for row in rows if row["layer"] == layer]
-        cells = [
-            f"{100 * row['share']:.1f}"
-            + (f" ({100 * row['strict']:.1f})" if f"{row['share']:.3f}" != f"{row['strict']:.3f}" else "")
-            for row in own
-        ]
-        assert line.replace("  ", " ").split() == [str(layer), *" ".join(cells).split()]
+        cells = [reading._cell(Ceiling(**row)) for row in rows if row["layer"] == layer]
+        assert line.split() == [str(layer), *" ".join(cells).split()]
     assert {row["tokens"] for row in rows if row["shown"] == "perfect"} == {100}
     assert all(row["share"] == 1 for row in rows if row["layer"] == 0)
+
+
+@pytest.mark.parametrize(
+    ("share", "strict", "cell"), [(1.0, 1.0, "100.0"), (0.5, 0.4999, "50.0"), (0.731, 0.7, "73.1 (70.0)")]
+)
+def test_the_strict_number_is_shown_where_it_is_another(share, strict, cell):
+    assert reading._cell(Ceiling("text", "lens", 1, share, strict, 10)) == cell
 
 
 def test_layers_and_readouts_that_are_named(mmalign):
