@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from mmalign.cli import reading
+
 from mmalign.pipeline import task
 from mmalign.plan import graph
 from mmalign.plan import read as compose
