@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmalign.errors import DataError
+from mmalign.errors import CheckError, DataError
 from mmalign.pipeline import existing
 
 from .images import open_rgb
@@ -19,7 +19,10 @@ HELP = "/image FILE shows an image, /forget begins anew, /quit ends"
 
 def chat(spec: str, images: Sequence[Path], most: int) -> None:
     """Read lines, answer each; the turns so far, and their images, are part of every question."""
-    place, pictures = existing.find(spec), [open_rgb(image) for image in images]
+    place = existing.find(spec)
+    if images:
+        existing.seeing(place, "it can be shown no image")
+    pictures = [open_rgb(image) for image in images]
     talk = Talk(loaded(place), most)
     for picture in pictures:
         talk.show(picture)
@@ -40,7 +43,7 @@ def chat(spec: str, images: Sequence[Path], most: int) -> None:
                 say(HELP)
             elif line:
                 say(talk.answer(line))
-        except DataError as err:
+        except (DataError, CheckError) as err:
             say(str(err))
 
 

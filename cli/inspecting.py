@@ -29,6 +29,7 @@ def inspect(
     as_json: bool,
 ) -> None:
     place, depths = existing.find(spec), numbers(layers)
+    existing.seeing(place, "it has no visual tokens")
     listed = read_words(word_list) if word_list is not None else None
     pictures = {str(image): open_rgb(image) for image in images}  # each once
     if target and not (target.absolute().parent).is_dir():

@@ -75,6 +75,8 @@ def import_(source: str, target: Path, template: Path | None) -> None:
         _adapter(source, target)
         return
     place = existing.find(source)
+    fix = f"model: {{llm: {source}}}" if isinstance(place, str) else f"mmalign new llm NAME --from {source}"
+    existing.seeing(place, "a recipe names its card, and nothing has to be brought in", fix)
     if isinstance(place, Path) and not (place / "config.json").exists():
         raise RunError(f"{source} is mmalign's already", at=source, fix=f"mmalign eval {source} --bench ...")
     text = _template(template) if template else None

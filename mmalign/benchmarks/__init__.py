@@ -61,6 +61,7 @@ class Benchmark:
     """A benchmark asked in words. `data` is the folder or file with its official files, where it has any."""
 
     max_new_tokens: ClassVar[int] = 128
+    shows: ClassVar[bool] = True  # False: no question has a picture, so that a language model alone can be asked
     protocols: ClassVar[tuple[str, ...]] = ("official",)  # whose rules `score` can follow, where there are several
     submits: ClassVar[str] = "json"  # the kind of file its server takes
     data_files: str = ""  # which files were read, and in which layout
@@ -107,6 +108,8 @@ class Benchmark:
 
 class Probe:
     """A measurement of the model itself, not of its answers."""
+
+    shows: ClassVar[bool] = True  # False: it shows no picture, so that a language model alone can be measured
 
     def measure(self, model: "Subject") -> Score:
         """The score of a model. Raises CheckError for a model it cannot look at."""

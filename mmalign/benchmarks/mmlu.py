@@ -37,6 +37,7 @@ class MMLU(FiledBenchmark):
     """
 
     max_new_tokens = 1
+    shows = False
 
     def __init__(
         self, data: str, style: Literal["hendrycks", "harness"] = "harness", shots: int = 5, split: str = "test"

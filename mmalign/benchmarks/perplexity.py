@@ -18,8 +18,11 @@ class Perplexity(Probe):
     data: where they come from, from the first on. texts: how many.
 
     `perplexity` is the trained model's, `before` that of the language model it started from; a model from elsewhere has
-    only the first. A text is all that is said in a record, its turns joined by blanks.
+    only the first, and so has a language model alone. A text is all that is said in a record, its turns joined by
+    blanks.
     """
+
+    shows = False
 
     def __init__(self, data: "Data", texts: int = 200) -> None:
         if texts < 1:

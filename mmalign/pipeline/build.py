@@ -25,12 +25,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def vlm(task: Task) -> VLM:
-    """The model of a task, with the weights of the stages it reads; a new adapter is drawn from the recipe's seed."""
+    """The model of a task, with the weights of the stages it reads; a new adapter is drawn from the recipe's seed.
+
+    A language model alone where the task has no encoder.
+    """
     if WHOLE in task.cards:  # a checkpoint that no stage here made, see pipeline/existing.py
         model: VLM = building.build(task.cards[WHOLE])
         return model
     trained, runs = weights.places(task), task.folder.parent
     with weights.verified(runs, trained.values()):
+        if "vision" not in task.cards:
+            return VLM(None, None, llm(task, trained, runs))
         encoder = vision(task, "vision", trained, runs)
         language = llm(task, trained, runs)
         torch.manual_seed(task.seed)  # every arm of a study begins with the same adapter

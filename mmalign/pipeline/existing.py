@@ -1,24 +1,28 @@
 """Models that are there already: where a name on the command line finds one, and a stage that reads it again."""
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmalign.errors import RunError, suggest
-from mmalign.io import files, sums
+from mmalign.io import files, packaged, sums
 from mmalign.pipeline import original, task
 from mmalign.pipeline.task import Task
-from mmalign.plan import building, graph, signatures, trust
+from mmalign.plan import building, checkpoints, graph, signatures, trust
 from mmalign.plan.cards import Card, Registry
-from mmalign.plan.check import protocols
+from mmalign.plan.check import of_stage, protocols, unseen
+from mmalign.plan.checkpoints import has_weights
 from mmalign.plan.exported import cards as exported_cards
 from mmalign.plan.graph import Node
-from mmalign.plan.recipe import Evaluate, Export, Part, Reads, Recipe, Stage, Train
+from mmalign.plan.recipe import Evaluate, Export, Language, ModelParts, Part, Reads, Recipe, Stage, Train
 from mmalign.plan.references import paths, targets
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FIX = "a folder runs/train-..., an exported folder, or a hub id such as llava-hf/llava-1.5-7b-hf"
+SEES = "a model with an encoder: a folder runs/train-..., an exported folder, a LLaVA model"
+CAUSAL = re.compile(r"\w+(ForCausalLM|LMHeadModel)")  # classes of language models, in a config.json
 KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", sums.NAME)  # of a repository on the hub
 LOAD, VLLM = trust.OPENERS  # what opens such a checkpoint
 WHOLE = "model"  # the role of a checkpoint that stands for vision, adapter and llm together
@@ -40,17 +44,20 @@ def newest(runs: Path) -> Path:
 
 
 def find(spec: str) -> Path | str:
-    """Where a checkpoint lies: the folder of a training stage or an exported folder; a hub id comes back as it is.
+    """Where a checkpoint lies: the folder of a training stage, an exported one, or one of a language model alone; a hub
+    id and the name of a language model's card come back as they are.
 
-    spec: one of these, the folder of an export stage, or a folder of runs, which means the newest model in it.
-    Raises RunError for anything else; nothing heavy is loaded and nothing is fetched.
+    spec: one of these, the folder of an export or language stage, or a folder of runs, which means the newest model in
+    it. Raises RunError for anything else; nothing heavy is loaded and nothing is fetched.
     """
     place = Path(spec)
     if not files.exists(place):
-        if HUB.fullmatch(spec) and not place.parent.exists():
+        llms = [] if "/" in spec else Registry().names("llms")
+        if spec in llms or (HUB.fullmatch(spec) and not place.parent.exists()):
             return spec
         beside = [str(p) for p in place.parent.glob("*") if p.is_dir()] if place.parent.is_dir() else []
-        raise RunError(f"no checkpoint {spec}", at=spec, fix=suggest(spec, beside) if beside else FIX)
+        near = difflib.get_close_matches(spec, llms, n=1) or beside
+        raise RunError(f"no checkpoint {spec}", at=spec, fix=suggest(spec, near) if near else FIX)
     if (place / "stage.yaml").exists():
         return _of_stage(place.resolve())
     if exported(place):
@@ -86,13 +93,15 @@ def _fetch(place: str, patterns: Sequence[str]) -> Path:
 
 
 def _of_stage(place: Path) -> Path:
-    """A training stage itself, or the folder an export stage wrote."""
+    """A training stage itself, or the folder an export or a language stage wrote."""
     if not (place / "stage.json").exists():
         fix = "a folder runs/train-... with a stage.json in it"
         raise RunError(f"{place} is no finished training stage", at=str(place), fix=fix)
     stored = task.load(place)
     if isinstance(stored.stage, Export):
         return place / str(task.done(place)["exported"])
+    if isinstance(stored.stage, Language):
+        return place.parent / str(task.done(place)["parts"]["llm"])
     if not isinstance(stored.stage, Train):
         what = f"{place} is a stage of kind {stored.stage.kind}, not a model"
         raise RunError(what, at=str(place), fix="a folder runs/train-... with a stage.json in it")
@@ -100,7 +109,7 @@ def _of_stage(place: Path) -> Path:
 
 
 def exported(place: Path) -> bool:
-    """Whether a folder is an exported model, ours or LLaVA's; a RunError for a checkpoint of another kind."""
+    """Whether a folder is an exported model, ours or LLaVA's, or a language model; a RunError for another kind."""
     if (place / "mmalign.json").exists():
         return True
     if not (place / "config.json").exists():
@@ -109,10 +118,35 @@ def exported(place: Path) -> bool:
         original.check(place, _config(place / "config.json"))
         return True
     kind = _config(place / "config.json").get("model_type")
-    if kind != "llava":
-        what = f"{place} is a checkpoint of kind {kind!r}, not a LLaVA model"
+    if kind != "llava" and not alone(place):
+        what = f"{place} is a checkpoint of kind {kind!r}, neither a LLaVA model nor a language model alone"
         raise RunError(what, at=str(place / "config.json"), fix=FIX)
     return True
+
+
+def alone(place: Path | str) -> bool:
+    """Whether what `find` found is a language model without an encoder: the name of a card, or a checkpoint of its own.
+
+    What a hub id stands for is known once it is fetched. Raises RunError for such a checkpoint without weights.
+    """
+    if isinstance(place, str):
+        return "/" not in place
+    if (place / "stage.json").exists() or (place / "mmalign.json").exists() or not (place / "config.json").exists():
+        return False
+    config = _config(place / "config.json")
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if original.is_original(config) or not isinstance(name, str) or not CAUSAL.fullmatch(name):
+        return False
+    if not has_weights(place):
+        raise RunError(f"{place} is a language model without weights", at=str(place), fix="the whole checkpoint")
+    return True
+
+
+def seeing(place: Path | str, why: str, fix: str = SEES) -> None:
+    """A RunError where what `find` found has no encoder. why: what it is not good for then."""
+    if alone(place):
+        raise RunError(f"{place} is a language model alone: {why}", at=str(place), fix=fix)
 
 
 def _is_original(place: Path) -> bool:
@@ -134,7 +168,11 @@ def evaluation(
     """
     stage = Evaluate(kind="evaluate", bench=list(bench), protocol=protocol)
     _asked("", 0, stage, registry)  # what is wrong with a benchmark is said before anything is fetched
-    place = fetched(place)
+    place = place if alone(place) else fetched(place)
+    if vllm:
+        seeing(place, "vLLM is asked exported models", "leave out --vllm")
+    if isinstance(place, str):
+        return _of_card(place, stage, registry, runs)
     stage.precision = _precision(place) or stage.precision
     if not vllm:
         return again(place, stage, registry, runs)
@@ -146,8 +184,22 @@ def evaluation(
     return again(place, stage, registry, runs, VLLM)
 
 
+def _of_card(name: str, stage: Evaluate, registry: Registry, runs: Path) -> Node:
+    """An evaluation of a card's language model alone: the one that a recipe's stage is which reads nothing trained."""
+    card = registry.card("llms", name)
+    place = checkpoints.folder(card)
+    packed = str(card.args.get("checkpoint")).startswith(packaged.PREFIX)  # whose weights are dequantised
+    stage.precision = "fp32" if packed else (place and _precision(place)) or stage.precision
+    hashes = files.Hashes(runs / ".hashes.json")
+    asked, recipe = _asked(name, 42, stage, registry, ModelParts(llm=Part(name)))
+    new = graph.node(recipe, VERBS[stage.kind], asked, [], runs, hashes)
+    hashes.save()
+    return new
+
+
 def export(place: Path | str, registry: Registry) -> Node:
-    """An export of a training stage. Raises RunError for what is exported already."""
+    """An export of a training stage. Raises RunError for what is exported already, and a language model alone."""
+    seeing(place, "there is nothing to export")
     if isinstance(place, str) or not (place / "stage.json").exists():
         raise RunError(f"{place} is exported already", at=str(place), fix="a folder runs/train-...")
     return again(place, Export(kind="export"), registry)
@@ -161,6 +213,9 @@ def again(place: Path, stage: Stage, registry: Registry, runs: Path = Path("runs
         exported_cards(place, registry)  # what it may not name is said here, before a worker opens it
     hashes = files.Hashes(runs / ".hashes.json")
     asked, recipe = _asked(str(place), 42, stage, registry)
+    if isinstance(stage, Evaluate) and alone(place):
+        for problem in unseen(recipe, VERBS[stage.kind], stage, asked):
+            raise problem
     whole = Card("", load, {"spec": str(place)}, name=str(place), family="checkpoints")
     content = {WHOLE: {"target": load, "content": _content(place, hashes)}}
     new = graph.node(recipe, VERBS[stage.kind], {WHOLE: whole} | asked, [], runs, hashes, identities=content)
@@ -187,12 +242,16 @@ def parts(stored: Task, registry: Registry) -> dict[str, Card]:
     return {role: building.own(card, registry) for role, card in own.items()}
 
 
-def _asked(name: str, seed: int, stage: Stage, registry: Registry) -> tuple[dict[str, Card], Recipe]:
-    """The cards the stage itself names, checked, in a recipe of one stage."""
+def _asked(
+    name: str, seed: int, stage: Stage, registry: Registry, model: ModelParts | None = None
+) -> tuple[dict[str, Card], Recipe]:
+    """The cards the stage itself names, checked, in a recipe of one stage. model: with those of it, checked as well."""
     verb = VERBS[stage.kind]
-    recipe = Recipe(name=name, seed=seed, stages={verb: stage}, where=lambda _: "command line")
+    own = model or ModelParts()
+    recipe = Recipe(name=name, seed=seed, model=own, stages={verb: stage}, where=lambda _: "command line")
     asked = graph.cards_of(recipe, verb, registry)
-    for problem in (*targets(recipe, verb, asked), *paths(asked), *protocols(recipe, verb, stage, asked)):
+    about_stage = (*targets(recipe, verb, asked), *paths(asked), *protocols(recipe, verb, stage, asked))
+    for problem in of_stage(recipe, verb, stage, asked) if model else about_stage:
         raise problem
     return asked, recipe
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmalign.io import files, sums
 from mmalign.pipeline import existing, original, task, weights
-from mmalign.plan.cards import Registry
+from mmalign.plan import building
+from mmalign.plan.cards import Card, Registry
 from mmalign.plan.exported import FORMAT
 from mmalign.plan.recipe import Train
 
@@ -22,19 +23,29 @@ def load(spec: str | Path) -> "VLM":
     """The model under a name, in eval mode; on a GPU where there is one.
 
     spec: what `mmalign eval` takes: the folder of a training stage (runs/train-...), an exported folder, a LLaVA
-    checkpoint, a hub id, or a folder of runs, which means the newest model in it. Raises RunError for what is no
-    model, for a file that is not as it was written, and for a hub id that cannot be fetched.
+    checkpoint, a hub id, or a folder of runs, which means the newest model in it; or a language model alone: its card's
+    name, its checkpoint, the folder of a language stage. Raises RunError for what is no model, for a file that is not
+    as it was written, and for a hub id that cannot be fetched.
     """
-    place = existing.fetched(existing.find(str(spec)))
-    if (place / "stage.json").exists():
-        model = _of_stage(place)
-    elif (place / "mmalign.json").exists():
-        model = _of_folder(place)
+    named = existing.find(str(spec))
+    if isinstance(named, str) and existing.alone(named):
+        model = _language_model(Registry().card("llms", named))
     else:
-        model = _of_llava(place)
+        model = _of_files(existing.fetched(named))
     import torch
 
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _of_files(place: Path) -> "VLM":
+    if (place / "stage.json").exists():
+        return _of_stage(place)
+    if (place / "mmalign.json").exists():
+        return _of_folder(place)
+    if existing.alone(place):
+        target, args = "mmalign.llms.causal.CausalLM", {"checkpoint": str(place)}
+        return _language_model(Card("", target, args, name=place.name, family="llms"))
+    return _of_llava(place)
 
 
 def _of_stage(place: Path) -> "VLM":
@@ -50,6 +61,13 @@ def _of_stage(place: Path) -> "VLM":
     model = build.vlm(trained)
     build.cast_all(stage.precision, model)
     return model
+
+
+def _language_model(card: Card) -> "VLM":
+    """A language model alone."""
+    from mmalign.vlm.model import VLM
+
+    return VLM(None, None, building.build(card))
 
 
 def _of_folder(place: Path) -> "VLM":

@@ -8,7 +8,7 @@ from mmalign.io import bounds, files, packaged
 from mmalign.io.wordlist import read_words
 from mmalign.plan import checkpoints, definitions, facts, signatures, signs
 from mmalign.plan.cards import Card, Registry
-from mmalign.plan.graph import cards_of, named, order
+from mmalign.plan.graph import cards_of, named, order, showing
 from mmalign.plan.recipe import Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
 from mmalign.plan.references import NotThereError, paths, targets
 
@@ -60,6 +60,11 @@ def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) ->
     yield from (problem for card in cards.values() for problem in facts.contradicted(card))
     yield from _checkpoints(recipe, name, stage, cards)
     yield from protocols(recipe, name, stage, cards)
+    if isinstance(stage, Evaluate) and "vision" not in cards:
+        yield from unseen(recipe, name, stage, cards)
+    if isinstance(stage, Language) and stage.gate and facts.of(cards["gate"]).get("shows", False):
+        what = f"{cards['gate'].name} shows pictures, and this stage trains a language model alone"
+        yield _problem(recipe, name, "gate.bench", what, "a benchmark of texts, such as toy-lookup")
     for role, card in cards.items():
         if role.startswith("bench.") and "words" in (_takes(card) or ()):
             yield from _word_list(card.args.get("words"))
@@ -97,7 +102,8 @@ def _problem(recipe: Recipe, stage: str, key: str, what: str, fix: str) -> Check
 
 def _needed(recipe: Recipe, name: str, stage: Stage) -> Iterator[MMAlignError]:
     """Parts and edges a stage cannot do without."""
-    for part in stage.parts:
+    alone = isinstance(stage, Evaluate) and recipe.model.vision is None and recipe.model.adapter is None
+    for part in ("llm",) if alone else stage.parts:
         if getattr(recipe.model, part) is None:
             what = f"stage {name!r} (kind {stage.kind}) has no {part}"
             yield CheckError(what, at=recipe.where("model"), fix=f"model: {{{part}: NAME}}   (mmalign list)")
@@ -117,6 +123,14 @@ def protocols(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -
         if stage.protocol not in known:
             what = f"{part.card} has no protocol {stage.protocol!r}"
             yield _problem(recipe, name, "protocol", what, suggest(stage.protocol, known))
+
+
+def unseen(recipe: Recipe, name: str, stage: Evaluate, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """A language model alone is shown no picture."""
+    if names := showing(stage, cards):
+        model = cards["llm"].name if "llm" in cards else recipe.name
+        what = f"{', '.join(names)} show{'s' * (len(names) == 1)} pictures, and {model} is a language model alone"
+        yield _problem(recipe, name, "bench", what, "a benchmark of texts, such as mmlu; or a model with an encoder")
 
 
 def _labels(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:

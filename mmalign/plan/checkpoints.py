@@ -95,7 +95,11 @@ def _configuration(card: Card) -> Mapping[str, Any]:
 def without_weights(card: Card) -> bool:
     """Whether a checkpoint that is here has a configuration alone, so that only random weights can come of it."""
     place = folder(card)
-    return bool(place and place.is_dir() and not any(any(place.glob(name)) for name in WEIGHTS))
+    return bool(place and place.is_dir() and not has_weights(place))
+
+
+def has_weights(place: Path) -> bool:
+    return any(any(place.glob(name)) for name in WEIGHTS)
 
 
 def template(card: Card, own: str | None) -> tuple[str, str] | None:

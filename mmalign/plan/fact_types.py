@@ -65,6 +65,7 @@ class Benchmark(TypedDict, total=False):
     headline: str
     unit: str
     protocols: list[str]
+    shows: bool
     questions: Count
     max_new_tokens: Positive
 

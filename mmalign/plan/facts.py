@@ -17,7 +17,7 @@ ATTRIBUTES = {
     "adapters": ("keeps_grid",),
     "labels": ("needs",),
     "objectives": ("needs", "per_patch", "unit"),
-    "benchmarks": ("protocols",),
+    "benchmarks": ("protocols", "shows"),
 }
 
 

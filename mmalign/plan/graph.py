@@ -16,7 +16,7 @@ from typing import Any, NotRequired, TypedDict
 
 from mmalign.errors import CardError, GraphError, RunError, suggest
 from mmalign.io import document, environment, files, seal
-from mmalign.plan import sources
+from mmalign.plan import facts, sources
 from mmalign.plan.cards import SHIPPED, Card, Registry, below, members
 from mmalign.plan.recipe import KINDS, Evaluate, Label, Part, Recipe, Report, Stage, key_of
 
@@ -165,9 +165,23 @@ def cards_of(recipe: Recipe, name: str, registry: Registry) -> dict[str, Card]:
     for role, family, part, key in named(recipe, name):
         card = _card(family, part, registry, recipe.where(key))
         cards |= {role: card} | below(role, registry.inside(card))
+    if untouched(recipe.stages[name], cards):
+        cards = {role: card for role, card in cards.items() if role.split(".")[0] not in ("vision", "adapter")}
     if (fit := fit_of(recipe, name)) and (role := encoder_of(recipe.stages[name], cards)):
         cards[role] = replace(cards[role], args={**cards[role].args, "fit": fit})
     return cards
+
+
+def untouched(stage: Stage, cards: Mapping[str, Card]) -> bool:
+    """Whether a stage is of the language model alone: an evaluation that shows no picture and reads no trained model,
+    whatever the recipe's model has beside it. So it is the same for every arm of a study."""
+    return isinstance(stage, Evaluate) and stage.reads.weights is None and not showing(stage, cards, untold=True)
+
+
+def showing(stage: Evaluate, cards: Mapping[str, Card], untold: bool = False) -> list[str]:
+    """The benchmarks of an evaluation that show pictures; untold: of those that do not say it, too."""
+    known = {part.card: facts.of(cards[f"bench.{part.card}"]).get("shows", untold) for part in stage.bench}
+    return [name for name, shows in known.items() if shows]
 
 
 def fit_of(recipe: Recipe, name: str) -> str | None:

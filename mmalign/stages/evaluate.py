@@ -75,7 +75,7 @@ def _model(task: Task, stage: Evaluate, benches: Sequence[Benchmark | Probe]) ->
         return building.build(task.cards[WHOLE]), {}
     vlm = build.vlm(task)
     build.cast_all(stage.precision, vlm)
-    if "llm" in task.cards:
+    if {"vision", "llm"} <= task.cards.keys():
         vlm.untrained = partial(_untrained, task, stage)
     return vlm.to(device()).eval(), weights.places(task)
 

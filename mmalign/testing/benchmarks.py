@@ -70,6 +70,8 @@ def _questions(bench: Benchmark, twin: Benchmark) -> Sequence[Question]:
         assert len(set(options)) == len(options), f"question {question.id!r} has the same option twice"
         assert all(options), f"question {question.id!r} has an empty option"
     assert bench.max_new_tokens >= 1, f"max_new_tokens is {bench.max_new_tokens}"
+    pictured = any(question.image is not None for question in questions)
+    assert bench.shows or not pictured, "shows is False, and a question has a picture"
     assert bench.protocols, "protocols is empty; scores follow 'official' where there is one"
     return questions
 
@@ -185,6 +187,8 @@ def check_probe(make: Callable[[], Probe], model: Subject | None = None) -> None
     score = make().measure(_Only(shown))
     _whole(score)
     assert make().measure(_Only(shown)) == score, "the same model gets another score"
+    if not make().shows:
+        _unseeing(make(), shown)
     for lacking in ({"grid": None}, {"depth": 0}, {"untrained": None}):
         (name,) = lacking
         try:
@@ -198,6 +202,16 @@ def check_probe(make: Callable[[], Probe], model: Subject | None = None) -> None
             raise AssertionError(f"{what}; raise a CheckError for what cannot be looked at") from err
 
 
+def _unseeing(probe: Probe, model: Subject) -> None:
+    """A probe that shows no picture measures a language model alone."""
+    try:
+        probe.measure(_Only(model, **dict.fromkeys(PICTURED)))
+    except Exception as err:
+        what = f"shows is False, and a model that sees nothing dies with {type(err).__name__}: {err}"
+        raise AssertionError(what) from err
+
+
+PICTURED = ("nearest_tokens", "nearest_listed", "ceilings", "frames", "grid")
 SUBJECT = (
     "untrained", "grid", "depth", "nearest_tokens", "nearest_listed", "nearest_perfect", "frames", "pieces",
     "spellings", "perplexity",

@@ -34,7 +34,6 @@ class Quiz(Benchmark):
     """
 
     max_new_tokens = 4
-    shows = True  # False: questions come without their image
 
     def __init__(self, images: int = 200, split: str = "eval", seed: int = 0) -> None:
         if images < 1:

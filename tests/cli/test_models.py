@@ -168,8 +168,8 @@ def strangers(here) -> Path:
         ("empty", "empty holds no model", "an exported folder, or a hub id"),
         ("many", "many holds no model", "runs/train-"),
         ("file.txt", "file.txt holds no model", "runs/train-"),
-        ("llama", "a checkpoint of kind 'llama', not a LLaVA model", "runs/train-"),
-        ("list", "a checkpoint of kind None, not a LLaVA model", "runs/train-"),
+        ("llama", "a checkpoint of kind 'llama', neither a LLaVA model nor a language model", "runs/train-"),
+        ("list", "a checkpoint of kind None, neither a LLaVA model nor a language model", "runs/train-"),
         ("broken", "not valid JSON", "damaged"),
     ],
 )

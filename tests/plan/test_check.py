@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.errors import CardError, MMAlignError
+from mmalign.errors import CardError, CheckError, MMAlignError
 from mmalign.plan import estimate, facts, graph, signatures
 from mmalign.plan import read as compose
 from mmalign.plan.cards import FAMILIES, Card, Registry
@@ -78,6 +78,11 @@ class Truthful(LabelSource):
 
 class Ruled(Benchmark):
     protocols = ("official", "mine")
+
+class Silent(Benchmark):
+    def __init__(self, shows=True):
+        self.shows = shows
+
 
 class Sized(LLM):
     bounds = {"size": {"least": 1, "whole": True, "words": "a size of 1 or more", "example": 7}}
@@ -260,6 +265,7 @@ def test_protocols_of_a_class(parts, here):
         ("objectives", "Needy", "{needs: []}", "needs: [], its class ['labels']"),
         ("adapters", "Pooled", "{keeps_grid: true}", "keeps_grid: True, its class False"),
         ("labels", "Truthful", "{truth: false}", "truth: False, its class True"),
+        ("benchmarks", "Ruled", "{shows: false}", "shows: False, its class True"),
         ("benchmarks", "Ruled", "{protocols: [official]}", "protocols: ['official'], its class ['mine', 'official']"),
     ],
 )
@@ -283,6 +289,44 @@ def test_no_shipped_card_contradicts_its_class():
             assert not list(facts.contradicted(card)), card.path
             told += len(facts.declared(card))
     assert told >= 40
+
+
+@pytest.mark.parametrize("words", [[], ["stages.score.reads={llm: speak}"]])
+def test_an_evaluation_of_a_language_model_alone(here, words):
+    """A recipe without an encoder: benchmarks of texts can be asked, others are refused."""
+    alone = "{name: x, model: {llm: toy-llama}, stages: {speak: {kind: language, data: toy-texts, optim: {lr: 1}, "
+    alone += "batch: 1, steps: 1}, score: {kind: evaluate, bench: [mmlu, toy-perplexity, toy-lookup]}}}\n"
+    (here / "x.yaml").write_text(alone)
+    (recipe,) = compose.load("x.yaml", [*words, "stages.score.bench=[toy-perplexity, toy-lookup]"])
+    assert [type(part).__name__ for part in vars(recipe.model).values()] == ["NoneType", "NoneType", "Part"]
+    check([recipe])
+    (recipe,) = compose.load("x.yaml", [*words, "stages.score.bench=[toy-pope, toy-lookup, toy-alignment]"])
+    with pytest.raises(CheckError) as caught:
+        check([recipe])
+    assert (caught.value.what, caught.value.at, caught.value.fix) == (
+        "stage 'score': toy-pope, toy-alignment show pictures, and toy-llama is a language model alone",
+        "command line  stages.score.bench",
+        "a benchmark of texts, such as mmlu; or a model with an encoder",
+    )
+    (recipe,) = compose.load("x.yaml", [*words, "model.vision=toy-clip", "stages.score.bench=[toy-lookup]"])
+    with pytest.raises(CheckError, match=r"stage 'score' \(kind evaluate\) has no adapter"):
+        check([recipe])
+    (recipe,) = compose.load("x.yaml", ["stages.speak.gate={bench: toy-pope, metric: f1, at_least: 1}"])
+    with pytest.raises(CheckError, match=r"'speak': toy-pope shows pictures, and this stage trains a language model"):
+        check([recipe])
+
+
+def test_a_benchmark_that_does_not_say_whether_it_shows_pictures(parts, here):
+    """It is asked of the whole model, and of a language model alone where there is no other."""
+    parts(benchmarks="Silent")
+    checked(here, "stages.score={bench: [mine], reads: {weights: null}}")
+    (recipe,) = compose.load("x.yaml", ["stages.score={bench: [mine], reads: {weights: null}}"])
+    assert {"vision", "adapter", "llm"} < graph.cards_of(recipe, "score", Registry(["shelf"])).keys()
+    alone = (
+        "{name: x, model: {llm: toy-llama}, stages: {score: {kind: evaluate, bench: [mine]}}, registry: [./shelf]}\n"
+    )
+    (here / "x.yaml").write_text(alone)
+    check(compose.load("x.yaml"))
 
 
 @pytest.mark.parametrize(

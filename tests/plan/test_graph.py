@@ -482,3 +482,25 @@ def test_a_fit_that_the_encoder_does_not_take(plan, here):
         check(compose.load("x.yaml", words))
     assert error.value.what == "vision 'own' takes no argument 'fit'"
     assert error.value.at.endswith("stages.align.fit")
+
+
+GREY = """\
+  before: {kind: evaluate, bench: [toy-perplexity, toy-lookup]}
+"""
+
+
+def test_the_untouched_language_model_is_one_evaluation_for_all_arms(plan):
+    """An evaluation that reads nothing trained and shows no picture: of the language model, whatever stands beside."""
+    nodes = plan(TINY + GREY)
+    assert [role for role in nodes["before"].cards if not role.startswith("bench.")] == ["llm"]
+    words = ["model.adapter=mlp2x-gelu", "model.vision.args.norm=false", "seed=9", "stages.tune.trains=[adapter]"]
+    assert plan(TINY + GREY, *words)["before"].folder == nodes["before"].folder
+    alone = f"name: alone\nmodel: {{llm: toy-llama}}\nstages:\n{GREY}"
+    assert plan(alone)["before"].folder == nodes["before"].folder
+    named = existing.evaluation("toy-llama", [Part("toy-perplexity"), Part("toy-lookup")], Registry())
+    assert named.folder == nodes["before"].folder
+    assert plan(TINY + GREY, "model.llm=toy-llama-deep")["before"].folder != nodes["before"].folder
+    seen = plan(TINY + GREY, "stages.before.bench=[toy-perplexity, toy-pope]")["before"]
+    assert {"vision", "adapter", "llm"} < seen.cards.keys()
+    tuned = plan(TINY + GREY, "stages.before.reads={weights: tune}")["before"]
+    assert {"vision", "adapter", "llm"} < tuned.cards.keys()

@@ -252,6 +252,10 @@ class Before(Steady):
         return Score({"before": model.untrained().perplexity(["a"])}, "before")
 
 
+class Blind(Steady):
+    shows = False
+
+
 class Nameless(Steady):
     def measure(self, model):
         return Score({"a": 1.0}, "b")
@@ -265,6 +269,7 @@ class Nameless(Steady):
         (Deep, "it looks at layer 2 of a model that shows 0"),
         (Square, "a model whose grid is None dies with TypeError"),
         (Before, "a model whose untrained is None dies with TypeError"),
+        (Blind, "shows is False, and a model that sees nothing dies with TypeError"),
         (Nameless, "the headline 'b' is no metric; there are a"),
     ],
 )
