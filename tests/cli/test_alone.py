@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from mmalign.plan import graph
 from mmalign.plan import read as compose
 from mmalign.plan.cards import Registry
 from mmalign.plan.recipe import Part
+from tests import parts
 from tests.conftest import TINY
 from tests.plan.test_mistakes import assert_mistake, shelf, snapshot
 
@@ -42,24 +42,27 @@ def exams(here, monkeypatch) -> Path:
     monkeypatch.setenv("MMALIGN_DATA", str(here / "data"))
     card = "summary: x\ntarget: mmalign.benchmarks.perplexity.Perplexity\nargs: {data: toy-eval-texts, texts: 4}\n"
     shelf(here, "benchmarks", "small-perplexity", card)
-    shelf(here, "llms", "fp32-llama", CARD.format(stored(here / "toy", "float32")))
+    shelf(here, "llms", "tiny", CARD.format(tiny(here / "files", "float32")))
     monkeypatch.setenv("MMALIGN_REGISTRY", str(here / "shelf"))
     logging.disable_progress_bar()
     return here / "data" / "eval" / "mmlu"
 
 
-def stored(folder: Path, dtype: str) -> Path:
-    """The toy world's Llama, its config.json with the precision."""
-    shutil.copytree(TOY, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+def tiny(folder: Path, dtype: str) -> Path:
+    """Random weights, stored in a precision; attention counts for much, so that answers differ."""
+    checkpoint = parts.llm("llama", folder, kind="bytelevel", seed=5)
+    lm = AutoModelForCausalLM.from_pretrained(checkpoint, max_position_embeddings=4096)
+    for name, parameter in lm.named_parameters():
+        if "self_attn" in name:
+            parameter.data.mul_(30)
+    lm.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
 
 
 @torch.no_grad()
 def likeliest(prompt: str) -> str:
     """By plain transformers: one forward pass for each option behind the prompt."""
-    tokenizer, lm = AutoTokenizer.from_pretrained(TOY), AutoModelForCausalLM.from_pretrained(TOY)
+    tokenizer, lm = AutoTokenizer.from_pretrained("files"), AutoModelForCausalLM.from_pretrained("files")
     begin = len(tokenizer(prompt)["input_ids"])
     scores = []
     for option in OPTIONS:
@@ -71,13 +74,13 @@ def likeliest(prompt: str) -> str:
 
 def test_texts_are_answered_stored_and_resumed(exams, here, mmalign):
     """By its card's name: MMLU's letters are those of plain transformers; a stored answer is not asked for again."""
-    node = existing.evaluation("fp32-llama", [Part("mmlu"), Part("small-perplexity")], Registry())
+    node = existing.evaluation("tiny", [Part("mmlu"), Part("small-perplexity")], Registry())
     node.folder.mkdir(parents=True)
     kept = {"id": "virology/0", "text": " C"}
     (node.folder / "mmlu.jsonl").write_text(json.dumps(kept) + "\n")
-    said = mmalign("eval", "fp32-llama", *BENCH)
+    said = mmalign("eval", "tiny", *BENCH)
     assert said.code == 0, said.err
-    assert "evaluating fp32-llama" in said.err
+    assert "evaluating tiny" in said.err
     rows = [json.loads(line) for line in (node.folder / "mmlu.jsonl").read_text().splitlines()]
     bench = MMLU(str(exams))
     assert rows[0] == kept
@@ -88,7 +91,7 @@ def test_texts_are_answered_stored_and_resumed(exams, here, mmalign):
     shown = json.loads(said.out)
     assert shown["mmlu"]["average"] == pytest.approx(sum(right) / len(right))
     assert list(shown["small-perplexity"]) == ["perplexity"]  # nobody trained it, so there is no before
-    again = mmalign("eval", "fp32-llama", *BENCH)
+    again = mmalign("eval", "tiny", *BENCH)
     assert (again.out, "begins" in again.err) == (said.out, False)
 
 
@@ -99,7 +102,7 @@ def test_it_is_found_by_a_name_a_folder_a_language_stage_and_a_hub_id(here, monk
     )
     (node,) = graph.plan(compose.load("words.yaml"), here / "runs")
     task.save(node)
-    model = load("fp32-llama")
+    model = load("tiny")
     model.llm.save(node.folder / "weights" / "llm")
     task.finish(task.load(node.folder), {"metrics": {}, "parts": {"llm": f"{node.folder.name}/weights/llm"}}, 0, 1)
     repository = here / "hub" / "models--org--toy"
@@ -109,14 +112,12 @@ def test_it_is_found_by_a_name_a_folder_a_language_stage_and_a_hub_id(here, monk
     os.symlink(node.folder / "weights" / "llm", repository / "snapshots" / ("0" * 40))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(repository.parent))
     expected = model.perplexity(["a red ring is left of a star ."])
-    for spec in ("fp32-llama", node.folder, node.folder / "weights" / "llm", "org/toy"):
+    for spec in ("tiny", node.folder, node.folder / "weights" / "llm", "org/toy"):
         other = load(spec)
         assert (other.vision, other.adapter) == (None, None)
         assert other.perplexity(["a red ring is left of a star ."]) == expected
     registry, texts = Registry(), [Part("mmlu")]
-    nodes = [
-        existing.evaluation(existing.find(str(s)), texts, registry) for s in ("fp32-llama", node.folder, "org/toy")
-    ]
+    nodes = [existing.evaluation(existing.find(str(s)), texts, registry) for s in ("tiny", node.folder, "org/toy")]
     assert {node.stage.precision for node in nodes} == {"fp32"}
     assert len({node.folder for node in nodes}) == 2  # a stage's folder and the hub's hold the same files
     for spec in (TOY, "org/toy"):
@@ -125,9 +126,9 @@ def test_it_is_found_by_a_name_a_folder_a_language_stage_and_a_hub_id(here, monk
 
 
 def test_the_language_of_a_card_in_the_precision_of_its_checkpoint(here):
-    shelf(here, "llms", "half", CARD.format(stored(here / "toy16", "float16")))
+    shelf(here, "llms", "half", CARD.format(tiny(here / "files16", "float16")))
     shelf(here, "llms", "hub", CARD.format("org/name"))
-    for name, precision in (("half", "fp16"), ("hub", "bf16"), ("fp32-llama", "fp32")):
+    for name, precision in (("half", "fp16"), ("hub", "bf16"), ("tiny", "fp32")):
         assert existing.evaluation(name, [Part("mmlu")], Registry()).stage.precision == precision
 
 
