@@ -1,4 +1,5 @@
-"""A training step with lm and both of BASIC's terms against one with lm alone: time, and peak memory.
+"""A training step with lm and both of BASIC's terms against one with lm alone: time, and peak memory; and the same
+through a lens (`space: lens`) against that without one.
 
 On a CPU: a Llama of 6 layers, 512 wide, whose vocabulary is to its layers as Vicuna 7B's is (2 to 3 % of the weights),
 an adapter of two layers, fp32, two images of 576 tokens with 50 trained words each; the language model is frozen, as in
@@ -6,7 +7,9 @@ the first stage. On a GPU: Vicuna 7B's own layers and vocabulary, bf16, eight im
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from unittest.mock import patch
 
 import torch
 from transformers import LlamaConfig
@@ -17,6 +20,7 @@ from mmalign.objectives.basic import Direction, Distribution
 from mmalign.objectives.lm import NextToken
 from mmalign.vision import Vision
 from mmalign.vlm.batch import Batch
+from mmalign.vlm.lens import Lens
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import Supervised
 from tests.parts import tokenizer
@@ -25,6 +29,7 @@ from . import Pairs, in_turn
 from ._work import clock, made_there, peak
 
 TARGET = 1.10
+LENS_TARGET = 1.15
 GRID, WIDE = (24, 24), 1024  # of CLIP ViT-L at 336 pixels
 BEFORE, BEHIND = 35, 50  # tokens of text around the image; those behind it are trained
 TIMES = 5
@@ -48,7 +53,18 @@ def measure() -> dict[str, Pairs]:
     alone = _step({"lm": NextToken()})
     found = {"step lm + basic / lm": in_turn(both, alone, TIMES, clock)}
     found["step lm + basic / lm, memory"] = Pairs([peak(both)], [peak(alone)], unit="MiB")
+    del alone
+    looking = {"direction": Direction(space="lens"), "distribution": Distribution(space="lens")}
+    with patch.object(Supervised, "_lens", _lens):
+        through = _step({"lm": NextToken(), **looking})
+    found["step lm + basic, lens / basic"] = replace(in_turn(through, both, TIMES, clock), target=LENS_TARGET)
     return found
+
+
+def _lens(model: Supervised, layers: Sequence[int], texts: Sequence[str], distributed: bool) -> Lens:
+    """Any map of each layer: what a lens is fitted on does not change what it costs."""
+    dim, device = model.vlm.llm.dim, model.vlm.device
+    return Lens({layer: torch.randn(dim + 1, dim, device=device) * dim**-0.5 for layer in layers})
 
 
 def _step(objectives: dict[str, torch.nn.Module]) -> Callable[[], None]:
