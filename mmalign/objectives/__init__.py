@@ -95,8 +95,9 @@ class Context:
 
     layers: int = 0  # L
     distributed: bool = False  # whether there are several ranks
-    # k -> the lens of layers 1 .. k, see `Look`: from hidden states back to input embeddings; None: there is none
-    lens: Callable[[int], Callable[[int, Tensor], Tensor]] | None = None
+    # (k, a file of texts) -> the lens of layers 1 .. k, see `Look`: from hidden states back to input embeddings, fitted
+    # on these texts, without a file on the stage's own; None: there is none
+    lens: Callable[[int, str | None], Callable[[int, Tensor], Tensor]] | None = None
 
 
 class Objective(nn.Module):

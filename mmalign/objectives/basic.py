@@ -133,7 +133,8 @@ class Basic(Objective):
     is common to all patches (not in the paper). space: input, a layer's output is taken for an input embedding as it is
     (the paper); lens, for the input embedding that the layer's lens makes of it (not in the paper): an affine map
     fitted once, before the first step, on words of the language model as it is then. refined tokens then lie where
-    visual tokens lie, and what is common to all states of a layer is gone.
+    visual tokens lie, and what is common to all states of a layer is gone. lens_texts: a file of texts, one a line,
+    that the lens is fitted on beside lists of words; None: on those of the stage's own data.
     """
 
     needs = frozenset({"layers"})
@@ -147,6 +148,7 @@ class Basic(Objective):
         subtract_mean: bool = False,
         padding: Literal["exclude", "include"] = "exclude",
         space: Literal["input", "lens"] = "input",
+        lens_texts: str | None = None,
     ) -> None:
         super().__init__()
         _check_layers(layers)
@@ -155,7 +157,9 @@ class Basic(Objective):
         one_of("padding", padding, ("exclude", "include"))
         self.layers, self.weights, self.attention, self.subtract_mean = layers, weights, attention, subtract_mean
         one_of("space", space, ("input", "lens"))
-        self.padding, self.space = padding, space
+        if lens_texts is not None and space != "lens":
+            raise CheckError("no lens is fitted on `lens_texts`", at="args.space", fix="space: lens")
+        self.padding, self.space, self.lens_texts = padding, space, lens_texts
 
     def prepare(self, context: Context) -> None:
         _check_layers(self.layers, context.layers)
@@ -164,7 +168,7 @@ class Basic(Objective):
         if self.space == "lens":
             if context.lens is None:
                 raise CheckError("nobody here can fit a lens", at="args.space", fix="space: input")
-            lens = context.lens(layers)
+            lens = context.lens(layers, self.lens_texts)
         self.look = Look(layer_weights(layers, self.weights), self.attention == "auto", lens)
 
     def refined(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -205,8 +209,9 @@ class Distribution(Basic):
         logits: Literal["plain", "cosine"] = "plain",
         temperature: float = 0.07,
         space: Literal["input", "lens"] = "input",
+        lens_texts: str | None = None,
     ) -> None:
-        super().__init__(layers, weights, attention, subtract_mean, padding, space)
+        super().__init__(layers, weights, attention, subtract_mean, padding, space, lens_texts)
         one_of("logits", logits, ("plain", "cosine"))
         _check_temperature(temperature)
         self.logits, self.temperature = logits, temperature

@@ -5,6 +5,7 @@ from itertools import combinations
 
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import bounds, files, packaged
+from mmalign.io.texts import read_texts
 from mmalign.io.wordlist import read_words
 from mmalign.plan import checkpoints, definitions, facts, signatures, signs
 from mmalign.plan.cards import Card, Registry
@@ -70,6 +71,7 @@ def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) ->
             yield from _word_list(card.args.get("words"))
     yield from _images(recipe, name, stage, cards)
     yield from _labels(recipe, name, stage, cards)
+    yield from _lens_texts(recipe, name, cards)
     yield from _bounded(recipe, name, cards)
     yield from _read_back(recipe, name, stage, cards)
     if isinstance(stage, Train):
@@ -179,6 +181,26 @@ def _word_list(spec: object) -> Iterator[MMAlignError]:
             read_words(spec)
         except MMAlignError as err:
             yield err
+
+
+def _lens_texts(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Can what a lens is to be fitted on be read, and is there a lens? `paths` says it where there is no such file."""
+    keys = {role: key for role, _, _, key in named(recipe, name)}
+    for role, card in cards.items():
+        spec = card.args.get("lens_texts")
+        if not isinstance(spec, str) or "lens_texts" not in (_takes(card) or ()):
+            continue
+        at = recipe.where(f"{keys[role]}.args.lens_texts") if role in keys else f"{card.path}  args.lens_texts"
+        if card.args.get("space") != "lens":
+            yield CheckError(f"{card.name}: no lens is fitted on `lens_texts`", at=at, fix="space: lens")
+        place = files.local(spec)
+        if place is None and not files.is_url(spec):
+            yield CheckError(f"{card.name}: lens_texts {spec} is no path", at=at, fix=f"./{spec}, beside the recipe")
+        if place and files.exists(place):
+            try:
+                read_texts(spec)
+            except MMAlignError as err:
+                yield err
 
 
 def _model(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:

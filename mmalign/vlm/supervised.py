@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmalign.errors import CheckError, StageError
+from mmalign.io.texts import read_texts
 from mmalign.labels import LabelSource
 from mmalign.llms import Look, Places
 from mmalign.objectives import Context, Objective, Step, Words
@@ -63,12 +64,12 @@ class Supervised(nn.Module):
     def prepare(self, distributed: bool = False, texts: Callable[[], Sequence[str]] = list) -> None:
         """Tell objectives what they may know, and the language model what will be looked at. Before the first pass.
 
-        texts: what a lens is fitted on beside lists of words, where some objective asks for one.
+        texts: what a lens is fitted on beside lists of words, where some objective asks for one and names no file.
         """
 
         @cache
-        def lens(layers: int) -> Lens:
-            return self._lens(range(1, layers + 1), texts(), distributed)
+        def lens(layers: int, place: str | None = None) -> Lens:
+            return self._lens(range(1, layers + 1), read_texts(place) if place else texts(), distributed)
 
         for _, objective in self._objectives():
             objective.prepare(Context(self.vlm.llm.depth, distributed, lens))

@@ -115,6 +115,21 @@ def test_the_texts_of_a_stage_are_taken(folders, monkeypatch):  # noqa: F811
     model.prepare(texts=lambda: pytest.fail("nobody needs them"))
 
 
+def test_texts_of_a_file_are_taken_in_place_of_the_stages(folders, tmp_path, monkeypatch):  # noqa: F811
+    """Two terms that name the same file share one lens; another file is another lens."""
+    asked = []
+    monkeypatch.setattr("mmalign.vlm.supervised.lens_of", lambda *args: asked.append(args) or lens_of(*args))
+    for name, text in (("a.txt", "a blue ring\nwhere ?\n"), ("b.txt", "one\n")):
+        (tmp_path / name).write_text(text)
+    own, other = ({"space": "lens", "lens_texts": str(tmp_path / name)} for name in ("a.txt", "b.txt"))
+    model = build(folders, "llama", a=Direction(2, **own), b=Distribution(2, **own), c=Direction(2, **other))
+    assert [texts for _, _, texts in asked] == [["a blue ring", "where ?"], ["one"]]
+    looks = [model.objectives[name].look for name in "abc"]
+    assert looks[0] == looks[1] != looks[2]
+    assert not torch.equal(looks[0].lens.maps[1], looks[2].lens.maps[1])
+    model.prepare(texts=lambda: pytest.fail("nobody needs them"))
+
+
 def test_all_ranks_look_through_the_same(folders, monkeypatch):  # noqa: F811
     sent = []
     monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, source: sent.append((tensor, source)))
@@ -135,5 +150,8 @@ def test_what_can_be_read_is_logged(folders, caplog):  # noqa: F811
 def test_bad_settings():
     with pytest.raises(CheckError, match="space must be one of input, lens, got 'output'"):
         Direction(space="output")
+    for kind in (Direction, Distribution):
+        with pytest.raises(CheckError, match="no lens is fitted on `lens_texts`"):
+            kind(lens_texts="/a.txt")
     with pytest.raises(CheckError, match="nobody here can fit a lens"):
         Distribution(space="lens").prepare(Context(layers=4))

@@ -405,6 +405,28 @@ def test_a_template_of_a_stage(here):
         assert not checked(here, f"{at}={one}")
 
 
+def test_the_texts_of_a_lens(here):
+    """`./` counts from the recipe; the file is looked at before anything runs, and counts in the fingerprint."""
+    lensed = "stages.align.objectives.basic-direction={weight: 1, args: {space: lens, lens_texts: ./a.txt}}"
+    error = refused(here, lensed)
+    assert error.what == f"objectives 'basic-direction': lens_texts {here}/a.txt does not exist"
+    for content, what in ((b" \n", "has no text"), (b"\xff\xfe", "is not UTF-8"), (b"a\0", "is a binary file")):
+        (here / "a.txt").write_bytes(content)
+        assert refused(here, lensed).what.startswith(f"{here}/a.txt {what}")
+    (here / "a.txt").write_text("a red star\n")
+    assert not checked(here, lensed)
+    folders = []
+    for text in ("a red star\n", "a blue star\n"):
+        (here / "a.txt").write_text(text)
+        folders.append({node.name: node.folder for node in graph.plan(compose.load("x.yaml", [lensed]))}["align"])
+    assert folders[0] != folders[1]
+    error = refused(here, lensed.replace("space: lens", "space: input"))
+    assert (error.what, error.fix) == ("basic-direction: no lens is fitted on `lens_texts`", "space: lens")
+    assert error.at.startswith("command line  stages.align.objectives.basic-direction")
+    error = refused(here, lensed.replace("./a.txt", "a.txt"))
+    assert (error.what, error.fix) == ("basic-direction: lens_texts a.txt is no path", "./a.txt, beside the recipe")
+
+
 # Estimates
 
 
