@@ -1,30 +1,38 @@
-"""Texts in a file, one a line: what a lens is fitted on where the user has some."""
+"""Text files that a user names: UTF-8, whole."""
 
 from mmalign.errors import DataError
-from mmalign.io import files
+from mmalign.io import whole
 
-MOST = 1 << 20  # bytes read of a file: many times what a lens is fitted on
-FIX = "a file of UTF-8 text, one text a line"
+MOST = 1 << 20  # characters of a file's lines: many times what a lens is fitted on
+
+
+def read_text(spec: str) -> str:
+    """The text of a file. spec: a path, a `pkg:` or `data:` path or an fsspec URL. DataError for what is no text."""
+    try:
+        raw = whole.read(spec)
+    except (OSError, ValueError) as err:
+        reason = getattr(err, "strerror", None) or err
+        fix = "a path, a URL or pkg:package/file"
+        raise DataError(f"cannot read the text {spec!r}: {reason}", at=spec, fix=fix) from err
+    if b"\0" in raw:
+        raise DataError("the text is a binary file", at=spec, fix="text in UTF-8")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise DataError(
+            f"the text is not UTF-8: {err.reason} at byte {err.start}", at=spec, fix="text in UTF-8"
+        ) from err
+    if not text.strip():
+        raise DataError("the text is empty", at=spec, fix="some paragraphs")
+    return text
 
 
 def read_texts(spec: str) -> list[str]:
-    """The texts of a file that are not blank, of its first MOST bytes.
-
-    spec: a path, a `pkg:` or `data:` path or an fsspec URL. Raises DataError for what is no text.
-    """
-    try:
-        with files.open_(spec) as source:
-            raw = source.read(MOST)
-    except (OSError, ValueError) as err:
-        raise DataError(f"cannot read the texts {spec!r}: {err}", at=spec, fix=FIX) from err
-    if b"\0" in raw:
-        raise DataError(f"{spec} is a binary file, not texts", at=spec, fix=FIX)
-    if len(raw) == MOST and (end := max(raw.rfind(b"\n"), raw.rfind(b" "))) > 0:
-        raw = raw[:end]
-    try:
-        lines = raw.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as err:
-        raise DataError(f"{spec} is not UTF-8: {err.reason} at byte {err.start}", at=spec, fix=FIX) from err
-    if not (texts := [line for line in lines if line.strip()]):
-        raise DataError(f"{spec} has no text", at=spec, fix=FIX)
+    """The lines of a file, the blank ones left out, until there are MOST characters: see `read_text`."""
+    texts, size = [], 0
+    for line in read_text(spec).splitlines():
+        if size >= MOST:
+            break
+        texts += [line] if line.strip() else []
+        size += len(line)
     return texts

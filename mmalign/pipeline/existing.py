@@ -47,8 +47,8 @@ def find(spec: str) -> Path | str:
     """Where a checkpoint lies: the folder of a training stage, an exported one, or one of a language model alone; a hub
     id and the name of a language model's card come back as they are.
 
-    spec: one of these, the folder of an export or language stage, or a folder of runs, which means the newest model in
-    it. Raises RunError for anything else; nothing heavy is loaded and nothing is fetched.
+    spec: one of these, the folder of an export stage, or a folder of runs, which means the newest model in it. Raises
+    RunError for anything else; nothing heavy is loaded and nothing is fetched.
     """
     place = Path(spec)
     if not files.exists(place):
@@ -93,16 +93,14 @@ def _fetch(place: str, patterns: Sequence[str]) -> Path:
 
 
 def _of_stage(place: Path) -> Path:
-    """A training stage itself, or the folder an export or a language stage wrote."""
+    """A training or language stage itself, or the folder an export stage wrote."""
     if not (place / "stage.json").exists():
         fix = "a folder runs/train-... with a stage.json in it"
         raise RunError(f"{place} is no finished training stage", at=str(place), fix=fix)
     stored = task.load(place)
     if isinstance(stored.stage, Export):
         return place / str(task.done(place)["exported"])
-    if isinstance(stored.stage, Language):
-        return place.parent / str(task.done(place)["parts"]["llm"])
-    if not isinstance(stored.stage, Train):
+    if not isinstance(stored.stage, (Train, Language)):
         what = f"{place} is a stage of kind {stored.stage.kind}, not a model"
         raise RunError(what, at=str(place), fix="a folder runs/train-... with a stage.json in it")
     return place
@@ -125,13 +123,16 @@ def exported(place: Path) -> bool:
 
 
 def alone(place: Path | str) -> bool:
-    """Whether what `find` found is a language model without an encoder: the name of a card, or a checkpoint of its own.
+    """Whether what `find` found is a language model without an encoder: a card's name, a stage that trains one, or a
+    checkpoint of its own.
 
     What a hub id stands for is known once it is fetched. Raises RunError for such a checkpoint without weights.
     """
     if isinstance(place, str):
         return "/" not in place
-    if (place / "stage.json").exists() or (place / "mmalign.json").exists() or not (place / "config.json").exists():
+    if (place / "stage.json").exists():
+        return isinstance(task.load(place).stage, Language)
+    if (place / "mmalign.json").exists() or not (place / "config.json").exists():
         return False
     config = _config(place / "config.json")
     names = config.get("architectures")
@@ -213,9 +214,7 @@ def again(place: Path, stage: Stage, registry: Registry, runs: Path = Path("runs
         exported_cards(place, registry)  # what it may not name is said here, before a worker opens it
     hashes = files.Hashes(runs / ".hashes.json")
     asked, recipe = _asked(str(place), 42, stage, registry)
-    if isinstance(stage, Evaluate) and alone(place):
-        for problem in unseen(recipe, VERBS[stage.kind], stage, asked):
-            raise problem
+    _shown(place, stage, asked, recipe)
     whole = Card("", load, {"spec": str(place)}, name=str(place), family="checkpoints")
     content = {WHOLE: {"target": load, "content": _content(place, hashes)}}
     new = graph.node(recipe, VERBS[stage.kind], {WHOLE: whole} | asked, [], runs, hashes, identities=content)
@@ -223,10 +222,18 @@ def again(place: Path, stage: Stage, registry: Registry, runs: Path = Path("runs
     return new
 
 
+def _shown(place: Path, stage: Stage, asked: dict[str, Card], recipe: Recipe) -> None:
+    """Refuse to show pictures to a language model alone."""
+    if isinstance(stage, Evaluate) and alone(place):
+        for problem in unseen(recipe, VERBS[stage.kind], stage, asked):
+            raise problem
+
+
 def _of_parent(stored: Task, stage: Stage, registry: Registry) -> Node:
     stage.reads = Reads(weights=stored.name)
     hashes = files.Hashes(stored.folder.parent / ".hashes.json")
     asked, recipe = _asked(stored.recipe, stored.seed, stage, registry)
+    _shown(stored.folder, stage, asked, recipe)
     own = parts(stored, registry)
     parent = Node(stored.name, stored.stage, recipe, stored.cards, stored.what, stored.folder, [])
     runs = stored.folder.parent

@@ -13,7 +13,7 @@ from mmalign.pipeline import existing, original, task, weights
 from mmalign.plan import building
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.exported import FORMAT
-from mmalign.plan.recipe import Train
+from mmalign.plan.recipe import Language, Train
 
 if TYPE_CHECKING:
     from mmalign.vlm.model import VLM
@@ -51,7 +51,7 @@ def _of_files(place: Path) -> "VLM":
 def _of_stage(place: Path) -> "VLM":
     trained = task.load(place)
     stage = trained.stage
-    assert isinstance(stage, Train), "existing.find lets no other stage through"
+    assert isinstance(stage, (Train, Language)), "existing.find lets no other stage through"
     parts = existing.parts(trained, Registry())
     own = [(slot, parent) for slot, parent in trained.reads if slot in ("vision", "llm")]
     trained = replace(trained, cards=parts, reads=[*own, ("weights", place)])

@@ -98,7 +98,7 @@ def test_texts_are_answered_stored_and_resumed(exams, here, mmalign):
 def test_it_is_found_by_a_name_a_folder_a_language_stage_and_a_hub_id(here, monkeypatch):
     (here / "words.yaml").write_text(
         "{name: words, model: {llm: toy-llama}, stages: {words: {kind: language, data: toy-texts, optim: {lr: 0}, "
-        "batch: 1, steps: 1}}}"
+        "batch: 1, steps: 1, precision: fp32}}}"
     )
     (node,) = graph.plan(compose.load("words.yaml"), here / "runs")
     task.save(node)
@@ -119,8 +119,8 @@ def test_it_is_found_by_a_name_a_folder_a_language_stage_and_a_hub_id(here, monk
     registry, texts = Registry(), [Part("mmlu")]
     nodes = [existing.evaluation(existing.find(str(s)), texts, registry) for s in ("tiny", node.folder, "org/toy")]
     assert {node.stage.precision for node in nodes} == {"fp32"}
-    assert len({node.folder for node in nodes}) == 2  # a stage's folder and the hub's hold the same files
-    for spec in (TOY, "org/toy"):
+    assert len({node.folder for node in nodes}) == 3
+    for spec in (TOY, "org/toy", str(node.folder)):
         with pytest.raises(CheckError, match="toy-pope shows pictures, and .* is a language model alone"):
             existing.evaluation(existing.find(spec), [Part("toy-pope")], registry)
 

@@ -410,9 +410,11 @@ def test_the_texts_of_a_lens(here):
     lensed = "stages.align.objectives.basic-direction={weight: 1, args: {space: lens, lens_texts: ./a.txt}}"
     error = refused(here, lensed)
     assert error.what == f"objectives 'basic-direction': lens_texts {here}/a.txt does not exist"
-    for content, what in ((b" \n", "has no text"), (b"\xff\xfe", "is not UTF-8"), (b"a\0", "is a binary file")):
+    for content, what in ((b" \n", "empty"), (b"\xff\xfe", "not UTF-8"), (b"a\0", "a binary file")):
         (here / "a.txt").write_bytes(content)
-        assert refused(here, lensed).what.startswith(f"{here}/a.txt {what}")
+        error = refused(here, lensed)
+        assert error.what.startswith(f"the text is {what}")
+        assert error.at == f"{here}/a.txt"
     (here / "a.txt").write_text("a red star\n")
     assert not checked(here, lensed)
     folders = []
