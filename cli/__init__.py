@@ -133,7 +133,8 @@ Checkpoint = Annotated[
 @app.command("eval")
 def eval_(
     checkpoint: Annotated[
-        str | None, typer.Argument(help="runs/train-..., an exported folder or a hub id; left out: the newest")
+        str | None,
+        typer.Argument(help="runs/train-..., an exported folder, a hub id, a language model; left out: the newest"),
     ] = None,
     bench: Annotated[str, typer.Option(help="benchmarks, separated by commas")] = "",
     data: Annotated[Path | None, typer.Option(help="the folder with the benchmarks' files")] = None,
@@ -143,7 +144,7 @@ def eval_(
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Evaluate a trained model."""
+    """Evaluate a trained model; or a language model alone, by its card's name or folder, on benchmarks of texts."""
     from . import models
 
     models.evaluate(checkpoint, bench, data, protocol, runs, as_json, vllm)
