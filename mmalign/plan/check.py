@@ -273,9 +273,19 @@ def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> I
         yield _problem(recipe, name, "data", what, "data with images")
     for objective in stage.objectives:
         yield from _objective(recipe, name, stage, cards, objective)
+    yield from _watch(recipe, name, stage, cards)
     if "labels" in cards and facts.of(cards["labels"]).get("truth") and not cards["data"].facts.get("truth", True):
         what = f"{cards['labels'].name} takes the data's own words, and {cards['data'].name} has none"
         yield _problem(recipe, name, "labels", what, "data with per-patch truth, or another label source")
+
+
+def _watch(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Is there anything to look at?"""
+    if stage.watch and not cards["data"].facts.get("images", True):
+        what = f"{cards['data'].name} has no images, so there are no visual tokens to watch"
+        yield _problem(recipe, name, "watch", what, "no `watch` in this stage, or data with images")
+    if not stage.watch_readouts:
+        yield _problem(recipe, name, "watch_readouts", "nothing is read", "watch_readouts: [input]")
 
 
 def _template(recipe: Recipe, name: str, llm: Card, own: str | None) -> Iterator[MMAlignError]:

@@ -170,8 +170,18 @@ class Train(Stage):
     pack: bool = field(default=False, metadata=SILENT)  # samples of a pass share rows, each seeing itself alone
     engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)
     log_every: int = field(default=10, metadata=_above(0) | SILENT)  # optimizer steps
-    # steps between looks at BASIC's premise; in the toy world a look takes as long as 0.8 steps, and its cost is told
+    # what is looked at beside training, which it does not change: premise, whether the language model's shallow layers
+    # turn visual tokens into words, as BASIC presumes. A stage with a BASIC objective is looked at anyway
+    watch: list[Literal["premise"]] = field(default_factory=list, metadata=SILENT | {"once": "each once"})
+    # steps between looks; a look takes at most a tenth of the training between two, else they become rarer. In the toy
+    # world one takes as long as 0.8 steps
     watch_every: int = field(default=100, metadata=_above(0) | SILENT)
+    # how visual tokens are read: input, the nearest input embedding (the papers); same-layer, the nearest state of a
+    # word at that layer; lens, the nearest input embedding to what the layer's lens makes of it. The last two are made
+    # before the first step, in as long as it takes to read 20,000 tokens, or each word four times
+    watch_readouts: list[Literal["input", "same-layer", "lens"]] = field(
+        default_factory=lambda: ["input"], metadata=SILENT | {"once": "each once"}
+    )
 
     # 2: with group_by_length, steps of like length; the language-model loss in fp32; 3: labels where the patch lies;
     # 4: an answer's own tokens and its end are trained, with the weight of its flags

@@ -50,7 +50,7 @@ def run(task: Task) -> dict[str, Any]:
     gate = Gate(task, stage, model.vlm) if stage.gate else None
     fit = Fit(
         engine, lambda start: batches.run(start, stage.steps), stage.steps, stage.optim, {"lm": Term(unit="tokens")},
-        task.folder, events, stage.engine.save_every, stage.log_every, stop=gate,
+        task.folder, events, stage.engine.save_every, stage.log_every, watchers=[gate] if gate else [],
     )  # fmt: skip
     last = fit.run()
     state = engine.weights("vlm.llm")
@@ -88,12 +88,11 @@ class Gate:
         )  # an earlier look's
 
     def __call__(self, done: int) -> bool:
-        if done % self.settings.every:
+        if not done or done % self.settings.every:
             return False
-        self.vlm.eval()
-        replies = self.vlm.answers(self.bench, self.bench.questions(), batch=64)
-        score = self.bench.score({question.id: text for question, text in replies})
-        self.vlm.train()
+        with self.vlm.evaluating():
+            replies = self.vlm.answers(self.bench, self.bench.questions(), batch=64)
+            score = self.bench.score({question.id: text for question, text in replies})
         if self.settings.metric not in score.metrics:
             what = f"the gate's benchmark has no metric {self.settings.metric!r}"
             raise CardError(what, at="gate.metric", fix="one of " + ", ".join(score.metrics))

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,13 +24,14 @@ from mmalign.pipeline.task import Task
 from mmalign.plan import building
 from mmalign.plan.check import unmet
 from mmalign.plan.recipe import Train
+from mmalign.stages import watching
 from mmalign.stages.supply import Supply, supply
 from mmalign.training import account, optim
 from mmalign.training.batches import BadSamples, Batches, Collate
 from mmalign.training.engine import Engine, connect, device, world
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
-from mmalign.training.premise import Premise, images_of
+from mmalign.training.premise import Premise
 from mmalign.vlm.batch import Batch
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import Supervised, counts, keep_reached
@@ -58,11 +58,11 @@ def run(task: Task) -> dict[str, Any]:
     )
     _probe(model, collate)
     _table(model, events)
-    engine = _engine(stage, model, batches)
     steps = stage.steps or batches.steps(stage.epochs)
-    premise = _premise(task, stage, model, collate, steps) if model.looks else None
+    premise = watching.premise(task, stage, model, collate, steps, partial(_texts, data), events)
+    engine = _engine(stage, model, batches)
 
-    last = _fit(task, stage, engine, batches, steps, model, events, premise).run()
+    last = _fit(task, stage, engine, batches, steps, model, events, [premise] if premise else []).run()
     if premise:
         events.say(premise.cost())
 
@@ -82,8 +82,10 @@ def _account(task: Task, stage: Train, collate: Collate, steps: int, premise: Pr
     collate.bad.gather()
     told = account.of(task.folder, steps * stage.batch, stage.max_length, collate.bad.all(), collate.data.left_out)
     warning, remark = (premise.warning(), premise.remark()) if premise else (None, None)
-    warnings, lines = [*filter(None, [warning]), *told["warnings"]], [*told["account"], *filter(None, [remark])]
-    return {**told, "warnings": warnings, "account": lines}
+    said = [*filter(None, [warning])]
+    warned, remarked = (said, []) if premise and premise.taught else ([], said)  # nobody is taught by a baseline
+    lines = [*told["account"], *remarked, *filter(None, [remark])]
+    return {**told, "warnings": [*warned, *told["warnings"]], "account": lines}
 
 
 def _supervised(
@@ -142,33 +144,6 @@ def _by_length(task: Task, stage: Train, collate: Collate) -> Callable[[int], An
     return of_epoch
 
 
-def _premise(task: Task, stage: Train, model: Supervised, collate: Collate, steps: int) -> Premise | None:
-    """A few fixed images whose tokens are looked at while the stage runs; None where the data has too few."""
-    usable = (n for n in range(min(LOOKED, len(collate.data))) if collate.batch([n], seed=0).images)
-    seen = list(islice(usable, images_of(collate.tokens)))
-    if not seen:
-        return None
-    batch = collate.batch(seen, seed=0).to(device())
-    right = _truths(model.vlm, collate, batch, seen) if task.cards["data"].facts.get("truth") else None
-    place = task.folder / "premise.jsonl"
-    return Premise(model, batch, right, place, stage.watch_every, steps, silent=world()[0] > 0)
-
-
-def _truths(vlm: VLM, collate: Collate, batch: Batch, numbers: list[int]) -> list[list[set[int]]]:
-    """The token ids that would be right for each patch of an object, of each image."""
-    assert batch.frames is not None
-    references = [reference for number in numbers for reference in collate.data[number].images]
-    rights = []
-    for reference, frame in zip(references, batch.frames, strict=True):
-        truth = collate.data.truth(reference, frame)
-        known = sorted({word for words in truth.words for word in words})
-        pieces = dict(zip(known, vlm.pieces(known), strict=True))
-        objects = truth.object or [True] * len(truth.words)
-        each = zip(truth.words, objects, strict=True)
-        rights.append([{p for w in words for p in pieces[w]} if thing else set() for words, thing in each])
-    return rights
-
-
 def _fits(objectives: dict[str, Objective], vlm: VLM, labels: Supply) -> None:
     """What `check` knows from facts; parts of other packages may have none."""
     for name, objective in objectives.items():
@@ -222,7 +197,7 @@ def _engine(stage: Train, model: Supervised, batches: Batches) -> Engine:
 
 def _fit(
     task: Task, stage: Train, engine: Engine, batches: Batches, steps: int, model: Supervised, events: Events,
-    premise: Premise | None,
+    watchers: Sequence[Callable[[int], bool]],
 ) -> Fit:  # fmt: skip
     units = {name: cast(Objective, objective).unit for name, objective in model.objectives.items()}
     return Fit(
@@ -235,7 +210,7 @@ def _fit(
         events,
         stage.engine.save_every,
         stage.log_every,
-        stop=premise,
+        watchers=watchers,
     )
 
 

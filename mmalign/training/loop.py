@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class Fit:
     events: Events
     save_every: int
     log_every: int
-    stop: Callable[[int], bool] | None = None  # asked after every step: enough?
+    # called with the steps done, before the first one (0) and after each; a True after a step: enough
+    watchers: Sequence[Callable[[int], bool]] = ()
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)  # since the last line of the log
     _logged: int = field(default=0, init=False)  # the step of that line
     _clock: float = field(default=0.0, init=False)  # seconds, when it was written
@@ -66,12 +67,14 @@ class Fit:
         start = saved = self._logged = self._resume()
         self._clock = time.monotonic()
         metrics: dict[str, float] = {}
+        if not start:
+            self._watched(0)
         for step, passes in enumerate(self.batches(start), start):
             norm = self._step(step, passes)
             done = step + 1
 
             diverged = norm is not None and not math.isfinite(norm)  # DeepSpeed leaves such a step out, or writes NaN
-            stopped = not diverged and self.stop is not None and self.stop(done)
+            stopped = not diverged and self._watched(done)
             if diverged or stopped or done % self.log_every == 0 or done == self.steps:
                 metrics = self._log(done, norm, passes)
             self.events.progress(done, self.steps, **({"loss": metrics["loss"]} if metrics else {}))
@@ -84,8 +87,15 @@ class Fit:
                 saved = done
         return metrics
 
+    def _watched(self, done: int) -> bool:
+        """Whether a watcher says enough; all are asked, and what they take counts as no step's time."""
+        began = time.monotonic()
+        enough = [watcher(done) for watcher in self.watchers]
+        self._clock += time.monotonic() - began
+        return any(enough)
+
     def _resume(self) -> int:
-        """The step to go on from; the log is cut back to it."""
+        """The step to go on from; the logs are cut back to it, to nothing where there is no checkpoint."""
         newest = self._newest()
         step = 0
         if newest:
@@ -95,7 +105,7 @@ class Fit:
         if not world()[0]:
             for log in self.folder.glob("*.jsonl"):
                 if not log.name.startswith(("events.", "bad.")):
-                    checkpoint.trim(log, step)
+                    checkpoint.trim(log, step if newest else -1)
         return step
 
     def _newest(self) -> tuple[int, dict[str, Tensor]] | None:

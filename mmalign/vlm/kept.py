@@ -23,6 +23,8 @@ def kept(llm: LLM, about: Any, compute: Callable[[], dict[str, Tensor]]) -> dict
 
     about: what they depend on beside the model, as JSON has it.
     """
+    if any(hasattr(weight, "ds_id") for weight in llm.parameters()):
+        return compute()  # ZeRO-3 has divided the weights, so nobody can say which they are
     device = next(llm.parameters()).device
     place = files.cache("readouts") / f"{_key(llm, about)}.safetensors"
     with suppress(OSError, SafetensorError):  # not there, or damaged

@@ -13,6 +13,7 @@ from mmalign.objectives.lm import NextToken
 from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training import engine
+from mmalign.training import premise as premises
 from mmalign.training.batches import BadSamples, Batches, Collate
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
@@ -40,10 +41,11 @@ def train(folders: dict[str, Path], place: Path, zero: int) -> None:
     optim = Optim(lr=1e-2)
     given = groups(model.named_parameters(), optim)
     deepspeed = engine.Engine(model, given, optim, Settings(zero=zero), "fp32", 1, batches.passes)
+    premises.SHARE = float("inf")  # a look takes longer than a step here
     premise = Premise(model, batch_of(model, [0]), None, place / "premise.jsonl", 2, STEPS, silent=rank > 0)
     fit = Fit(
         deepspeed, lambda start: batches.run(start, STEPS), STEPS, optim, TERMS, place, Events(place, rank), 100, 1,
-        stop=premise,
+        watchers=[premise],
     )  # fmt: skip
     fit.run()
 

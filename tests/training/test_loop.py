@@ -1,6 +1,7 @@
 """The loop: every logged number is the exact mean over its unit, whatever the passes, ranks and lines of the log."""
 
 import json
+import time
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -59,7 +60,9 @@ def fit(folder, steps=6, log_every=1, save_every=100, stop=None, make=passes, lr
     terms = {"lm": Term(1.0, "tokens"), "sea": Term(0.5, "images")}
     batches = lambda start: (make(step) for step in range(start, steps))  # noqa: E731
     (folder / "events.jsonl").touch()
-    return net, Fit(engine, batches, steps, optim, terms, folder, Events(folder), save_every, log_every, stop)
+    return net, Fit(
+        engine, batches, steps, optim, terms, folder, Events(folder), save_every, log_every, [stop] if stop else []
+    )
 
 
 def log(folder):
@@ -124,6 +127,43 @@ def test_stop_ends_it_early(tmp_path):
     last = run.run()
     assert [line["step"] for line in log(tmp_path)] == [2, 3]
     assert last == log(tmp_path)[-1]
+
+
+def test_watchers_are_asked_before_the_first_step_and_after_each_and_a_step_does_not_count_their_time(tmp_path):
+    asked = []
+
+    def slow(done):
+        asked.append((done, len(log(tmp_path)) if (tmp_path / "metrics.jsonl").exists() else 0))
+        time.sleep(0.25)
+        return not done  # nobody can end what has not begun
+
+    fit(tmp_path, steps=3, stop=slow)[1].run()
+    assert asked == [(0, 0), (1, 0), (2, 1), (3, 2)]
+    assert all(line["steps_per_second"] > 4 for line in log(tmp_path))
+
+
+def test_an_interrupted_run_repeats_and_loses_no_line_of_a_watcher(tmp_path):
+    """Killed before the first checkpoint, and behind it."""
+    place = tmp_path / "looks.jsonl"
+
+    def note(done):
+        with open(place, "a") as out:
+            out.write(json.dumps({"step": done}) + "\n")
+        return False
+
+    def until(step):
+        def make(number):
+            if number == step:
+                raise KeyboardInterrupt
+            return passes(number)
+
+        return make
+
+    for step in (2, 5):
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path, steps=7, save_every=3, stop=note, make=until(step))[1].run()
+    fit(tmp_path, steps=7, save_every=3, stop=note)[1].run()
+    assert [json.loads(line)["step"] for line in place.read_text().splitlines()] == list(range(8))
 
 
 def test_an_interrupted_run_writes_the_log_and_weights_of_an_uninterrupted_one(tmp_path):
