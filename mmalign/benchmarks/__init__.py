@@ -63,6 +63,7 @@ class Benchmark:
     max_new_tokens: ClassVar[int] = 128
     shows: ClassVar[bool] = True  # False: no question has a picture, so that a language model alone can be asked
     protocols: ClassVar[tuple[str, ...]] = ("official",)  # whose rules `score` can follow, where there are several
+    joint: ClassVar[bool] = False  # whether several questions count as one, so that not any choice of them has a score
     submits: ClassVar[str] = "json"  # the kind of file its server takes
     data_files: str = ""  # which files were read, and in which layout
 
@@ -110,6 +111,10 @@ class Probe:
     """A measurement of the model itself, not of its answers."""
 
     shows: ClassVar[bool] = True  # False: it shows no picture, so that a language model alone can be measured
+
+    def limited(self, items: int) -> "Probe":
+        """The same on at most so many items, from all over; itself where it does not measure items."""
+        return self
 
     def measure(self, model: "Subject") -> Score:
         """The score of a model. Raises CheckError for a model it cannot look at."""

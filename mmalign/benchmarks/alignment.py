@@ -4,6 +4,7 @@ Letters: P patches of an image.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -11,6 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from mmalign.benchmarks import Probe, ReadoutKind, Score, Subject
+from mmalign.benchmarks.some import some
 from mmalign.errors import CheckError, DataError, one_of
 from mmalign.io.legible import LEGIBLE, legible
 from mmalign.io.wordlist import forms, read_words
@@ -102,6 +104,12 @@ class Alignment(Probe):
         one_of("readout", readout, get_args(ReadoutKind))
         self.data, self.images, self.readout = data, images, readout
         self.words = read_words(words) if words is not None else None
+        self.most: int | None = None  # of these images
+
+    def limited(self, items: int) -> "Alignment":
+        limited = copy(self)
+        limited.most = max(2, items)
+        return limited
 
     def measure(self, model: Subject) -> Score:
         if model.grid is None:
@@ -196,10 +204,10 @@ class Alignment(Probe):
         for record in self.data:
             found += zip(record.keys, record.images, strict=True)
             if len(found) >= self.images:
-                return found[: self.images]
+                return some(found[: self.images], self.most)
         if len(found) < 2:
             raise DataError(f"alignment: the data has {len(found)} images", fix="a data set with images")
-        return found
+        return some(found, self.most)
 
     def _truths(self, model: Subject, part: "Part") -> Iterator[Comparison]:
         """What is right for the patches of some images; what is nearest is not known yet."""

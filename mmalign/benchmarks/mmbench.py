@@ -48,6 +48,7 @@ class MMBench(FiledBenchmark):
     """
 
     max_new_tokens = 1024
+    joint = True  # the rounds of a question
     protocols = official_protocols = ("official", "vlmevalkit")  # VLMEvalKit is the official tool
     submits = "xlsx"
     rgb = False

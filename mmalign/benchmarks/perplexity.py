@@ -1,9 +1,11 @@
 """What training did to the language: perplexity on texts without images, now and before."""
 
 import re
+from copy import copy
 from typing import TYPE_CHECKING
 
 from mmalign.benchmarks import Probe, Score, Subject
+from mmalign.benchmarks.some import some
 from mmalign.errors import CheckError, DataError
 
 if TYPE_CHECKING:
@@ -28,6 +30,12 @@ class Perplexity(Probe):
         if texts < 1:
             raise CheckError(f"perplexity: texts must be at least 1, got {texts}")
         self.data, self.texts = data, texts
+        self.most: int | None = None  # of these texts
+
+    def limited(self, items: int) -> "Perplexity":
+        limited = copy(self)
+        limited.most = items
+        return limited
 
     def measure(self, model: Subject) -> Score:
         texts = self._texts()
@@ -43,7 +51,7 @@ class Perplexity(Probe):
             text = " ".join(MARK.sub(" ", turn.text).strip() for turn in record.turns).strip()
             texts += [text] if text else []
             if len(texts) == self.texts:
-                return texts
+                break
         if not texts:
             raise DataError("perplexity: the data has no text", fix="a data set with turns that say something")
-        return texts
+        return some(texts, self.most)

@@ -10,7 +10,7 @@ from mmalign.io.wordlist import read_words
 from mmalign.plan import checkpoints, definitions, facts, signatures, signs
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.graph import cards_of, named, order, showing
-from mmalign.plan.recipe import Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
+from mmalign.plan.recipe import BESIDE, Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
 from mmalign.plan.references import NotThereError, paths, targets
 
 
@@ -67,7 +67,7 @@ def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) ->
         what = f"{cards['gate'].name} shows pictures, and this stage trains a language model alone"
         yield _problem(recipe, name, "gate.bench", what, "a benchmark of texts, such as toy-lookup")
     for role, card in cards.items():
-        if role.startswith("bench.") and "words" in (_takes(card) or ()):
+        if role.startswith(("bench.", BESIDE)) and "words" in (_takes(card) or ()):
             yield from _word_list(card.args.get("words"))
     yield from _images(recipe, name, stage, cards)
     yield from _labels(recipe, name, stage, cards)

@@ -18,7 +18,7 @@ from mmalign.errors import CardError, GraphError, RunError, suggest
 from mmalign.io import document, environment, files, seal
 from mmalign.plan import facts, sources
 from mmalign.plan.cards import SHIPPED, Card, Registry, below, members
-from mmalign.plan.recipe import KINDS, Evaluate, Label, Part, Recipe, Report, Stage, key_of
+from mmalign.plan.recipe import BESIDE, KINDS, Evaluate, Label, Part, Recipe, Report, Stage, key_of
 
 FORMAT = 1  # of stage.yaml, stage.json and the folders they stand in
 CODE = "code of "  # begins what `why` says of a part whose code changed
@@ -151,6 +151,7 @@ def named(recipe: Recipe, name: str) -> Iterator[tuple[str, str, Part, str]]:
     """(role, family, part, dotted key) of every part a stage uses."""
     stage: Stage = recipe.stages[name]
     keys = {"labels": "source" if isinstance(stage, Label) else "labels.source", "gate": "gate.bench"}
+    keys |= {f"{BESIDE}{part.card}": f"evaluate.{n}" for n, part in enumerate(getattr(stage, "evaluate", ()))}
     for number, (role, family, part) in enumerate(stage.named()):
         key = f"bench.{number}" if isinstance(stage, Evaluate) else keys.get(role, role)
         yield role, family, part, f"stages.{name}.{key}"
@@ -224,18 +225,19 @@ def node(
     """
     stage: Stage = recipe.stages[name]
     known = identities or {}
+    counted = {role: card for role, card in cards.items() if not role.startswith(BESIDE)}
     what = {
         "kind": stage.kind,
         "version": stage.version,
         **({"seed": recipe.seed} if stage.seeded else {}),
         "settings": (settings := result_settings(stage)),
         **({"content": content} if (content := _content(settings, hashes)) else {}),
-        "cards": {role: known[role] if role in known else identity(card, hashes) for role, card in cards.items()},
+        "cards": {role: known[role] if role in known else identity(card, hashes) for role, card in counted.items()},
         "reads": [[slot, other.folder.name] for slot, other in reads],
         **({"arms": [arm for arm, _ in scores]} if scores else {}),
     }
     text = json.dumps(what, sort_keys=True, default=str)
-    own = environment.values({role: card.args for role, card in cards.items()})  # counts, and is written nowhere
+    own = environment.values({role: card.args for role, card in counted.items()})  # counts, and is written nowhere
     digest = hashlib.sha256((text + (json.dumps(own) if own else "")).encode()).hexdigest()
     folder = runs / f"{stage.kind}-{digest[:DIGITS]}"
     return Node(name, stage, recipe, cards, json.loads(text), folder, list(reads), [arm for arm, _ in scores])

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from omegaconf import MISSING
 
 SILENT = {"result": False}  # a setting that cannot change what a stage writes: not part of the fingerprint
+BESIDE = "evaluate."  # begins the roles of cards that cannot either
 
 
 def key_of(name: str) -> str:
@@ -183,6 +184,12 @@ class Train(Stage):
         default_factory=lambda: ["input"], metadata=SILENT | {"once": "each once"}
     )
 
+    # benchmarks measured on the model as it is before the first step, every so many steps and at the end, which changes
+    # nothing of the training either; each card once, by its headline
+    evaluate: list[Part] = field(default_factory=list, metadata=SILENT | {"once": "each once"})
+    evaluate_every: int = field(default=500, metadata=_above(0) | SILENT)  # optimizer steps
+    evaluate_items: int = field(default=300, metadata=_above(0) | SILENT)  # of each, at most: the same, from all over
+
     # 2: with group_by_length, steps of like length; the language-model loss in fp32; 3: labels where the patch lies;
     # 4: an answer's own tokens and its end are trained, with the weight of its flags
     version = 4
@@ -196,6 +203,8 @@ class Train(Stage):
             yield "labels", "labels", self.labels.source
         for name, objective in self.objectives.items():
             yield f"objectives.{name}", "objectives", Part(name, objective.args)
+        for part in self.evaluate:
+            yield f"{BESIDE}{part.card}", "benchmarks", part
 
 
 @dataclass

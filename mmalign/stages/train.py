@@ -24,7 +24,8 @@ from mmalign.pipeline.task import Task
 from mmalign.plan import building
 from mmalign.plan.check import unmet
 from mmalign.plan.recipe import Train
-from mmalign.stages import watching
+from mmalign.stages import evaluations, watching
+from mmalign.stages.evaluations import Evaluations, Sample
 from mmalign.stages.supply import Supply, supply
 from mmalign.training import account, optim
 from mmalign.training.batches import BadSamples, Batches, Collate
@@ -48,6 +49,7 @@ def run(task: Task) -> dict[str, Any]:
     rank, ranks = world()
     events = Events(task.folder, rank)
 
+    asked = evaluations.samples(task, stage)
     vlm, data = build.vlm(task), build.data(task.cards["data"])
     labels = supply(task, stage, vlm, data, events)
     model = _supervised(task, stage, vlm, labels, ranks > 1, partial(_texts, data))
@@ -60,11 +62,13 @@ def run(task: Task) -> dict[str, Any]:
     _table(model, events)
     steps = stage.steps or batches.steps(stage.epochs)
     premise = watching.premise(task, stage, model, collate, steps, partial(_texts, data), events)
+    scores = _evaluations(task, stage, vlm, asked, steps, events) if asked else None
     engine = _engine(stage, model, batches)
 
-    last = _fit(task, stage, engine, batches, steps, model, events, [premise] if premise else []).run()
-    if premise:
-        events.say(premise.cost())
+    watchers = [watcher for watcher in (premise, scores) if watcher]
+    last = _fit(task, stage, engine, batches, steps, model, events, watchers).run()
+    for watcher in watchers:
+        events.say(watcher.cost())
 
     told = {} if rank else _account(task, stage, collate, int(last["step"]), premise)
     for line in [*told.get("account", []), *told.get("warnings", [])]:
@@ -142,6 +146,14 @@ def _by_length(task: Task, stage: Train, collate: Collate) -> Callable[[int], An
         return order.grouped(length_N, stage.micro_batch, stage.batch, seed, kind_N, start)
 
     return of_epoch
+
+
+def _evaluations(
+    task: Task, stage: Train, vlm: VLM, asked: Sequence[Sample], steps: int, events: Events
+) -> Evaluations:
+    scores = Evaluations(vlm, asked, task.folder / "evaluations.jsonl", stage.evaluate_every, steps, events)
+    scores.begin()
+    return scores
 
 
 def _fits(objectives: dict[str, Objective], vlm: VLM, labels: Supply) -> None:

@@ -32,7 +32,8 @@ LABEL = [*SHORT, "stages.align=~"]
 WORDS = [
     *SHORT, "stages.label=~", "stages.align.reads=~", "stages.align.labels={source: toy-words, keep: 3}",
     "stages.align.trains=[adapter, llm]", "stages.align.objectives={lm: 1.0, sea: {weight: 0.5}}",
-    f"stages.align.steps={STEPS}", "stages.align.engine.save_every=100",
+    f"stages.align.steps={STEPS}", "stages.align.engine.save_every=100", "stages.align.evaluate_every=1",
+    "stages.align.evaluate=[{card: toy-pope, args: {images: 2}}, {card: toy-perplexity, args: {texts: 4}}]",
 ]  # fmt: skip
 GATHERED = [*WORDS, "stages.align.objectives.sea.args={gather: true}"]
 ZERO = {"plain": [0, 3], "gathered": [0, 1, 2, 3]}
@@ -99,7 +100,8 @@ def test_two_ranks_write_the_store_of_one(two):
 
 @pytest.fixture(scope="module")
 def one(two: dict[str, list[Path]]) -> dict[str, list[float]]:
-    return trace(alone(two["plain"][0].parents[1], WORDS))
+    two["one"] = [alone(two["plain"][0].parents[1], WORDS)]
+    return trace(two["one"][0])
 
 
 @pytest.mark.parametrize("zero", ZERO["plain"])
@@ -108,6 +110,19 @@ def test_two_processes_train_with_sea_as_one_does(two, one, zero):
     assert len(found["sea"]) == STEPS
     for key in one:
         assert found[key] == pytest.approx(one[key], rel=1e-5), key
+
+
+@pytest.mark.parametrize("zero", ZERO["plain"])
+def test_two_processes_evaluate_on_the_way_as_one_does(two, one, zero):
+    """Written once, also where the weights are divided among them."""
+    want, found = (
+        [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+        for folder in (two["one"][0], two["plain"][ZERO["plain"].index(zero)])
+    )
+    assert [line["step"] for line in found] == [line["step"] for line in want] == [0, 1, 2]
+    for alone_, both in zip(want, found, strict=True):
+        assert both["scores"]["toy-pope"] == alone_["scores"]["toy-pope"]
+        assert both["scores"]["toy-perplexity"] == pytest.approx(alone_["scores"]["toy-perplexity"], rel=1e-4)
 
 
 @pytest.mark.parametrize("zero", ZERO["gathered"])
