@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mmalign.errors import RunError
 from mmalign.io import files, packaged, packages, templates, whole
 from mmalign.io.limits import SETTINGS_BYTES
-from mmalign.pipeline import existing, finished, original, task
+from mmalign.pipeline import existing, original, task
 from mmalign.pipeline.run import Launch
 from mmalign.pipeline.run import run as run_
 from mmalign.plan.cards import Registry
@@ -45,7 +45,7 @@ def evaluate(
     if not node.done:
         show.err.print(f"evaluating {place}")
     _run(node)
-    show.scores(finished.scores(node.folder), as_json)
+    show.scores(node.folder, as_json)
     show.tell(scores.notes(node.folder))
 
 

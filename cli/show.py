@@ -124,15 +124,16 @@ def results(nodes: Sequence[Node]) -> None:
     for node in evaluations:
         if len(evaluations) > 1:
             out.print(f"\n{live.name(node)}", style="bold")
-        scores(finished.scores(node.folder), False)
+        scores(node.folder, False)
     for node in (node for node in nodes if (node.folder / "stage.json").exists()):
         for line in finished.account(node.folder):
             out.print(f"{live.name(node)}: {line}", markup=False)
     out.print(f"done: {len(nodes)} stages in {nodes[0].folder.parent}")
 
 
-def scores(metrics_of: dict[str, dict[str, float]], as_json: bool) -> None:
-    """{benchmark: its metrics} as a table."""
+def scores(place: Path, as_json: bool) -> None:
+    """{benchmark: its metrics} of a finished evaluation as a table."""
+    metrics_of = finished.scores(place)
     if as_json:
         from . import dump
 
@@ -141,8 +142,20 @@ def scores(metrics_of: dict[str, dict[str, float]], as_json: bool) -> None:
     metrics_table = table("benchmark", "metric", "value")
     for bench, metrics in metrics_of.items():
         for metric, value in metrics.items():
-            metrics_table.add_row(bench, metric, f"{value:.2f}")
+            if not finished.layer_of(metric):
+                metrics_table.add_row(bench, metric, f"{value:.2f}")
     out.print(metrics_table)
+    _by_layer([(bench, metric) for bench in metrics_of for metric in metrics_of[bench]], f"in {place / 'stage.json'}")
+
+
+def _by_layer(metrics: Sequence[tuple[str, str]], where: str) -> None:
+    """A line for each benchmark with numbers of every layer, which no table lists, on where they stand."""
+    names_of: dict[str, dict[str, None]] = {}
+    for bench, metric in metrics:
+        if layered := finished.layer_of(metric):
+            names_of.setdefault(bench, {})[layered[0]] = None
+    for bench, names in names_of.items():
+        out.print(f"{', '.join(names)} by layer of {bench}: {where}")
 
 
 def report(place: Path | None, runs: Path, as_json: bool) -> None:
@@ -158,9 +171,11 @@ def report(place: Path | None, runs: Path, as_json: bool) -> None:
     study = any(len(cell["values"]) > 1 or cell["arm"] != cells[0]["arm"] for cell in cells)
     metrics_table = table("benchmark", "metric", *(["arm", "mean ± sd", "difference"] if study else ["value"]))
     for cell in cells:
-        values = _study_values(cell) if study else [f"{cell['mean']:.2f}"]
-        metrics_table.add_row(cell["bench"], cell["metric"], *values, style="bold" if cell["headline"] else None)
+        if not finished.layer_of(cell["metric"]):
+            values = _study_values(cell) if study else [f"{cell['mean']:.2f}"]
+            metrics_table.add_row(cell["bench"], cell["metric"], *values, style="bold" if cell["headline"] else None)
     out.print(metrics_table)
+    _by_layer([(cell["bench"], cell["metric"]) for cell in cells], "plotted on the page, in full in report.json")
     out.print(f"page: {folder / 'report.html'}")
 
 

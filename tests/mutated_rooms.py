@@ -157,7 +157,10 @@ def _runs(folder: Path) -> None:
             (node.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
             share = {"layer 0": 0.5, "layer 1": 0.25, "refined": 0.4}
             looks = [{"step": step, "words": share, "right": share} for step in (1, 2)]
+            looks = [{**look, "lens": {"right": share, "ceiling": share}} for look in looks]
             (node.folder / "premise.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in looks))
+            rows = [{"step": step, "scores": {"toy-pope": {"accuracy": 0.5}}, "items": {}} for step in (0, 2)]
+            (node.folder / "evaluations.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         if node.stage.kind == "evaluate":
             more = {"metrics": {"toy-perplexity": {"perplexity": 4.5, "before": 4.0}}, "warnings": ["short"]}
             more["headlines"] = {"toy-perplexity": "perplexity"}
@@ -217,13 +220,13 @@ def _read_stages(folder: Path, broken: Path | None) -> None:
 def _read_reports(folder: Path, broken: Path | None) -> None:
     """As `report` and the report stage do."""
     from cli import show
-    from mmalign.stages import report
+    from mmalign.stages import charts, report
 
     evaluations, arms = sorted(folder.glob("runs/evaluate-*")), ["own 1"]
 
     def charted() -> None:
-        for chart in [*report.curves(evaluations, arms), *report.premise(evaluations, arms)]:
-            assert all(report._mean(seeds.values()) is not None for seeds in chart.lines.values())
+        drawn = [one for of in (charts.curves, charts.premise, charts.evaluations) for one in of(evaluations, arms)]
+        assert all(charts._mean(seeds.values()) is not None for chart in drawn for seeds in chart.lines.values())
 
     def pictured() -> None:
         assert report._pictures(evaluations, arms) is not None
@@ -236,12 +239,11 @@ def _read_scores(folder: Path, broken: Path | None) -> None:
     """As `eval` and `compare` do."""
     from cli import comparing, scores, show
     from mmalign.benchmarks import compare
-    from mmalign.pipeline import finished
 
     done = comparing.evaluation(str(folder / "runs"))
 
     def noted() -> None:
-        show.scores(finished.scores(done), False)
+        show.scores(done, False)
         show.tell(scores.notes(done))
 
     def compared() -> None:
@@ -501,7 +503,8 @@ ROOMS = [
     Room(
         "reports", 0.075,
         {"runs/*/report.json": "json", "runs/*/pictures.json": "json", "runs/*/metrics.jsonl": "jsonl",
-         "runs/*/premise.jsonl": "jsonl", "runs/evaluate-*/toy-perplexity.jsonl": "jsonl"},
+         "runs/*/premise.jsonl": "jsonl", "runs/*/evaluations.jsonl": "jsonl",
+         "runs/evaluate-*/toy-perplexity.jsonl": "jsonl"},
         _runs, _read_reports,
     ),
     Room(

@@ -1,5 +1,6 @@
 """What finished stages left for readers: the scores of an evaluation, the table of a report."""
 
+import re
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -7,6 +8,7 @@ from mmalign.benchmarks import Score
 from mmalign.io import files, seal, sums
 
 EVALUATION = "the folder of a finished evaluation, runs/evaluate-..."
+LAYER = re.compile(r"(.+)_layer_([0-9]{1,9})")
 REPORT = "the folder of a finished report stage, runs/report-..."
 
 
@@ -41,6 +43,12 @@ class Table(TypedDict):
     """report.json."""
 
     cells: list[Row]
+
+
+def layer_of(metric: str) -> tuple[str, int] | None:
+    """(what, layer) of a metric that is measured at each layer, such as `object_layer_3`; None of others."""
+    named = LAYER.fullmatch(metric)
+    return (named[1], int(named[2])) if named else None
 
 
 def scores(folder: Path) -> dict[str, dict[str, float]]:

@@ -1,23 +1,22 @@
 """The report stage: scores, losses and a few explained images of everything the scores rest on, in one HTML page."""
 
-import io
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any, TypedDict
 
 from mmalign.errors import RunError
 from mmalign.io import document, files, pages
 from mmalign.io.document import Side
-from mmalign.io.visible import one_line
-from mmalign.pipeline import task
+from mmalign.pipeline import finished, task
 from mmalign.pipeline.task import Task
-from mmalign.training.account import CUTS
+from mmalign.stages import charts
+from mmalign.stages.charts import Chart
+from mmalign.stages.lineage import ancestors, unique
 
 RESAMPLES = 10_000
-Line = list[tuple[float, float]]  # (step, value)
+CEILING = "ceiling"  # of a layer: what can be read there at all
 
 
 class Evaluated(TypedDict):
@@ -25,15 +24,6 @@ class Evaluated(TypedDict):
 
     metrics: dict[str, dict[str, float]]
     headlines: dict[str, str]  # benchmark: its metric
-
-
-class Look(TypedDict, total=False):
-    """A line of premise.jsonl: shares of visual tokens, by `layer N` and `refined`."""
-
-    step: Required[int]
-    words: dict[str, float]
-    right: dict[str, float]
-    ceiling: dict[str, float]
 
 
 class Picture(TypedDict):
@@ -71,15 +61,6 @@ class Cell:
     def spread(self) -> float | None:
         """Standard deviation over seeds; None: one seed has none."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
-
-
-@dataclass
-class Chart:
-    """One loss term of one training stage; an arm has a line for each of its seeds."""
-
-    title: str
-    across: str = "step"
-    lines: dict[str, dict[str, Line]] = field(default_factory=dict)  # arm: {folder: line}
 
 
 def run(stage_task: Task) -> dict[str, Any]:
@@ -146,82 +127,25 @@ def paired(base: dict[str, float], other: dict[str, float]) -> tuple[float | Non
     return float(gaps.mean()), (float(low), float(high))
 
 
-def ancestors(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A stage and everything it rests on, the most basic first, each once."""
-    seen: set[Path] = set()
-
-    def walk(place: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-        if place in seen:
-            return
-        seen.add(place)
-        about = task.done(place)
-        for _, other in about["reads"]:
-            yield from walk(place.parent / other)
-        yield place, about
-
-    yield from walk(folder)
-
-
-def curves(scores: Sequence[Path], arms: Sequence[str]) -> list[Chart]:
-    """A chart for every loss term of every training stage."""
-    charts: dict[tuple[str, str], Chart] = {}
-    for folder, arm_seed in zip(scores, arms, strict=True):
-        for place, about in ancestors(folder):
-            if not (place / "metrics.jsonl").exists():
-                continue
-            for term, line in _lines(place / "metrics.jsonl").items():
-                chart = charts.setdefault((about["name"], term), Chart(f"{about['name']}: {term}"))
-                chart.lines.setdefault(arm_seed.rpartition(" ")[0] or about["name"], {})[place.name] = line
-    return list(charts.values())
-
-
-SHOWN = ("tokens", "images", "lr", "steps_per_second", "norm", "step")  # in the log, but no curve of the report
-
-
-def _lines(place: Path) -> dict[str, Line]:
-    lines: dict[str, Line] = defaultdict(list)
-    for row in files.read_jsonl(place, kind=dict[str, float], fix=task.AGAIN):
-        row = {name: value for name, value in row.items() if name not in CUTS}
-        for name, value in row.items():
-            if name not in SHOWN and not (name == "loss" and len(row) - len(SHOWN) <= 2):
-                lines[name].append((row.get("step", 0), value))
-    return lines
-
-
-# of visual tokens: the premise's shares
-NEAREST = {
-    "words": "nearest to a word",
-    "right": "nearest to a true word",
-    "ceiling": "perfect tokens, nearest to the word they are",
-}
-BEFORE, REFINED = "as the adapter makes them", "refined by the shallow layers"
-
-
-def premise(scores: Sequence[Path], arms: Sequence[str]) -> list[Chart]:
-    """BASIC's premise as it was watched: over the steps for each arm, and by layer at the last look."""
-    charts: dict[tuple[str, ...], Chart] = {}
-    for folder, arm_seed in zip(scores, arms, strict=True):
-        for place, about in ancestors(folder):
-            looks = _looks(place / "premise.jsonl")
-            arm, stage = arm_seed.rpartition(" ")[0], about["name"]
-            for kind in [kind for kind in NEAREST if looks and kind in looks[-1]]:
-                title = f"{' '.join(filter(None, (stage, arm)))}: {NEAREST[kind]}"
-                over = charts.setdefault((stage, arm, kind), Chart(title))
-                for name, key in ((BEFORE, "layer 0"), (REFINED, "refined")):
-                    line = [(float(look["step"]), look[kind][key]) for look in looks if key in look.get(kind, {})]
-                    over.lines.setdefault(name, {})[place.name] = line
-                by = charts.setdefault((stage, kind), Chart(f"{stage}: {NEAREST[kind]}, by layer", across="layer"))
-                by.lines.setdefault(arm or stage, {})[place.name] = _by_layer(looks[-1][kind])
-    return list(charts.values())
-
-
-def _looks(place: Path) -> list[dict[str, Any]]:
-    return files.read_jsonl(place, kind=Look, fix=task.AGAIN) if place.exists() else []
-
-
-def _by_layer(shares: dict[str, float]) -> Line:
-    numbers = [(name.removeprefix("layer "), share) for name, share in shares.items()]
-    return [(float(number), share) for number, share in numbers if number.isdecimal()]
+def by_layer(rows: Sequence[Cell]) -> list[Chart]:
+    """A chart for every benchmark that measures the layers one by one (`object_layer_3`), layer 0 being the metric
+    without one; dashed: `ceiling_layer_3`, beside each arm's own."""
+    values = {(cell.bench, cell.arm, cell.metric): cell.values for cell in rows}
+    layered = {key: layer for key in values if (layer := finished.layer_of(key[2]))}
+    several = len({(bench, name) for (bench, _, _), (name, _) in layered.items() if name != CEILING}) > len(
+        {bench for bench, _, _ in layered}
+    )
+    of_bench: dict[str, Chart] = {}
+    for (bench, arm, metric), (name, number) in layered.items():
+        chart = of_bench.setdefault(bench, Chart(f"{bench}: {name}, by layer", across="layer"))
+        drawn = chart.dashed if name == CEILING else chart.lines
+        seeds = drawn.setdefault(" ".join(filter(None, (arm, name if several and name != CEILING else ""))), {})
+        for seed, value in values[bench, arm, metric].items():
+            first = values.get((bench, arm, name), {})
+            line = seeds.setdefault(seed, [(0.0, first[seed])] if seed in first else [])
+            line.append((float(number), value))
+            line.sort()
+    return [chart for chart in of_bench.values() if chart.lines]
 
 
 def told(scores: Sequence[Path], arms: Sequence[str], key: str) -> list[tuple[str, str]]:
@@ -234,60 +158,25 @@ def told(scores: Sequence[Path], arms: Sequence[str], key: str) -> list[tuple[st
     ))  # fmt: skip
 
 
-def svg(chart: Chart) -> str:
-    """A chart as inline SVG: the seeds of an arm thin, their mean thick."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(4.2, 2.4))
-    plain = {"parse_math": False}  # a name with $ in it is no formula
-    for number, (arm, seeds) in enumerate(chart.lines.items()):
-        for one in seeds.values() if len(seeds) > 1 else ():
-            axes.plot(*zip(*one, strict=True), color=f"C{number}", linewidth=0.5, alpha=0.35)
-        axes.plot(*zip(*_mean(seeds.values()), strict=True), color=f"C{number}", label=one_line(arm), linewidth=1.2)
-    axes.set_title(one_line(chart.title), fontsize=9, **plain)
-    axes.set_xlabel(chart.across, fontsize=8)
-    axes.tick_params(labelsize=7)
-    if len(chart.lines) > 1:
-        for text in axes.legend(fontsize=6).get_texts():
-            text.set(**plain)
-    figure.tight_layout()
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return out.getvalue()[out.getvalue().index("<svg") :]
-
-
-def _mean(seeds: Iterable[Line]) -> Line:
-    """The mean of several lines, at the steps that all of them have."""
-    values = [dict(line) for line in seeds]
-    shared = [step for step in values[0] if all(step in line for line in values)]
-    return [(step, statistics.fmean(line[step] for line in values)) for step in shared]
-
-
 def html(stage_task: Task, scores: Sequence[Path], arms: Sequence[str], rows: Sequence[Cell]) -> str:
     """The page: nothing in it is loaded from elsewhere."""
-    stages = [(place.name, about) for place, about in _unique(ancestors(folder) for folder in scores)]
+    stages = [(place.name, about) for place, about in unique(ancestors(folder) for folder in scores)]
     return pages.page(
         "mmalign.stages",
         "report.html",
         recipe=stage_task.recipe,
-        cells=rows,
+        cells=[cell for cell in rows if not finished.layer_of(cell.metric)],
         arms=list(dict.fromkeys(cell.arm for cell in rows)),
         study=len({cell.arm for cell in rows}) > 1,
-        charts=[svg(chart) for chart in curves(scores, arms)],
-        premise=[svg(chart) for chart in premise(scores, arms)],
+        layers=[charts.svg(chart) for chart in by_layer(rows)],
+        evaluations=[charts.svg(chart) for chart in charts.evaluations(scores, arms)],
+        charts=[charts.svg(chart) for chart in charts.curves(scores, arms)],
+        premise=[charts.svg(chart) for chart in charts.premise(scores, arms)],
         warnings=told(scores, arms, "warnings"),
         accounts=told(scores, arms, "account"),
         pictures=_pictures(scores, arms),
         stages=stages,
     )
-
-
-def _unique(walks: Iterable[Iterator[tuple[Path, dict[str, Any]]]]) -> list[tuple[Path, dict[str, Any]]]:
-    return list({place: (place, about) for walk in walks for place, about in walk}.values())
 
 
 def _pictures(scores: Sequence[Path], arms: Sequence[str]) -> list[dict[str, Any]]:

@@ -21,3 +21,20 @@ def test_every_evaluation_of_a_study_is_named(here, capsys):
         "", "score (a 3)", table, "toy-pope accuracy 0.00",
         "", "score (b 3)", table, "toy-pope accuracy 1.00",
     ]  # fmt: skip
+
+
+def test_what_is_measured_by_layer_is_told_in_one_line(here, capsys):
+    (here / "x.yaml").write_text(TINY)
+    nodes = graph.plan(compose.load("x.yaml", ["stages.report=~"]))
+    (node,) = (node for node in nodes if node.name == "score")
+    metrics = {"object": 1.0} | {f"{name}_layer_{n}": 2.0 for n in range(1, 31) for name in ("object", "ceiling")}
+    task.save(node)
+    task.finish(task.load(node.folder), {"metrics": {"toy-alignment": metrics, "toy-pope": {"f1": 3}}}, 0, 1)
+    show.scores(node.folder, False)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "benchmark metric value", "toy-alignment object 1.00", "toy-pope f1 3.00",
+        f"object, ceiling by layer of toy-alignment: in {node.folder / 'stage.json'}",
+    ]  # fmt: skip
+    show.scores(node.folder, True)
+    assert '"object_layer_30": 2.0' in capsys.readouterr().out

@@ -13,7 +13,7 @@ import pytest
 from mmalign.errors import RunError
 from mmalign.plan import graph
 from mmalign.plan import read as compose
-from mmalign.stages import report
+from mmalign.stages import charts, report
 from tests.conftest import command
 
 ACCURACY = {  # arm: that of each seed
@@ -121,13 +121,80 @@ def test_the_answer_beside_an_image_is_that_of_its_own_benchmark(tmp_path):
 
 
 def test_charts_have_a_line_for_every_seed_and_their_mean(tmp_path):
-    (chart,) = report.curves(*study(tmp_path, ACCURACY))
+    (chart,) = charts.curves(*study(tmp_path, ACCURACY))
     assert chart.title == "align: lm"
     assert {arm: len(seeds) for arm, seeds in chart.lines.items()} == dict.fromkeys(ACCURACY, 5)
-    assert report._mean(chart.lines["baseline"].values()) == [(10, pytest.approx(5.5)), (20, pytest.approx(2.75))]
-    assert report._mean([[(1, 2.0), (2, 4.0)], [(2, 6.0)]]) == [(2, 5.0)]
-    drawn = report.svg(chart)
+    assert charts._mean(chart.lines["baseline"].values()) == [(10, pytest.approx(5.5)), (20, pytest.approx(2.75))]
+    assert charts._mean([[(1, 2.0), (2, 4.0)], [(2, 6.0)]]) == [(2, 5.0)]
+    drawn = charts.svg(chart)
     assert drawn.startswith("<svg")
+
+
+def test_what_was_measured_over_training(tmp_path):
+    """A chart for each benchmark, an arm's seeds together; grey is what it was before the first step."""
+    scores, names = study(tmp_path, {"base": [50.0, 60.0], "other": [40.0]})
+    for number, place in enumerate(sorted(tmp_path.glob("train-*"))):
+        rows = [{"step": s, "scores": {"mmlu": {"average": 0.3 + number / 10}}, "items": {"mmlu": 300}} for s in (0, 5)]
+        (place / "evaluations.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (chart,) = charts.evaluations(scores, names)
+    assert chart.title == "align: mmlu average"
+    assert chart.lines == {
+        "base": {"train-base-1": [(0, 0.3), (5, 0.3)], "train-base-2": [(0, 0.4), (5, 0.4)]},
+        "other": {"train-other-1": [(0, 0.5), (5, 0.5)]},
+    }
+    assert chart.level == pytest.approx(0.4)
+    page = report.html(SimpleNamespace(recipe="x"), scores, names, [])
+    assert "<h2>Over training</h2>" in page
+    assert "#999999" in charts.svg(chart)  # grey
+    chart.level = None
+    assert "#999999" not in charts.svg(chart)
+
+
+def layered(folder):
+    """Two arms' alignment at each of three layers, with ceilings."""
+    scores, names = [], ["base 1", "base 2", "other 1"]
+    for number in range(3):
+        metrics = {"object": 10.0 + number, "distinct": 3.0}
+        for layer in (1, 2, 10):
+            metrics |= {f"object_layer_{layer}": 10.0 * layer + number, f"ceiling_layer_{layer}": 100.0 - layer}
+        about = {"metrics": {"align": metrics, "pope": {"accuracy": 1.0}}, "headlines": {"align": "object"}}
+        about["what"] = {"settings": {}}
+        scores.append(finished(folder / "runs" / f"evaluate-{number}", "score", "evaluate", **about))
+    return scores, names
+
+
+def test_what_is_measured_by_layer_is_a_plot_and_no_rows(tmp_path, mmalign):
+    scores, names = layered(tmp_path)
+    rows = report.cells(scores, names)
+    assert sum("_layer_" in cell.metric for cell in rows) == 12
+    (chart,) = report.by_layer(rows)
+    assert (chart.title, chart.across) == ("align: object, by layer", "layer")
+    assert chart.lines == {
+        "base": {"1": [(0, 10), (1, 10), (2, 20), (10, 100)], "2": [(0, 11), (1, 11), (2, 21), (10, 101)]},
+        "other": {"1": [(0, 12), (1, 12), (2, 22), (10, 102)]},
+    }
+    assert chart.dashed["base"] == {seed: [(1, 99), (2, 98), (10, 90)] for seed in ("1", "2")}
+    page = report.html(SimpleNamespace(recipe="x"), scores, names, rows)
+    assert "<h2>By layer</h2>" in page
+    assert "<td>distinct</td>" in page
+    assert "_layer_" not in page.partition("<h2>By layer")[0]
+    summary = {"cells": [{**vars(c), "mean": c.mean, "spread": c.spread} for c in rows]}
+    (tmp_path / "report.json").write_text(json.dumps(summary))
+    said = mmalign("report", tmp_path).out
+    assert "_layer_" not in said
+    assert "object, ceiling by layer of align: plotted on the page, in full in report.json" in said
+    assert len(json.loads(mmalign("report", tmp_path, "--json").out)["cells"]) == len(rows)
+
+
+def test_several_things_by_layer_are_told_apart():
+    rows = [
+        report.Cell("", "align", f"{name}_layer_{layer}", {"1": float(layer)}, False)
+        for name in ("object", "background", "ceiling")
+        for layer in (1, 2)
+    ]
+    (chart,) = report.by_layer(rows)
+    assert {name: len(seeds) for name, seeds in chart.lines.items()} == {"object": 1, "background": 1}
+    assert report.by_layer(rows[:0]) == []
 
 
 def test_the_study_in_the_terminal(tmp_path):
@@ -212,5 +279,5 @@ def test_texts_in_the_page_are_texts(tmp_path):
 
 def test_a_name_with_dollars_is_no_formula(tmp_path):
     scores, names = study(tmp_path, {"$\\frac{a": [50.0], "b $x$\x1b": [51.0]})
-    charts = report.curves(scores, names)
-    assert all(report.svg(chart).startswith("<svg") for chart in charts)
+    drawn = [charts.svg(chart) for chart in charts.curves(scores, names)]
+    assert all(one.startswith("<svg") for one in drawn)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmalign.stages import report
+from mmalign.stages import charts, report
 
 WARNING = "BASIC's premise does not hold here: 50.0% before, 20.0% after"
 CUT = "2 of 400 samples were cut at max_length 100: 20 trained tokens lost"
@@ -41,23 +41,23 @@ def study(tmp_path: Path) -> tuple[list[Path], list[str]]:
 
 
 def test_the_curves(study):
-    charts = {chart.title: chart for chart in report.premise(*study)}
-    assert list(charts) == [
+    drawn = {chart.title: chart for chart in charts.premise(*study)}
+    assert list(drawn) == [
         f"{name}: nearest to a {kind}{by}"
         for kind in ("word", "true word")
         for name, by in (("tune basic", ""), ("tune", ", by layer"))
     ]
-    over = charts["tune basic: nearest to a word"]
+    over = drawn["tune basic: nearest to a word"]
     assert over.across == "step"
     both = {"train-1": [(30, 0.4), (60, 0.5)], "train-2": [(30, 0.4), (60, 0.5)]}
-    assert over.lines[report.BEFORE] == both
-    assert over.lines[report.REFINED]["train-1"] == [(30, 0.25), (60, 0.2)]
-    by = charts["tune: nearest to a true word, by layer"]
+    assert over.lines[charts.BEFORE] == both
+    assert over.lines[charts.REFINED]["train-1"] == [(30, 0.25), (60, 0.2)]
+    by = drawn["tune: nearest to a true word, by layer"]
     assert by.across == "layer"
     assert by.lines == {
         "basic": {"train-1": [(0, 0.25), (1, 0.1), (2, 0.05)], "train-2": [(0, 0.25), (1, 0.1), (2, 0.1)]}
     }
-    assert "<svg" in report.svg(by)
+    assert "<svg" in charts.svg(by)
 
 
 def test_what_was_warned_of_stands_on_the_page(study):
@@ -80,3 +80,27 @@ def test_without_basic_there_is_neither(study):
     assert "Warnings" not in page
     assert "Left out" not in page
     assert "premise" not in page
+
+
+def test_each_readout_has_charts_with_its_own_ceiling(tmp_path):
+    """Dashed; and none of a readout that was not read, nor of a share that it has not."""
+    train = finished(tmp_path / "train-0", "tune")
+    own = {"right": {"layer 0": 0.4, "layer 1": 0.6, "refined": 0.6}, "ceiling": {"layer 1": 0.9, "refined": 0.9}}
+    first = {"step": 0, "words": {"layer 0": 0.5, "layer 1": 0.1, "refined": 0.1}, "lens": own}
+    last = {**first, "step": 4, "ceiling": {"layer 0": 1.0, "layer 1": 0.2, "refined": 0.2}}
+    (train / "premise.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(last)}\n")
+    score = finished(tmp_path / "score-0", "score", reads=[["weights", train.name]])
+    drawn = {chart.title: chart for chart in charts.premise([score], [""])}
+    lens = "tune: nearest to a true word, read by lens"
+    assert set(drawn) == {
+        "tune: nearest to a word", "tune: nearest to a word, by layer", lens, f"{lens}, by layer",
+    }  # fmt: skip
+    assert drawn[lens].lines[charts.REFINED] == {"train-0": [(0, 0.6), (4, 0.6)]}
+    assert drawn[lens].dashed == {charts.REFINED: {"train-0": [(0, 0.9), (4, 0.9)]}}
+    assert drawn["tune: nearest to a word"].dashed == {charts.REFINED: {"train-0": [(4, 0.2)]}}
+    by = drawn[f"{lens}, by layer"]
+    assert by.lines == {"tune": {"train-0": [(0, 0.4), (1, 0.6)]}}
+    assert by.dashed == {"tune": {"train-0": [(1, 0.9)]}}
+    assert "stroke-dasharray" in charts.svg(by)
+    by.dashed = {}
+    assert "stroke-dasharray" not in charts.svg(by)
