@@ -86,6 +86,7 @@ def preview(recipe: str | Path, *overrides: str, runs: str | Path = "runs", ahea
     registry = Registry(variants[0].registry)
     notes = check(variants, registry, ahead)
     stages = graph.plan(variants, Path(runs), registry)
+    notes += [note for node in stages for note in graph.unseen(node)]
     return Preview(stages, notes if ahead else [*notes, *sample.look(stages)])
 
 

@@ -8,6 +8,7 @@ arms of a study, that need the same labels share them.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from mmalign.errors import CardError, GraphError, RunError, suggest
-from mmalign.io import document, environment, files, seal
+from mmalign.io import document, environment, files, seal, yaml
 from mmalign.plan import facts, sources
 from mmalign.plan.cards import SHIPPED, Card, Registry, below, members
 from mmalign.plan.recipe import BESIDE, KINDS, Evaluate, Label, Part, Recipe, Report, Stage, key_of
 
 FORMAT = 1  # of stage.yaml, stage.json and the folders they stand in
 CODE = "code of "  # begins what `why` says of a part whose code changed
+LOOKS: dict[str, list[Any]] = {"watch": [], "watch_readouts": ["input"], "evaluate": []}  # and where none was asked for
 DIGITS = 12  # hex digits of a fingerprint in a folder's name
 
 
@@ -266,6 +268,20 @@ def identity(card: Card, hashes: files.Hashes) -> dict[str, Any]:
 def _content(value: Any, hashes: files.Hashes) -> dict[str, str]:
     """{spec: hash} of the local files among given strings."""
     return {spec: digest for spec in files.strings(value) if (digest := hashes.of(spec))}
+
+
+def unseen(node: Node) -> Iterator[str]:
+    """What a finished stage was not asked to look at, and the recipe now asks for: none of it is in its fingerprint."""
+    asked = {name: own for name, default in LOOKS.items() if (own := getattr(node.stage, name, default)) != default}
+    if not asked or not node.done:
+        return
+    before: Any = None
+    with suppress(RunError, OSError):  # it only explains
+        before = yaml.read(node.folder / "stage.yaml", RunError).raw.get("stage")
+    for name in asked if isinstance(before, dict) else ():
+        if any(one not in before.get(name, LOOKS[name]) for one in asdict(node.stage)[name]):
+            again = f"--force {node.name} runs it again"
+            yield f"stage {node.name!r} is done, and not with this `{name}`, which changes no result: {again}"
 
 
 def why(node: Node) -> str:

@@ -331,6 +331,30 @@ def test_why_says_which_file_changed(plan, here):
     assert why(plan(TINY, word))["label"] == f"changed: what {words} holds"
 
 
+WATCHED = ["stages.tune.watch=[premise]", "stages.tune.evaluate=[toy-lookup]", "stages.tune.watch_readouts=[lens]"]
+
+
+def test_what_is_only_looked_at_is_in_no_fingerprint_and_told_where_it_was_not(plan):
+    """A stage that is done is not trained again for it."""
+    before, asked = plan(), plan(TINY, *WATCHED)
+    assert {name: node.folder for name, node in asked.items()} == {name: node.folder for name, node in before.items()}
+    assert list(graph.unseen(asked["tune"])) == []  # it will be
+    for node in before.values():
+        finish(node)
+    told = list(graph.unseen(plan(TINY, *WATCHED)["tune"]))
+    assert told == [
+        f"stage 'tune' is done, and not with this `{name}`, which changes no result: --force tune runs it again"
+        for name in ("watch", "watch_readouts", "evaluate")
+    ]
+    assert [note for node in plan().values() for note in graph.unseen(node)] == []
+    (before["tune"].folder / "stage.json").unlink()
+    finish(plan(TINY, *WATCHED)["tune"])
+    assert list(graph.unseen(plan(TINY, *WATCHED)["tune"])) == []
+    assert len(list(graph.unseen(plan(TINY, *WATCHED, "stages.tune.evaluate=[toy-lookup, toy-pope]")["tune"]))) == 1
+    (before["tune"].folder / "stage.yaml").write_text("[")
+    assert list(graph.unseen(plan(TINY, *WATCHED)["tune"])) == []
+
+
 def test_why_compares_with_the_newest(plan):
     old, new = plan(), plan(TINY, "stages.label.keep=2")
     for node in (*old.values(), *new.values()):

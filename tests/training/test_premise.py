@@ -376,3 +376,12 @@ def test_a_baseline_is_told_what_basic_would_teach_as_a_remark(folders, tmp_path
     )
     assert told["warnings"] == []
     assert told["account"] == [premise.warning()]
+
+
+def test_tokens_that_are_no_patches_are_looked_at_without_truth(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMALIGN_CACHE", str(tmp_path / "cache"))
+    words = ["model.adapter={card: average-pool, args: {factor: 2}}", "stages.align.watch=[premise]"]
+    given = labelled(tmp_path, *ALONE, *words, "stages.align.trains=[llm]", "stages.align.steps=1")
+    train.run(given)
+    lines = [json.loads(line) for line in (given.folder / "premise.jsonl").read_text().splitlines()]
+    assert [set(line) for line in lines] == [{"step", "words", "ceiling"}] * 2
