@@ -193,7 +193,7 @@ class Premise:
         share = self.seconds / max(1e-9, time.monotonic() - self.began)
         return (
             f"looks at BASIC's premise: {self.count}, {self.seconds:.1f} s, {share:.1%} of the training "
-            f"(watch_every: {self.every})"
+            f"(every {self.every} steps: watch_every)"
         )
 
     def _last(self) -> dict[str, dict[str, Shares]]:

@@ -22,6 +22,7 @@ from mmalign.training.events import Events
 from mmalign.training.premise import Premise
 from mmalign.training.shallow import readouts
 from mmalign.vision.hf import HFVision
+from mmalign.vlm import kept
 from mmalign.vlm.control import lists
 from mmalign.vlm.model import VLM
 from mmalign.vlm.readout import readout
@@ -91,7 +92,7 @@ def test_what_the_looks_cost_is_told(folders, tmp_path, monkeypatch):  # noqa: F
     for done in range(1, 6):
         clock[0] += 10
         premise(done)
-    assert premise.cost() == "looks at BASIC's premise: 3, 6.0 s, 10.7% of the training (watch_every: 2)"
+    assert premise.cost() == "looks at BASIC's premise: 3, 6.0 s, 10.7% of the training (every 2 steps: watch_every)"
 
 
 @pytest.mark.parametrize(
@@ -385,3 +386,17 @@ def test_tokens_that_are_no_patches_are_looked_at_without_truth(tmp_path, monkey
     train.run(given)
     lines = [json.loads(line) for line in (given.folder / "premise.jsonl").read_text().splitlines()]
     assert [set(line) for line in lines] == [{"step", "words", "ceiling"}] * 2
+
+
+def test_of_weights_that_zero_3_has_divided_nothing_is_kept(folders, tmp_path, monkeypatch):  # noqa: F811
+    """They all look alike: empty. What was worked out for some would be taken for that of others."""
+    monkeypatch.setenv("MMALIGN_CACHE", str(tmp_path / "cache"))
+    llm, computed = build(folders, "llama", a=Direction()).vlm.llm, []
+    compute = lambda: computed.append(1) or {"x": torch.ones(1)}  # noqa: E731
+    for expected in (1, 1):
+        kept.kept(llm, ["x"], compute)
+        assert len(computed) == expected
+    next(llm.parameters()).ds_id = 0
+    for expected in (2, 3):
+        kept.kept(llm, ["x"], compute)
+        assert len(computed) == expected
