@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from mmalign.benchmarks import ReadoutKind
 from mmalign.data import MARK
 from mmalign.errors import RunError
-from mmalign.io.texts import read_text
-from mmalign.pipeline import alone
+from mmalign.io.texts import read_texts
+from mmalign.pipeline import existing
 from mmalign.plan import building, checkpoints
 from mmalign.plan.cards import Registry
 
 from .inspecting import numbers
-from .models import loading
+from .models import loaded, loading
 from .show import out, table, tell
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ OWN = "--text: a file in the model's own language; in the toy world's, --text to
 
 def ceilings(spec: str, layers: str | None, readouts: str, text: str | None, data: str | None, as_json: bool) -> None:
     _trained(spec)
-    place, depths, kinds = alone.find(spec), numbers(layers) if layers else None, _kinds(readouts)
+    place, depths, kinds = existing.find(spec), numbers(layers) if layers else None, _kinds(readouts)
     texts = _texts(text or PROSE)
     probes = {kind: _probe(data, kind) for kind in kinds} if data else {}
+    vlm = loaded(place)
     with loading():
-        vlm = alone.load(place)
         from mmalign.vlm.ceilingtable import Ceiling, Squares, ceiling_table, known, some_layers
 
         depths = some_layers(vlm.depth) if depths is None else depths
@@ -72,7 +72,7 @@ def _texts(spec: str) -> list[str]:
     """The lines of a file, or what is said in the first records of data by the name of its card."""
     registry = Registry()
     if spec not in registry.names("data"):
-        return [line for line in read_text(spec).splitlines() if line.strip()]
+        return read_texts(spec)
     data = building.build(registry.card("data", spec))
     records = (data[number] for number in range(min(RECORDS, len(data))))
     return [turn.text.replace(MARK, "").strip() for record in records for turn in record.turns]

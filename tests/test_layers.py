@@ -49,7 +49,7 @@ KINDS = {
     "testing": {"objectives.lm"},
 }
 QUICK = {"errors", "io", "plan"}  # never import what is heavy, and of the pipeline all but these
-HEAVY_PIPELINE = {"pipeline.alone", "pipeline.build", "pipeline.load", "pipeline.sampler", "pipeline.worker"}
+HEAVY_PIPELINE = {"pipeline.build", "pipeline.load", "pipeline.sampler", "pipeline.worker"}
 TEXTS = "starts"  # files that `mmalign new` copies; no part of the library
 
 

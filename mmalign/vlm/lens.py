@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmalign.io import whole
+from mmalign.io.texts import read_texts
 from mmalign.llms.rows import wide
 from mmalign.vlm import control
 from mmalign.vlm.kept import kept
@@ -154,7 +154,8 @@ def _raised(square_DD: Tensor, part: float) -> Tensor:
 
 def _over(left_DD: Tensor, root_DD: Tensor) -> Tensor:
     """left root^-1, root an upper triangle."""
-    return torch.linalg.solve_triangular(root_DD, left_DD, upper=True, left=False)
+    over_DD: Tensor = torch.linalg.solve_triangular(root_DD, left_DD, upper=True, left=False)
+    return over_DD
 
 
 def fit(vlm: "VLM", layers: Sequence[int], token_N: Tensor, ridge: float = RIDGE) -> Lens:
@@ -198,5 +199,5 @@ def lens_of(vlm: "VLM", layers: Sequence[int], texts: Sequence[str] = ()) -> Len
 def tokens(vlm: "VLM", texts: Sequence[str] = ()) -> Tensor:
     """token_N that a lens is fitted on: TOKENS of random lists of words, then as many of the texts; without texts, of
     EVERYDAY."""
-    texts = texts or whole.read(EVERYDAY).decode().splitlines()
+    texts = texts or read_texts(EVERYDAY)
     return torch.cat([control.lists(word_tokens(vlm.llm), TOKENS, seed=0), control.text(vlm, texts)[:TOKENS]])

@@ -95,12 +95,11 @@ def test_the_language_model_that_a_stage_made(here, mmalign):
 
 
 def test_mistakes(here, mmalign, monkeypatch):
-    monkeypatch.setattr("mmalign.pipeline.alone.load", None)  # known before a model is loaded
+    monkeypatch.setattr("mmalign.pipeline.load.load", None)  # known before a model is loaded
     stage = "a folder runs/language-..., which a stage of kind `language` writes"
     path = "toy-llama-deep.yaml"
     assert_mistake(mmalign("ceilings", "toy-llama-deep"), "toy-llama-deep comes without weights", path, stage)
-    what = "no checkpoint toy-lama, and no language model of that name"
-    assert_mistake(mmalign("ceilings", "toy-lama"), what, "toy-lama", "did you mean 'toy-llama'?")
+    assert_mistake(mmalign("ceilings", "toy-lama"), "no checkpoint toy-lama", "toy-lama", "did you mean 'toy-llama'?")
     result = mmalign("ceilings", "toy-llama", "--readout", "input,tuned")
     assert_mistake(result, "no readout 'tuned'", "--readout", "some of input,same-layer,lens")
     result = mmalign("ceilings", "toy-llama", "--layers", "one")

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from mmalign.errors import CheckError
 from mmalign.io import files
+from mmalign.io.texts import read_texts
 from mmalign.llms.causal import CausalLM
 from mmalign.vlm import control, lens
 from mmalign.vlm.lens import Lens, Ridge, expected, fit, lens_of, normalised
@@ -110,10 +111,10 @@ def test_in_units_of_the_noise_by_the_definition(count, dim, ridge, least):
 
 
 def test_words_never_seen_are_read_where_the_nearest_of_what_it_makes_is_another():
-    """States that are the embeddings turned, with much noise in a few directions: the noise is not looked at."""
+    """States that are the embeddings turned, with much noise in half of the directions: the noise is not looked at."""
     g = torch.Generator().manual_seed(0)
     embed_TD, turn_DD = torch.randn(600, 16, generator=g), torch.randn(16, 16, generator=g)
-    states_TD = embed_TD @ turn_DD + torch.randn(600, 3, generator=g) @ (30 * torch.randn(3, 16, generator=g))
+    states_TD = embed_TD @ turn_DD + torch.randn(600, 8, generator=g) @ (5 * torch.randn(8, 16, generator=g))
     x_TD = normalised(states_TD)
     sums = Ridge(16)
     sums.add(x_TD[:500], embed_TD[:500])
@@ -218,6 +219,14 @@ def test_texts_bring_their_tokens_without_special_ones(model):
     token_N = lens.tokens(model, texts)
     assert set(token_N[:1000].tolist()) == set(word_tokens(model.llm).tolist())
     assert token_N[1000:].tolist() == [i for text in texts for i in chat.plain(text)[1:]]
+
+
+def test_without_texts_it_is_fitted_on_those_of_the_package(model):
+    """Which are not the text that ceilings are measured on."""
+    token_N = lens.tokens(model)
+    assert torch.equal(token_N, lens.tokens(model, read_texts(lens.EVERYDAY)))
+    assert len(token_N) > 1000
+    assert not set(read_texts(lens.EVERYDAY)) & set(read_texts("pkg:mmalign.vlm/prose.txt"))
 
 
 def test_it_is_kept_by_what_it_depends_on(model, monkeypatch):
