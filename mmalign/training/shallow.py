@@ -59,7 +59,7 @@ def nearest(
         if kind == "input":
             own["refined"] = tokens(seen.refined[looks[0]])[1][..., 0]
         elif kind == "lens":
-            parts = [weight * read.seen(n, states[n]) for n, weight in enumerate(looks[0].weights, 1)]
+            parts = [weight * read.back(n, states[n]) for n, weight in enumerate(looks[0].weights, 1)]
             own["refined"] = tokens(torch.stack(parts).sum(0))[1][..., 0]
         tokens_of[kind] = own
     return tokens_of

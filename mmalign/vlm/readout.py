@@ -28,19 +28,22 @@ from mmalign.vlm.vocabulary import Nearest, Spellings, among_tokens, among_words
 if TYPE_CHECKING:
     from mmalign.vlm.model import VLM
 
+States = Callable[[int, Tensor], Tensor]  # (layer, hidden states (..., D)) -> (..., D)
 SHOWN = 1024  # perfect visual tokens that a ceiling is measured on
 STATES = 4  # lists that a word's state at a layer is the mean of; fewer where they were more than lens.TOKENS tokens
 
 
 @dataclass
 class Readout:
-    """near: of each layer, what is chosen from. seen: what of a layer's states is compared with it."""
+    """near: of each layer, what is chosen from. seen: what of a layer's states is compared with it. back: what they are
+    where input embeddings lie, if anything."""
 
     near: Mapping[int, Nearest]
-    seen: Callable[[int, Tensor], Tensor]
     embed: control.Embed  # what the numbers of `near` stand for, as input embeddings
     word_T: Tensor  # those of them that are words
     spellings: Callable[[], Spellings]  # which of them are the same word
+    back: States
+    seen: States
 
     def __call__(self, layer: int, hidden: Tensor, top_k: int = 1) -> tuple[Tensor, Tensor]:
         """(cosine, number) of shape (..., K) for hidden states (..., D) of a layer, the nearest first."""
@@ -68,16 +71,17 @@ def readout(
         with vlm.vocabulary() as embed_VD:
             among = among_tokens(vlm.llm, embed_VD)
     word_T = among.number_T if listed is not None else word_tokens(vlm.llm).to(vlm.device)
-    near = dict.fromkeys(layers, among)
+    near: dict[int, Nearest] = dict.fromkeys(layers, among)
+    back: States = _as_it_is
     if kind == "lens" and any(layers):
-        own_lens = lens.lens_of(vlm, layers, texts)
-        near |= {layer: lens.expected(own_lens, layer, among, embed) for layer in layers if layer}
+        fitted = lens.lens_of(vlm, layers, texts)
+        back, near = fitted, near | {n: lens.expected(fitted, n, among, embed) for n in layers if n}
     if kind == "same-layer" and any(layers):
         about = ["states", layers, None if words is None else list(words), word_T.tolist()]
         own = kept(vlm.llm, about, partial(_states, vlm, word_T, embed, layers))
         near |= {layer: Nearest(word_T, own[str(layer)]) for layer in layers if layer}
     spellings = partial(token_spellings, vlm.llm) if words is None else partial(Spellings, dict(enumerate(words)))
-    return Readout(near, _as_it_is, embed, word_T, spellings)
+    return Readout(near, embed, word_T, spellings, back, seen=_as_it_is)
 
 
 def _as_it_is(layer: int, hidden: Tensor) -> Tensor:

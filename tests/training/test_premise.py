@@ -286,7 +286,7 @@ def test_what_a_readout_reads_by_its_definition(read):
             for n, state_BQD in states.items():
                 assert own["right"][f"layer {n}"] == share(whole(n, state_BQD)[1][..., 0]), (kind, n)
         lens = readout(vlm, "lens", states)
-        refined_BQD = sum(w * lens.seen(n, states[n]) for n, w in enumerate(weights, 1))
+        refined_BQD = sum(w * lens.back(n, states[n]) for n, w in enumerate(weights, 1))
         assert line["lens"]["right"]["refined"] == share(lens.near[0](refined_BQD)[1][..., 0])
     by_layer = line["same-layer"]["right"]
     mean = sum(w * by_layer[f"layer {n}"] for n, w in enumerate(weights, 1))
