@@ -84,8 +84,8 @@ class Alignment(Probe):
     2508.06895, figure 2), as far as `ceiling_layer_N` allows: the same again, of the first images of 2,048 object
     patches, where the visual tokens are perfect, each the embedding of a word true of its patch (of a patch whose words
     are not known, of another patch's). readout: of a hidden state the nearest input embedding (input, the papers' way),
-    the nearest state of a word at that layer (same-layer), or the nearest input embedding to what the layer's lens
-    makes of it (lens).
+    the nearest state of a word at that layer (same-layer), or the word whose state the layer's lens, a linear model of
+    it, expects nearest (lens).
 
     Rows of the vocabulary that no token has are never nearest. data: must know its truth. images: how many of its
     images are looked at, from the first. words: a list, see `read_words`: the nearest of its words instead, each the

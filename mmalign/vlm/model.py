@@ -323,9 +323,10 @@ class VLM(nn.Module):
 
         images: PIL images. layers: see `hidden_states`. names: of the images; None: their numbers. words: the nearest
         of these words instead, see `nearest_listed`; None: of all single tokens. readout: of a hidden state the nearest
-        input embedding (input, the papers' way), the nearest state of a word there (same-layer), or the nearest input
-        embedding to what the layer's lens makes of it (lens). The result says of each layer how much of perfect visual
-        tokens is read right so; it draws itself in a notebook, is saved as a page, and turns into a DataFrame.
+        input embedding (input, the papers' way), the nearest state of a word there (same-layer), or the word whose
+        state the layer's lens, a linear model of it, expects nearest (lens). The result says of each layer how much of
+        perfect visual tokens is read right so; it draws itself in a notebook, is saved as a page, and turns into a
+        DataFrame.
         """
         return nearest.word_map(self, self._seeing()[0], images, layers, top_k, names, words, readout)
 

@@ -57,7 +57,7 @@ def readout(
     `nearest_listed` number them; same-layer, without a list, among the tokens that are words.
 
     texts: a lens is fitted on them, too. Lenses and words' states are kept in the cache; made, they take as long as
-    reading some 20,000 tokens, or each word once, and words' states 4 D bytes of each word and layer. A CheckError for
+    reading some 16,000 tokens, or each word once, and words' states 4 D bytes of each word and layer. A CheckError for
     another kind.
     """
     one_of("readout", kind, get_args(ReadoutKind))
