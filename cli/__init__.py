@@ -159,7 +159,7 @@ def inspect(
     words: Annotated[str | None, typer.Option(metavar="LIST", help="nearest of a list's words: one a line")] = None,
     readout: Annotated[
         Literal["input", "same-layer", "lens"],
-        typer.Option(help="nearest input embedding; nearest state of a word at that layer; nearest through its lens"),
+        typer.Option(help="nearest input embedding; nearest state of a word there; word whose state its lens expects"),
     ] = "input",
     out: Annotated[Path | None, typer.Option(help="write a page there, as .html, in place of the table")] = None,
     as_json: Json = False,

@@ -148,10 +148,9 @@ class Alignment(Probe):
         images = [one for part in parts for one in self._truths(model, part)]
         self._judge(model, images)
         self._check(images)
-        at = iter(images)
-        for part in parts:
-            for own in zip(*self._nearest(model, [self.data.image(reference) for _, reference in part]), strict=True):
-                next(at).nearest = list(own)
+        nearest = self._nearest(model, Pictures(self.data, [reference for part in parts for _, reference in part]))
+        for one, *own in zip(images, *nearest, strict=True):
+            one.nearest = own
         return images
 
     def _check(self, images: Sequence[Comparison]) -> None:
@@ -190,12 +189,10 @@ class Alignment(Probe):
         random, others = Random(0), sorted({n for one in looked for right in one.right for n in right})
         shown = [one.perfect(random, others) for one in looked]
         right: dict[int, tuple[list[bool], list[bool]]] = {layer: ([], []) for layer in layers}
-        for start in range(0, len(looked), BATCH):
-            number_BQ = _tensor(shown[start : start + BATCH])
-            for layer, near_BQ in model.nearest_perfect(number_BQ, layers, self.words, self.readout).items():
-                for one, near in zip(looked[start:], near_BQ.tolist(), strict=False):
-                    right[layer][0].extend(hits([one.objects(near)]))
-                    right[layer][1].extend(hits([one.strictly(near)]))
+        for layer, near_BQ in model.nearest_perfect(_tensor(shown), layers, self.words, self.readout).items():
+            for one, near in zip(looked, near_BQ.tolist(), strict=True):
+                right[layer][0].extend(hits([one.objects(near)]))
+                right[layer][1].extend(hits([one.strictly(near)]))
         return {layer: Ceiling(percent(a), percent(b), len(a)) for layer, (a, b) in right.items()}
 
     def _references(self) -> list[tuple[str, Any]]:
@@ -238,6 +235,21 @@ class Alignment(Probe):
         for number, word in enumerate(self.words or ()):
             listed.setdefault(word.casefold(), []).append(number)
         return listed
+
+
+class Pictures(Sequence["Image"]):
+    """Images of data, opened when they are asked for: a slice holds as many as it is long."""
+
+    def __init__(self, data: "Data", references: Sequence[Any]) -> None:
+        self.data, self.references = data, references
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self.data.image(reference) for reference in self.references[at]]
+        return self.data.image(self.references[at])
 
 
 class Ceiling(NamedTuple):

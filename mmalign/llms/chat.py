@@ -17,7 +17,7 @@ from mmalign.llms.rendering import render
 from mmalign.llms.spelling import Spelling
 
 ANCHOR = "x"  # a word is spelled as it is behind this one: with the tokenizer's own rule for leading spaces
-PLAIN_BOS = "plain_text_bos"  # in an exported tokenizer_config.json: whether plain texts have a begin token
+PLAIN_BEGIN = "plain_text_begin"  # in an exported tokenizer_config.json: the ids that plain texts begin with
 ANSWER = "zqxj"  # an answer that no template has in what it puts behind one
 
 
@@ -173,14 +173,15 @@ class Chat:
 
         An exported tokenizer, which leaves that to the template, says what it was (llms/plain.py).
         """
-        bos = self.tokenizer.init_kwargs.get(PLAIN_BOS) if self.bos is None else self.bos
-        if bos is None:
+        if self.bos is None:
+            if isinstance(own := self.tokenizer.init_kwargs.get(PLAIN_BEGIN), list):
+                return own
             whole, bare = self.tokenizer([ANCHOR])["input_ids"][0], self._plain([ANCHOR])[0]
             return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(bare)] == bare), [])
-        if bos and self.tokenizer.bos_token_id is None:
+        if self.bos and self.tokenizer.bos_token_id is None:
             what = f"the tokenizer of {self.checkpoint} has no begin token"
             raise CardError(what, at="args.bos", fix="bos: false, or leave it out")
-        return [self.tokenizer.bos_token_id] if bos else []
+        return [self.tokenizer.bos_token_id] if self.bos else []
 
     def behind(self, text: str, option: str) -> list[int]:
         """The token ids of a continuation of a plain text: those of both behind as many as the text has alone."""

@@ -15,7 +15,7 @@ from tokenizers import processors
 from mmalign.data import MARK
 from mmalign.errors import CardError
 from mmalign.io import files, limits, whole
-from mmalign.llms.chat import PLAIN_BOS, Chat
+from mmalign.llms.chat import PLAIN_BEGIN, Chat
 
 MARKED = "chat_template.jinja.marked"  # a name that nobody who looks for *.jinja takes for the template itself
 TAG = re.compile(r"\{%([-+]?)\s*((?:end)?generation)\s*([-+]?)%\}")
@@ -39,12 +39,12 @@ def template(chat: Chat) -> str:
 
 def finish(folder: Path, chat: Chat) -> None:
     """What transformers does not write into a folder: the template with its marks, for trainers that mask by them and
-    for `marked`; that no begin token is added, for those who do not read post-processors; and whether plain texts
-    (perplexity, MMLU) have one."""
+    for `marked`; that no begin token is added, for those who do not read post-processors; and the ids that
+    plain texts (perplexity, MMLU) begin with."""
     if chat.marks_answers:
         files.write(folder / MARKED, TEXTS + (chat.template or ""))
     place = folder / "tokenizer_config.json"
-    silent = {"add_bos_token": False, "add_eos_token": False, PLAIN_BOS: bool(chat.begin)}
+    silent = {"add_bos_token": False, "add_eos_token": False, PLAIN_BEGIN: chat.begin}
     about = json.loads(place.read_text(encoding="utf-8")) | silent
     files.write(place, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 

@@ -134,7 +134,7 @@ class Basic(Objective):
     (the paper); lens, for the input embedding that the layer's lens makes of it (not in the paper): an affine map
     fitted once, before the first step, on words of the language model as it is then. refined tokens then lie where
     visual tokens lie, and what is common to all states of a layer is gone. lens_texts: a file of texts, one a line,
-    that the lens is fitted on beside lists of words; None: on those of the stage's own data.
+    that the lens is fitted on beside lists of words (not in the paper); None: on those of the stage's own data.
     """
 
     needs = frozenset({"layers"})
@@ -163,7 +163,7 @@ class Basic(Objective):
 
     def prepare(self, context: Context) -> None:
         _check_layers(self.layers, context.layers)
-        layers = self.layers or context.layers // 2
+        layers = self.layers or max(1, context.layers // 2)
         lens = None
         if self.space == "lens":
             if context.lens is None:

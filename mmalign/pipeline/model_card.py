@@ -115,7 +115,10 @@ def _template(source: Path) -> tuple[str | None, dict[str, Any]]:
         return place.read_text(encoding="utf-8"), words
     own = about.get("chat_template")
     if isinstance(own, list):  # several, by name
-        own = next((one["template"] for one in own if one.get("name") == "default"), None)
+        named = (one for one in own if isinstance(one, dict) and one.get("name") == "default")
+        own = next((one.get("template") for one in named), None)
+    if not isinstance(own, str | None):
+        raise RunError(f"the chat template in {source}/tokenizer_config.json is no text", at=str(source), fix=FIX)
     return own, words
 
 

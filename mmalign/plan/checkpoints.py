@@ -105,9 +105,10 @@ def has_weights(place: Path) -> bool:
 def template(card: Card, own: str | None) -> tuple[str, str] | None:
     """(what is wrong, what to try) where no answer can be trained in a chat format; None: nothing, or it is not here.
 
-    own: the template of the stage; None: the card's, else that of its checkpoint.
+    own: the template of the stage; None: the card's, where its class names checkpoints as ours do, else that of its
+    checkpoint.
     """
-    spec, place = own or card.args.get("template"), folder(card)
+    spec, place = own or (card.args.get("template") if _spec(card) else None), folder(card)
     if isinstance(spec, str):
         if (path := files.local(spec)) and not files.exists(path):
             return f"template {spec} does not exist", "check the path"

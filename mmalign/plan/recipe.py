@@ -179,7 +179,7 @@ class Train(Stage):
     watch_every: int = field(default=100, metadata=_above(0) | SILENT)
     # how visual tokens are read: input, the nearest input embedding (the papers); same-layer, the nearest state of a
     # word at that layer; lens, the word whose state a linear model of the layer expects nearest. The last two are made
-    # before the first step, in as long as it takes to read 16,000 tokens, or each word four times
+    # before the first step, in as long as it takes to read 16,000 tokens, or each word up to four times
     watch_readouts: list[Literal["input", "same-layer", "lens"]] = field(
         default_factory=lambda: ["input"], metadata=SILENT | {"once": "each once"}
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any, cast
 
 import numpy as np
@@ -111,9 +112,10 @@ def _supervised(
 def _texts(data: Data) -> list[str]:
     """What is said in TEXTS samples from all over the data, without image marks."""
     texts = []
-    for number in range(0, len(data), max(1, len(data) // TEXTS)):
+    for number in range(0, len(data), max(1, -(-len(data) // TEXTS))):
         with suppress(DataError):  # the loop below says so when it comes to it
             texts += [turn.text.replace(MARK, "").strip() for turn in data[number].turns]
+    Random(0).shuffle(texts)  # a lens takes the first of them, and data is often sorted by where it is from
     return texts
 
 

@@ -59,14 +59,14 @@ def _default(vlm: VLM) -> Look:
 
 
 def truths(vlm: VLM, collate: Collate, batch: Batch, numbers: Sequence[int]) -> list[list[set[int]]]:
-    """The token ids that would be right for each patch of an object, of each image."""
+    """The token ids that would be right for each patch of an object, in any spelling of its words, of each image."""
     assert batch.frames is not None
     references = [reference for number in numbers for reference in collate.data[number].images]
     rights = []
     for reference, frame in zip(references, batch.frames, strict=True):
         truth = collate.data.truth(reference, frame)
         known = sorted({word for words in truth.words for word in words})
-        pieces = dict(zip(known, vlm.pieces(known), strict=True))
+        pieces = dict(zip(known, vlm.spellings(known), strict=True))
         objects = truth.object or [True] * len(truth.words)
         each = zip(truth.words, objects, strict=True)
         rights.append([{p for w in words for p in pieces[w]} if thing else set() for words, thing in each])

@@ -211,7 +211,7 @@ def _unseeing(probe: Probe, model: Subject) -> None:
         raise AssertionError(what) from err
 
 
-PICTURED = ("nearest_tokens", "nearest_listed", "ceilings", "frames", "grid")
+PICTURED = ("nearest_tokens", "nearest_listed", "nearest_perfect", "frames", "grid")
 SUBJECT = (
     "untrained", "grid", "depth", "nearest_tokens", "nearest_listed", "nearest_perfect", "frames", "pieces",
     "spellings", "perplexity",

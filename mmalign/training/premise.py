@@ -12,6 +12,8 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,11 @@ from mmalign.vlm.batch import Batch
 from mmalign.vlm.control import lists
 from mmalign.vlm.readout import Readout
 from mmalign.vlm.supervised import Supervised
-from mmalign.vlm.vocabulary import word_tokens
+from mmalign.vlm.vocabulary import token_spellings, word_tokens
 
 IMAGES, TOKENS = 4, 2048  # looked at, at least: shares of a few dozen tokens say little
 SHARE = 0.1  # of the training between two looks: where a look takes longer, they become rarer
+REMEDY = "   (try watch_readouts: [input, lens])"
 MARGIN = 0.01  # of shares: less is no difference
 
 
@@ -49,9 +52,10 @@ class Premise:
     right_BQ: where the data knows what a patch shows, the token ids that would be right, else None. A line holds, for
     `layer 0` (the tokens as the adapter makes them), each layer after it and `refined`, the share of tokens whose
     nearest vocabulary token (cosine) is a word by itself (the proxy for `meaningful`) and, with truth, is right on an
-    object. Tokens whose patch is padding are left out; `padding` is their share, where there are any. `ceiling`: the
-    share of perfect visual tokens, embeddings of random words in place of these, whose nearest is the one they are:
-    where it is low, a layer cannot be read so. It is measured at the first look and at the last.
+    object, in any spelling of its words. Tokens whose patch is padding are left out; `padding` is their share, where
+    there are any. `ceiling`: the share of perfect visual tokens, embeddings of random words in place of these, whose
+    nearest is the word that they are: where it is low, a layer cannot be read so. It is measured at the first look and
+    at the last.
 
     reads: these shares by each readout; those of `input`, the papers' way, stand in the line itself, others under their
     names. looks: whose layers count as shallow, and as `refined` by the weights of the first; none: what the model's
@@ -75,6 +79,7 @@ class Premise:
     last: dict[str, Any] = field(default_factory=dict)
     count: int = field(default=0, init=False)  # looks
     seconds: float = field(default=0.0, init=False)  # they took
+    judged: int = field(default=0, init=False)  # tokens that a share is of, at the last look
     began: float = field(default_factory=lambda: time.monotonic(), init=False)
     _ended: tuple[int, float, float] | None = field(default=None, init=False)  # step, time, seconds of the last look
 
@@ -148,6 +153,7 @@ class Premise:
         if self.right_BQ is not None:
             shown = zip(self.right_BQ, seen_BQ.tolist(), strict=True)
             right_BQ = [[r if seen else set() for r, seen in zip(*row, strict=True)] for row in shown]
+        self.judged = int(seen_BQ.sum()) if right_BQ is None else sum(map(bool, chain.from_iterable(right_BQ)))
         line, weights = dict[str, Any](), self.looks[0].weights
         for kind, tokens in tokens_of.items():
             own: dict[str, Shares] = {}
@@ -174,7 +180,12 @@ class Premise:
         own_BQ = lists(word_tokens(vlm.llm), count, seed=0).view(-1, vlm.tokens).to(self.batch.ids_RS.device)
         with vlm.evaluating():
             tokens_of = nearest(self.model, self.batch, vlm.llm.embed(own_BQ), self.looks, self.reads)
-        share: Callable[[Tensor], float] = lambda token_BQ: float((token_BQ == own_BQ).float().mean())  # noqa: E731
+        alike = cache(token_spellings(vlm.llm).alike)
+
+        def share(token_BQ: Tensor) -> float:
+            pairs = zip(token_BQ.flatten().tolist(), own_BQ.flatten().tolist(), strict=True)
+            return sum(near in alike(own) for near, own in pairs) / own_BQ.numel()
+
         return {kind: shares(tokens, share, self.looks[0].weights) for kind, tokens in tokens_of.items()}
 
     def _words(self, token_N: Tensor) -> float:
@@ -184,9 +195,9 @@ class Premise:
         return sum(map(chat.is_word, tokens)) / max(1, len(tokens))
 
     def _chance(self, share: float) -> float:
-        """What two shares of as many tokens may differ by: two standard deviations."""
-        tokens = self.batch.images * self.model.vlm.tokens
-        return max(MARGIN, 2 * math.sqrt(2 * share * (1 - share) / tokens))
+        """What a share of perfect tokens and one of those judged may differ by: two standard deviations."""
+        perfect = self.batch.images * self.model.vlm.tokens
+        return max(MARGIN, 2 * math.sqrt(share * (1 - share) * (1 / perfect + 1 / max(1, self.judged or perfect))))
 
     def cost(self) -> str:
         """What the looks took of the training's time: a look is a forward pass over at most `images_of` images."""
@@ -210,7 +221,7 @@ class Premise:
         told = " and ".join(f"{share:.1%}{f' (by {kind})' * several}" for kind, share in ceilings.items())
         return (
             f"whether BASIC's premise holds cannot be read from nearest tokens here: of perfect visual tokens, "
-            f"{told} are nearest to the word they are after the shallow layers"
+            f"{told} are nearest to the word they are after the shallow layers{REMEDY * ('lens' not in ceilings)}"
         )
 
     def warning(self) -> str | None:

@@ -59,7 +59,8 @@ def nearest(
         if kind == "input":
             own["refined"] = tokens(seen.refined[looks[0]])[1][..., 0]
         elif kind == "lens":
-            parts = [weight * read.back(n, states[n]) for n, weight in enumerate(looks[0].weights, 1)]
+            back = looks[0].lens or read.back  # that of the objective, where it has one
+            parts = [weight * back(n, states[n]) for n, weight in enumerate(looks[0].weights, 1)]
             own["refined"] = tokens(torch.stack(parts).sum(0))[1][..., 0]
         tokens_of[kind] = own
     return tokens_of

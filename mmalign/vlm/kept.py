@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -43,19 +42,9 @@ def _key(llm: LLM, about: Any) -> str:
 
 
 def _weights(llm: LLM) -> str:
-    """The digest of all weights; not read again while nobody writes to them."""
-    state = llm.state_dict()
-    now = [(value.data_ptr(), value._version) for value in state.values()]
-    before, known = _digests.get(llm, ([], ""))
-    if now == before:
-        return known
+    """The digest of all weights. Read each time: who trains may write to them past any counter, as DeepSpeed does."""
     digest = hashlib.sha256()
-    for name, value in state.items():
+    for name, value in llm.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).cpu().numpy())
-    _digests[llm] = now, digest.hexdigest()
     return digest.hexdigest()
-
-
-# {language model: (where its weights lie and how often they were written to, their digest)}
-_digests: WeakKeyDictionary[LLM, tuple[list[tuple[int, int]], str]] = WeakKeyDictionary()

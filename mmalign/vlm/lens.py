@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmalign.errors import CheckError
 from mmalign.io.texts import read_texts
 from mmalign.llms.rows import wide
 from mmalign.vlm import control
@@ -42,20 +43,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """Of each layer three affine maps, W above b of x W + b, in fp32 on the device of the model: (E, D).
+    """Of each layer three affine maps, W above b of x W + b, in fp32: (E, D).
 
     maps: a hidden state, over the root of its mean square, back to the input embedding. Layer 0 has none: visual tokens
     are where the embeddings are. white, forth: a state, and an embedding, to where they are compared, in units of the
     noise. 12 D^2 bytes a layer.
     """
 
-    maps: Mapping[int, Tensor]
+    maps: dict[int, Tensor]
     white: Mapping[int, Tensor] = field(default_factory=dict)
     forth: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:
         """The input embeddings that hidden states (..., D) of a layer speak of: (..., D), fp32 (fp64 from fp64)."""
-        return _affine(normalised(hidden), self.maps[layer]) if layer else wide(hidden)
+        if not layer:
+            return wide(hidden)
+        if self.maps[layer].device != hidden.device:  # a model that was moved after the fit: once
+            self.maps[layer] = self.maps[layer].to(hidden.device)
+        return _affine(normalised(hidden), self.maps[layer])
 
 
 @dataclass
@@ -72,7 +77,7 @@ class Expected(Nearest):
     shift_T: Tensor  # 1 over the latter
 
     def _cosines(self, vectors_ND: Tensor) -> Tensor:
-        white_ND = F.normalize(_affine(normalised(vectors_ND), self.white_ED), dim=-1)
+        white_ND = F.normalize(_affine(normalised(vectors_ND.float()), self.white_ED), dim=-1)
         cosine_NT = (white_ND @ self.forth_ED[:-1].T) @ self.unit_TD.T
         return cosine_NT.mul_(self.scale_T).addcmul_((white_ND @ self.forth_ED[-1])[:, None], self.shift_T)
 
@@ -170,6 +175,10 @@ def fit(vlm: "VLM", layers: Sequence[int], token_N: Tensor, ridge: float = RIDGE
         for layer, hidden_ND in hidden.items():
             sums[layer].add(normalised(hidden_ND), embed_ND.float())
         yy_DD += embed_ND.double().T @ embed_ND.double()
+    for layer, own in sums.items():
+        if not bool(own.sums.isfinite().all()):
+            what = f"states of layer {layer} of the language model are no finite numbers, so no lens is fitted"
+            raise CheckError(what, fix="precision: bf16 or fp32")
     pairs = {layer: own.noise(yy_DD, ridge, NOISE) for layer, own in sums.items()}
     return Lens(
         {layer: own.solve(ridge).float() for layer, own in sums.items()},

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mmalign.vlm.model import VLM
 
-HELD = 1 << 30  # bytes of hidden states at a time, in fp32; of one image all are held together
+HELD = 1 << 30  # bytes of hidden states at a time, in fp32, of all layers up to the deepest; of one image all are held
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def by_layer(
     """{layer: (cosine_BQK, number_BQK)}; see `VLM.nearest_tokens` and, with words, `VLM.nearest_listed`."""
     read, layers = reading(model, kind, layers, words, top_k), list(layers)
     every = images if isinstance(images, Tensor) else listed(images)
-    size = max(1, HELD // (4 * max(1, model.tokens * model.llm.dim * len(layers))))
+    size = max(1, HELD // (4 * max(1, model.tokens * model.llm.dim * (1 + max(layers, default=0)))))
     parts: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     for start in range(0, max(1, len(every)), size):
         for layer, hidden_BQD in model.hidden_states(every[start : start + size], layers).items():
@@ -48,7 +48,7 @@ def perfect(
 ) -> dict[int, Tensor]:
     """{layer: number_BQ}; see `VLM.nearest_perfect`."""
     read, layers = reading(model, kind, layers, words, 1), list(layers)
-    size = max(1, HELD // (4 * number_BQ.shape[1] * model.llm.dim * max(1, len(layers))))
+    size = max(1, HELD // (4 * number_BQ.shape[1] * model.llm.dim * (1 + max(layers, default=0))))
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     with model.evaluating():
         for part_BQ in torch.split(number_BQ.to(model.device), size):

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def listed(images: Any) -> list[Any]:
-    """Images as a list, be it one or several."""
-    return list(images) if isinstance(images, Sequence) else [images]
+def listed(images: Any) -> Sequence[Any]:
+    """Images in their order, be it one or several."""
+    return images if isinstance(images, Sequence) else [images]
 
 
 def shown(vision: Vision, image: "Image") -> "Image":

@@ -78,10 +78,12 @@ class Supervised(nn.Module):
             self.vlm.llm.prepare_looks(self.looks)
 
     def _lens(self, layers: Sequence[int], texts: Sequence[str], distributed: bool) -> Lens:
-        """The same on all ranks; what can be read through it is logged."""
-        lens = lens_of(self.vlm, layers, texts)
+        """The same on all ranks, and only the maps back; what can be read through it is logged."""
+        lens = Lens(dict(lens_of(self.vlm, layers, texts).maps))
         if distributed:
+            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
             for layer in layers:
+                lens.maps[layer] = lens.maps[layer].to(device)
                 dist.broadcast(lens.maps[layer], 0)
         read = ceilings(self.vlm, replace(readout(self.vlm, "input", layers), seen=lens))
         shares = ", ".join(f"{share:.0%} at layer {layer}" for layer, share in read.items())

@@ -90,6 +90,23 @@ def test_tokens_by_hand(data):
     assert set(score.metrics) == {"object", "object_strict", "object_shuffled", "distinct"}
 
 
+def test_the_model_is_asked_once_and_pictures_are_opened_as_it_looks(data, monkeypatch):
+    """So that a readout is made once, and no data set lies in memory."""
+    monkeypatch.setattr("mmalign.benchmarks.alignment.BATCH", 2)
+    asked, opened, image = [], [], data.image
+    monkeypatch.setattr(data, "image", lambda reference: opened.append(reference) or image(reference))
+
+    class Asked(Shown):
+        def nearest_tokens(self, images, layers=(0,), top_k=1, readout="input"):
+            asked.append((len(images), len(opened)))
+            images[1:2]
+            assert len(opened) == asked[-1][1] + 1
+            return super().nearest_tokens(images, layers, top_k, readout)
+
+    assert Alignment(data).measure(Asked()).metrics == Alignment(data).measure(Shown()).metrics
+    assert [many for many, _ in asked] == [3]
+
+
 def test_words_by_hand(data, tmp_path):
     (tmp_path / "words.txt").write_text("cat\nDog\nperson\ntree\n")
     model = Shown()

@@ -231,7 +231,6 @@ def test_a_folder_that_one_of_two_reads(model, eval_folder, mmalign, monkeypatch
     nodes = []
     monkeypatch.setattr(models, "_run", nodes.append)
     monkeypatch.setattr(models.show, "scores", lambda *_: None)
-    monkeypatch.setattr(models.finished, "scores", lambda _: {})
     result = mmalign("eval", model, "--bench", "pope,toy-pope", "--data", eval_folder)
     assert "note: toy-pope reads no folder: --data is not for it" in result.err
     assert nodes[0].cards["bench.pope"].args["data"] == str(eval_folder)

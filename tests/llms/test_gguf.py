@@ -77,6 +77,20 @@ def test_ids_are_those_of_the_tokenizer_in_the_file(tiny, text):
     assert words.decode(words(text).input_ids) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("in 2024, yes", ["in", " ", "202", "4", ",", " yes"]),
+        ("it's a+b (x)...", ["it", "'", "s", " a", "+", "b", " ", "(", "x", ")..."]),
+        ("a  b\n\n c", ["a", " ", " b", "\n\n", " c"]),
+    ],
+)
+def test_the_default_rule_is_llama_cpps_own_and_not_gpt_2s(text, words):
+    """Its four patterns one after the other, each on what the one before left in pieces."""
+    pieces = gguf.SPLITS["default"].pre_tokenize_str(text)
+    assert [text[start:end] for _, (start, end) in pieces] == words
+
+
 def test_digits_are_where_transformers_own_reading_differs(tiny):
     """Else `SPLITS` would be for nothing."""
     read = AutoTokenizer.from_pretrained(tiny[0].parent, gguf_file=tiny[0].name)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from mmalign.data import MARK
 from mmalign.errors import CardError
 from mmalign.llms import plain
-from mmalign.llms.chat import PLAIN_BOS, Chat
+from mmalign.llms.chat import PLAIN_BEGIN, Chat
 from mmalign.llms.rendering import render
 from tests.llms.test_templates import SHAPES, TALKS, TEMPLATES, TOKENS
 
@@ -67,7 +67,7 @@ def test_the_marked_template_comes_back(tmp_path):
     plain.finish(tmp_path, own)
     assert plain.marked(tmp_path) == own.template
     told = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    silent = {"add_bos_token": False, "add_eos_token": False, PLAIN_BOS: False}
+    silent = {"add_bos_token": False, "add_eos_token": False, PLAIN_BEGIN: []}
     assert told == {"eos_token": "</s>", **silent}
 
 
@@ -145,4 +145,15 @@ def test_plain_texts_of_an_exported_tokenizer_begin_as_before(tmp_path, bos):
     exported = Chat(str(tmp_path), own.template)
     assert exported.tokenizer("red star")["input_ids"] == own.plain("red star")[-2:]
     assert exported.plain("red star") == own.plain("red star")
-    assert exported.begin == ([] if bos is False else [own.tokenizer.bos_token_id])  # the toy's scores have one
+    assert (
+        exported.begin == own.begin == ([] if bos is False else [own.tokenizer.bos_token_id])
+    )  # the toy's scores have one
+
+
+def test_an_exported_tokenizer_begins_texts_with_all_that_stood_there(tmp_path):
+    """Two tokens, neither of them the begin token."""
+    own = Chat("pkg:mmalign.toyworld/llama")
+    own.__dict__["begin"] = [7, 9]
+    plain.tokenizer(own).save_pretrained(tmp_path)
+    plain.finish(tmp_path, own)
+    assert Chat(str(tmp_path), own.template).begin == [7, 9]

@@ -242,6 +242,8 @@ def test_half_of_the_layers_is_the_default():
     direction = Direction()
     direction.prepare(Context(layers=32))
     assert len(direction.look.weights) == 16
+    direction.prepare(Context(layers=1))
+    assert len(direction.look.weights) == 1
 
 
 class Rows(Data):

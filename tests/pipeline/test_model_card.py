@@ -152,6 +152,15 @@ def test_folders_that_are_refused(source, tmp_path, change, what):
     assert not (tmp_path / "llms").exists()
 
 
+@pytest.mark.parametrize("own", [5, {"a": 1}, ["x", {"name": "default", "template": 1}]])
+def test_a_template_that_is_no_text(source, tmp_path, own):
+    (source / "chat_template.jinja").unlink(missing_ok=True)
+    about = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**about, "chat_template": own}))
+    with pytest.raises(RunError, match="the chat template in .* is no text"):
+        model_card.write("mine", source, tmp_path)
+
+
 def test_what_is_no_folder(tmp_path):
     with pytest.raises(RunError, match="there is no config.json in .*nowhere"):
         model_card.write("mine", tmp_path / "nowhere", tmp_path)

@@ -242,12 +242,30 @@ def test_it_is_kept_by_what_it_depends_on(model, monkeypatch):
         model.llm.vocabulary()[0, 0] += 1
     assert lens_of(model, [1, 2]).maps[1].shape == (model.llm.dim + 1, model.llm.dim)
     assert len(fits) == 4
+    model.llm.vocabulary().data[0, 1] += 1  # past the counter of writes, as DeepSpeed does it
+    lens_of(model, [1, 2])
+    assert len(fits) == 5
     for kept in files.cache("readouts").glob("*.safetensors"):
         kept.write_bytes(b"damaged")
     lens_of(model, [1])
-    assert len(fits) == 5
+    assert len(fits) == 6
 
 
 def test_a_layer_that_there_is_not(model):
     with pytest.raises(CheckError, match="no layer 9: the language model has 3"):
         lens_of(model, [1, 9])
+
+
+def test_states_that_are_no_numbers_are_refused(model, monkeypatch):
+    """As those of a model in fp16 that overflows."""
+    states = control.states
+
+    def broken(*args):
+        for number_N, embed_ND, hidden in states(*args):
+            hidden[2][0, 0] = float("nan")
+            yield number_N, embed_ND, hidden
+
+    monkeypatch.setattr(control, "states", broken)
+    with pytest.raises(CheckError, match="states of layer 2 of the language model are no finite numbers") as caught:
+        fit(model, [1, 2], word_tokens(model.llm))
+    assert caught.value.fix == "precision: bf16 or fp32"

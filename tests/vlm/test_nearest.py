@@ -178,7 +178,7 @@ def test_many_images_are_looked_at_a_few_at_a_time(model, ask, monkeypatch):
     monkeypatch.setattr(type(model), "hidden_states", counted)
     look = {"tokens": model.nearest_tokens, "listed": lambda *args: model.nearest_listed(args[0], LISTED, *args[1:])}
     whole = look[ask](pictures, [0, 2], 3)
-    monkeypatch.setattr(nearest, "HELD", 4 * 25 * model.llm.dim * 2 * 2)  # two images of two layers
+    monkeypatch.setattr(nearest, "HELD", 4 * 25 * model.llm.dim * 3 * 2)  # two images of layers 0 to 2
     parts = look[ask](pictures, [0, 2], 3)
     assert passes == [5, 2, 2, 1]
     for layer in (0, 2):
