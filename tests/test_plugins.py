@@ -163,6 +163,7 @@ def test_they_train_and_are_evaluated(ran):
     assert "my-benchmark" in (ran["report"] / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_they_are_inspected_asked_and_exported(packages, ran):
     place, picture = str(ran["tune"]), "pictures/red.png"
     rows = json.loads(mmalign(packages, "inspect", place, picture, "--keep", "2", "--json").out)

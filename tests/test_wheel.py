@@ -97,6 +97,7 @@ def test_it_plans_and_looks_around(installed, here):
     assert "ready" in said(installed / "mmalign", "doctor", cwd=here)
 
 
+@pytest.mark.slow
 def test_it_runs_a_few_steps_of_the_quickstart(installed, here):
     words = [f"stages.{stage}.data.args.size=64" for stage in ("label", "align", "tune")]
     words += ["stages.align.steps=2", "stages.tune.steps=2", "stages.score.bench=[toy-perplexity, toy-alignment]"]

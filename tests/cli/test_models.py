@@ -69,6 +69,7 @@ def test_an_exported_folder_is_asked_inside_vllm(exported, mmalign, monkeypatch,
     assert_mistake(result, "is no model that vLLM loads", "runs", "mmalign export")
 
 
+@pytest.mark.slow
 def test_the_same_numbers_from_wherever_it_lies(model, mmalign, monkeypatch):
     """A folder of runs, a training stage, an export, the stage that made it, a repository of the hub."""
     result = mmalign("eval", *BENCH)

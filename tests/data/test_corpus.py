@@ -91,6 +91,7 @@ def bad_samples(folder):
     return {sample["sample"]: sample["reason"] for sample in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 def test_training_over_all_of_it(corpus, here):
     """Behind the quarantine a stage runs to its end; without, it stops within its budget, and goes on when it may."""
     (here / "tiny.yaml").write_text(TINY)

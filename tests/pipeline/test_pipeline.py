@@ -282,7 +282,7 @@ def assert_equal_traces(found: dict[str, list[float]], want: dict[str, list[floa
         assert found[key] == pytest.approx(want[key], rel=1e-5), key
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero", [0, *(pytest.param(zero, marks=pytest.mark.slow) for zero in (1, 2)), 3])
 def test_two_processes_reach_the_losses_of_one(alone, zero):
     runs = f"two-zero-{zero}"
     train(alone, runs, "--devices", "2", f"stages.align.engine.zero={zero}")

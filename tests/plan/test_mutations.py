@@ -125,7 +125,7 @@ def test_unchanged_recipes_survive(folder):
     assert survives(RECIPES["quickstart"], [], folder)
 
 
-@many(1500)
+@many(700)
 @given(st.data())
 def test_mutated_recipes(folder, data):
     name = data.draw(st.just("quickstart") | st.just("quickstart") | st.sampled_from(sorted(RECIPES)))
@@ -162,7 +162,7 @@ def test_mutated_text(folder, data):
 KEYS = st.lists(st.sampled_from(["stages", "label", "align", "tune", "score", "new", *WORDS, "0"]), max_size=5)
 
 
-@many(900)
+@many(400)
 @given(st.data())
 def test_random_overrides(folder, data):
     text = RECIPES["quickstart"]
