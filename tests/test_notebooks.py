@@ -66,6 +66,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("desk")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", NOTEBOOKS, ids=lambda place: place.stem)
 def test_it_runs_from_top_to_bottom(place, desk):
     (desk / "outputs.json").unlink(missing_ok=True)

@@ -202,6 +202,7 @@ def test_a_missing_package_names_its_extra(monkeypatch, package, args, fix):
     assert fix in caught.value.fix
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_with_lora_and_exports_what_needs_none(here):
     recipe = TINY.replace("llm: toy-llama", "llm: {card: toy-llama, args: {lora: 4}}")
     (here / "lora.yaml").write_text(recipe + "  export: {kind: export, reads: {weights: tune}}\n")
