@@ -40,7 +40,6 @@ from mmalign.vlm.supervised import Supervised, counts, keep_reached
 
 LENGTHS = 2  # raise it when rows become longer or shorter; 2: a row's own system turn, answers in pieces
 TEXTS = 500  # samples whose words a lens is fitted on
-LOOKED = 64  # samples looked through for one with an image, before the first step
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -187,7 +186,7 @@ def _collate(task: Task, stage: Train, vlm: VLM, data: Data, labels: Supply) -> 
 def _probe(model: Supervised, collate: Collate) -> None:
     """One forward pass on one sample: refuse what cannot learn, freeze what no loss reaches."""
     batch: Batch | None = None
-    for number in range(min(LOOKED, len(collate.data))):
+    for number in range(min(watching.LOOKED, len(collate.data))):
         batch = collate.batch([number], seed=0)
         if batch.images:
             break

@@ -17,7 +17,7 @@ from mmalign.vlm.batch import Batch
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import Supervised
 
-LOOKED = 64  # samples looked through for some with an image, before the first step
+LOOKED = 64  # samples looked through for images, before the first step
 
 
 def premise(
