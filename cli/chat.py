@@ -56,11 +56,11 @@ class Talk:
 
     def forget(self) -> None:
         self.turns: list[Any] = []
-        self.images: list[Any] = []  # visual_QD of every mark in the turns
+        self.images: list[Any] = []  # of every mark in the turns, as `prepared` gives them
         self.fresh = 0
 
     def show(self, picture: "Image") -> None:
-        self.images.append(self.model.visual_tokens(picture)[0])
+        self.images.append(self.model.prepared(picture))
         self.fresh += 1
 
     def answer(self, text: str) -> str:

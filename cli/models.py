@@ -79,6 +79,9 @@ def import_(source: str, target: Path, template: Path | None) -> None:
     existing.seeing(place, "a recipe names its card, and nothing has to be brought in", fix)
     if isinstance(place, Path) and not (place / "config.json").exists():
         raise RunError(f"{source} is mmalign's already", at=source, fix=f"mmalign eval {source} --bench ...")
+    if isinstance(place, Path) and existing.whole(place):
+        what = f"{source} is asked as it is, by its own classes: nothing has to be brought in"
+        raise RunError(what, at=source, fix=f"mmalign eval {source} --bench ...")
     text = _template(template) if template else None
     with loading():
         from mmalign.integrations import llava

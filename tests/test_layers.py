@@ -45,7 +45,7 @@ CONTRACTS = {
 }  # fmt: skip
 # Kinds that others name: what a LLaVA checkpoint is made of, and the loss that every model has.
 KINDS = {
-    "integrations": {"adapters.mlp", "llms.causal", "llms.plain", "vision.hf", "vision.processor"},
+    "integrations": {"adapters.mlp", "llms.causal", "llms.plain", "llms.watch", "vision.hf", "vision.processor"},
     "testing": {"objectives.lm"},
 }
 QUICK = {"errors", "io", "plan"}  # never import what is heavy, and of the pipeline all but these

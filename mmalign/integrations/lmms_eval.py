@@ -14,6 +14,7 @@ import torch
 
 from mmalign.data import MARK, Turn
 from mmalign.errors import DataError, RunError
+from mmalign.integrations.whole import WholeVLM
 from mmalign.pipeline.load import load
 from mmalign.vlm.likelihood import likelihoods
 from mmalign.vlm.prefix import Group
@@ -95,6 +96,9 @@ class MMAlign(lmms):  # type: ignore[misc]
         The loss is the sum over the continuation's tokens: lmms-eval takes the option of the least for the answer,
         which so is the one of `mmalign eval`. `batch_size` documents a pass; the pictures of one are encoded once.
         """
+        if isinstance(self.model, WholeVLM):
+            what = "lmms-eval's options are weighed by models with an encoder and an adapter of mmalign's"
+            raise RunError(what, fix="a task that is answered in words, or mmalign eval")
         documents: dict[tuple[Any, ...], list[int]] = {}
         for number, request in enumerate(requests):
             documents.setdefault(request.args[3:] or (number,), []).append(number)

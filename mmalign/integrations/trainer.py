@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from mmalign.errors import CheckError
-from mmalign.integrations.transformers_vlm import wrap
+from mmalign.integrations.transformers_vlm import is_llava, wrap
+from mmalign.integrations.whole import WholeVLM
 from mmalign.objectives import Objective
 from mmalign.plan import building
 from mmalign.plan.cards import Registry
@@ -178,27 +179,73 @@ def supervise(
 ) -> SupervisedModel:
     """A model whose visual tokens are supervised: forward(**batch) gives the loss, and every term by name.
 
-    model: a VLM (mmalign.load), or a LlavaForConditionalGeneration with its processor; its modules are shared, so what
-    trains here trains there; which of its parameters learn, and its modes, are left as they are. For BASIC its
-    language model gets sdpa attention whose weights can be seen. objectives: {card: weight}, or {card:
-    {weight: ..., other arguments}} (`mmalign list objectives`); `lm`, the language-model loss, is among them with
-    weight 1 unless it is named. labels: a label source (`mmalign list labels`), or a Labeller, for
-    objectives that need one; labels are made in the pass, of the pictures as the model is shown them. top_k: words
-    kept a patch, where `labels` is a name.
+    model: a VLM (mmalign.load), or a model that AutoModelForImageTextToText loads and its processor, LoRA of peft
+    around it or not; forward takes that processor's batch and labels. Its modules are shared, so what trains here
+    trains there; which of its parameters learn, and its modes, are left as they are. For BASIC its language model gets
+    sdpa attention whose weights can be seen. objectives: {card: weight}, or {card: {weight: ..., other arguments}}
+    (`mmalign list objectives`); `lm`, the language-model loss, is among them with weight 1 unless it is named; those
+    that need labels are for models whose visual tokens are known to be patches. labels: a label source (`mmalign list
+    labels`), or a Labeller, for objectives that need one; labels are made in the pass, of the pictures as the model is
+    shown them. top_k: words kept a patch, where `labels` is a name.
 
     What a Trainer saves and resumes from is the whole of it; for a checkpoint of your model save that itself.
 
     Raises CardError for a name that is no card, CheckError for an objective that the model or the labels do not fit.
     """
+    if isinstance(model, WholeVLM):
+        model, processor = model.whole, model.processor
+        return _any_model(model, processor, objectives or {}, labels, top_k)
+    if not isinstance(model, VLM) and not is_llava(model):
+        return _any_model(model, processor, objectives or {}, labels, top_k)
     vlm = model if isinstance(model, VLM) else wrap(model, processor)
+    weights, parts = _objectives(objectives or {})
+    adapter, grid = type(vlm.adapter).__name__, vlm.grid is not None
+    for name, part in parts.items():
+        for what, fix in unmet(name, part.needs, part.per_patch, labels is not None, grid, adapter):
+            unlabelled = "labels" in part.needs and labels is None
+            raise CheckError(what, at=f"objectives.{name}", fix=LABELLED if unlabelled else fix)
+    return SupervisedModel(vlm, parts, weights, _labeller(labels, top_k))
+
+
+def _labeller(labels: "str | Labeller | None", top_k: int) -> Labeller | None:
+    return Labeller(labels, top_k) if isinstance(labels, str) else labels
+
+
+def _objectives(settings: Mapping[str, float | Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, Objective]]:
+    """Weights and objectives by name; `lm` is among them."""
     registry, weights, parts = Registry(), dict[str, float](), dict[str, Objective]()
-    for name, setting in {"lm": 1.0, **(objectives or {})}.items():
+    for name, setting in {"lm": 1.0, **settings}.items():
         args = {"weight": setting} if isinstance(setting, (int, float)) else dict(setting)
         weights[name] = float(args.pop("weight", 1.0))
         parts[name] = building.build(registry.card("objectives", name), **args)
-        adapter, grid = type(vlm.adapter).__name__, vlm.grid is not None
-        unlabelled = "labels" in parts[name].needs and labels is None
-        for what, fix in unmet(name, parts[name].needs, parts[name].per_patch, labels is not None, grid, adapter):
-            raise CheckError(what, at=f"objectives.{name}", fix=LABELLED if unlabelled else fix)
-    labeller = Labeller(labels, top_k) if isinstance(labels, str) else labels
-    return SupervisedModel(vlm, parts, weights, labeller)
+    return weights, parts
+
+
+def _any_model(
+    model: Any,
+    processor: Any,
+    objectives: Mapping[str, float | Mapping[str, Any]],
+    labels: "str | Labeller | None",
+    top_k: int,
+) -> SupervisedModel:
+    """Of any family that transformers declares."""
+    from mmalign.integrations import declared, shown, supervising  # they import this module
+
+    own = declared.parts(model, processor)
+    weights, parts = _objectives(objectives)
+    for name, part in parts.items():
+        if "answers" in part.needs and name != supervising.LM:
+            what = f"{name} looks at the answers, and a {model.config.model_type} model keeps them to itself"
+            raise CheckError(what, at=f"objectives.{name}", fix="lm, the model's own loss")
+        if "labels" not in part.needs:
+            continue
+        if labels is None:
+            raise CheckError(f"{name} needs labels", at=f"objectives.{name}", fix=LABELLED)
+        if not shown.known(own):
+            what = f"{name} supervises single patches, and where those of a {model.config.model_type} model lie"
+            raise CheckError(
+                what + " is not known", at=f"objectives.{name}", fix="basic-direction or basic-distribution"
+            )
+    labelled = any("labels" in part.needs for part in parts.values())
+    labeller = _labeller(labels, top_k) if labelled else None
+    return supervising.SupervisedWhole(model, processor, parts, weights, labeller)

@@ -1,6 +1,6 @@
 """A vision-language model of transformers as a VLM: its own modules, shared, so that what trains here trains there.
 
-So far LlavaForConditionalGeneration. A further family is a further pair of Vision and Adapter here.
+LlavaForConditionalGeneration alone; other families are supervised in their own forward pass, see supervising.py.
 
 Letters: B images, P patches, C width of a patch, D width of the language model, S pixels of a side.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
 from mmalign.adapters import Adapter
 from mmalign.errors import CheckError, RunError
@@ -75,6 +75,11 @@ class ProjectorAdapter(Adapter):
         return tokens_BPD
 
 
+def is_llava(model: Any) -> bool:
+    """Whether `wrap` is for it; with LoRA around it it is read as any other model is."""
+    return isinstance(model, LlavaForConditionalGeneration)
+
+
 def wrap(model: Any, processor: Any) -> VLM:
     """A LlavaForConditionalGeneration and its processor as a VLM; nothing of either is copied or changed.
 
@@ -82,8 +87,8 @@ def wrap(model: Any, processor: Any) -> VLM:
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind != "llava":
-        fix = "a VLM of mmalign.load, or a LlavaForConditionalGeneration"
-        raise CheckError(f"a {kind} model cannot be supervised yet", at="model", fix=fix)
+        what = f"a {kind} model is no LlavaForConditionalGeneration"
+        raise CheckError(what, at="model", fix="mmalign.supervise, for any model")
     if processor is None:
         fix = "AutoProcessor.from_pretrained of the same checkpoint"
         raise CheckError("a transformers model comes with its processor", at="processor", fix=fix)

@@ -34,11 +34,16 @@ class Look:
 
 @dataclass
 class Places:
-    """Where the tokens of each image and the text are. text_RS: real positions that are no visual token."""
+    """Where the tokens of each image and the text are. text_RS: real positions that are no visual token.
+
+    real_BQ: whether there is such a token, where images have different numbers of them; the others' columns are that of
+    the image's last one. None: all are real.
+    """
 
     row_B: Tensor
     column_BQ: Tensor
     text_RS: Tensor
+    real_BQ: Tensor | None = None
 
     def check_text_behind(self, mask_RS: Tensor, ids: Sequence[str]) -> None:
         """Refuse images that no text of their sample comes after: nothing would say how much their tokens count."""

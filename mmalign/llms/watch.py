@@ -58,10 +58,15 @@ class Watch:
         return {look: self._share(look) for look in self.looks}
 
     def _share(self, look: Look) -> Tensor:
-        columns = self.places.column_BQ
-        if not look.attention:
+        columns, real_BQ = self.places.column_BQ, self.places.real_BQ
+        if not look.attention and real_BQ is None:
             return torch.full(columns.shape, 1 / columns.shape[1], device=columns.device)
-        weight_BQ = self.looked[look][self.places.row_B[:, None], columns]
+        if look.attention:
+            weight_BQ = self.looked[look][self.places.row_B[:, None], columns]
+        else:
+            weight_BQ = torch.ones(columns.shape, device=columns.device)
+        if real_BQ is not None:
+            weight_BQ = weight_BQ * real_BQ
         tiny = torch.finfo(weight_BQ.dtype).tiny  # an image out of every window of the text counts nothing
         return weight_BQ / weight_BQ.sum(1, keepdim=True).clamp(min=tiny)
 

@@ -62,6 +62,7 @@ class Step:
     visual_BPD: Tensor  # the visual tokens, as the adapter made them
     grid: tuple[int, int]  # H, W of those tokens; only where the adapter keeps the grid
     seen_BP: Tensor  # whether a token's patch shows picture, not padding; only where the adapter keeps the grid
+    real_BP: Tensor | None = None  # whether there is a token, where images have different numbers; None: all are real
     random: torch.Generator  # this pass's own random numbers; the same for the same step and samples
 
     answer_ND: Tensor  # answers: final hidden states that predict a trained token

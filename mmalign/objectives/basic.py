@@ -175,7 +175,8 @@ class Basic(Objective):
         """refined_BPD (eq. 4) and share_BP (eq. 5), constants, fp32 or wider."""
         assert self.look is not None, "prepare first"
         refined_BPD, share_BP = wide(step.refined[self.look].detach()), wide(step.shares[self.look].detach())
-        counted_BP = step.seen_BP if self.padding == "exclude" else torch.ones_like(step.seen_BP)
+        real_BP = torch.ones_like(step.seen_BP) if step.real_BP is None else step.real_BP
+        counted_BP = step.seen_BP if self.padding == "exclude" else real_BP
         if self.subtract_mean:
             refined_BPD = refined_BPD - _mean(refined_BPD, counted_BP)
         return refined_BPD, _shared(share_BP, counted_BP)

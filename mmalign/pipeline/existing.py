@@ -107,7 +107,8 @@ def _of_stage(place: Path) -> Path:
 
 
 def exported(place: Path) -> bool:
-    """Whether a folder is an exported model, ours or LLaVA's, or a language model; a RunError for another kind."""
+    """Whether a folder is an exported model, ours, LLaVA's or another of transformers, or a language model; a RunError
+    for another kind."""
     if (place / "mmalign.json").exists():
         return True
     if not (place / "config.json").exists():
@@ -116,9 +117,29 @@ def exported(place: Path) -> bool:
         original.check(place, _config(place / "config.json"))
         return True
     kind = _config(place / "config.json").get("model_type")
-    if kind != "llava" and not alone(place):
-        what = f"{place} is a checkpoint of kind {kind!r}, neither a LLaVA model nor a language model alone"
+    if kind != "llava" and not alone(place) and not whole(place):
+        what = (
+            f"{place} is a checkpoint of kind {kind!r}, neither a model of images and text nor a language model alone"
+        )
         raise RunError(what, at=str(place / "config.json"), fix=FIX)
+    return True
+
+
+def whole(place: Path) -> bool:
+    """Whether a folder is a vision-language model of transformers that is not LLaVA: one with a `vision_config`, whose
+    class answers in text. Raises RunError for such a checkpoint without weights."""
+    if (place / "mmalign.json").exists() or not (place / "config.json").exists():
+        return False
+    config = _config(place / "config.json")
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    seeing = isinstance(config.get("vision_config"), dict) and isinstance(name, str)
+    if config.get("model_type") == "llava" or original.is_original(config) or not seeing:
+        return False
+    if not str(name).endswith(("ForConditionalGeneration", "ForImageTextToText")):
+        return False
+    if not has_weights(place):
+        raise RunError(f"{place} is a model without weights", at=str(place), fix="the whole checkpoint")
     return True
 
 

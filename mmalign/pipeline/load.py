@@ -23,9 +23,9 @@ def load(spec: str | Path) -> "VLM":
     """The model under a name, in eval mode; on a GPU where there is one.
 
     spec: what `mmalign eval` takes: the folder of a training stage (runs/train-...), an exported folder, a LLaVA
-    checkpoint, a hub id, or a folder of runs, which means the newest model in it; or a language model alone: its card's
-    name, its checkpoint, the folder of a language stage. Raises RunError for what is no model, for a file that is not
-    as it was written, and for a hub id that cannot be fetched.
+    checkpoint or another vision-language model of transformers, a hub id, or a folder of runs, which means the newest
+    model in it; or a language model alone: its card's name, its checkpoint, the folder of a language stage. Raises
+    RunError for what is no model, for a file that is not as it was written, and for a hub id that cannot be fetched.
     """
     named = existing.find(str(spec))
     if isinstance(named, str) and existing.alone(named):
@@ -45,6 +45,8 @@ def _of_files(place: Path) -> "VLM":
     if existing.alone(place):
         target, args = "mmalign.llms.causal.CausalLM", {"checkpoint": str(place)}
         return _language_model(Card("", target, args, name=place.name, family="llms"))
+    if existing.whole(place):
+        return _of_transformers(place)
     return _of_llava(place)
 
 
@@ -75,6 +77,13 @@ def _of_folder(place: Path) -> "VLM":
     from mmalign.vlm import folder
 
     return folder.read(place)
+
+
+def _of_transformers(place: Path) -> "VLM":
+    from mmalign.integrations import whole
+
+    with sums.verifying(sums.read(place), sums.AGAIN):
+        return whole.read(place)
 
 
 def _of_llava(place: Path) -> "VLM":

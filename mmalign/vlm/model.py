@@ -23,7 +23,7 @@ from mmalign.vision import Frame, Vision
 from mmalign.vision.picture import upright_size
 from mmalign.vlm import nearest
 from mmalign.vlm.batch import IGNORED, Sample, collate
-from mmalign.vlm.pictures import listed
+from mmalign.vlm.pictures import listed, shown
 from mmalign.vlm.prefix import Group, Pass
 from mmalign.vlm.readout import ceilings
 from mmalign.vlm.vocabulary import token_spellings
@@ -81,6 +81,10 @@ class VLM(nn.Module):
     def frames(self, images: "Image | Sequence[Image]") -> list[Frame]:
         """The frame of each PIL image."""
         return [self.frame(upright_size(image)) for image in listed(images)]
+
+    def shown(self, image: "Image") -> "Image":
+        """The picture as the encoder is given it, see `pictures.shown`."""
+        return shown(self._seeing()[0], image)
 
     # Training: which parts learn
 
@@ -328,7 +332,7 @@ class VLM(nn.Module):
         perfect visual tokens is read right so; it draws itself in a notebook, is saved as a page, and turns into a
         DataFrame.
         """
-        return nearest.word_map(self, self._seeing()[0], images, layers, top_k, names, words, readout)
+        return nearest.word_map(self, images, layers, top_k, names, words, readout)
 
     @torch.no_grad()
     def perplexity(self, texts: Sequence[str]) -> float:
@@ -377,6 +381,10 @@ class VLM(nn.Module):
             by_id = {question.id: text for question, text in self.answers(asking, asking.questions(), batch=32)}
         replies = [by_id[str(n)] for n in range(len(texts))]
         return replies[0] if isinstance(questions, str) else replies
+
+    def prepared(self, image: "Image") -> Any:
+        """A PIL image as `generate` takes it again and again: its visual_QD."""
+        return self.visual_tokens(image)[0]
 
     @torch.no_grad()
     def generate(

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mmalign.benchmarks import ReadoutKind
 from mmalign.errors import CheckError
-from mmalign.vision import Vision
-from mmalign.vlm.pictures import listed, shown
+from mmalign.vlm.pictures import listed
 from mmalign.vlm.readout import Readout, ceilings, readout
 from mmalign.vlm.vocabulary import spelled
 from mmalign.vlm.wordmap import WordMap
@@ -68,7 +67,7 @@ def reading(model: "VLM", kind: ReadoutKind, layers: Sequence[int], words: Seque
 
 
 def word_map(
-    model: "VLM", vision: Vision, images: "Image | Sequence[Image]", layers: Sequence[int], top_k: int,
+    model: "VLM", images: "Image | Sequence[Image]", layers: Sequence[int], top_k: int,
     names: Sequence[str] | None, words: Sequence[str] | None, kind: ReadoutKind = "input",
 ) -> WordMap:  # fmt: skip
     """See `VLM.nearest_words`."""
@@ -83,6 +82,6 @@ def word_map(
             said[layer].append([[(text_of(n), c) for n, c in zip(*row, strict=True)] for row in rows])
     names = [str(number) for number in range(len(pictures))] if names is None else list(names)
     seen = [frame.seen() for frame in model.frames(pictures)] if model.grid else None
-    shown_pictures = [shown(vision, picture) for picture in pictures]
+    shown_pictures = [model.shown(picture) for picture in pictures]
     ceiling = {layer: share for layer, share in ceilings(model, read).items() if layer} if any(layers) else {}
     return WordMap(names, shown_pictures, model.grid, said, seen, kind, ceiling)

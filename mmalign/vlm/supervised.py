@@ -19,7 +19,7 @@ from mmalign.errors import CheckError, StageError
 from mmalign.io.texts import read_texts
 from mmalign.labels import LabelSource
 from mmalign.llms import Look, Places
-from mmalign.objectives import Context, Objective, Step, Words
+from mmalign.objectives import Context, Labels, Objective, Step, Words
 from mmalign.vision import Frame, Vision
 from mmalign.vlm.batch import Batch
 from mmalign.vlm.lens import Lens, lens_of
@@ -192,13 +192,7 @@ class Supervised(nn.Module):
         assert dense_BPJ is not None
         pairs = enumerate(zip(sources, frames, strict=True))
         index = [image * encoder.patches + p if p >= 0 else -1 for image, (s, t) in pairs for p in s.onto(t)]
-        under_N, dense_NJ = torch.tensor(index, device=dense_BPJ.device), dense_BPJ.detach().flatten(0, 1)
-
-        def label(patch_N: Tensor) -> tuple[Tensor, Tensor]:
-            words_NK, scores_NK = source.label(dense_NJ[under_N[patch_N].clamp(min=0)])
-            return words_NK, words.scored(words_NK, scores_NK) * (under_N[patch_N] >= 0)[:, None]
-
-        step.labels = label
+        step.labels = labels_under(source, words, dense_BPJ, index)
 
     def seen(self, batch: Batch) -> Tensor:
         """seen_BQ: whether each visual token's patch shows picture, not padding."""
@@ -214,6 +208,17 @@ class Supervised(nn.Module):
     def _random(self, batch: Batch) -> torch.Generator:
         """The pass's own stream, apart from the global one: arms of a study stay paired."""
         return torch.Generator(device=batch.ids_RS.device).manual_seed(batch.seed)
+
+
+def labels_under(source: LabelSource, words: Words, dense_BPJ: Tensor, index: Sequence[int]) -> Labels:
+    """The words of patches by those of the source's encoder. index: of each, b * P + p of the one under it, or -1."""
+    under_N, dense_NJ = torch.tensor(index, device=dense_BPJ.device), dense_BPJ.detach().flatten(0, 1)
+
+    def label(patch_N: Tensor) -> tuple[Tensor, Tensor]:
+        words_NK, scores_NK = source.label(dense_NJ[under_N[patch_N].clamp(min=0)])
+        return words_NK, words.scored(words_NK, scores_NK) * (under_N[patch_N] >= 0)[:, None]
+
+    return label
 
 
 def part_of(name: str) -> str:

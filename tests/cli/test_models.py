@@ -1,5 +1,6 @@
 """`eval`, `export` and `import`: the same model, the same numbers, wherever it lies and however it is named."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmalign.plan.cards import Registry
 from mmalign.vlm import folder
 from tests.cli.conftest import finished
 from tests.conftest import TINY, command
+from tests.integrations import families
 from tests.plan.test_mistakes import assert_mistake, shelf, snapshot
 
 SHAPES = [(1, "star"), (2, "ring"), (3, "cross")]
@@ -141,6 +143,26 @@ def test_a_projector_becomes_a_card(here, mmalign, folder):
     assert f"registry: [{here / 'other'}]   model: {{adapter: other}}" in result.out
 
 
+def test_a_model_of_transformers_is_asked_as_it_is(here, mmalign, monkeypatch):
+    """A Qwen2.5-VL of random weights."""
+    for part in families.make("qwen2_5_vl"):
+        part.save_pretrained("qwen")
+    Image.new("RGB", (40, 30), (200, 20, 20)).save("a.png")
+    own = checkpoints.load("qwen")
+    cosine_BQK, token_BQK = own.nearest_tokens(Image.open("a.png"))[0]
+    result = json.loads(mmalign("inspect", "qwen", "a.png", "--layers", "0,2", "--json").out)
+    assert [one["layer"] for one in result] == [0, 2]
+    assert result[0]["grid"] is None
+    assert len(result[0]["words"]) == 20
+    assert result[0]["words"][0][0][1] == pytest.approx(cosine_BQK[0, 0, 0].item(), abs=1e-5)
+    assert own.llm.chat.tokenizer.decode(token_BQK[0, 0]) == result[0]["words"][0][0][0]
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is this ?\n"))
+    said = mmalign("chat", "qwen", "a.png", "--max-new-tokens", "8")
+    assert own.ask("what is this ?", Image.open("a.png"), 8) in said.out
+    assert_mistake(mmalign("import", "qwen", "out"), "qwen is asked as it is", "qwen", "mmalign eval qwen --bench")
+    assert_mistake(mmalign("export", "qwen", "out"), "qwen is exported already", "qwen", "runs/train-")
+
+
 # Mistakes
 
 
@@ -169,8 +191,8 @@ def strangers(here) -> Path:
         ("empty", "empty holds no model", "an exported folder, or a hub id"),
         ("many", "many holds no model", "runs/train-"),
         ("file.txt", "file.txt holds no model", "runs/train-"),
-        ("llama", "a checkpoint of kind 'llama', neither a LLaVA model nor a language model", "runs/train-"),
-        ("list", "a checkpoint of kind None, neither a LLaVA model nor a language model", "runs/train-"),
+        ("llama", "a checkpoint of kind 'llama', neither a model of images and text nor a language", "runs/train-"),
+        ("list", "a checkpoint of kind None, neither a model of images and text nor a language", "runs/train-"),
         ("broken", "not valid JSON", "damaged"),
     ],
 )

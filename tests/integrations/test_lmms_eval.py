@@ -24,6 +24,7 @@ from mmalign.plan.cards import Card
 from mmalign.testing import small
 from mmalign.vlm.folder import build as vlm_of
 from mmalign.vlm.folder import read, save
+from tests.integrations import families
 from tests.vlm.test_model import picture
 
 GROUP = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
@@ -129,6 +130,18 @@ def test_answers_are_those_of_the_model_itself(made, folder):
             image = doc["images"][0].convert("RGB") if doc["images"] else None
             assert text == own.ask(doc["text"], image, max_new_tokens=most)
     assert len(set(found)) > 2
+
+
+def test_any_model_of_transformers(made, tmp_path):
+    for part in families.make("qwen2_5_vl"):
+        part.save_pretrained(tmp_path)
+    model = build(made, str(tmp_path), batch_size=2, device="cpu")
+    numbers = [n for n, doc in enumerate(DOCS) if len(doc["images"]) == 1]
+    found = model.generate_until([ask(n, {"max_new_tokens": 5}) for n in numbers])
+    for number, text in zip(numbers, found, strict=True):
+        assert text == model.model.ask(DOCS[number]["text"], DOCS[number]["images"][0].convert("RGB"), 5)
+    with pytest.raises(RunError, match="options are weighed by models with an encoder"):
+        model.loglikelihood([])
 
 
 def test_the_batch_changes_no_answer(made, folder):

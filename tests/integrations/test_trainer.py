@@ -325,12 +325,14 @@ def test_what_the_trainer_saves_it_resumes_from(llava, labeller, tmp_path):
 
 
 def test_a_model_of_another_kind(llava):
-    other = SimpleNamespace(config=SimpleNamespace(model_type="qwen2_vl"))
-    with pytest.raises(CheckError, match="a qwen2_vl model cannot be supervised yet") as error:
+    other = SimpleNamespace(config=SimpleNamespace(model_type="fuyu"))
+    with pytest.raises(CheckError, match=r"a fuyu model does not declare config\.image_token_id") as error:
         mmalign.supervise(other, llava[1])
-    assert "LlavaForConditionalGeneration" in error.value.fix
-    with pytest.raises(CheckError, match="a Linear model cannot be supervised yet"):
+    assert "mmalign new" in error.value.fix
+    with pytest.raises(CheckError, match="a Linear model does not declare"):
         mmalign.supervise(torch.nn.Linear(1, 1))
+    with pytest.raises(CheckError, match="a fuyu model is no LlavaForConditionalGeneration"):
+        wrap(other, llava[1])
 
 
 def test_no_processor(llava):

@@ -1,0 +1,122 @@
+"""Prompts and answers in a model's own words: its chat template, its processor, and its `generate`.
+
+Rows are padded on the left; what prompts have in common is read again for each.
+
+Letters: R rows, S positions, N tokens of an option, V the vocabulary.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.data import MARK, Turn
+from mmalign.errors import CheckError, DataError
+from mmalign.integrations.declared import Parts
+from mmalign.llms.chat import Chat
+from mmalign.vision.picture import rgb
+
+Images = Sequence[Any]  # PIL images
+
+
+class Asking:
+    """chat: the model's tokenizer, as other models here are asked with one."""
+
+    def __init__(self, parts: Parts, chat: Chat) -> None:
+        self.parts, self.chat = parts, chat
+
+    def prompt(self, turns: Sequence[Turn], images: int, ready: bool = True) -> str:
+        """Turns in the model's own chat format, an image mark for each image; one without a format reads them as they
+        are. ready: up to where the answer begins. Raises DataError where marks and images differ in number."""
+        marks = sum(turn.text.count(MARK) for turn in turns)
+        if marks != images:
+            raise DataError(f"{marks} image marks and {images} images", fix="one mark for each image")
+        own = self.parts.mark
+        if own != MARK and any(own in turn.text for turn in turns):
+            raise DataError(f"a text has {own} in it, which stands for an image to this model", fix="leave it out")
+        if getattr(self.parts.processor, "chat_template", None) or self.parts.tokenizer.chat_template:
+            talk = [{"role": turn.role, "content": _content(turn.text)} for turn in turns]
+            text: str = self.parts.processor.apply_chat_template(talk, add_generation_prompt=ready, tokenize=False)
+            return text
+        return "\n".join(turn.text.replace(f"{MARK}\n", MARK).replace(MARK, own) for turn in turns)
+
+    def before(self, text: str) -> list[int]:
+        """The token ids in front of the first image of a prompt."""
+        words, front = self.parts.tokenizer, text[: text.index(self.parts.mark)]
+        begun = bool(words.bos_token) and front.startswith(words.bos_token)
+        return list(words(front, add_special_tokens=not begun)["input_ids"])
+
+    def inputs(self, texts: Sequence[str], images: Sequence[Images]) -> dict[str, Any]:
+        """A batch of the model's own processor, on its device and in its precision; as many images in each row."""
+        words, weight = self.parts.tokenizer, next(self.parts.embeddings.parameters())
+        if words.pad_token is None:
+            words.pad_token = words.eos_token
+        options: dict[str, Any] = {"return_tensors": "pt", "padding": True, "padding_side": "left"}
+        if words.bos_token and all(text.startswith(words.bos_token) for text in texts):  # by the template
+            options["add_special_tokens"] = False
+        if any(images):
+            pictures = [[rgb(image) for image in own] for own in images]
+            made = self.parts.processor(text=list(texts), images=pictures, **options)
+        else:  # some processors want an image
+            kinds = "token_type_ids" in self.parts.processor.model_input_names
+            made = words(list(texts), return_token_type_ids=kinds, **options)
+        made.pop("labels", None)
+        tensors = {name: value.to(weight.device) for name, value in made.items() if isinstance(value, Tensor)}
+        return {name: value.to(weight.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+
+    def write(self, texts: Sequence[str], images: Sequence[Images], most: int) -> list[tuple[str, bool]]:
+        """(greedy answer, whether it was cut) of each prompt; those with as many images are read together."""
+        order = sorted(range(len(texts)), key=lambda n: len(images[n]))
+        written: dict[int, tuple[str, bool]] = {}
+        for _, group in groupby(order, key=lambda n: len(images[n])):
+            some = list(group)
+            inputs = self.inputs([texts[n] for n in some], [images[n] for n in some])
+            out = self.parts.model.generate(
+                **inputs, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_new_tokens=most,
+                pad_token_id=self.chat.pad,
+            )  # fmt: skip
+            ends = self._ends()
+            for n, ids in zip(some, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                own = _until(ids, ends)
+                written[n] = (self.chat.text(own), len(own) >= most and own[-1] not in ends)
+        return [written[n] for n in range(len(texts))]
+
+    def _ends(self) -> set[int]:
+        own = self.parts.model.generation_config.eos_token_id
+        several = own if isinstance(own, (list, tuple)) else [own]
+        return {i for i in (*several, self.parts.tokenizer.eos_token_id) if i is not None}
+
+    def likelihoods(self, rows: Sequence[tuple[str, Images, str]]) -> list[float]:
+        """Of (prompt, images, option): the sum of the log-probabilities of the option's tokens behind the prompt."""
+        inputs = self.inputs([text + option for text, _, option in rows], [images for _, images, _ in rows])
+        logits_RSV = self.parts.model(**inputs, use_cache=False).logits
+        options = [self.chat.behind(text, option) for text, _, option in rows]
+        return [likelihood(*row) for row in zip(logits_RSV, inputs["input_ids"], options, strict=True)]
+
+
+def likelihood(logits_SV: Tensor, ids_S: Tensor, option: list[int]) -> float:
+    """The log-probability of an option that a row ends with."""
+    own_N = ids_S[len(ids_S) - len(option) :]
+    if not option or own_N.tolist() != option:
+        what = "the model's processor writes something behind a prompt, so options cannot be weighed"
+        raise CheckError(what, at="model", fix="a benchmark that is answered in words")
+    logp_NV = torch.log_softmax(logits_SV[-len(option) - 1 : -1].float(), -1)
+    return float(logp_NV.gather(1, own_N[:, None]).sum())
+
+
+def _content(text: str) -> list[dict[str, str]]:
+    first, *rest = text.split(MARK)
+    content = [{"type": "text", "text": first}] if first else []
+    for one in rest:
+        content.append({"type": "image"})
+        if said := one.removeprefix("\n"):  # the line break is our own format's
+            content.append({"type": "text", "text": said})
+    return content
+
+
+def _until(ids: list[int], ends: set[int]) -> list[int]:
+    """What was written before a row waited for the others, the end with it."""
+    first = next((n for n, i in enumerate(ids) if i in ends), len(ids))
+    return ids[: first + 1]

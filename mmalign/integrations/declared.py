@@ -1,0 +1,228 @@
+"""The parts of any vision-language model of transformers, found by what the model and its processor declare.
+
+Visual tokens are read where they enter the language model: its input embeddings at the places of the image's token.
+So any projector, tiling or dynamic resolution is served, and no class is known by its name.
+
+Letters: R rows, S positions, D width of the language model, N visual tokens of all images, Q of one, B images.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.errors import CheckError
+
+ADAPTER = (
+    "a model of transformers with `image_token_id` in its config, whose language model is handed `inputs_embeds`; else "
+    "a vision encoder and an adapter of your own: mmalign new vision NAME, mmalign new adapter NAME"
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model and its processor, taken apart; every module is the model's own, shared.
+
+    image_id: the token that stands once for each visual token. language_model: is handed `inputs_embeds`. layers: its
+    decoder layers; norm: behind the last. head: hidden states to logits. depth: L. dim: D.
+    """
+
+    model: Any
+    processor: Any
+    image_id: int
+    language_model: Any
+    layers: nn.ModuleList
+    embeddings: nn.Module
+    head: nn.Module
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    @property
+    def dim(self) -> int:
+        return int(self.language_model.config.hidden_size)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def mark(self) -> str:
+        """What stands in a text, once for each image, before the processor makes of it as many as there are tokens."""
+        return str(self.processor.image_token)
+
+
+def parts(model: Any, processor: Any) -> Parts:
+    """A model that AutoModelForImageTextToText loads, and its processor. Raises CheckError for the part that lacks."""
+    config = getattr(model, "config", None)
+    kind = str(getattr(config, "model_type", type(model).__name__))
+    image_id = getattr(config, "image_token_id", None)
+    if not isinstance(image_id, int):
+        raise _lacking(kind, "config.image_token_id: which token stands for a visual token")
+    lm = _language_model(model, kind)
+    layers = getattr(lm, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise _lacking(kind, f"{type(lm).__name__}.layers: the decoder layers of its language model")
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None:
+        raise _lacking(kind, "get_output_embeddings(): the head of its language model")
+    if processor is None:
+        fix = "AutoProcessor.from_pretrained of the same checkpoint"
+        raise CheckError("a transformers model comes with its processor", at="processor", fix=fix)
+    for name, what in (("tokenizer", "its tokenizer"), ("image_token", "what stands in a text for an image")):
+        if getattr(processor, name, None) is None:
+            raise _lacking(kind, f"{type(processor).__name__}.{name}: {what}")
+    return Parts(model, processor, image_id, lm, layers, embeddings, head)
+
+
+def _language_model(model: Any, kind: str) -> Any:
+    """The module that reads `inputs_embeds`, below the head."""
+    lm = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if not hasattr(lm, "layers"):  # a causal LM inside, as Llama 4 has it
+        lm = getattr(lm, "model", lm)
+    if lm is None or lm in (model, getattr(model, "base_model", None)):
+        raise _lacking(kind, "get_decoder(): its language model")
+    text = model.config.get_text_config()
+    if model.config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False):
+        raise CheckError(f"a {kind} model reads its images in an encoder, not among the words", at="model", fix=ADAPTER)
+    if getattr(text, "cross_attention_layers", None):
+        what = f"a {kind} model looks at its images by cross-attention: it has no visual tokens among the words"
+        raise CheckError(what, at="model", fix=ADAPTER)
+    if "inputs_embeds" not in inspect.signature(lm.forward).parameters:
+        raise _lacking(kind, f"inputs_embeds: {type(lm).__name__} is handed something else")
+    return lm
+
+
+def _lacking(kind: str, part: str) -> CheckError:
+    return CheckError(f"a {kind} model does not declare {part}", at="model", fix=ADAPTER)
+
+
+@dataclass
+class Entry:
+    """What entered the language model in the last forward pass. embeds_RSD carries the gradient."""
+
+    parts: Parts
+    ids_RS: Tensor | None = None
+    embeds_RSD: Tensor | None = None
+
+    @property
+    def at_RS(self) -> Tensor:
+        """Where visual tokens stand."""
+        assert self.ids_RS is not None, "no forward pass yet"
+        return self.ids_RS == self.parts.image_id
+
+    @property
+    def tokens_ND(self) -> Tensor:
+        """The visual tokens of all images, row by row."""
+        assert self.embeds_RSD is not None, "no forward pass yet"
+        return self.embeds_RSD[self.at_RS]
+
+
+@contextmanager
+def entering(parts: Parts) -> Iterator[Entry]:
+    """Catch what enters the language model, and the token ids, in each forward pass inside the `with`."""
+    entry = Entry(parts)
+
+    def outside(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is not None:
+            entry.ids_RS = ids
+
+    def inside(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entry.embeds_RSD = kwargs.get("inputs_embeds")
+
+    hooks = (
+        parts.model.register_forward_pre_hook(outside, with_kwargs=True),
+        parts.language_model.register_forward_pre_hook(inside, with_kwargs=True),
+    )
+    try:
+        yield entry
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def layer_outputs(parts: Parts, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """{layer: hidden_RSD} of each forward pass inside the `with`, with gradient; layers 1 .. L.
+
+    As transformers' hidden_states has them: the last is what the final norm makes of it.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Any:
+        def hook(module: Any, args: Any, out: Any) -> None:
+            seen[number] = out if isinstance(out, Tensor) else out[0]
+
+        return hook
+
+    last = getattr(parts.language_model, "norm", parts.layers[-1])
+    sources = {n: last if n == parts.depth else parts.layers[n - 1] for n in layers}
+    hooks = [module.register_forward_hook(keep(number)) for number, module in sources.items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def counts(parts: Parts, batch: Mapping[str, Any]) -> list[int]:
+    """Q of each image, row by row in a batch of the processor.
+
+    By the processor's own expansion of its image mark; where the batch has no longer what that needs, by runs of the
+    image's token, those of tiles together up to the run behind the mark of the whole image. Raises CheckError where the
+    numbers do not add up.
+    """
+    at_RS = torch.as_tensor(batch["input_ids"]) == parts.image_id
+    total = int(at_RS.sum())
+    try:
+        told = _expanded(parts, batch, total)
+    except (KeyError, NotImplementedError):  # it takes out of a batch what the model does not read
+        told = _runs(parts, torch.as_tensor(batch["input_ids"]))
+    if sum(told) != total:
+        what = f"{total} visual tokens in a batch, and the processor expands its image marks to {told}"
+        raise CheckError(what, at="input_ids", fix="a batch as the model's own processor makes it")
+    return told
+
+
+def _expanded(parts: Parts, batch: Mapping[str, Any], total: int) -> list[int]:
+    told: list[int] = []
+    while sum(told) < total:
+        try:
+            tokens = count(parts, parts.processor.replace_image_token(batch, image_idx=len(told)))
+        except IndexError:  # no such image
+            tokens = 0
+        if not tokens:
+            break
+        told.append(tokens)
+    return told
+
+
+def count(parts: Parts, text: str) -> int:
+    """How many visual tokens stand in the expansion of an image mark."""
+    return text.count(str(parts.tokenizer.convert_ids_to_tokens(parts.image_id)))
+
+
+def _runs(parts: Parts, ids_RS: Tensor) -> list[int]:
+    """By what stands between them: tiles wait for the whole picture behind them, where that has a mark of its own."""
+    names = (getattr(parts.processor, name, None) for name in ("global_image_token", "global_image_tag"))
+    name = next((name for name in names if name), None)
+    whole = parts.tokenizer.convert_tokens_to_ids(name) if name else None
+    told: list[int] = []
+    for ids in ids_RS.tolist():
+        tiles, before = 0, None
+        for token, run in groupby(ids):
+            if token == parts.image_id:
+                tiles += len(list(run))
+                if whole is None or before == whole:
+                    told.append(tiles)
+                    tiles = 0
+            before = token
+        told += [tiles] if tiles else []
+    return told

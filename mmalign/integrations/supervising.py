@@ -1,0 +1,180 @@
+"""Supervision of any vision-language model of transformers: its own forward pass, read where visual tokens enter.
+
+The model runs once, as it always does, so that its attention, LoRA, gradient checkpointing and precision stay its own.
+Images may have different numbers of tokens: each has as many places as the one with most, some of them empty.
+
+Letters: B images, R rows, S positions, Q places of an image's tokens, V views of all images, P places of a view's
+patches, D width of the language model.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.errors import CheckError
+from mmalign.integrations import declared, layouts, shown
+from mmalign.integrations.declared import Parts
+from mmalign.integrations.layouts import Size
+from mmalign.integrations.shown import Shown
+from mmalign.integrations.trainer import SupervisedModel
+from mmalign.integrations.whole import WholeVLM
+from mmalign.llms import Places
+from mmalign.objectives import Objective, Step
+from mmalign.vlm.batch import IGNORED
+from mmalign.vlm.labelling import Labeller
+from mmalign.vlm.supervised import labels_under
+
+LM = "lm"  # the model's own loss
+
+
+class SupervisedWhole(SupervisedModel):
+    """A model that AutoModelForImageTextToText loads, its objectives, called with a batch of its own processor."""
+
+    accepts_loss_kwargs = False  # a Trainer then divides the loss by the passes of a step, as it does for others here
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        objectives: Mapping[str, Objective],
+        weights: Mapping[str, float],
+        labeller: Labeller | None,
+    ) -> None:
+        vlm = WholeVLM(model, processor)
+        shells: list[nn.Module] = [vlm, vlm.llm]
+        for shell in shells:  # the modules inside keep modes of their own
+            shell.training = model.training
+        super().__init__(vlm, objectives, weights, labeller)
+        self.parts = declared.parts(model, processor)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        picture_sizes: Tensor | None = None,
+        **inputs: Any,
+    ) -> dict[str, Tensor]:
+        """{"loss": the weighted sum, and every objective's mean under its name}. Scalars; `lm` is the model's own loss.
+
+        A batch of the model's own processor, whatever is in it, and labels as transformers has them: (R, S), -100 where
+        nothing is trained. picture_sizes: (B, 2), height and width of each upright picture, by which padding is known
+        and left out, and where tiles lie; None: the batch's own `image_sizes`, where it has them; else all tokens count
+        as picture, and of a picture that was cut up no tile is labelled. Raises CheckError for a batch whose tokens are
+        not the processor's, StageError for an image with no text behind it, where that text says how much its tokens
+        count.
+        """
+        batch = {"input_ids": input_ids, **inputs}
+        mask_RS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        tokens = declared.counts(self.parts, batch)
+        places = placed(self.parts, input_ids, mask_RS, tokens)
+        sizes = self._sizes(inputs.get("image_sizes") if picture_sizes is None else picture_sizes, tokens)
+        if tokens and any(look.attention for look in self.looks):
+            places.check_text_behind(mask_RS, ["the rows of the batch"])
+        trained = 0 if labels is None else int((labels[:, 1:] != IGNORED).sum())
+        if attention_mask is not None:
+            batch["attention_mask"] = attention_mask
+        if labels is not None:
+            batch["labels"] = labels
+        watched = self.vlm.llm.watched(self.looks, places) if self.looks and tokens else nullcontext()
+        whole: Any = self.vlm
+        with declared.entering(self.parts) as entry, watched as watch:
+            out = whole.whole(**batch, use_cache=False)
+        assert entry.embeds_RSD is not None
+        seen_BQ = self._seen(places, tokens, sizes)
+        step = self._step(entry.embeds_RSD, places, seen_BQ)
+        if watch is not None:
+            step.refined, step.shares = watch.refined, watch.shares
+        on_grids = step
+        if "labels" in self.needs:
+            pictures = shown.pictures(self.parts, batch, tokens, places.row_B.tolist(), sizes)
+            on_grids = self._on_grids(step, pictures)
+        own = out.loss if trained else entry.embeds_RSD.float().sum() * 0  # a mean over none is no number
+        terms = {
+            name: own if name == LM else objective(on_grids if "labels" in objective.needs else step)
+            for name, objective in self._objectives()
+        }
+        if self.training:  # a line of the log is about training alone
+            units = {"tokens": float(trained), "images": float(len(tokens))}
+            self.means.add(terms, {name: units[self._unit(name)] for name in terms})
+        loss = sum((self.weights[name] * term for name, term in terms.items()), torch.zeros((), device=own.device))
+        return {"loss": loss, **terms}
+
+    def _sizes(self, sizes_B2: Tensor | None, tokens: Sequence[int]) -> list[Size] | None:
+        if sizes_B2 is None:
+            return None
+        if len(sizes_B2) != len(tokens):
+            what = f"{len(tokens)} images in a batch, and the sizes of {len(sizes_B2)} pictures"
+            raise CheckError(what, at="picture_sizes", fix="height and width of each picture, in their order")
+        return [(width, height) for height, width in sizes_B2.tolist()]
+
+    def _seen(self, places: Places, tokens: Sequence[int], sizes: Sequence[Size] | None) -> Tensor:
+        """seen_BQ: whether a token is there and shows picture, not padding, where its layout is known."""
+        assert places.real_BQ is not None
+        seen_BQ = places.real_BQ.clone()
+        for image, size in enumerate(sizes or ()):
+            for view in layouts.views(self.parts, size, tokens[image]) or ():
+                seen_BQ[image, list(view.token_P)] = torch.tensor(view.frame.seen(), device=seen_BQ.device)
+        return seen_BQ
+
+    def _step(self, embeds_RSD: Tensor, places: Places, seen_BQ: Tensor) -> Step:
+        """One forward pass as objectives see it: each image's tokens, one behind the other."""
+        assert places.real_BQ is not None
+        seed = int(torch.randint(1 << 31, ()))  # of the global generator: a seeded run draws the same labels
+        step = Step(random=torch.Generator(device=embeds_RSD.device).manual_seed(seed))
+        step.real_BP, step.seen_BP, step.vocabulary = places.real_BQ, seen_BQ, self.vlm.vocabulary
+        if not len(seen_BQ):
+            step.visual_BPD = embeds_RSD[:0]
+            return step
+        visual_BQD = embeds_RSD[places.row_B[:, None], places.column_BQ]
+        step.visual_BPD = visual_BQD.masked_fill(~places.real_BQ[..., None], 0)
+        return step
+
+    def _on_grids(self, step: Step, pictures: Sequence[Shown]) -> Step:
+        """The same pass for objectives of single patches: of each view of each picture, and all on one grid, of which
+        some places may be empty. Labels are of the pictures as the model is shown them."""
+        (labels,) = self._labels
+        assert labels is not None
+        assert labels.source is not None
+        assert labels.encoder is not None
+        own = Step(random=step.random, words=labels.words, visual_BPD=step.visual_BPD, grid=(1, 1))
+        own.notes, encoder = step.notes, labels.encoder
+        if not pictures:
+            none_NK = torch.zeros(0, 1, device=step.visual_BPD.device)
+            own.labels = lambda patch_N: (none_NK.long(), none_NK)
+            return own
+        with torch.no_grad():
+            pixels_B3SS = torch.stack([encoder.pixels(one.picture) for one in pictures])
+            _, dense_BPJ = encoder.both(pixels_B3SS.to(next(encoder.parameters()).device))
+        views = [(image, one, view) for image, one in enumerate(pictures) for view in one.views]
+        rows, columns = (max(view.frame.grid[axis] for _, _, view in views) for axis in (0, 1))
+        token_VP, under_VP = torch.full((2, len(views), rows * columns), -1).unbind()
+        for number, (image, one, view) in enumerate(views):
+            high, wide = view.frame.grid
+            slot_P = (torch.arange(high)[:, None] * columns + torch.arange(wide)).flatten()
+            patch_P = torch.tensor(encoder.frame(one.picture.size).onto(view.frame))
+            token_VP[number, slot_P] = torch.tensor(view.token_P)
+            under_VP[number, slot_P] = torch.where(patch_P >= 0, image * encoder.patches + patch_P, -1)
+        image_V1 = torch.tensor([[image] for image, _, _ in views])
+        under_VP[(token_VP < 0) | ~step.seen_BP.cpu()[image_V1, token_VP.clamp(min=0)]] = -1
+        visual_VPD = step.visual_BPD[image_V1, token_VP.clamp(min=0)]
+        own.visual_BPD = visual_VPD.masked_fill((token_VP < 0).to(visual_VPD.device)[..., None], 0)
+        own.grid = (rows, columns)
+        dense_BPJ = dense_BPJ.to(visual_VPD.device)
+        own.labels = labels_under(labels.source, labels.words, dense_BPJ, under_VP.flatten().tolist())
+        return own
+
+
+def placed(parts: Parts, ids_RS: Tensor, mask_RS: Tensor, tokens: Sequence[int]) -> Places:
+    """Where the tokens of each image stand, and where text is. tokens: Q of each."""
+    at_RS = ids_RS == parts.image_id
+    rows_N, columns_N = torch.where(at_RS)
+    counts_B = torch.tensor(tokens, dtype=torch.long, device=ids_RS.device)
+    ends_B = counts_B.cumsum(0)
+    slot_Q = torch.arange(max(tokens, default=0), device=ids_RS.device)
+    real_BQ = slot_Q < counts_B[:, None]
+    index_BQ = torch.minimum((ends_B - counts_B)[:, None] + slot_Q, ends_B[:, None] - 1)
+    return Places(rows_N[ends_B - 1], columns_N[index_BQ], (mask_RS > 0) & ~at_RS, real_BQ)

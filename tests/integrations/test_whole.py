@@ -1,0 +1,317 @@
+"""Any vision-language model of transformers through mmalign: answers token for token as its own `generate` gives them,
+in batches as alone, and what is seen inside as hooks written by hand see it."""
+
+import json
+from functools import cache
+
+import pytest
+import torch
+
+import mmalign
+from mmalign.benchmarks import Benchmark, Cut, Question
+from mmalign.data import MARK, Turn
+from mmalign.errors import CheckError, DataError, RunError
+from mmalign.integrations import whole
+from mmalign.integrations.asking import likelihood
+from mmalign.integrations.whole import WholeVLM
+from mmalign.pipeline import existing
+from tests.integrations import families
+from tests.integrations.test_declared import by_hand, picture
+
+family_ = pytest.mark.parametrize("family", families.FAMILIES)
+and_more = pytest.mark.parametrize("family", [*families.FAMILIES, *families.MORE])
+SQUARES = ("llava", "gemma3", "paligemma")
+SIZES = [(40, 30), (20, 50), (33, 33)]
+
+
+@cache
+def model_of(family):
+    return WholeVLM(*families.make(family))
+
+
+def by_transformers(vlm, text, images, most=8):
+    """The greedy answer to one question: the model's own chat template, processor and `generate`, as its card says."""
+    model, processor = vlm.whole, vlm._parts.processor
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+    if processor.chat_template:
+        talk = [{"role": "user", "content": content}]
+        prompt = processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    else:
+        prompt = processor.image_token * len(images) + text
+    if images:
+        inputs = processor(text=[prompt], images=[images], return_tensors="pt")
+        inputs.pop("labels", None)
+    else:
+        inputs = processor.tokenizer([prompt], return_tensors="pt")
+    out = model.generate(**inputs, do_sample=False, max_new_tokens=most)
+    return processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+class Quiz(Benchmark):
+    """Questions of unlike lengths about pictures of unlike sizes, some about none."""
+
+    max_new_tokens = 6
+    TEXTS = ("what is this ?", "what colour is the small ring left of the large square ?", "yes")
+
+    def __init__(self, options=(), plain=False):
+        self.options, self.plain = options, plain
+
+    def questions(self):
+        asked = [(text, image) for text in self.TEXTS for image in (0, 1, None)]
+        return [
+            Question(str(n), text, image, self.options, self.plain)
+            for n, (text, image) in enumerate(asked)
+            if not (self.plain and image is not None)
+        ]
+
+    def image(self, reference):
+        return picture(*SIZES[reference], seed=reference)
+
+
+@and_more
+def test_answers_are_those_of_generate(family):
+    vlm = model_of(family)
+    said = {}
+    for count in (0, 1, 2):
+        images = [picture(*size, seed=n) for n, size in enumerate(SIZES[:count])]
+        for text in Quiz.TEXTS[:2]:
+            turns = [Turn("user", f"{MARK}\n" * count + text)]
+            (said[count, text],) = vlm.generate([turns], [images], 8)
+            assert said[count, text] == by_transformers(vlm, text, images)
+    assert len(set(said.values())) > 3
+    assert any(len(text.split()) > 3 for text in said.values())
+
+
+@family_
+def test_a_batch_of_four_answers_as_one(family):
+    vlm, bench = model_of(family), Quiz()
+    questions = bench.questions()
+    one, four = ({q.id: text for q, text in vlm.answers(bench, questions, batch)} for batch in (1, 4))
+    assert one == four
+    assert len(one) == len(questions)
+    assert {q.id: type(text) for q, text in vlm.answers(bench, questions, 1)} == {k: type(t) for k, t in four.items()}
+    for question in questions[3:6]:
+        images = [] if question.image is None else [bench.image(question.image)]
+        assert one[question.id] == by_transformers(vlm, question.text, images, bench.max_new_tokens)
+    assert len(set(one.values())) > 5
+
+
+@family_
+def test_the_likeliest_option(family):
+    vlm, bench = model_of(family), Quiz(options=("red", "blue ring", "no"))
+    questions = bench.questions()
+    one, four = ({q.id: text for q, text in vlm.answers(bench, questions, batch)} for batch in (1, 4))
+    assert one == four
+    question = questions[0]
+    scores = {}
+    for option in question.options:
+        prompt = vlm._asking.prompt([Turn("user", f"{MARK}\n{question.text}")], 1)
+        inputs = vlm._parts.processor(text=[prompt + option], images=[[bench.image(0)]], return_tensors="pt")
+        inputs.pop("labels", None)
+        logp = vlm.whole(**inputs).logits[0].log_softmax(-1).detach()
+        count = len(option.split())
+        scores[option] = sum(float(logp[n - 1, inputs["input_ids"][0, n]]) for n in range(-count, 0))
+    assert one[question.id] == max(scores, key=scores.get)
+    assert len(set(one.values())) > 1
+
+
+@and_more
+def test_what_is_seen_inside(family):
+    """Visual tokens and hidden states of an image, alone in a user's turn, caught by hand."""
+    vlm = model_of(family)
+    image = picture(40, 30)
+    processor = vlm._parts.processor
+    talk = [{"role": "user", "content": [{"type": "image"}]}]
+    text = processor.apply_chat_template(talk) if processor.chat_template else processor.image_token
+    inputs = processor(text=[text], images=[[image]], return_tensors="pt")
+    inputs.pop("labels", None)
+    slow_ND, out = by_hand(vlm.whole, inputs)
+    at_S = inputs["input_ids"][0] == vlm.whole.config.image_token_id
+    assert torch.allclose(vlm.visual_tokens(image)[0], slow_ND, atol=1e-6)
+    states = vlm.hidden_states(image, [0, 1, 3])
+    assert list(states) == [0, 1, 3]
+    for layer, hidden_BQD in states.items():
+        assert torch.allclose(hidden_BQD[0], out.hidden_states[layer][0, at_S], atol=1e-5), layer
+    assert vlm.depth == 3
+
+
+@family_
+def test_the_nearest_words(family):
+    vlm = model_of(family)
+    image = picture(40, 30)
+    embed_VD = vlm.whole.get_input_embeddings().weight
+    cosine_QV = torch.cosine_similarity(vlm.visual_tokens(image)[0][:, None], embed_VD[None], dim=-1)
+    used = sorted(set(vlm._parts.tokenizer.get_vocab().values()) - {vlm.whole.config.image_token_id})
+    cosine_BQK, token_BQK = vlm.nearest_tokens(image, [0], top_k=2)[0]
+    best = cosine_QV[:, used].topk(2)
+    assert torch.allclose(cosine_BQK[0], best.values, atol=1e-5)
+    assert token_BQK[0].tolist() == [[used[i] for i in row] for row in best.indices.tolist()]
+    words = vlm.nearest_words(image, [0, 2], top_k=2)
+    assert len(words.words[0][0]) == cosine_BQK.shape[1]
+    assert (words.grid is not None) == (family in SQUARES)
+    assert 0 <= words.ceiling[2] <= 1
+    assert "<html" in words.html()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_texts_alone(family):
+    """Perplexity, and options behind plain texts, are the language model's own."""
+    vlm = model_of(family)
+    texts = ["the red star is left of a large ring", "what is this"]
+    rows = [vlm.llm.chat.plain(text) for text in texts]
+    nll = count = 0.0
+    for ids in rows:
+        logp = vlm.whole(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        nll -= float(logp.detach().gather(1, torch.tensor(ids[1:])[:, None]).sum())
+        count += len(ids) - 1
+    assert vlm.perplexity(texts) == pytest.approx(torch.tensor(nll / count).exp().item(), rel=1e-4)
+    bench = Quiz(options=(" red", " blue"), plain=True)
+    assert {text for _, text in vlm.answers(bench, bench.questions(), 2)} <= {" red", " blue"}
+
+
+def test_images_of_unlike_numbers_of_tokens():
+    vlm = model_of("qwen2_5_vl")
+    images = [picture(40, 30), picture(20, 50)]
+    assert vlm.grid is None
+    assert vlm.tokens == 0
+    assert vlm.visual_tokens([images[0]] * 2).shape == (2, 20, 32)
+    with pytest.raises(CheckError, match="the images become 12 to 20 tokens") as error:
+        vlm.visual_tokens(images)
+    assert error.value.fix == "one image at a time, or images of one size"
+    with pytest.raises(CheckError, match="of a qwen2_5_vl model are no one grid over a picture"):
+        vlm.frames(images)
+    assert len(vlm.nearest_words(images).words[0]) == 2  # one at a time
+
+
+@pytest.mark.parametrize("family", SQUARES)
+def test_a_model_of_one_square_has_a_grid(family):
+    vlm = model_of(family)
+    assert vlm.grid == (4, 4)
+    assert vlm.tokens == 16
+    assert [frame.grid for frame in vlm.frames([picture(40, 30)])] == [(4, 4)]
+    assert vlm.shown(picture(40, 30)).size == ((30, 30) if family == "llava" else (40, 30))
+
+
+def test_a_talk_with_images():
+    """As `mmalign chat` holds one: earlier answers and images are part of the question."""
+    vlm = model_of("llava_onevision")
+    images = [vlm.prepared(picture(*size)) for size in SIZES[:2]]
+    talk = [Turn("user", f"{MARK}\nwhat is this ?"), Turn("assistant", "a red ring"), Turn("user", f"{MARK}\nand this")]
+    (said,) = vlm.generate([talk], [images], 6)
+    content = [[{"type": "image"}, {"type": "text", "text": "what is this ?"}], "a red ring"]
+    content += [[{"type": "image"}, {"type": "text", "text": "and this"}]]
+    turns = [{"role": turn.role, "content": own} for turn, own in zip(talk, content, strict=True)]
+    processor = vlm._parts.processor
+    text = processor.apply_chat_template(turns, add_generation_prompt=True)
+    inputs = processor(text=[text], images=[images], return_tensors="pt")
+    out = vlm.whole.generate(**inputs, do_sample=False, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+    assert said == processor.tokenizer.decode(out, skip_special_tokens=True).strip()
+    with pytest.raises(DataError, match="2 image marks and 1 images"):
+        vlm.generate([talk], [images[:1]])
+
+
+def test_a_model_without_a_chat_format_reads_the_text_as_it_is():
+    vlm = WholeVLM(*families.make("paligemma"))
+    vlm._parts.processor.chat_template = vlm._parts.tokenizer.chat_template = None
+    assert vlm._asking.prompt([Turn("user", f"{MARK}\nwhat is this ?")], 1) == "<image>what is this ?"
+    image = picture(40, 30)
+    assert vlm.ask("what is this ?", image, 8) == by_transformers(vlm, "what is this ?", [image])
+
+
+def test_a_processor_that_writes_behind_the_option():
+    logits_SV, ids_S = torch.zeros(4, 9), torch.tensor([3, 4, 5, 6])
+    assert likelihood(logits_SV, ids_S, [5, 6]) == pytest.approx(-2 * torch.tensor(9.0).log().item())
+    with pytest.raises(CheckError, match="writes something behind a prompt, so options cannot be weighed"):
+        likelihood(logits_SV, ids_S, [4, 5])
+
+
+def test_an_answer_that_is_cut_says_so():
+    vlm, bench = model_of("llava"), Quiz()
+    bench.max_new_tokens = 2
+    answers = [text for _, text in vlm.answers(bench, bench.questions(), 4)]
+    assert any(isinstance(text, Cut) for text in answers)
+
+
+def test_a_text_with_the_models_own_image_mark():
+    with pytest.raises(DataError, match="a text has <boi> in it, which stands for an image"):
+        model_of("gemma3").ask("what is <boi> ?", picture(40, 30))
+
+
+def test_a_question_with_an_image_mark_in_it():
+    with pytest.raises(DataError, match="2 image marks and 1 images"):
+        model_of("llava").ask("what is <image> ?", picture(40, 30))
+
+
+@family_
+def test_half_precision(family):
+    vlm = WholeVLM(*families.make(family)).to(torch.bfloat16)
+    image = picture(40, 30)
+    assert vlm.visual_tokens(image).dtype == torch.bfloat16
+    assert isinstance(vlm.ask("what is this ?", image, 4), str)
+
+
+def test_pixels_are_the_processors():
+    with pytest.raises(CheckError, match="through its own processor"):
+        model_of("llava").visual_tokens(torch.zeros(1, 3, 16, 16))
+
+
+# From a folder
+
+
+def saved(family, place):
+    model, processor = families.make(family)
+    model.save_pretrained(place)
+    processor.save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision", "idefics3", "gemma3", "internvl"])
+def test_a_folder_is_loaded(family, tmp_path):
+    place = saved(family, tmp_path / "model")
+    assert existing.find(str(place)) == place
+    vlm = mmalign.load(place)
+    assert isinstance(vlm, WholeVLM)
+    assert not vlm.training
+    image = picture(40, 30)
+    assert vlm.ask("what is this ?", image, 8) == model_of(family).ask("what is this ?", image, 8)
+
+
+def test_a_folder_without_weights(tmp_path):
+    place = saved("qwen2_5_vl", tmp_path / "model")
+    (place / "model.safetensors").unlink()
+    with pytest.raises(RunError, match="is a model without weights"):
+        existing.find(str(place))
+
+
+def changed(place, **more):
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, **more}))
+
+
+def test_what_cannot_be_loaded(tmp_path):
+    place = saved("qwen2_5_vl", tmp_path / "model")
+    changed(place, model_type="qwen9_vl")
+    with pytest.raises(RunError, match=f"cannot load {place}: .*qwen9_vl"):
+        mmalign.load(place)
+    changed(place, model_type="clip", vision_config={})
+    with pytest.raises(RunError, match="a clip model is none that answers about images in text"):
+        whole.read(place)
+
+
+def test_weights_that_lack(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    place = saved("qwen2_5_vl", tmp_path / "model")
+    weights = load_file(place / "model.safetensors")
+    weights.pop("lm_head.weight")
+    save_file(weights, place / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match=r"it lacks 1 weights, such as lm_head.weight"):
+        mmalign.load(place)
+
+
+def test_a_family_that_cannot_be_served_is_refused_before_weights_are_read(tmp_path, monkeypatch):
+    place = saved("qwen2_5_vl", tmp_path / "model")
+    monkeypatch.setattr(whole.declared, "parts", lambda *_: (_ for _ in ()).throw(CheckError("no")))
+    (place / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckError, match="no"):
+        whole.read(place)
