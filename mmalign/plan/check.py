@@ -7,7 +7,7 @@ from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import bounds, files, packaged
 from mmalign.io.texts import read_texts
 from mmalign.io.wordlist import read_words
-from mmalign.plan import checkpoints, definitions, facts, signatures, signs
+from mmalign.plan import checkpoints, definitions, facts, signatures, signs, unused
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.graph import cards_of, named, order, showing
 from mmalign.plan.recipe import BESIDE, Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
@@ -376,6 +376,8 @@ def notes(recipe: Recipe, registry: Registry) -> Iterator[str]:
     for name, stage in recipe.stages.items():
         cards = cards_of(recipe, name, registry)
         yield from _starts(name, stage, cards)
+        if isinstance(stage, Train):
+            yield from unused.settings(name, stage, cards)
         yield from _others_facts(recipe, name, cards)
         for card in cards.values():
             if str(card.args.get("checkpoint")).startswith(packaged.PREFIX):
