@@ -1,5 +1,6 @@
 """Benchmarks measured inside a training stage: on a few fixed questions, exactly, without a trace in training."""
 
+import csv
 import json
 from statistics import fmean
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from mmalign.benchmarks import Benchmark, Question, Score
 from mmalign.benchmarks.filed import NoAnswersError
+from mmalign.benchmarks.mmlu import MMLU, OPTIONS
 from mmalign.benchmarks.perplexity import Perplexity
 from mmalign.benchmarks.some import some
 from mmalign.errors import CheckError
@@ -24,17 +26,32 @@ from tests.stages.test_train_labels import labelled
 ALONE = ["stages.label=~", "stages.align.reads=~", "stages.align.objectives.sea=~", "stages.align.steps=3"]
 ALONE += ["stages.align.trains=[adapter, llm]", "stages.align.engine.save_every=100"]
 ASKED = [
-    "stages.align.evaluate=[toy-lookup, toy-perplexity, {card: toy-pope, args: {images: 4}}]",
+    "stages.align.evaluate=[toy-lookup, toy-perplexity, {card: toy-pope, args: {images: 4}}, "
+    "{card: mmlu, args: {data: EXAMS, shots: 1}}]",
     "stages.align.evaluate_every=2", "stages.align.evaluate_items=30",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def left(tmp_path_factory):
+def exams(tmp_path_factory):
+    """Files of MMLU as its authors lay them: two subjects, of 25 and 15 questions."""
+    place = tmp_path_factory.mktemp("mmlu")
+    for part, sizes in {"dev": (1, 1), "test": (25, 15)}.items():
+        (place / part).mkdir()
+        for subject, size in zip(("virology", "anatomy"), sizes, strict=True):
+            rows = [[f"What is {n} and {n}?", n, n + n, n * n, "none, or all", "ABCD"[n % 4]] for n in range(size)]
+            with open(place / part / f"{subject}_{part}.csv", "w", newline="") as out:
+                csv.writer(out).writerows(rows)
+    return place
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory, exams):
     """What a stage leaves with and without evaluations: its folder, weights by file, and results."""
     left, patch = {}, pytest.MonkeyPatch()
     patch.setenv("MMALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
-    for name, words in (("without", []), ("with", ASKED)):
+    asked = [ASKED[0].replace("EXAMS", str(exams)), *ASKED[1:]]
+    for name, words in (("without", []), ("with", asked)):
         given = labelled(tmp_path_factory.mktemp(name), *ALONE, *words)
         results = train.run(given)
         weights = {p.name: load_file(p) for p in sorted((given.folder / "weights").rglob("*.safetensors"))}
@@ -63,15 +80,15 @@ def test_a_line_before_the_first_step_now_and_then_and_at_the_end(left):
     folder, _, _ = left["with"]
     lines = rows(folder / "evaluations.jsonl")
     assert [line["step"] for line in lines] == [0, 2, 3]
-    names = {"toy-lookup": {"gate"}, "toy-perplexity": {"perplexity"}, "toy-pope": {"accuracy"}}
+    names = {"toy-lookup": {"gate"}, "toy-perplexity": {"perplexity"}, "toy-pope": {"accuracy"}, "mmlu": {"average"}}
     for line in lines:
         assert {name: set(scores) for name, scores in line["scores"].items()} == names
-        assert line["items"] == {"toy-lookup": 30, "toy-pope": 30}
+        assert line["items"] == {"toy-lookup": 30, "toy-pope": 30, "mmlu": 30}
     said = [line["say"] for line in rows(folder / "events.jsonl") if "say" in line]
     told = {name: next(iter(scores.values())) for name, scores in lines[0]["scores"].items()}
     assert (
         f"step 0: toy-lookup gate {told['toy-lookup']:.4g}, toy-perplexity perplexity {told['toy-perplexity']:.4g}, "
-        f"toy-pope accuracy {told['toy-pope']:.4g}"
+        f"toy-pope accuracy {told['toy-pope']:.4g}, mmlu average {told['mmlu']:.4g}"
     ) in said
     assert "toy-lookup: measured on 30 of 400 questions" in said  # what is neither yes nor no does not count there
     assert [line for line in said if line.startswith("evaluations: 3, ")]
@@ -97,6 +114,23 @@ def test_the_first_line_is_of_the_untouched_language_model(left, untouched):
             right[item.group].append(100.0 * (answers[item.question.id] == item.answer))
     assert min(map(len, right.values())) > 3
     assert scores["toy-lookup"]["gate"] == pytest.approx(min(map(fmean, right.values())))
+
+
+def test_an_exam_is_measured_by_its_letters_likelihoods_on_questions_of_every_subject(left, untouched, exams):
+    bench = MMLU(str(exams), shots=1)
+    asked = some(bench.questions(), 30)
+    assert {question.id.split("/")[0] for question in asked} == {"anatomy", "virology"}
+    right = []
+    for question in asked:
+        ids = untouched.llm.chat.plain(question.text)
+        logits_V = untouched.llm.lm(input_ids=torch.tensor([ids])).logits[0, -1]
+        letters = [untouched.llm.chat.plain(question.text + option)[len(ids) :] for option in OPTIONS]
+        assert {len(own) for own in letters} == {1}
+        best = int(torch.stack([logits_V[own[0]] for own in letters]).argmax())
+        right.append("ABCD"[best] == bench.truth[question.id].answer)
+    scores = rows(left["with"][0] / "evaluations.jsonl")[0]["scores"]
+    assert 0 < fmean(right) < 1
+    assert scores["mmlu"]["average"] == pytest.approx(fmean(right))
 
 
 class Told(Benchmark):
