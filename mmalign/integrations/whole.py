@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from mmalign.benchmarks import Benchmark, Cut, Question
@@ -38,13 +38,16 @@ WHOLE = "a whole checkpoint that AutoModelForImageTextToText loads"
 
 
 class LanguageModel(LLM):
-    """The language model inside one, with its head. Texts alone are read here; images through the whole model."""
+    """The language model inside one, with its head. Texts alone are read here; images through the whole model.
+
+    Its modules stay the whole model's alone: whoever saves, shards or wraps a WholeVLM meets each of them once.
+    """
 
     watchable = True
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
-        self.body, self.out, self.words = parts.language_model, parts.head, parts.embeddings
+        self._modules_of = (parts.language_model, parts.head, parts.embeddings)  # a tuple is outside the module tree
         self.dim, self.depth = parts.dim, parts.depth
         self.vocab = len(self.vocabulary())
         self.context = int(getattr(self.body.config, "max_position_embeddings", None) or LLM.context)
@@ -52,6 +55,30 @@ class LanguageModel(LLM):
         own = getattr(parts.processor, "chat_template", None) or words.chat_template
         self.chat = Chat("the model", own or "{{ messages[-1].content }}", copy.deepcopy(words))
         self.chat.mark = parts.image_id
+
+    @property
+    def body(self) -> Any:
+        return self._modules_of[0]
+
+    @property
+    def out(self) -> Any:
+        return self._modules_of[1]
+
+    @property
+    def words(self) -> Any:
+        return self._modules_of[2]
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Its own, which are parameters of the whole model, too."""
+        own = nn.ModuleDict({"body": self.body, "out": self.out})
+        return own.named_parameters(prefix, recurse, remove_duplicate)
+
+    def train(self, mode: bool = True) -> "LanguageModel":
+        for module in (self, self.body, self.out):
+            nn.Module.train(module, mode)
+        return self
 
     def embed(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self.words(ids)
@@ -75,8 +102,7 @@ class LanguageModel(LLM):
         return watch.watched(self.body, looks, places)
 
     def vocabulary(self) -> Tensor:
-        words: Any = self.words
-        embed_VD: Tensor = words.weight
+        embed_VD: Tensor = self.words.weight
         return embed_VD
 
 

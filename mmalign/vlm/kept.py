@@ -44,7 +44,8 @@ def _key(llm: LLM, about: Any) -> str:
 def _weights(llm: LLM) -> str:
     """The digest of all weights. Read each time: who trains may write to them past any counter, as DeepSpeed does."""
     digest = hashlib.sha256()
-    for name, value in llm.state_dict().items():
+    own = {name: value.detach() for name, value in llm.named_parameters()}  # of one inside a whole model all there is
+    for name, value in {**llm.state_dict(), **own}.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
