@@ -18,10 +18,8 @@ from torch import Tensor, nn
 
 from mmalign.errors import CheckError
 
-ADAPTER = (
-    "a model of transformers with `image_token_id` in its config, whose language model is handed `inputs_embeds`; else "
-    "a vision encoder and an adapter of your own: mmalign new vision NAME, mmalign new adapter NAME"
-)
+OWN = "parts of your own around a language model: mmalign new vision NAME, mmalign new adapter NAME"
+ADAPTER = f"a model of transformers whose language model is handed visual tokens in `inputs_embeds`, or {OWN}"
 
 
 @dataclass(frozen=True)
@@ -59,48 +57,63 @@ class Parts:
 
 
 def parts(model: Any, processor: Any) -> Parts:
-    """A model that AutoModelForImageTextToText loads, and its processor. Raises CheckError for the part that lacks."""
+    """A model that AutoModelForImageTextToText loads, and its processor. Raises CheckError for the part that lacks,
+    with what to write so that the model declares it."""
     config = getattr(model, "config", None)
     kind = str(getattr(config, "model_type", type(model).__name__))
     image_id = getattr(config, "image_token_id", None)
     if not isinstance(image_id, int):
-        raise _lacking(kind, "config.image_token_id: which token stands for a visual token")
+        what = "config.image_token_id: which token stands for a visual token"
+        raise _lacking(kind, what, "model.config.image_token_id = processor.tokenizer.convert_tokens_to_ids(TOKEN)")
     lm = _language_model(model, kind)
     layers = getattr(lm, "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise _lacking(kind, f"{type(lm).__name__}.layers: the decoder layers of its language model")
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+        what = f"{type(lm).__name__}.layers: the decoder layers of its language model"
+        raise _lacking(kind, what, "their nn.ModuleList under the name `layers`")
+    embeddings, head = _told(model, "get_input_embeddings"), _told(model, "get_output_embeddings")
+    if embeddings is None:
+        what = "get_input_embeddings(): the embeddings of its words"
+        raise _lacking(kind, what, "model.get_input_embeddings = lambda: THE_MODULE")
     if head is None:
-        raise _lacking(kind, "get_output_embeddings(): the head of its language model")
+        what = "get_output_embeddings(): the head of its language model"
+        raise _lacking(kind, what, "model.get_output_embeddings = lambda: THE_MODULE")
     if processor is None:
         fix = "AutoProcessor.from_pretrained of the same checkpoint"
         raise CheckError("a transformers model comes with its processor", at="processor", fix=fix)
     for name, what in (("tokenizer", "its tokenizer"), ("image_token", "what stands in a text for an image")):
         if getattr(processor, name, None) is None:
-            raise _lacking(kind, f"{type(processor).__name__}.{name}: {what}")
+            raise _lacking(kind, f"{type(processor).__name__}.{name}: {what}", f"processor.{name} = ...")
     return Parts(model, processor, image_id, lm, layers, embeddings, head)
+
+
+def _told(model: Any, name: str) -> Any:
+    """What a model says of itself; None where it does not."""
+    ask = getattr(model, name, None)
+    return ask() if ask is not None else None
 
 
 def _language_model(model: Any, kind: str) -> Any:
     """The module that reads `inputs_embeds`, below the head."""
-    lm = model.get_decoder() if hasattr(model, "get_decoder") else None
+    lm = _told(model, "get_decoder")
     if not hasattr(lm, "layers"):  # a causal LM inside, as Llama 4 has it
         lm = getattr(lm, "model", lm)
     if lm is None or lm in (model, getattr(model, "base_model", None)):
-        raise _lacking(kind, "get_decoder(): its language model")
-    text = model.config.get_text_config()
-    if model.config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False):
+        raise _lacking(kind, "get_decoder(): its language model", "model.get_decoder = lambda: THE_MODULE")
+    text = _told(model.config, "get_text_config") or model.config
+    if any(getattr(config, "is_encoder_decoder", False) for config in (model.config, text)):
         raise CheckError(f"a {kind} model reads its images in an encoder, not among the words", at="model", fix=ADAPTER)
     if getattr(text, "cross_attention_layers", None):
         what = f"a {kind} model looks at its images by cross-attention: it has no visual tokens among the words"
         raise CheckError(what, at="model", fix=ADAPTER)
     if "inputs_embeds" not in inspect.signature(lm.forward).parameters:
-        raise _lacking(kind, f"inputs_embeds: {type(lm).__name__} is handed something else")
+        what = f"inputs_embeds: {type(lm).__name__} is handed something else"
+        raise _lacking(kind, what, "a forward of it that takes inputs_embeds=...")
     return lm
 
 
-def _lacking(kind: str, part: str) -> CheckError:
-    return CheckError(f"a {kind} model does not declare {part}", at="model", fix=ADAPTER)
+def _lacking(kind: str, part: str, written: str) -> CheckError:
+    fix = f"{written}, and the model in memory to mmalign.supervise; or {OWN}"
+    return CheckError(f"a {kind} model does not declare {part}", at="model", fix=fix)
 
 
 @dataclass

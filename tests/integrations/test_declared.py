@@ -1,5 +1,6 @@
 """What transformers declares is enough: visual tokens, their number and the layers, of every family, by hand."""
 
+import re
 from functools import cache
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from transformers import (
 
 from mmalign.errors import CheckError
 from mmalign.integrations import declared
+from mmalign.pipeline import new
 from tests.integrations import families
 
 family_ = pytest.mark.parametrize("family", families.FAMILIES)
@@ -166,6 +168,7 @@ def test_a_model_that_looks_across():
     ("change", "what"),
     [
         ({"get_decoder": lambda: None}, "a llava model does not declare get_decoder"),
+        ({"get_input_embeddings": lambda: None}, "does not declare get_input_embeddings"),
         ({"get_decoder": lambda: torch.nn.Linear(1, 1)}, "does not declare inputs_embeds: Linear is handed"),
         ({"get_output_embeddings": lambda: None}, "does not declare get_output_embeddings"),
     ],
@@ -176,6 +179,30 @@ def test_the_part_that_lacks_is_named(monkeypatch, change, what):
         monkeypatch.setattr(model, name, value)
     with pytest.raises(CheckError, match=what.replace("(", r"\(")):
         declared.parts(model, processor)
+
+
+def test_what_the_message_says_to_write_is_enough(monkeypatch):
+    """A class that says less of itself than transformers' own."""
+    model, processor = made("gemma3")
+    lm, head, image_id = model.get_decoder(), model.lm_head, model.config.image_token_id
+    for lacking, mend in (
+        ("image_token_id", "model.config.image_token_id = "), ("get_decoder", "model.get_decoder = lambda: "),
+        ("get_output_embeddings", "model.get_output_embeddings = lambda: "),
+    ):  # fmt: skip
+        owner = model.config if lacking == "image_token_id" else model
+        monkeypatch.setattr(owner, lacking, None)
+        with pytest.raises(CheckError, match=lacking) as error:
+            declared.parts(model, processor)
+        assert error.value.fix.startswith(mend)
+        assert "mmalign.supervise" in error.value.fix
+        own = {"image_token_id": image_id, "get_decoder": lambda: lm, "get_output_embeddings": lambda: head}[lacking]
+        monkeypatch.setattr(owner, lacking, own)
+        assert declared.parts(model, processor).head is head
+
+
+def test_what_it_says_to_start_can_be_started(tmp_path):
+    for kind in re.findall(r"mmalign new (\w+) NAME", declared.OWN):
+        assert new.start(kind, f"my-{kind}", tmp_path)
 
 
 def test_a_processor_that_lacks_something():
