@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.errors import CheckError
-from mmalign.integrations import declared, layouts, shown
+from mmalign.integrations import declared, layouts, sft, shown
 from mmalign.integrations.declared import Parts
 from mmalign.integrations.layouts import Size
 from mmalign.integrations.shown import Shown
@@ -33,8 +33,6 @@ LM = "lm"  # the model's own loss
 class SupervisedWhole(SupervisedModel):
     """A model that AutoModelForImageTextToText loads, its objectives, called with a batch of its own processor."""
 
-    accepts_loss_kwargs = False  # a Trainer then divides the loss by the passes of a step, as it does for others here
-
     def __init__(
         self,
         model: Any,
@@ -47,7 +45,7 @@ class SupervisedWhole(SupervisedModel):
         shells: list[nn.Module] = [vlm, vlm.llm]
         for shell in shells:  # the modules inside keep modes of their own
             shell.training = model.training
-        super().__init__(vlm, objectives, weights, labeller)
+        super().__init__(vlm, objectives, weights, labeller, model)
         self.parts = declared.parts(model, processor)
 
     def forward(  # type: ignore[override]
@@ -56,25 +54,27 @@ class SupervisedWhole(SupervisedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         picture_sizes: Tensor | None = None,
+        scores: bool = False,
         **inputs: Any,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """{"loss": the weighted sum, and every objective's mean under its name}. Scalars; `lm` is the model's own loss.
 
         A batch of the model's own processor, whatever is in it, and labels as transformers has them: (R, S), -100 where
         nothing is trained. picture_sizes: (B, 2), height and width of each upright picture, by which padding is known
         and left out, and where tiles lie; None: the batch's own `image_sizes`, where it has them; else all tokens count
-        as picture, and of a picture that was cut up no tile is labelled. Raises CheckError for a batch whose tokens are
-        not the processor's, StageError for an image with no text behind it, where that text says how much its tokens
-        count.
+        as picture, and of a picture that was cut up no tile is labelled. scores: `scores` is among what is returned,
+        see `sft.scores`. Raises CheckError for a batch whose tokens are not the processor's, StageError for an image
+        with no text behind it, where that text says how much its tokens count.
         """
-        batch = {"input_ids": input_ids, **inputs}
+        batch = {"input_ids": input_ids, **inputs, "use_cache": False}
         mask_RS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         tokens = declared.counts(self.parts, batch)
         places = placed(self.parts, input_ids, mask_RS, tokens)
         sizes = self._sizes(inputs.get("image_sizes") if picture_sizes is None else picture_sizes, tokens)
         if tokens and any(look.attention for look in self.looks):
             places.check_text_behind(mask_RS, ["the rows of the batch"])
-        trained = 0 if labels is None else int((labels[:, 1:] != IGNORED).sum())
+        goal_RS = torch.full_like(input_ids, IGNORED)[:, 1:] if labels is None else labels[:, 1:]
+        trained = int((goal_RS != IGNORED).sum())
         if attention_mask is not None:
             batch["attention_mask"] = attention_mask
         if labels is not None:
@@ -82,7 +82,7 @@ class SupervisedWhole(SupervisedModel):
         watched = self.vlm.llm.watched(self.looks, places) if self.looks and tokens else nullcontext()
         whole: Any = self.vlm
         with declared.entering(self.parts) as entry, watched as watch:
-            out = whole.whole(**batch, use_cache=False)
+            out = whole.whole(**batch)
         assert entry.embeds_RSD is not None
         seen_BQ = self._seen(places, tokens, sizes)
         step = self._step(entry.embeds_RSD, places, seen_BQ)
@@ -92,7 +92,8 @@ class SupervisedWhole(SupervisedModel):
         if "labels" in self.needs:
             pictures = shown.pictures(self.parts, batch, tokens, places.row_B.tolist(), sizes)
             on_grids = self._on_grids(step, pictures)
-        own = out.loss if trained else entry.embeds_RSD.float().sum() * 0  # a mean over none is no number
+        # a mean over none is no number; back through all layers it goes all the same, as on ranks that train some
+        own = out.loss if trained else out.logits[:, -1:].float().sum() * 0
         terms = {
             name: own if name == LM else objective(on_grids if "labels" in objective.needs else step)
             for name, objective in self._objectives()
@@ -101,7 +102,10 @@ class SupervisedWhole(SupervisedModel):
             units = {"tokens": float(trained), "images": float(len(tokens))}
             self.means.add(terms, {name: units[self._unit(name)] for name in terms})
         loss = sum((self.weights[name] * term for name, term in terms.items()), torch.zeros((), device=own.device))
-        return {"loss": loss, **terms}
+        if not scores:
+            return {"loss": loss, **terms}
+        trained_RS = goal_RS != IGNORED
+        return {"loss": loss, **terms, "scores": sft.scores(out.logits[:, :-1][trained_RS], goal_RS[trained_RS])}
 
     def _sizes(self, sizes_B2: Tensor | None, tokens: Sequence[int]) -> list[Size] | None:
         if sizes_B2 is None:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from mmalign.errors import CheckError
+from mmalign.integrations import sft
 from mmalign.integrations.transformers_vlm import is_llava, wrap
 from mmalign.integrations.whole import WholeVLM
-from mmalign.objectives import Objective
+from mmalign.objectives import Objective, Step
 from mmalign.plan import building
 from mmalign.plan.cards import Registry
 from mmalign.plan.check import unmet
@@ -30,6 +31,12 @@ from mmalign.vlm.pictures import pictures
 from mmalign.vlm.supervised import PassLabels, Supervised
 
 LABELLED = 'supervise(..., labels="siglip-words")'
+# what trainers ask of a model beside its forward pass: answered by the user's own
+OF_THE_MODEL = frozenset({
+    "config", "generation_config", "add_model_tags", "get_input_embeddings", "get_output_embeddings",
+    "activation_checkpointing_enable", "activation_checkpointing_disable", "gradient_checkpointing_enable",
+    "gradient_checkpointing_disable", "enable_input_require_grads", "_no_split_modules",
+})  # fmt: skip
 
 
 @dataclass
@@ -58,21 +65,42 @@ class SupervisedModel(Supervised):
     """Supervised, called as transformers calls its models.
 
     weights: of each objective; the loss is the weighted sum of their means over the pass. labeller: makes the labels of
-    a pass from its own pictures; None: no objective needs labels.
+    a pass from its own pictures; None: no objective needs labels. model: the user's own; None: `vlm` is.
     """
 
+    accepts_loss_kwargs = False  # a Trainer divides the loss by the passes of a step: it is a mean over each
+
     def __init__(
-        self, vlm: VLM, objectives: Mapping[str, Objective], weights: Mapping[str, float], labeller: Labeller | None
-    ) -> None:
+        self, vlm: VLM, objectives: Mapping[str, Objective], weights: Mapping[str, float], labeller: Labeller | None,
+        model: Any = None,
+    ) -> None:  # fmt: skip
         labels = None
         if labeller is not None:
             labels = PassLabels(vlm.word_embeddings(labeller.source.words), labeller.source, labeller.encoder)
         super().__init__(vlm, objectives, labels)
+        self._model = (model,)  # outside the module tree: its modules are in it already
         self.weights, self.means = dict(weights), Means()
+        self._scored: dict[str, Tensor] | None = None
         hooks: Any = self
         hooks.register_state_dict_post_hook(_without_tied)
         hooks.register_load_state_dict_pre_hook(_with_tied)
         self.prepare(distributed=dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+
+    def __getattr__(self, name: str) -> Any:
+        (model,) = self.__dict__.get("_model", (None,))
+        if name == "base_model_prefix":  # peft asks for it
+            raise sft.LoraAround
+        return getattr(model, name) if name in OF_THE_MODEL and model is not None else super().__getattr__(name)
+
+    def __call__(self, *args: Any, fused_lm_head: bool = False, **inputs: Any) -> Any:
+        """What `forward` returns; to TRL, which asks for its own head's output, see sft.py."""
+        if not fused_lm_head:
+            return super().__call__(*args, **inputs)
+        return sft.fused(super().__call__(*args, scores=True, **inputs))
+
+    def base_model(self, *args: Any, **inputs: Any) -> None:
+        """What TRL's head goes through where it is not called by `__call__`."""
+        raise sft.LoraAround
 
     def forward(  # type: ignore[override]
         self,
@@ -81,22 +109,32 @@ class SupervisedModel(Supervised):
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         picture_sizes: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+        use_cache: bool = False,
+        scores: bool = False,
+    ) -> dict[str, Any]:
         """{"loss": the weighted sum, and every objective's mean under its name}. Scalars, fp32.
 
         input_ids, attention_mask, labels: (R, S); the image mark's id stands once for every visual token, labels are
         -100 where nothing is trained and else the ids themselves, as transformers shifts them. pixel_values: (B, 3, S,
         S), the pictures in the order of their marks. picture_sizes: (B, 2), height and width of each upright
         picture, by which padding is known and left out; None: all of `pixel_values` counts as picture. A plain tensor
-        batch of the model's own processor has all of it but these.
+        batch of the model's own processor has all of it but these. use_cache: ignored. scores: `scores` is among what
+        is returned, see `sft.scores`.
         """
         batch = self.batch(input_ids, attention_mask, pixel_values, labels, picture_sizes)
+        self._scored = {} if scores else None
         terms, _ = super().forward(batch)
         units = batch.units
         if self.training:  # a line of the log is about training alone
             self.means.add(terms, {name: units[self._unit(name)] for name in terms})
         loss = sum((self.weights[name] * term for name, term in terms.items()), torch.zeros((), device=self.vlm.device))
-        return {"loss": loss, **terms}
+        return {"loss": loss, **terms, **({"scores": self._scored} if scores else {})}
+
+    def _read(self, step: Step, batch: Batch, visual_BQD: Tensor | None) -> None:
+        super()._read(step, batch, visual_BQD)
+        if self._scored is not None:
+            with torch.no_grad():
+                self._scored = sft.scores(step.head(step.answer_ND), step.answer_N)
 
     def batch(
         self, ids_RS: Tensor, mask_RS: Tensor | None, pixels_B3SS: Tensor | None, label_RS: Tensor | None,
@@ -162,6 +200,9 @@ class LogTerms(TrainerCallback):  # type: ignore[misc]
     def __init__(self, means: Means) -> None:
         self.means = means
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        sft.check(args)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **more: Any) -> None:
         if logs is not None and "loss" in logs:
             terms = self.means.take()
@@ -204,7 +245,7 @@ def supervise(
         for what, fix in unmet(name, part.needs, part.per_patch, labels is not None, grid, adapter):
             unlabelled = "labels" in part.needs and labels is None
             raise CheckError(what, at=f"objectives.{name}", fix=LABELLED if unlabelled else fix)
-    return SupervisedModel(vlm, parts, weights, _labeller(labels, top_k))
+    return SupervisedModel(vlm, parts, weights, _labeller(labels, top_k), None if vlm is model else model)
 
 
 def _labeller(labels: "str | Labeller | None", top_k: int) -> Labeller | None:
