@@ -5,7 +5,9 @@ Rows are padded on the left; what prompts have in common is read again for each.
 Letters: R rows, S positions, N tokens of an option, V the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +17,8 @@ from torch import Tensor
 from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError, DataError
 from mmalign.integrations.declared import Parts
-from mmalign.llms.chat import Chat
+from mmalign.llms.chat import ANSWER, Chat
+from mmalign.llms.rendering import render
 from mmalign.vision.picture import rgb
 
 Images = Sequence[Any]  # PIL images
@@ -29,18 +32,34 @@ class Asking:
 
     def prompt(self, turns: Sequence[Turn], images: int, ready: bool = True) -> str:
         """Turns in the model's own chat format, an image mark for each image; one without a format reads them as they
-        are. ready: up to where the answer begins. Raises DataError where marks and images differ in number."""
+        are. ready: up to where the answer begins. Raises DataError where marks and images differ in number, and for
+        turns that the template refuses, CheckError for a template that writes no marks."""
         marks = sum(turn.text.count(MARK) for turn in turns)
         if marks != images:
             raise DataError(f"{marks} image marks and {images} images", fix="one mark for each image")
         own = self.parts.mark
         if own != MARK and any(own in turn.text for turn in turns):
             raise DataError(f"a text has {own} in it, which stands for an image to this model", fix="leave it out")
-        if getattr(self.parts.processor, "chat_template", None) or self.parts.tokenizer.chat_template:
-            talk = [{"role": turn.role, "content": _content(turn.text)} for turn in turns]
-            text: str = self.parts.processor.apply_chat_template(talk, add_generation_prompt=ready, tokenize=False)
-            return text
-        return "\n".join(turn.text.replace(f"{MARK}\n", MARK).replace(MARK, own) for turn in turns)
+        if self.parts.template is None:
+            return "\n".join(turn.text.replace(f"{MARK}\n", MARK).replace(MARK, own) for turn in turns)
+        text = self._rendered([{"role": turn.role, "content": self._content(turn.text)} for turn in turns], ready)
+        if (written := text.count(own)) != images:
+            what = f"the model's chat template writes {written} image marks for {images} images"
+            raise CheckError(what, at="chat_template", fix="a processor whose template shows images")
+        return text
+
+    def _rendered(self, talk: Sequence[Mapping[str, Any]], ready: bool) -> str:
+        words = {"add_generation_prompt": ready, **self.parts.tokenizer.special_tokens_map}
+        return render(self.parts.template or "", talk, words, self.chat.checkpoint)[0]
+
+    @cached_property
+    def _content(self) -> Callable[[str], Any]:
+        """Of a turn, as the template takes it: a list of texts and images, else a text with the model's own marks."""
+        with suppress(DataError):
+            text = self._rendered([{"role": "user", "content": _listed(f"{MARK}\n{ANSWER}")}], ready=True)
+            if text.count(self.parts.mark) == 1 and ANSWER in text:
+                return _listed
+        return lambda text: text.replace(MARK, self.parts.mark)
 
     def before(self, text: str) -> list[int]:
         """The token ids in front of the first image of a prompt."""
@@ -106,14 +125,14 @@ def likelihood(logits_SV: Tensor, ids_S: Tensor, option: list[int]) -> float:
     return float(logp_NV.gather(1, own_N[:, None]).sum())
 
 
-def _content(text: str) -> list[dict[str, str]]:
+def _listed(text: str) -> list[dict[str, str]]:
     first, *rest = text.split(MARK)
     content = [{"type": "text", "text": first}] if first else []
     for one in rest:
         content.append({"type": "image"})
         if said := one.removeprefix("\n"):  # the line break is our own format's
             content.append({"type": "text", "text": said})
-    return content
+    return content or [{"type": "text", "text": ""}]
 
 
 def _until(ids: list[int], ends: set[int]) -> list[int]:

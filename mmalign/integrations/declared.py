@@ -51,6 +51,15 @@ class Parts:
         return self.processor.tokenizer
 
     @property
+    def template(self) -> str | None:
+        """Its chat template, of several the default one; None: it has none."""
+        for one in (self.processor, self.tokenizer):
+            own = getattr(one, "chat_template", None)
+            if own := own.get("default") if isinstance(own, Mapping) else own:
+                return str(own)
+        return None
+
+    @property
     def mark(self) -> str:
         """What stands in a text, once for each image, before the processor makes of it as many as there are tokens."""
         return str(self.processor.image_token)

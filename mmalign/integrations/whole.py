@@ -52,8 +52,7 @@ class LanguageModel(LLM):
         self.vocab = len(self.vocabulary())
         self.context = int(getattr(self.body.config, "max_position_embeddings", None) or LLM.context)
         words = parts.tokenizer
-        own = getattr(parts.processor, "chat_template", None) or words.chat_template
-        self.chat = Chat("the model", own or "{{ messages[-1].content }}", copy.deepcopy(words))
+        self.chat = Chat("the model", parts.template or "{{ messages[-1].content }}", copy.deepcopy(words))
         self.chat.mark = parts.image_id
 
     @property

@@ -218,6 +218,58 @@ def test_a_model_without_a_chat_format_reads_the_text_as_it_is():
     assert vlm.ask("what is this ?", image, 8) == by_transformers(vlm, "what is this ?", [image])
 
 
+TEXTS = "{% for m in messages %}{{ m.role + ' : ' + m.content + ' ' }}{% endfor %}assistant :"  # no lists
+WORDS = (  # no images in lists
+    "{% for m in messages %}{{ m.role }} : {% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %} {% endfor %}assistant :"
+)
+SAID = "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}assistant :"  # of a list, its Python
+
+
+def asking(template, family="qwen2_5_vl", tokenizer=None):
+    """How a model with another chat template is asked."""
+    vlm = WholeVLM(*families.make(family))
+    vlm._parts.processor.chat_template, vlm._parts.tokenizer.chat_template = template, tokenizer
+    return vlm._asking
+
+
+@pytest.mark.parametrize("template", [TEXTS, WORDS, SAID])
+def test_a_chat_template_that_takes_texts_alone(template):
+    """The marks then stand in the text, as the model's own do."""
+    turns = [Turn("system", "no"), Turn("user", f"{MARK}\nwhat"), Turn("assistant", "a ring"), Turn("user", "yes")]
+    own = asking(template)
+    assert own.prompt(turns, 1) == "system : no user : <image>\nwhat assistant : a ring user : yes assistant :"
+    assert own.prompt(turns[3:], 0) == "user : yes assistant :"
+
+
+def test_the_tokenizers_chat_template_where_the_processor_has_none():
+    own = asking(None, tokenizer=families.TEMPLATE.replace("MARK", "<image>"))
+    assert own.prompt([Turn("user", f"{MARK}\nwhat")], 1) == "user : <image>what assistant : "
+    named = asking({"default": TEXTS, "tools": "no"})
+    assert named.prompt([Turn("user", "what")], 0) == "user : what assistant :"
+
+
+def test_a_chat_template_that_shows_no_image():
+    own = asking("{% for m in messages %}{{ m.role }} {% endfor %}")
+    with pytest.raises(CheckError, match="chat template writes 0 image marks for 1 images"):
+        own.prompt([Turn("user", f"{MARK}\nwhat")], 1)
+
+
+def test_a_chat_template_that_refuses():
+    """What it says is an error of the turns, as with other models, and no traceback."""
+    own = asking("{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + TEXTS)
+    with pytest.raises(DataError, match="refuses these turns: no system turns"):
+        own.prompt([Turn("system", "no"), Turn("user", "what")], 0)
+    assert own.prompt([Turn("user", "what")], 0) == "user : what assistant :"
+
+
+def test_an_answer_of_no_words_is_a_turn_like_others():
+    first = "{% if m.content[0].type == 'image' %}<image>{% endif %}"
+    own = asking("{% for m in messages %}" + first + "{% for c in m.content %}{{ c.text }}{% endfor %};{% endfor %}")
+    turns = [Turn("user", f"{MARK}\nwhat"), Turn("assistant", ""), Turn("user", "yes")]
+    assert own.prompt(turns, 1) == "<image>what;;yes;"
+
+
 def test_a_processor_that_writes_behind_the_option():
     logits_SV, ids_S = torch.zeros(4, 9), torch.tensor([3, 4, 5, 6])
     assert likelihood(logits_SV, ids_S, [5, 6]) == pytest.approx(-2 * torch.tensor(9.0).log().item())
