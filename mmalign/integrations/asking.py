@@ -22,6 +22,11 @@ from mmalign.llms.rendering import render
 from mmalign.vision.picture import rgb
 
 Images = Sequence[Any]  # PIL images
+# Whatever a model's generation_config says besides, such as a penalty for repetitions, stays as it is.
+GREEDY: dict[str, Any] = {
+    "do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+}  # fmt: skip
 
 
 class Asking:
@@ -93,19 +98,19 @@ class Asking:
             some = list(group)
             inputs = self.inputs([texts[n] for n in some], [images[n] for n in some])
             out = self.parts.model.generate(
-                **inputs, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_new_tokens=most,
-                pad_token_id=self.chat.pad,
-            )  # fmt: skip
+                **inputs, **GREEDY, max_new_tokens=most, pad_token_id=self.chat.pad, tokenizer=self.parts.tokenizer
+            )
             ends = self._ends()
             for n, ids in zip(some, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-                own = _until(ids, ends)
+                own = _until(ids, ends, self.chat.pad)
                 written[n] = (self.chat.text(own), len(own) >= most and own[-1] not in ends)
         return [written[n] for n in range(len(texts))]
 
     def _ends(self) -> set[int]:
+        """What the model ends an answer with: of its own saying, else its tokenizer's."""
         own = self.parts.model.generation_config.eos_token_id
-        several = own if isinstance(own, (list, tuple)) else [own]
-        return {i for i in (*several, self.parts.tokenizer.eos_token_id) if i is not None}
+        own = self.parts.tokenizer.eos_token_id if own is None else own
+        return {i for i in (own if isinstance(own, (list, tuple)) else [own]) if i is not None}
 
     def likelihoods(self, rows: Sequence[tuple[str, Images, str]]) -> list[float]:
         """Of (prompt, images, option): the sum of the log-probabilities of the option's tokens behind the prompt."""
@@ -135,7 +140,10 @@ def _listed(text: str) -> list[dict[str, str]]:
     return content or [{"type": "text", "text": ""}]
 
 
-def _until(ids: list[int], ends: set[int]) -> list[int]:
+def _until(ids: list[int], ends: set[int], pad: int) -> list[int]:
     """What was written before a row waited for the others, the end with it."""
     first = next((n for n, i in enumerate(ids) if i in ends), len(ids))
-    return ids[: first + 1]
+    own = ids[: first + 1]
+    while own and own[-1] == pad and pad not in ends:  # it ended without a token, as with a string that stops it
+        own.pop()
+    return own

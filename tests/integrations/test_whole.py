@@ -218,6 +218,68 @@ def test_a_model_without_a_chat_format_reads_the_text_as_it_is():
     assert vlm.ask("what is this ?", image, 8) == by_transformers(vlm, "what is this ?", [image])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 3.0},
+        {"no_repeat_ngram_size": 1},
+        {"do_sample": True, "temperature": 9.0, "top_k": 3, "top_p": 0.9},
+        {"eos_token_id": [40, 41, 42, 43, 44, 45], "min_new_tokens": 3},
+        {"eos_token_id": list(range(30, 50))},
+        {"num_return_sequences": 3, "do_sample": True},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_what_the_models_generation_config_says(settings, monkeypatch):
+    """It is heard, but for sampling; in a batch as alone."""
+    vlm, bench = model_of("qwen2_5_vl"), Quiz()
+    bench.max_new_tokens = 8
+    plain = {q.id: text for q, text in vlm.answers(bench, bench.questions(), 1)}
+    for name, value in settings.items():
+        monkeypatch.setattr(vlm.whole.generation_config, name, value)
+    one, four = ({q.id: text for q, text in vlm.answers(bench, bench.questions(), batch)} for batch in (1, 4))
+    assert one == four
+    assert {n: type(text) for n, text in one.items()} == {n: type(text) for n, text in four.items()}
+    assert (one == plain) == ("do_sample" in settings)
+    monkeypatch.setattr(vlm.whole.generation_config, "num_return_sequences", 1)
+    question = bench.questions()[3]
+    assert one[question.id] == by_transformers(vlm, question.text, [bench.image(0)], 8)
+
+
+def test_the_model_says_what_an_answer_ends_with(monkeypatch):
+    """Not the tokenizer, whose own end may be a word like others to it."""
+    vlm, images = model_of("qwen2_5_vl"), [picture(40, 30)]
+    words = vlm._parts.tokenizer
+    red, ring, end = words.convert_tokens_to_ids(["red", "ring", "<eoi>"])
+    written = [red, words.eos_token_id, ring, end, words.pad_token_id, words.pad_token_id]
+    monkeypatch.setattr(
+        vlm.whole, "generate", lambda input_ids, **_: torch.cat([input_ids, torch.tensor([written])], 1)
+    )
+    prompt = vlm._asking.prompt([Turn("user", f"{MARK}\nwhat")], 1)
+    for ends, said in (([end], "red ring"), (words.eos_token_id, "red"), (None, "red")):
+        monkeypatch.setattr(vlm.whole.generation_config, "eos_token_id", ends)
+        assert vlm._asking.write([prompt], [images], 6) == [(said, False)]
+
+
+def test_answers_that_a_string_ends(monkeypatch):
+    """Behind it rows of a batch wait, and are not cut."""
+    vlm, bench = model_of("qwen2_5_vl"), Quiz()
+    said = {q.id: text for q, text in vlm.answers(bench, bench.questions(), 1)}
+    word = next(word for text in said.values() for word in text.split()[1:3])
+    monkeypatch.setattr(vlm.whole.generation_config, "stop_strings", [word])
+    one, four = ({q.id: text for q, text in vlm.answers(bench, bench.questions(), batch)} for batch in (1, 9))
+    assert one == four
+    assert {n: type(text) for n, text in one.items()} == {n: type(text) for n, text in four.items()}
+    assert len({type(text) for text in one.values()}) == 2
+
+
+def test_generate_that_returns_more_than_tokens(monkeypatch):
+    vlm, image = model_of("qwen2_5_vl"), picture(40, 30)
+    said = vlm.ask("what is this ?", image, 6)
+    monkeypatch.setattr(vlm.whole.generation_config, "return_dict_in_generate", True)
+    assert vlm.ask("what is this ?", image, 6) == said
+
+
 TEXTS = "{% for m in messages %}{{ m.role + ' : ' + m.content + ' ' }}{% endfor %}assistant :"  # no lists
 WORDS = (  # no images in lists
     "{% for m in messages %}{{ m.role }} : {% if m.content is string %}{{ m.content }}{% else %}"
