@@ -115,8 +115,9 @@ class Asking:
     def likelihoods(self, rows: Sequence[tuple[str, Images, str]]) -> list[float]:
         """Of (prompt, images, option): the sum of the log-probabilities of the option's tokens behind the prompt."""
         inputs = self.inputs([text + option for text, _, option in rows], [images for _, images, _ in rows])
-        logits_RSV = self.parts.model(**inputs, use_cache=False).logits
         options = [self.chat.behind(text, option) for text, _, option in rows]
+        last = self.parts.keep(1 + max(map(len, options)))
+        logits_RSV = self.parts.model(**inputs, **last, use_cache=False).logits
         return [likelihood(*row) for row in zip(logits_RSV, inputs["input_ids"], options, strict=True)]
 
 

@@ -59,6 +59,11 @@ class Parts:
                 return str(own)
         return None
 
+    def keep(self, last: int) -> dict[str, int]:
+        """Logits of the last positions alone, in a forward pass: those of all are gigabytes for a few large images."""
+        takes = inspect.signature(self.model.forward).parameters
+        return {"logits_to_keep": last} if "logits_to_keep" in takes else {}
+
     @property
     def mark(self) -> str:
         """What stands in a text, once for each image, before the processor makes of it as many as there are tokens."""

@@ -181,7 +181,7 @@ class WholeVLM(VLM):
         inputs = self._asking.inputs([self._asking.prompt([Turn("user", MARK)], 1, ready=False)], [[image]])
         deep = [layer for layer in layers if layer]
         with declared.entering(self._parts) as entry, declared.layer_outputs(self._parts, deep) as outputs:
-            self.whole(**inputs, use_cache=False)
+            self.whole(**inputs, **self._parts.keep(1), use_cache=False)
         states = {0: entry.embeds_RSD, **outputs}
         return {layer: _at(states[layer], entry.at_RS) for layer in layers}
 

@@ -115,6 +115,19 @@ def test_the_likeliest_option(family):
     assert len(set(one.values())) > 1
 
 
+def test_logits_are_made_where_they_are_wanted():
+    """Those of every position of some large images would be gigabytes."""
+    vlm, bench, sizes = model_of("qwen2_5_vl"), Quiz(options=("red", "a blue ring")), []
+    hook = vlm.whole.lm_head.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
+    try:
+        vlm.visual_tokens(picture(40, 30))
+        assert set(sizes) == {1}
+        list(vlm.answers(bench, bench.questions(), 4))
+        assert set(sizes) <= {1, 2, 4}
+    finally:
+        hook.remove()
+
+
 @and_more
 def test_what_is_seen_inside(family):
     """Visual tokens and hidden states of an image, alone in a user's turn, caught by hand."""
