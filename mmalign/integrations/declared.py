@@ -27,7 +27,7 @@ class Parts:
     """A model and its processor, taken apart; every module is the model's own, shared.
 
     image_id: the token that stands once for each visual token. language_model: is handed `inputs_embeds`. layers: its
-    decoder layers; norm: behind the last. head: hidden states to logits. depth: L. dim: D.
+    decoder layers. head: hidden states to logits. depth: L. dim: D.
     """
 
     model: Any
@@ -179,7 +179,7 @@ def entering(parts: Parts) -> Iterator[Entry]:
 def layer_outputs(parts: Parts, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """{layer: hidden_RSD} of each forward pass inside the `with`, with gradient; layers 1 .. L.
 
-    As transformers' hidden_states has them: the last is what the final norm makes of it.
+    As transformers' hidden_states has them: the last is what the language model returns, behind its final norm.
     """
     seen: dict[int, Tensor] = {}
 
@@ -189,8 +189,7 @@ def layer_outputs(parts: Parts, layers: Sequence[int]) -> Iterator[dict[int, Ten
 
         return hook
 
-    last = getattr(parts.language_model, "norm", parts.layers[-1])
-    sources = {n: last if n == parts.depth else parts.layers[n - 1] for n in layers}
+    sources = {n: parts.language_model if n == parts.depth else parts.layers[n - 1] for n in layers}
     hooks = [module.register_forward_hook(keep(number)) for number, module in sources.items()]
     try:
         yield seen

@@ -87,6 +87,27 @@ def test_visual_tokens_are_what_the_language_model_is_called_with(family):
     assert hooks(model) == before
 
 
+class Oddly(torch.nn.Module):
+    """A language model that calls its final norm something else, as LFM2 does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
+        self.embedding_norm = torch.nn.LayerNorm(4)
+
+    def forward(self, inputs_embeds):
+        return (self.embedding_norm(self.layers[1](self.layers[0](inputs_embeds))),)
+
+
+def test_the_last_layer_is_behind_the_final_norm_whatever_its_name():
+    lm, embeds_RSD = Oddly(), torch.randn(1, 3, 4)
+    parts = declared.Parts(None, None, 0, lm, lm.layers, None, None)
+    with declared.layer_outputs(parts, [1, 2]) as layers:
+        (out_RSD,) = lm(embeds_RSD)
+    assert torch.equal(layers[1], lm.layers[0](embeds_RSD))
+    assert torch.equal(layers[2], out_RSD)
+
+
 @family_
 def test_they_carry_the_gradient(family):
     model, processor = made(family)
