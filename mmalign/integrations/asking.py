@@ -42,9 +42,11 @@ class Asking:
         marks = sum(turn.text.count(MARK) for turn in turns)
         if marks != images:
             raise DataError(f"{marks} image marks and {images} images", fix="one mark for each image")
+        for mark in sorted(self.parts.marks - {MARK}):
+            if any(mark in turn.text for turn in turns):
+                what = f"a text has {mark} in it, which stands for an image or another thing shown to this model"
+                raise DataError(what, fix="leave it out")
         own = self.parts.mark
-        if own != MARK and any(own in turn.text for turn in turns):
-            raise DataError(f"a text has {own} in it, which stands for an image to this model", fix="leave it out")
         if self.parts.template is None:
             return "\n".join(turn.text.replace(f"{MARK}\n", MARK).replace(MARK, own) for turn in turns)
         text = self._rendered([{"role": turn.role, "content": self._content(turn.text)} for turn in turns], ready)
@@ -82,13 +84,23 @@ class Asking:
             options["add_special_tokens"] = False
         if any(images):
             pictures = [[rgb(image) for image in own] for own in images]
-            made = self.parts.processor(text=list(texts), images=pictures, **options)
+            made = self._processed(list(texts), pictures, options)
         else:  # some processors want an image
             kinds = "token_type_ids" in self.parts.processor.model_input_names
             made = words(list(texts), return_token_type_ids=kinds, **options)
         made.pop("labels", None)
         tensors = {name: value.to(weight.device) for name, value in made.items() if isinstance(value, Tensor)}
         return {name: value.to(weight.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+
+    def _processed(self, texts: list[str], pictures: list[list[Any]], options: dict[str, Any]) -> Any:
+        try:
+            return self.parts.processor(text=texts, images=pictures, **options)
+        except Exception as err:  # every processor has its own
+            sizes = list(dict.fromkeys(f"{one.width} x {one.height}" for own in pictures for one in own))
+            said = ", ".join(sizes[:8]) + (" ..." if len(sizes) > 8 else "")
+            reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+            what = f"the model's processor refuses a picture, of {said} pixels: {reason}"
+            raise DataError(what, fix="leave it out, or show the model a part of it") from err
 
     def write(self, texts: Sequence[str], images: Sequence[Images], most: int) -> list[tuple[str, bool]]:
         """(greedy answer, whether it was cut) of each prompt; those with as many images are read together."""

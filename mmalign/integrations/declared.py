@@ -69,6 +69,12 @@ class Parts:
         """What stands in a text, once for each image, before the processor makes of it as many as there are tokens."""
         return str(self.processor.image_token)
 
+    @property
+    def marks(self) -> set[str]:
+        """What people's texts cannot say: the marks of what is shown, and the token of an image in its expansion."""
+        own = (getattr(self.processor, name, None) for name in ("image_token", "video_token", "audio_token"))
+        return {str(mark) for mark in (*own, self.tokenizer.convert_ids_to_tokens(self.image_id)) if mark}
+
 
 def parts(model: Any, processor: Any) -> Parts:
     """A model that AutoModelForImageTextToText loads, and its processor. Raises CheckError for the part that lacks,

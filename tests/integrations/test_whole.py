@@ -2,6 +2,7 @@
 in batches as alone, and what is seen inside as hooks written by hand see it."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -15,6 +16,7 @@ from mmalign.integrations import whole
 from mmalign.integrations.asking import likelihood
 from mmalign.integrations.whole import WholeVLM
 from mmalign.pipeline import existing
+from mmalign.vision.picture import rgb
 from tests.integrations import families
 from tests.integrations.test_declared import by_hand, picture
 
@@ -359,9 +361,43 @@ def test_an_answer_that_is_cut_says_so():
     assert any(isinstance(text, Cut) for text in answers)
 
 
-def test_a_text_with_the_models_own_image_mark():
-    with pytest.raises(DataError, match="a text has <boi> in it, which stands for an image"):
-        model_of("gemma3").ask("what is <boi> ?", picture(40, 30))
+@pytest.mark.parametrize(
+    ("family", "mark", "token"), [("gemma3", "<boi>", "<image>"), ("qwen2_5_vl", "<video>", "<image>"),
+        ("gemma3", "<row_1_col_1>", "<row_1_col_1>")],
+)  # fmt: skip
+def test_a_text_with_what_stands_for_an_image(family, mark, token, monkeypatch):
+    """The mark that the processor expands, of videos too, and the token of the expansion."""
+    vlm = model_of(family)
+    parts = replace(vlm._parts, image_id=vlm._parts.tokenizer.convert_tokens_to_ids(token))
+    monkeypatch.setattr(vlm._asking, "parts", parts)
+    with pytest.raises(DataError, match=f"a text has {mark} in it, which stands for an image or another thing"):
+        vlm.ask(f"what is {mark} ?", picture(40, 30))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16", "LA", "F"])
+def test_pictures_of_every_kind(mode):
+    vlm = model_of("qwen2_5_vl")
+    image = picture(40, 30).convert("L" if mode == "I;16" else mode)
+    image = image.convert("I").point(lambda v: v * 256).convert("I;16") if mode == "I;16" else image
+    assert vlm.ask("what is this ?", image, 6) == vlm.ask("what is this ?", rgb(image), 6)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("size", [(1, 1), (60, 1), (1, 60), (3, 40), (40, 3)])
+def test_pictures_of_odd_shapes(family, size):
+    """Read as any other, a colour being a colour and not a line of pixels."""
+    vlm, image = model_of(family), picture(*size)
+    tokens_QD = vlm.visual_tokens(image)[0]
+    assert len(tokens_QD)
+    assert tokens_QD.isfinite().all()
+    assert isinstance(vlm.ask("what is this ?", image, 2), str)
+
+
+def test_a_picture_that_the_processor_refuses():
+    vlm = model_of("qwen2_5_vl")
+    with pytest.raises(DataError, match="refuses a picture, of 201 x 1 pixels: absolute aspect ratio") as error:
+        vlm.ask("what is this ?", picture(201, 1))
+    assert error.value.fix == "leave it out, or show the model a part of it"
 
 
 def test_a_question_with_an_image_mark_in_it():
