@@ -21,6 +21,8 @@ from mmalign.plan.references import paths, targets
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FIX = "a folder runs/train-..., an exported folder, or a hub id such as llava-hf/llava-1.5-7b-hf"
+MERGE = "merge_and_unload() of the model in peft, save_pretrained of that and of its processor"
+OWN_CODE = "one of transformers' own classes, often called ...-hf: code that comes with a checkpoint is not run"
 SEES = "a model with an encoder: a folder runs/train-..., an exported folder, a LLaVA model"
 CAUSAL = re.compile(r"\w+(ForCausalLM|LMHeadModel)")  # classes of language models, in a config.json
 KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", sums.NAME)  # of a repository on the hub
@@ -111,17 +113,20 @@ def exported(place: Path) -> bool:
     for another kind."""
     if (place / "mmalign.json").exists():
         return True
-    if not (place / "config.json").exists():
-        return False
     if _is_original(place):
         original.check(place, _config(place / "config.json"))
         return True
-    kind = _config(place / "config.json").get("model_type")
-    if kind != "llava" and not alone(place) and not whole(place):
+    if (place / original.ADAPTER).exists():  # transformers would load what it names as its base, from elsewhere
+        what = f"{place} holds an adapter of peft, such as LoRA, not a whole model"
+        raise RunError(what, at=str(place / original.ADAPTER), fix=MERGE)
+    if not (place / "config.json").exists():
+        return False
+    config = _config(place / "config.json")
+    if (kind := config.get("model_type")) != "llava" and not alone(place) and not whole(place):
         what = (
             f"{place} is a checkpoint of kind {kind!r}, neither a model of images and text nor a language model alone"
         )
-        raise RunError(what, at=str(place / "config.json"), fix=FIX)
+        raise RunError(what, at=str(place / "config.json"), fix=OWN_CODE if "auto_map" in config else FIX)
     return True
 
 
@@ -140,6 +145,9 @@ def whole(place: Path) -> bool:
         return False
     if not has_weights(place):
         raise RunError(f"{place} is a model without weights", at=str(place), fix="the whole checkpoint")
+    if not any(place.glob("*.safetensors*")):
+        fix = "from_pretrained and save_pretrained in transformers make *.safetensors of them"
+        raise RunError(f"{place} has its weights in pickled files, which are not opened", at=str(place), fix=fix)
     return True
 
 

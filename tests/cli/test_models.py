@@ -174,6 +174,17 @@ def strangers(here) -> Path:
     (here / "llama" / "config.json").write_text('{"model_type": "llama"}')
     (here / "list").mkdir()
     (here / "list" / "config.json").write_text("[1]")
+    (here / "internvl").mkdir()
+    own = {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "auto_map": {"AutoModel": "a.B"}}
+    (here / "internvl" / "config.json").write_text(json.dumps(own | {"vision_config": {}}))
+    (here / "lora").mkdir()
+    (here / "lora" / "adapter_config.json").write_text('{"base_model_name_or_path": "org/name"}')
+    (here / "qwen").mkdir()
+    seeing = {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], "vision_config": {}}
+    (here / "qwen" / "config.json").write_text(json.dumps(seeing))
+    (here / "qwen" / "pytorch_model.bin").touch()
+    shutil.copytree(here / "qwen", here / "both")
+    shutil.copy(here / "lora" / "adapter_config.json", here / "both")
     (here / "broken").mkdir()
     (here / "broken" / "config.json").write_text("{")
     (here / "file.txt").touch()
@@ -193,6 +204,10 @@ def strangers(here) -> Path:
         ("file.txt", "file.txt holds no model", "runs/train-"),
         ("llama", "a checkpoint of kind 'llama', neither a model of images and text nor a language", "runs/train-"),
         ("list", "a checkpoint of kind None, neither a model of images and text nor a language", "runs/train-"),
+        ("internvl", "a checkpoint of kind 'internvl_chat', neither", "code that comes with a checkpoint is not run"),
+        ("lora", "holds an adapter of peft, such as LoRA, not a whole model", "merge_and_unload()"),
+        ("both", "holds an adapter of peft, such as LoRA, not a whole model", "merge_and_unload()"),
+        ("qwen", "qwen has its weights in pickled files, which are not opened", "save_pretrained in transformers"),
         ("broken", "not valid JSON", "damaged"),
     ],
 )
