@@ -8,7 +8,7 @@ Letters: B images, R rows, S positions, Q visual tokens of an image, D width of 
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmalign.benchmarks import Benchmark, Cut, Question
 from mmalign.data import MARK, Turn
@@ -262,26 +263,24 @@ def read(place: str | Path) -> WholeVLM:
     """The model of a folder, in the precision it is stored in. Raises CheckError for a family that it cannot serve,
     before any weight is read, and RunError for what transformers cannot load."""
     source = str(place)
-    config, processor = _loaded(AutoConfig, source), _loaded(AutoProcessor, source)
-    try:
-        with torch.device("meta"):
-            hollow = AutoModelForImageTextToText.from_config(config)
-    except ValueError as err:  # a configuration that stands for no such model
+    config, processor = _loaded(AutoConfig.from_pretrained, source), _loaded(AutoProcessor.from_pretrained, source)
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         what = f"cannot load {source}: a {config.model_type} model is none that answers about images in text"
-        raise RunError(what, at=source, fix=WHOLE) from err
+        raise RunError(what, at=source, fix=WHOLE)
+    with torch.device("meta"):
+        hollow = _loaded(lambda _, **options: AutoModelForImageTextToText.from_config(config, **options), source)
     declared.parts(hollow, processor)
-    model, about = _loaded(
-        AutoModelForImageTextToText, source, dtype="auto", use_safetensors=True, output_loading_info=True
-    )
+    options = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
+    model, about = _loaded(AutoModelForImageTextToText.from_pretrained, source, **options)
     if lacking := sorted(about["missing_keys"]):  # transformers draws them at random
         what = f"cannot load {source}: it lacks {len(lacking)} weights, such as {lacking[0]}"
         raise RunError(what, at=source, fix=WHOLE)
     return WholeVLM(model.eval(), processor)
 
 
-def _loaded(kind: Any, source: str, **options: Any) -> Any:
+def _loaded(how: Callable[..., Any], source: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(source, trust_remote_code=False, **options)
+        return how(source, trust_remote_code=False, **options)
     except Exception as err:  # every library below it has its own
         reason = (str(err).strip() or type(err).__name__).splitlines()[0]
         raise RunError(f"cannot load {source}: {reason}", at=source, fix=WHOLE) from err

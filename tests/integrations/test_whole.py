@@ -461,6 +461,46 @@ def test_what_cannot_be_loaded(tmp_path):
         whole.read(place)
 
 
+def test_a_config_that_makes_no_model(tmp_path):
+    """It is the model's class that says what is wrong, not that there were none."""
+    place = saved("qwen2_5_vl", tmp_path / "model")
+    config = json.loads((place / "config.json").read_text())
+    for name, value, said in (("num_attention_heads", 5, "heads"), ("hidden_act", "jelu", "jelu")):
+        changed(place, text_config={**config["text_config"], name: value})
+        with pytest.raises(RunError, match=f"cannot load {place}: (?!a qwen).*{said}"):
+            mmalign.load(place)
+
+
+def test_a_quantised_checkpoint_without_its_package(tmp_path):
+    place = saved("qwen2_5_vl", tmp_path / "model")
+    changed(place, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(RunError, match=f"cannot load {place}: "):
+        mmalign.load(place)
+
+
+def test_a_processor_with_code_of_its_own(tmp_path):
+    """It is not run, and nobody is asked whether it should be."""
+    place = saved("qwen2_5_vl", tmp_path / "model")
+    changed(place, auto_map={"AutoConfig": "own.Config"}, model_type="own_vl")
+    (place / "own.py").write_text("raise SystemExit('run')")
+    with pytest.raises(RunError, match=f"cannot load {place}: .*custom code"):
+        mmalign.load(place)
+
+
+def test_tied_embeddings(tmp_path):
+    """A head that is not stored, as the embeddings are it, is not lacking."""
+    model, processor = families.make("qwen2_5_vl")
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+    model.tie_weights()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    vlm = mmalign.load(tmp_path / "model")
+    assert vlm.whole.lm_head.weight is vlm.llm.vocabulary()
+    assert vlm.ask("what is this ?", picture(40, 30), 6) == WholeVLM(model, processor).ask(
+        "what is this ?", picture(40, 30), 6
+    )
+
+
 def test_weights_that_lack(tmp_path):
     from safetensors.torch import load_file, save_file
 
