@@ -145,10 +145,10 @@ class WholeVLM(VLM):
         return views[0].frame
 
     def shown(self, image: "Image") -> "Image":
-        """The picture; of one with a grid the part that the grid lies over."""
+        """A copy of the picture; of one with a grid the part that the grid lies over."""
         picture = rgb(image)
         if self.grid is None:
-            return picture
+            return picture.copy()
         width, height = picture.size
         x0, y0, x1, y1 = self.frame(picture.size).region
         return picture.crop((round(x0 * width), round(y0 * height), round(x1 * width), round(y1 * height)))

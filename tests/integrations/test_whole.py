@@ -207,6 +207,14 @@ def test_a_model_of_one_square_has_a_grid(family):
     assert vlm.shown(picture(40, 30)).size == ((30, 30) if family == "llava" else (40, 30))
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "paligemma"])
+def test_a_picture_that_is_shown_is_not_the_users_own(family):
+    """An evaluation makes it small for its report, and the next benchmark may read the same picture."""
+    image = picture(40, 30)
+    model_of(family).shown(image).thumbnail((8, 8))
+    assert image.size == (40, 30)
+
+
 def test_a_talk_with_images():
     """As `mmalign chat` holds one: earlier answers and images are part of the question."""
     vlm = model_of("llava_onevision")
