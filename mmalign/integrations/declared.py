@@ -185,13 +185,18 @@ def entering(parts: Parts) -> Iterator[Entry]:
 def layer_outputs(parts: Parts, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """{layer: hidden_RSD} of each forward pass inside the `with`, with gradient; layers 1 .. L.
 
-    As transformers' hidden_states has them: the last is what the language model returns, behind its final norm.
+    As transformers' hidden_states has them: the last is what the language model returns, behind its final norm. Raises
+    CheckError, in the pass, for a layer with several states of each token (Gemma 3n).
     """
     seen: dict[int, Tensor] = {}
 
     def keep(number: int) -> Any:
         def hook(module: Any, args: Any, out: Any) -> None:
-            seen[number] = out if isinstance(out, Tensor) else out[0]
+            hidden = out if isinstance(out, Tensor) else out[0]
+            if hidden.dim() != 3:
+                what = f"layer {number} makes several states of each token, {tuple(hidden.shape)}"
+                raise CheckError(what, at="layers", fix=f"layer 0, or {parts.depth}, the last")
+            seen[number] = hidden
 
         return hook
 

@@ -108,6 +108,25 @@ def test_the_last_layer_is_behind_the_final_norm_whatever_its_name():
     assert torch.equal(layers[2], out_RSD)
 
 
+class Several(torch.nn.Module):
+    """A layer with several states of each token, of which one goes on, as Gemma 3n has them."""
+
+    def forward(self, hidden_RSD):
+        return torch.stack([hidden_RSD, hidden_RSD])
+
+
+def test_layers_of_several_states():
+    lm, embeds_RSD = Oddly(), torch.randn(1, 3, 4)
+    lm.layers[0] = torch.nn.Sequential(lm.layers[0], Several())
+    parts = declared.Parts(None, None, 0, lm, lm.layers, None, None)
+    with (
+        declared.layer_outputs(parts, [1]),
+        pytest.raises(CheckError, match=r"layer 1 makes several states of each token, \(2, 1, 3, 4\)") as error,
+    ):
+        lm(embeds_RSD)
+    assert error.value.fix == "layer 0, or 2, the last"
+
+
 @family_
 def test_they_carry_the_gradient(family):
     model, processor = made(family)
