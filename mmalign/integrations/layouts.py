@@ -74,9 +74,12 @@ def tokens_of(parts: Parts, size: Size) -> int:
 
 
 def _layout(parts: Parts) -> "Layout":
-    processor = parts.processor
-    declared = {name for one in (processor, processor.image_processor) for name in dir(one) if getattr(one, name, None)}
-    return next((layout for layout, needs in LAYOUTS if needs <= declared), _square)
+    both = (parts.processor, parts.processor.image_processor)
+
+    def declared(name: str) -> bool:
+        return any(getattr(one, name, None) for one in both)
+
+    return next((layout for layout, needs in LAYOUTS if all(map(declared, needs))), _square)
 
 
 RESAMPLED = ("perceiver_config", "qformer_config")  # tokens that are no patches
