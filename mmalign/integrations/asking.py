@@ -124,8 +124,22 @@ class Asking:
         own = self.parts.tokenizer.eos_token_id if own is None else own
         return {i for i in (own if isinstance(own, (list, tuple)) else [own]) if i is not None}
 
+    @cached_property
+    def blank(self) -> str:
+        """What the template puts between the end of a prompt and an answer, where that is white space."""
+        if self.parts.template is None:
+            return ""
+        with suppress(DataError):
+            asked = [Turn("user", ANSWER)]
+            front, talk = self.prompt(asked, 0), self.prompt([*asked, Turn("assistant", ANSWER)], 0, ready=False)
+            between, _, _ = talk.removeprefix(front).partition(ANSWER)
+            return between if talk.startswith(front) and between.isspace() else ""
+        return ""
+
     def likelihoods(self, rows: Sequence[tuple[str, Images, str]]) -> list[float]:
-        """Of (prompt, images, option): the sum of the log-probabilities of the option's tokens behind the prompt."""
+        """Of (prompt, images, option): the sum of the log-probabilities of the option's tokens behind the prompt, as
+        the template has an answer there."""
+        rows = [(text, images, self.blank + option) for text, images, option in rows]
         inputs = self.inputs([text + option for text, _, option in rows], [images for _, images, _ in rows])
         options = [self.chat.behind(text, option) for text, _, option in rows]
         last = self.parts.keep(1 + max(map(len, options)))

@@ -355,6 +355,19 @@ def test_an_answer_of_no_words_is_a_turn_like_others():
     assert own.prompt(turns, 1) == "<image>what;;yes;"
 
 
+def test_an_option_stands_where_an_answer_does(monkeypatch):
+    """Behind the blank that a template such as SmolVLM's puts between `Assistant:` and an answer."""
+    own, read = asking(TEXTS), []
+    assert own.blank == " "
+    inputs = own.inputs
+    monkeypatch.setattr(own, "inputs", lambda texts, images: read.extend(texts) or inputs(texts, images))
+    assert len(own.likelihoods([("assistant :", [], "red"), ("assistant :", [], "blue")])) == 2
+    assert read == ["assistant : red", "assistant : blue"]
+    assert model_of("qwen2_5_vl")._asking.blank == ""
+    assert asking(None).blank == ""
+    assert asking("{% for m in messages %}{{ m.content }}{% endfor %}").blank == ""
+
+
 def test_a_processor_that_writes_behind_the_option():
     logits_SV, ids_S = torch.zeros(4, 9), torch.tensor([3, 4, 5, 6])
     assert likelihood(logits_SV, ids_S, [5, 6]) == pytest.approx(-2 * torch.tensor(9.0).log().item())
