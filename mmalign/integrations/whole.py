@@ -123,6 +123,11 @@ class WholeVLM(VLM):
     # What it is
 
     @property
+    def hf_quantizer(self) -> Any:
+        """Of transformers, where the model is quantised; else None."""
+        return getattr(self.whole, "hf_quantizer", None)
+
+    @property
     def processor(self) -> Any:
         return self._parts.processor
 

@@ -98,7 +98,12 @@ def in_precision(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, T
 
 
 def cast_all(precision: str, *modules: nn.Module | None) -> None:
-    """Every module in the stage's precision."""
+    """Every module in the stage's precision; a model inside one that transformers has quantised stays as it is, for the
+    scales beside weights of 8 bits say nothing of the same weights in 16."""
     for module in modules:
-        if module is not None:
+        if module is None or getattr(module, "hf_quantizer", None) is not None:
+            continue
+        if any(getattr(one, "hf_quantizer", None) is not None for one in module.modules()):
+            cast_all(precision, *module.children())
+        else:
             module.to(DTYPES[precision])

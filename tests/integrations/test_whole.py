@@ -15,7 +15,7 @@ from mmalign.errors import CheckError, DataError, RunError
 from mmalign.integrations import whole
 from mmalign.integrations.asking import likelihood
 from mmalign.integrations.whole import WholeVLM
-from mmalign.pipeline import existing
+from mmalign.pipeline import build, existing
 from mmalign.vision.picture import rgb
 from tests.integrations import families
 from tests.integrations.test_declared import by_hand, picture
@@ -490,6 +490,13 @@ def test_a_config_that_makes_no_model(tmp_path):
         changed(place, text_config={**config["text_config"], name: value})
         with pytest.raises(RunError, match=f"cannot load {place}: (?!a qwen).*{said}"):
             mmalign.load(place)
+
+
+def test_a_quantised_model_is_evaluated_as_it_is(monkeypatch):
+    vlm = WholeVLM(*families.make("qwen2_5_vl"))
+    monkeypatch.setattr(vlm.whole, "hf_quantizer", object(), raising=False)
+    build.cast_all("bf16", vlm)
+    assert {weight.dtype for weight in vlm.parameters()} == {torch.float32}
 
 
 def test_a_quantised_checkpoint_without_its_package(tmp_path):
