@@ -184,12 +184,16 @@ class WholeVLM(VLM):
 
     def _of_image(self, image: "Image", layers: Sequence[int]) -> dict[int, Tensor]:
         """{layer: hidden_QD}"""
-        inputs = self._asking.inputs([self._asking.prompt([Turn("user", MARK)], 1, ready=False)], [[image]])
+        inputs = self._alone(image)
         deep = [layer for layer in layers if layer]
         with declared.entering(self._parts) as entry, declared.layer_outputs(self._parts, deep) as outputs:
             self.whole(**inputs, **self._parts.keep(1), use_cache=False)
         states = {0: entry.embeds_RSD, **outputs}
         return {layer: _at(states[layer], entry.at_RS) for layer in layers}
+
+    def _alone(self, image: "Image") -> dict[str, Any]:
+        """The model's inputs of an image alone in a user's turn."""
+        return self._asking.inputs([self._asking.prompt([Turn("user", MARK)], 1, ready=False)], [[image]])
 
     def states(self, tokens_BQD: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """As of tokens in the place of an image's, one behind the other: where a model gives an image's tokens places
@@ -210,6 +214,8 @@ class WholeVLM(VLM):
     # Answers
 
     def prepared(self, image: "Image") -> Any:
+        """The picture itself. Raises DataError for one that the processor refuses."""
+        self._alone(image)
         return image
 
     @torch.no_grad()

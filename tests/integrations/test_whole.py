@@ -419,6 +419,9 @@ def test_a_picture_that_the_processor_refuses():
     with pytest.raises(DataError, match="refuses a picture, of 201 x 1 pixels: absolute aspect ratio") as error:
         vlm.ask("what is this ?", picture(201, 1))
     assert error.value.fix == "leave it out, or show the model a part of it"
+    with pytest.raises(DataError, match="refuses a picture"):  # before it is part of a talk
+        vlm.prepared(picture(201, 1))
+    assert vlm.prepared(picture(200, 1)).size == (200, 1)
 
 
 def test_a_question_with_an_image_mark_in_it():
