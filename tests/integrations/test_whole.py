@@ -13,7 +13,7 @@ from mmalign.benchmarks import Benchmark, Cut, Question
 from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError, DataError, RunError
 from mmalign.integrations import whole
-from mmalign.integrations.asking import likelihood
+from mmalign.integrations.asking import _until, likelihood
 from mmalign.integrations.whole import WholeVLM
 from mmalign.pipeline import build, existing
 from mmalign.vision.picture import rgb
@@ -275,25 +275,24 @@ def test_the_model_says_what_an_answer_ends_with(monkeypatch):
     words = vlm._parts.tokenizer
     red, ring, end = words.convert_tokens_to_ids(["red", "ring", "<eoi>"])
     written = [red, words.eos_token_id, ring, end, words.pad_token_id, words.pad_token_id]
-    monkeypatch.setattr(
-        vlm.whole, "generate", lambda input_ids, **_: torch.cat([input_ids, torch.tensor([written])], 1)
-    )
+
+    def generate(input_ids, tokenizer, **_):
+        assert tokenizer is words  # a string that ends answers is looked for with it
+        return torch.cat([input_ids, torch.tensor([written])], 1)
+
+    monkeypatch.setattr(vlm.whole, "generate", generate)
     prompt = vlm._asking.prompt([Turn("user", f"{MARK}\nwhat")], 1)
     for ends, said in (([end], "red ring"), (words.eos_token_id, "red"), (None, "red")):
         monkeypatch.setattr(vlm.whole.generation_config, "eos_token_id", ends)
         assert vlm._asking.write([prompt], [images], 6) == [(said, False)]
 
 
-def test_answers_that_a_string_ends(monkeypatch):
-    """Behind it rows of a batch wait, and are not cut."""
-    vlm, bench = model_of("qwen2_5_vl"), Quiz()
-    said = {q.id: text for q, text in vlm.answers(bench, bench.questions(), 1)}
-    word = next(word for text in said.values() for word in text.split()[1:3])
-    monkeypatch.setattr(vlm.whole.generation_config, "stop_strings", [word])
-    one, four = ({q.id: text for q, text in vlm.answers(bench, bench.questions(), batch)} for batch in (1, 9))
-    assert one == four
-    assert {n: type(text) for n, text in one.items()} == {n: type(text) for n, text in four.items()}
-    assert len({type(text) for text in one.values()}) == 2
+def test_a_row_that_waits_for_others():
+    """Behind its end, or behind a string that ended it, where no token says so."""
+    assert _until([5, 2, 3, 3], {2}, pad=3) == [5, 2]
+    assert _until([5, 6, 3, 3], {2}, pad=3) == [5, 6]
+    assert _until([5, 3, 3], {3}, pad=3) == [5, 3]
+    assert _until([5, 6], {2}, pad=3) == [5, 6]
 
 
 def test_generate_that_returns_more_than_tokens(monkeypatch):
@@ -404,7 +403,7 @@ def test_pictures_of_every_kind(mode):
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-@pytest.mark.parametrize("size", [(1, 1), (60, 1), (1, 60), (3, 40), (40, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (60, 1), (3, 40)])
 def test_pictures_of_odd_shapes(family, size):
     """Read as any other, a colour being a colour and not a line of pixels."""
     vlm, image = model_of(family), picture(*size)
