@@ -54,7 +54,7 @@ class LanguageModel(LLM):
         self.context = int(getattr(self.body.config, "max_position_embeddings", None) or LLM.context)
         words = parts.tokenizer
         self.chat = Chat("the model", parts.template or "{{ messages[-1].content }}", copy.deepcopy(words))
-        self.chat.mark = parts.image_id
+        self.chat.tokenizer, self.chat.mark = words, parts.image_id  # our own mark, added to the copy, is no token here
 
     @property
     def body(self) -> Any:

@@ -4,9 +4,13 @@ in batches as alone, and what is seen inside as hooks written by hand see it."""
 import json
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 import mmalign
 from mmalign.benchmarks import Benchmark, Cut, Question
@@ -17,6 +21,7 @@ from mmalign.integrations.asking import _until, likelihood
 from mmalign.integrations.whole import WholeVLM
 from mmalign.pipeline import build, existing
 from mmalign.vision.picture import rgb
+from mmalign.vlm.vocabulary import among_tokens
 from tests.integrations import families
 from tests.integrations.test_declared import by_hand, picture
 
@@ -166,6 +171,18 @@ def test_the_nearest_words(family):
     assert (words.grid is not None) == (family in SQUARES)
     assert 0 <= words.ceiling[2] <= 1
     assert "<html" in words.html()
+
+
+def test_our_own_mark_is_no_word_of_a_model_that_has_another():
+    """Its id would be one of the rows behind the vocabulary, which nobody trained."""
+    own = {"<unk>": 0, "</s>": 1, "<pad>": 2, "<img>": 3, "red": 4, "ring": 5}
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(own, unk_token="<unk>")), eos_token="</s>", pad_token="<pad>"
+    )
+    processor = SimpleNamespace(tokenizer=words, chat_template=families.TEMPLATE.replace("MARK", "<img>"))
+    llm = whole.LanguageModel(replace(model_of("qwen2_5_vl")._parts, processor=processor, image_id=3))
+    assert among_tokens(llm, llm.vocabulary()).number_T.tolist() == [0, 1, 2, 4, 5]
+    assert words.get_vocab() == own
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
