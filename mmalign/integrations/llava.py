@@ -18,7 +18,7 @@ from mmalign.io import files, sums, yaml
 from mmalign.llms import plain
 from mmalign.pipeline.original import check, is_original
 from mmalign.plan.cards import Card
-from mmalign.vision.hf import HFVision
+from mmalign.vision.hf import ARCHITECTURES, HFVision
 from mmalign.vlm import folder
 
 log = logging.getLogger(__name__)
@@ -123,12 +123,19 @@ def _read(kind: Any, source: str, **options: Any) -> Any:
         raise RunError(f"cannot load {source}: {reason}", at=source, fix=WHOLE) from err
 
 
+def holds(source: str) -> bool:
+    """Whether mmalign's parts can hold a llava-hf folder; another is asked by its own classes, see whole.py."""
+    return not _refused(_read(AutoConfig, source))
+
+
 def _refused(config: Any) -> str:
     """Why our parts cannot hold a LLaVA model; empty when they can."""
     if config.model_type != "llava":
         return f"it is a {config.model_type}"
     if not isinstance(config.vision_feature_layer, int):
         return f"it reads several layers of its encoder, {config.vision_feature_layer}"
+    if (encoder := config.vision_config.model_type) not in ARCHITECTURES:
+        return f"its encoder is a {encoder}"
     if config.projector_hidden_act not in ("gelu", "linear"):
         return f"its projector has a {config.projector_hidden_act} between its layers"
     if not config.multimodal_projector_bias:

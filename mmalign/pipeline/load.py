@@ -87,10 +87,12 @@ def _of_transformers(place: Path) -> "VLM":
 
 
 def _of_llava(place: Path) -> "VLM":
-    """Taken apart once, and kept until one of its files changes."""
-    from mmalign.integrations.llava import llava
+    """Taken apart once, and kept until one of its files changes; as it is, where that cannot be."""
+    from mmalign.integrations.llava import holds, llava
 
     own = files.read_json(place / "config.json", kind=dict[str, Any])
+    if not original.is_original(own) and not holds(str(place)):
+        return _of_transformers(place)
     others = original.outside(place).values() if original.is_original(own) else ()
     listed = [one for folder in (place, *others) for one in sorted(folder.iterdir())]
     stamps = [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in listed]

@@ -1,6 +1,7 @@
 """Any vision-language model of transformers through mmalign: answers token for token as its own `generate` gives them,
 in batches as alone, and what is seen inside as hooks written by hand see it."""
 
+import copy
 import json
 from dataclasses import replace
 from functools import cache
@@ -10,13 +11,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 import mmalign
 from mmalign.benchmarks import Benchmark, Cut, Question
 from mmalign.data import MARK, Turn
 from mmalign.errors import CheckError, DataError, RunError
-from mmalign.integrations import whole
+from mmalign.integrations import llava, whole
 from mmalign.integrations.asking import _until, likelihood
 from mmalign.integrations.whole import WholeVLM
 from mmalign.pipeline import build, existing
@@ -477,6 +478,21 @@ def test_a_folder_is_loaded(family, tmp_path):
     assert not vlm.training
     image = picture(40, 30)
     assert vlm.ask("what is this ?", image, 8) == model_of(family).ask("what is this ?", image, 8)
+
+
+def test_a_llava_model_that_our_own_parts_cannot_hold(tmp_path):
+    """As it is, like models of another kind."""
+    model, processor = families.make("llava")
+    config = copy.deepcopy(model.config)
+    config.multimodal_projector_bias = False
+    model = LlavaForConditionalGeneration(config).eval()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    vlm, image = mmalign.load(tmp_path / "model"), picture(40, 30)
+    assert isinstance(vlm, WholeVLM)
+    assert vlm.ask("what is this ?", image, 6) == WholeVLM(model, processor).ask("what is this ?", image, 6)
+    with pytest.raises(RunError, match="cannot import .*: its projector has no bias"):
+        llava.llava(str(tmp_path / "model"), tmp_path / "ours")
 
 
 def test_a_folder_without_weights(tmp_path):
