@@ -36,7 +36,9 @@ def inspect(family, place):
     """Hidden states of an image are those of `output_hidden_states`."""
     model, processor = fresh(family)
     vlm, image = WholeVLM(model, processor), picture(40, 30)
-    inputs = vlm._asking.inputs([vlm._asking.prompt([Turn("user", MARK)], 1, ready=False)], [[image]])
+    text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
+    inputs = processor(text=[text], images=[[image]], return_tensors="pt")
+    inputs.pop("labels", None)
     _, out = by_hand(model, inputs)
     at_S = inputs["input_ids"][0] == model.config.image_token_id
     for layer, hidden_BQD in vlm.hidden_states(image).items():
