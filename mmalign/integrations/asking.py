@@ -103,10 +103,15 @@ class Asking:
             raise DataError(what, fix="leave it out, or show the model a part of it") from err
 
     def write(self, texts: Sequence[str], images: Sequence[Images], most: int) -> list[tuple[str, bool]]:
-        """(greedy answer, whether it was cut) of each prompt; those with as many images are read together."""
-        order = sorted(range(len(texts)), key=lambda n: len(images[n]))
+        """(greedy answer, whether it was cut) of each prompt; those with as many images are read together, but each
+        alone by a model that looks back at its prompt, where padding would count as said before."""
+        apart = self._looks_back()
+
+        def together(n: int) -> tuple[int, int]:
+            return len(images[n]), n if apart else 0
+
         written: dict[int, tuple[str, bool]] = {}
-        for _, group in groupby(order, key=lambda n: len(images[n])):
+        for _, group in groupby(sorted(range(len(texts)), key=together), key=together):
             some = list(group)
             inputs = self.inputs([texts[n] for n in some], [images[n] for n in some])
             out = self.parts.model.generate(
@@ -117,6 +122,11 @@ class Asking:
                 own = _until(ids, ends, self.chat.pad)
                 written[n] = (self.chat.text(own), len(own) >= most and own[-1] not in ends)
         return [written[n] for n in range(len(texts))]
+
+    def _looks_back(self) -> bool:
+        """Whether what was said before is less likely, as the model's generation_config has it."""
+        config = self.parts.model.generation_config
+        return bool(config.no_repeat_ngram_size) or config.repetition_penalty not in (None, 1)
 
     def _ends(self) -> set[int]:
         """What the model ends an answer with: of its own saying, else its tokenizer's."""
@@ -136,6 +146,7 @@ class Asking:
             return between if talk.startswith(front) and between.isspace() else ""
         return ""
 
+    @torch.no_grad()
     def likelihoods(self, rows: Sequence[tuple[str, Images, str]]) -> list[float]:
         """Of (prompt, images, option): the sum of the log-probabilities of the option's tokens behind the prompt, as
         the template has an answer there."""

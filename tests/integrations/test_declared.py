@@ -221,22 +221,22 @@ def test_the_part_that_lacks_is_named(monkeypatch, change, what):
         declared.parts(model, processor)
 
 
-def test_what_the_message_says_to_write_is_enough(monkeypatch):
+def test_what_the_message_says_to_write_is_enough():
     """A class that says less of itself than transformers' own."""
-    model, processor = made("gemma3")
+    model, processor = families.make("gemma3")
     lm, head, image_id = model.get_decoder(), model.lm_head, model.config.image_token_id
     for lacking, mend in (
         ("image_token_id", "model.config.image_token_id = "), ("get_decoder", "model.get_decoder = lambda: "),
         ("get_output_embeddings", "model.get_output_embeddings = lambda: "),
     ):  # fmt: skip
         owner = model.config if lacking == "image_token_id" else model
-        monkeypatch.setattr(owner, lacking, None)
+        setattr(owner, lacking, None)
         with pytest.raises(CheckError, match=lacking) as error:
             declared.parts(model, processor)
         assert error.value.fix.startswith(mend)
         assert "mmalign.supervise" in error.value.fix
         own = {"image_token_id": image_id, "get_decoder": lambda: lm, "get_output_embeddings": lambda: head}[lacking]
-        monkeypatch.setattr(owner, lacking, own)
+        setattr(owner, lacking, own)
         assert declared.parts(model, processor).head is head
 
 
