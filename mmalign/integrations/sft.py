@@ -46,7 +46,7 @@ def fused(terms: Mapping[str, Any]) -> Fused:
 def scores(logits_NV: Tensor, token_N: Tensor) -> dict[str, Tensor]:
     """Of the trained tokens: how many there are, the entropy of what is predicted, and how many are predicted right."""
     entropy, right = torch.zeros((), device=logits_NV.device), torch.zeros((), device=logits_NV.device)
-    for part_NV, own_N in zip(logits_NV.split(ROWS), token_N.split(ROWS), strict=True):
+    for part_NV, own_N in zip(torch.split(logits_NV, ROWS), torch.split(token_N, ROWS), strict=True):
         logp_NV = part_NV.float().log_softmax(-1)
         entropy -= (logp_NV.exp() * logp_NV).sum()
         right += (part_NV.argmax(-1) == own_N).sum()

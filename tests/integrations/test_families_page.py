@@ -49,7 +49,8 @@ def stepped(model, processor, objectives):
     """One step of plain gradient descent; the terms."""
     labels = labeller() if "sea" in objectives else None
     supervised = mmalign.supervise(model, processor, objectives, labels=labels)
-    terms = supervised(**labelled(model, processor, SOME))
+    sizes = torch.tensor([size[::-1] for _, own in SOME for size in own])  # of a picture in tiles: where they lie
+    terms = supervised(**labelled(model, processor, SOME), picture_sizes=sizes)
     terms["loss"].backward()
     torch.optim.SGD([p for p in supervised.parameters() if p.requires_grad], lr=1e-3).step()
     return {name: term.item() for name, term in terms.items()}
