@@ -54,7 +54,7 @@ def plan(nodes: Sequence[Node], notes: Sequence[str], devices: int, as_json: boo
         dump({"recipe": nodes[0].recipe.name, "devices": devices, "stages": rows, "notes": notes})
         return
     recipe = nodes[0].recipe
-    parts = [p.card for p in (recipe.model.vision, recipe.model.adapter, recipe.model.llm) if p]
+    parts = [p.card for p in (recipe.model.vision, recipe.model.adapter, recipe.model.llm, recipe.model.vlm) if p]
     out.print(f"{recipe.name}   {' + '.join(parts)}\n", style="bold")
     stages = table("", "stage", "kind", "what", "reads", "folder")
     for row in rows:

@@ -271,22 +271,33 @@ def _at(hidden_RSD: Tensor | None, at_RS: Tensor) -> Tensor:
 
 
 def read(place: str | Path) -> WholeVLM:
-    """The model of a folder, in the precision it is stored in. Raises CheckError for a family that it cannot serve,
-    before any weight is read, and RunError for what transformers cannot load."""
+    """The model of a folder, see `loaded`."""
+    model, processor = loaded(place)
+    return WholeVLM(model, processor)
+
+
+def loaded(place: str | Path) -> tuple[Any, Any]:
+    """(model, processor) of a folder or hub id, in the precision it is stored in. Raises CheckError for a family that
+    it cannot serve, before any weight is read, and RunError for what transformers cannot load."""
+    source, processor = str(place), hollow(place).processor
+    options = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
+    model, about = _loaded(AutoModelForImageTextToText.from_pretrained, source, **options)
+    if lacking := sorted(about["missing_keys"]):  # transformers draws them at random
+        what = f"cannot load {source}: it lacks {len(lacking)} weights, such as {lacking[0]}"
+        raise RunError(what, at=source, fix=WHOLE)
+    return model.eval(), processor
+
+
+def hollow(place: str | Path) -> Parts:
+    """The parts of the model of a folder or hub id, without its weights. Raises as `loaded` does."""
     source = str(place)
     config, processor = _loaded(AutoConfig.from_pretrained, source), _loaded(AutoProcessor.from_pretrained, source)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         what = f"cannot load {source}: a {config.model_type} model is none that answers about images in text"
         raise RunError(what, at=source, fix=WHOLE)
     with torch.device("meta"):
-        hollow = _loaded(lambda _, **options: AutoModelForImageTextToText.from_config(config, **options), source)
-    declared.parts(hollow, processor)
-    options = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
-    model, about = _loaded(AutoModelForImageTextToText.from_pretrained, source, **options)
-    if lacking := sorted(about["missing_keys"]):  # transformers draws them at random
-        what = f"cannot load {source}: it lacks {len(lacking)} weights, such as {lacking[0]}"
-        raise RunError(what, at=source, fix=WHOLE)
-    return WholeVLM(model.eval(), processor)
+        model = _loaded(lambda _, **options: AutoModelForImageTextToText.from_config(config, **options), source)
+    return declared.parts(model, processor)
 
 
 def _loaded(how: Callable[..., Any], source: str, **options: Any) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +22,9 @@ from mmalign.plan.cards import Card
 from mmalign.vision import Vision
 from mmalign.vlm.model import VLM
 
+if TYPE_CHECKING:
+    from mmalign.integrations.checkpoint import Checkpoint
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,6 +37,8 @@ def vlm(task: Task) -> VLM:
         model: VLM = building.build(task.cards[WHOLE])
         return model
     trained, runs = weights.places(task), task.folder.parent
+    if "vlm" in task.cards:
+        return _whole(task.cards["vlm"], trained, runs)
     with weights.verified(runs, trained.values()):
         if "vision" not in task.cards:
             return VLM(None, None, llm(task, trained, runs))
@@ -44,6 +50,15 @@ def vlm(task: Task) -> VLM:
         if "adapter" in trained:
             adapter.load_state_dict(_weights(runs / trained["adapter"]))
     return VLM(encoder, adapter, language)
+
+
+def _whole(card: Card, trained: Mapping[str, str], runs: Path) -> VLM:
+    """A whole model of transformers, with the weights of its parts that stages trained."""
+    with weights.verified(runs, trained.values()):
+        model: Checkpoint = building.build(card)
+        for place in trained.values():
+            model.put(_weights(runs / place))
+    return model
 
 
 def _weights(place: Path) -> dict[str, Tensor]:
@@ -71,6 +86,8 @@ def vision(task: Task, role: str, trained: Mapping[str, str], runs: Path) -> Vis
 def _same(task: Task, role: str) -> bool:
     """Whether a role's encoder is the model's own, so that it takes the weights a stage trained for it."""
     own = task.cards.get("vision")
+    if "vlm" in task.cards:
+        return False
     return role.partition(".")[0] == "vision" or own is None or own.name == task.cards[role].name
 
 

@@ -49,16 +49,18 @@ def find(spec: str) -> Path | str:
     """Where a checkpoint lies: the folder of a training stage, an exported one, or one of a language model alone; a hub
     id and the name of a language model's card come back as they are.
 
-    spec: one of these, the folder of an export stage, or a folder of runs, which means the newest model in it. Raises
-    RunError for anything else; nothing heavy is loaded and nothing is fetched.
+    spec: one of these, the name of a whole model's card, the folder of an export stage, or a folder of runs, which
+    means the newest model in it. Raises RunError for anything else; nothing heavy is loaded and nothing is fetched.
     """
     place = Path(spec)
     if not files.exists(place):
-        llms = [] if "/" in spec else Registry().names("llms")
+        llms, vlms = ([] if "/" in spec else Registry().names(family) for family in ("llms", "vlms"))
+        if spec in vlms:
+            return find(str(Registry().card("vlms", spec).args["checkpoint"]))
         if spec in llms or (HUB.fullmatch(spec) and not place.parent.exists()):
             return spec
         beside = [str(p) for p in place.parent.glob("*") if p.is_dir()] if place.parent.is_dir() else []
-        near = difflib.get_close_matches(spec, llms, n=1) or beside
+        near = difflib.get_close_matches(spec, [*llms, *vlms], n=1) or beside
         raise RunError(f"no checkpoint {spec}", at=spec, fix=suggest(spec, near) if near else FIX)
     if (place / "stage.yaml").exists():
         return _of_stage(place.resolve())
@@ -274,7 +276,9 @@ def _of_parent(stored: Task, stage: Stage, registry: Registry) -> Node:
 
 def parts(stored: Task, registry: Registry) -> dict[str, Card]:
     """The cards of a trained model; a CardError for a class that the registry does not know, see plan/trust.py."""
-    own = {role: card for role, card in stored.cards.items() if role.split(".")[0] in ("vision", "adapter", "llm")}
+    own = {
+        role: card for role, card in stored.cards.items() if role.split(".")[0] in ("vision", "adapter", "llm", "vlm")
+    }
     return {role: building.own(card, registry) for role, card in own.items()}
 
 

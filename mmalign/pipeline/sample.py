@@ -45,6 +45,8 @@ def look(nodes: Sequence[Node]) -> list[str]:
     """
     jobs: dict[str, Node] = {}
     for node in nodes:
+        if "vlm" in node.cards:  # whose rows its own processor makes, while it trains
+            continue
         if isinstance(node.stage, (Train, Language)) and not node.done and _in_files(node.cards["data"]):
             job = json.dumps(_job(node, node.stage))
             if job not in jobs or _max_bad(node) < _max_bad(

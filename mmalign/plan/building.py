@@ -106,7 +106,7 @@ def target(card: Card) -> Any:
                 raise trust.no_part(card.target, card.family, card.name, card.path)
     part = _imported(card)
     if names:
-        contract = importlib.import_module(f"mmalign.{card.family}")
+        contract = importlib.import_module(trust.home(card.family))
         if not isinstance(part, type) or not issubclass(part, tuple(getattr(contract, name) for name in names)):
             raise trust.no_part(card.target, card.family, card.name, card.path)
     return part

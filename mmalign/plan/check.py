@@ -7,7 +7,7 @@ from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import bounds, files, packaged
 from mmalign.io.texts import read_texts
 from mmalign.io.wordlist import read_words
-from mmalign.plan import checkpoints, definitions, facts, signatures, signs, unused
+from mmalign.plan import checkpoints, definitions, facts, signatures, signs, unused, whole
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.graph import cards_of, named, order, showing
 from mmalign.plan.recipe import BESIDE, Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
@@ -55,13 +55,16 @@ def problems(recipe: Recipe, registry: Registry) -> Iterator[MMAlignError]:
 
 def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
     """Everything that is wrong with a stage of those cards."""
+    yield from whole.parts(recipe, name, stage)
     yield from _needed(recipe, name, stage)
     yield from targets(recipe, name, cards)
     yield from paths(cards)
+    if "vlm" in cards:
+        yield from whole.fits(recipe, name, stage, cards)
     yield from (problem for card in cards.values() for problem in facts.contradicted(card))
     yield from _checkpoints(recipe, name, stage, cards)
     yield from protocols(recipe, name, stage, cards)
-    if isinstance(stage, Evaluate) and "vision" not in cards:
+    if isinstance(stage, Evaluate) and not {"vision", "vlm"} & cards.keys():
         yield from unseen(recipe, name, stage, cards)
     if isinstance(stage, Language) and stage.gate and facts.of(cards["gate"]).get("shows", False):
         what = f"{cards['gate'].name} shows pictures, and this stage trains a language model alone"
@@ -105,7 +108,8 @@ def _problem(recipe: Recipe, stage: str, key: str, what: str, fix: str) -> Check
 def _needed(recipe: Recipe, name: str, stage: Stage) -> Iterator[MMAlignError]:
     """Parts and edges a stage cannot do without."""
     alone = isinstance(stage, Evaluate) and recipe.model.vision is None and recipe.model.adapter is None
-    for part in ("llm",) if alone else stage.parts:
+    whole_model = recipe.model.vlm is not None and "vlm" in stage.parts
+    for part in () if whole_model else ("llm",) if alone else [part for part in stage.parts if part != "vlm"]:
         if getattr(recipe.model, part) is None:
             what = f"stage {name!r} (kind {stage.kind}) has no {part}"
             yield CheckError(what, at=recipe.where("model"), fix=f"model: {{{part}: NAME}}   (mmalign list)")
@@ -257,7 +261,7 @@ def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> I
         yield _problem(recipe, name, "trains", "nothing is trained", "trains: [adapter]")
     if not stage.objectives:
         yield _problem(recipe, name, "objectives", "no objective", "objectives: {lm: 1.0}")
-    bits = cards["llm"].args.get("bits")
+    bits = cards["llm"].args.get("bits") if "llm" in cards else None
     if bits and "llm" in stage.trains and not cards["llm"].args.get("lora"):
         what = f"weights held in {bits} bits cannot learn"
         yield _problem(recipe, name, "trains", what, f"llm: {{args: {{bits: {bits}, lora: 16}}}}")
@@ -345,13 +349,13 @@ def _given(recipe: Recipe, stage: Stage, part: str) -> bool:
 def _objective(
     recipe: Recipe, name: str, stage: Train, cards: dict[str, Card], objective: str
 ) -> Iterator[MMAlignError]:
-    known, adapter = facts.of(cards[f"objectives.{objective}"]), cards["adapter"]
-    needs, keeps = known.get("needs", []), facts.of(adapter).get("keeps_grid", True)
+    known, adapter = facts.of(cards[f"objectives.{objective}"]), cards.get("adapter")
+    needs, keeps = known.get("needs", []), facts.of(adapter).get("keeps_grid", True) if adapter else True
     labels = bool(stage.labels or stage.reads.labels)
-    for what, fix in unmet(objective, needs, known.get("per_patch"), labels, keeps, adapter.name):
+    for what, fix in unmet(objective, needs, known.get("per_patch"), labels, keeps, adapter.name if adapter else ""):
         yield _problem(recipe, name, f"objectives.{objective}", what, fix)
     if "layers" in needs:
-        args, llm = cards[f"objectives.{objective}"].args, cards["llm"]
+        args, llm = cards[f"objectives.{objective}"].args, cards["llm" if "llm" in cards else "vlm"]
         for what, fix in filter(None, [bounds.layers(args.get("layers"), llm.facts.get("layers"), llm.name)]):
             yield _problem(recipe, name, f"objectives.{objective}.args.layers", f"{objective}: {what}", fix)
 

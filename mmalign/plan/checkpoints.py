@@ -25,6 +25,7 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "family": ("model_type",),
     },
     "vision": {"dim": ("hidden_size",), "layers": ("num_hidden_layers",)},
+    "vlms": {"family": ("model_type",)},
 }  # fmt: skip
 INSIDE = {"llms": "text_config", "vision": "vision_config"}  # of a configuration of several towers
 

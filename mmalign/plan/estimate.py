@@ -62,9 +62,11 @@ def _train(stage: Train, cards: Mapping[str, Card], devices: int) -> Estimate:
         "adapter": adapter_parameters(cards.get("adapter"), patch, dim),
         "llm": _fact(cards, "llm", "parameters"),
     }
+    if "vlm" in cards:
+        estimate.parameters = {"vlm": _fact(cards, "vlm", "parameters")}
     lora = cards["llm"].args.get("lora") if "llm" in cards else None
     learned = estimate.parameters if lora is None else estimate.parameters | {"llm": lora_parameters(cards["llm"])}
-    sizes = [learned[part] for part in stage.trains]
+    sizes = [learned.get(part) for part in stage.trains]
     estimate.trained = None if None in sizes else sum(size for size in sizes if size)
     text = cards["data"].facts.get("tokens", TEXT)
     estimate.tokens = None if estimate.visual is None else min(stage.max_length, estimate.visual + text)

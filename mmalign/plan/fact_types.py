@@ -70,6 +70,15 @@ class Benchmark(TypedDict, total=False):
     max_new_tokens: Positive
 
 
+class VLM(TypedDict, total=False):
+    family: str  # model_type of transformers
+    dim: Positive
+    layers: Positive
+    parameters: Count
+    patches: bool  # whether it is known where its visual tokens lie in a picture
+    gated: bool  # whether its hub gives it only to who accepts its licence
+
+
 BY_FAMILY = {
     "vision": Vision,
     "adapters": Adapter,
@@ -78,6 +87,7 @@ BY_FAMILY = {
     "objectives": Objective,
     "data": Data,
     "benchmarks": Benchmark,
+    "vlms": VLM,
 }
 
 

@@ -157,7 +157,7 @@ def named(recipe: Recipe, name: str) -> Iterator[tuple[str, str, Part, str]]:
     for number, (role, family, part) in enumerate(stage.named()):
         key = f"bench.{number}" if isinstance(stage, Evaluate) else keys.get(role, role)
         yield role, family, part, f"stages.{name}.{key}"
-    for role, family in (("vision", "vision"), ("adapter", "adapters"), ("llm", "llms")):
+    for role, family in (("vision", "vision"), ("adapter", "adapters"), ("llm", "llms"), ("vlm", "vlms")):
         if role in stage.parts and (part := getattr(recipe.model, role)):
             yield role, family, part, f"model.{role}"
 

@@ -36,9 +36,12 @@ class Part:
 
 @dataclass
 class ModelParts:
+    """Three parts, or a whole model of transformers in their place, whose parts are found in it."""
+
     vision: Part | None = None
     adapter: Part | None = None
     llm: Part | None = None
+    vlm: Part | None = None
 
 
 @dataclass
@@ -195,7 +198,7 @@ class Train(Stage):
     version = 4
     gives = ("weights",)
     takes = ("labels", "weights", "vision", "llm")
-    parts = ("vision", "adapter", "llm")
+    parts = ("vision", "adapter", "llm", "vlm")
 
     def named(self) -> Iterator[tuple[str, str, Part]]:
         yield from super().named()
@@ -220,7 +223,7 @@ class Evaluate(Stage):
     gives = ("scores",)
     takes = ("weights", "vision", "llm")
     seeded = False
-    parts = ("vision", "adapter", "llm")
+    parts = ("vision", "adapter", "llm", "vlm")
 
     def named(self) -> Iterator[tuple[str, str, Part]]:
         for part in self.bench:
@@ -249,7 +252,7 @@ class Export(Stage):
     version = 4  # 2: weights in the precision they were trained in; 3: the model's fit; 4: padding, one begin token
     takes = ("weights", "vision", "llm")
     seeded = False
-    parts = ("vision", "adapter", "llm")
+    parts = ("vision", "adapter", "llm", "vlm")
 
 
 @dataclass

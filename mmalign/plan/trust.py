@@ -20,7 +20,7 @@ from mmalign.plan import definitions, signatures
 
 log = logging.getLogger(__name__)
 
-# family: the classes of `mmalign.<family>` of which a part must be one
+# family: the classes of `mmalign.<family>`, or of the family's home, of which a part must be one
 CONTRACTS: dict[str, tuple[str, ...]] = {
     "vision": ("Vision",),
     "adapters": ("Adapter",),
@@ -29,7 +29,9 @@ CONTRACTS: dict[str, tuple[str, ...]] = {
     "objectives": ("Objective",),
     "data": ("Data",),
     "benchmarks": ("Benchmark", "Probe"),
+    "vlms": ("Checkpoint",),
 }
+HOMES = {"vlms": "mmalign.integrations.checkpoint"}  # where the classes of a family are, if not in `mmalign.<family>`
 OPENERS = ("mmalign.pipeline.load.load", "mmalign.integrations.vllm.VLLM")  # of the family `checkpoints`: no part
 
 
@@ -48,12 +50,17 @@ def allow(family: str, name: str, target: str, at: str) -> None:
 
 def contract(family: str) -> str:
     """`mmalign.benchmarks.Benchmark or Probe`."""
-    return f"mmalign.{family}.{' or '.join(CONTRACTS[family])}"
+    return f"{home(family)}.{' or '.join(CONTRACTS[family])}"
+
+
+def home(family: str) -> str:
+    """The module with the classes of a family."""
+    return HOMES.get(family, f"mmalign.{family}")
 
 
 def of_family(target: str, family: str) -> bool | None:
     """Whether a target is a class of a family, by its text; None where that does not tell. Absent: no such target."""
-    return signatures.descends(target, {f"mmalign.{family}.{name}" for name in CONTRACTS[family]})
+    return signatures.descends(target, {f"{home(family)}.{name}" for name in CONTRACTS[family]})
 
 
 def no_part(target: str, family: str, name: str, at: str) -> RefusedError:

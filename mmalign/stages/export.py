@@ -24,6 +24,7 @@ from mmalign.adapters.mlp import MLP
 from mmalign.data import MARK
 from mmalign.errors import StageError
 from mmalign.integrations import weight_names
+from mmalign.integrations.checkpoint import Checkpoint
 from mmalign.io import files, sums
 from mmalign.llms import plain
 from mmalign.llms.causal import CausalLM
@@ -32,7 +33,7 @@ from mmalign.pipeline import task as tasks
 from mmalign.pipeline.build import DTYPES
 from mmalign.pipeline.task import Task
 from mmalign.plan.recipe import Export, Train
-from mmalign.stages import verify
+from mmalign.stages import export_whole, verify
 from mmalign.training.events import Events
 from mmalign.vision.hf import HFVision, layers
 from mmalign.vlm import folder
@@ -51,11 +52,14 @@ class Exported:
 
 
 def run(task: Task) -> dict[str, Any]:
-    stage, task = cast(Export, task.stage), trained(task)
+    stage = cast(Export, task.stage)
+    task = task if "vlm" in task.cards else trained(task)
     vlm = build.vlm(task)
     target = task.folder / "exported"
     shutil.rmtree(target, ignore_errors=True)
     weights_in = precision(task)
+    if isinstance(vlm, Checkpoint):
+        return _whole(task, vlm, target, weights_in, stage.tolerance)
     exported = export(vlm, task, target, weights_in, stage.tolerance)
     events = Events(task.folder)
     if exported.difference is None:
@@ -67,6 +71,16 @@ def run(task: Task) -> dict[str, Any]:
     measured = {} if exported.difference is None else {"difference": exported.difference}
     fit = vlm.vision.fit if vlm.vision else ""
     return {"metrics": measured, **about, "fit": fit, "exported": str(target.name)}
+
+
+def _whole(task: Task, vlm: Checkpoint, target: Path, weights_in: str, tolerance: float) -> dict[str, Any]:
+    """A whole model as a checkpoint of its own class."""
+    difference = export_whole.export(vlm, target, weights_in, tolerance)
+    events = Events(task.folder)
+    events.say(f"weights in {weights_in}; plain transformers answers as the model does, alone and in a batch")
+    events.say(f"the largest difference of a logit, computed in fp32, is {difference:.2e}")
+    about = {"why_not": "", "note": "", "precision": weights_in, "fit": "", "exported": target.name}
+    return {"metrics": {"difference": difference}, **about}
 
 
 def precision(task: Task) -> str:

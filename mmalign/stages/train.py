@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmalign.data import MARK, Data, Record, cache, order
 from mmalign.errors import CheckError, DataError
+from mmalign.integrations.checkpoint import Checkpoint
 from mmalign.llms.chat import Chat
 from mmalign.objectives import Objective
 from mmalign.pipeline import build, weights
@@ -25,9 +26,10 @@ from mmalign.pipeline.task import Task
 from mmalign.plan import building
 from mmalign.plan.check import unmet
 from mmalign.plan.recipe import Train
-from mmalign.stages import evaluations, watching
+from mmalign.stages import evaluations, watching, whole
 from mmalign.stages.evaluations import Evaluations, Sample
 from mmalign.stages.supply import Supply, supply
+from mmalign.stages.whole import WholeBatch, WholeCollate, WholeSupervised
 from mmalign.training import account, optim
 from mmalign.training.batches import BadSamples, Batches, Collate
 from mmalign.training.engine import Engine, connect, device, world
@@ -50,18 +52,27 @@ def run(task: Task) -> dict[str, Any]:
     events = Events(task.folder, rank)
 
     asked = evaluations.samples(task, stage)
+    if "vlm" in task.cards:
+        whole.known(task)
     vlm, data = build.vlm(task), build.data(task.cards["data"])
-    labels = supply(task, stage, vlm, data, events)
-    model = _supervised(task, stage, vlm, labels, ranks > 1, partial(_texts, data))
-    collate = _collate(task, stage, vlm, data, labels)
-    by_length = _by_length(task, stage, collate) if stage.group_by_length else None
+    model: Supervised
+    collate: Collate | WholeCollate
+    if isinstance(vlm, Checkpoint):
+        model, collate = whole.model(task, stage, vlm, data, events), whole.collate(task, stage, vlm, data)
+    else:
+        labels = supply(task, stage, vlm, data, events)
+        model = _supervised(task, stage, vlm, labels, ranks > 1, partial(_texts, data))
+        collate = _collate(task, stage, vlm, data, labels)
+    by_length = _by_length(task, stage, collate) if stage.group_by_length and isinstance(collate, Collate) else None
     batches = Batches(
         collate, len(data), stage.batch, stage.micro_batch, task.seed, rank, ranks, stage.engine.workers, by_length
     )
     _probe(model, collate)
     _table(model, events)
     steps = stage.steps or batches.steps(stage.epochs)
-    premise = watching.premise(task, stage, model, collate, steps, partial(_texts, data), events)
+    premise = None
+    if isinstance(collate, Collate):
+        premise = watching.premise(task, stage, model, collate, steps, partial(_texts, data), events)
     scores = _evaluations(task, stage, vlm, asked, steps, events) if asked else None
     engine = _engine(stage, model, batches)
 
@@ -75,13 +86,15 @@ def run(task: Task) -> dict[str, Any]:
         events.say(line)
     return {
         "metrics": last,
-        "parts": weights.places(task) | _save(task, stage, engine, vlm),
+        "parts": weights.places(task) | _save(task, stage, engine, model),
         "fit": vlm.vision.fit if vlm.vision else "",
         **told,
     }
 
 
-def _account(task: Task, stage: Train, collate: Collate, steps: int, premise: Premise | None) -> dict[str, Any]:
+def _account(
+    task: Task, stage: Train, collate: Collate | WholeCollate, steps: int, premise: Premise | None
+) -> dict[str, Any]:
     """What was left out and cut, and what is to be warned of."""
     collate.bad.gather()
     told = account.of(task.folder, steps * stage.batch, stage.max_length, collate.bad.all(), collate.data.left_out)
@@ -183,9 +196,9 @@ def _collate(task: Task, stage: Train, vlm: VLM, data: Data, labels: Supply) -> 
     )
 
 
-def _probe(model: Supervised, collate: Collate) -> None:
+def _probe(model: Supervised, collate: Collate | WholeCollate) -> None:
     """One forward pass on one sample: refuse what cannot learn, freeze what no loss reaches."""
-    batch: Batch | None = None
+    batch: Batch | WholeBatch | None = None
     for number in range(min(watching.LOOKED, len(collate.data))):
         batch = collate.batch([number], seed=0)
         if batch.images:
@@ -204,7 +217,8 @@ def _table(model: Supervised, events: Events) -> None:
 
 
 def _engine(stage: Train, model: Supervised, batches: Batches) -> Engine:
-    groups = optim.groups(model.named_parameters(), stage.optim)
+    known = model.names if isinstance(model, WholeSupervised) else None
+    groups = optim.groups(model.named_parameters(), stage.optim, known)
     return Engine(model, groups, stage.optim, stage.engine, stage.precision, stage.micro_batch, batches.passes)
 
 
@@ -227,15 +241,17 @@ def _fit(
     )
 
 
-def _save(task: Task, stage: Train, engine: Engine, vlm: VLM) -> dict[str, str]:
+def _save(task: Task, stage: Train, engine: Engine, model: Supervised) -> dict[str, str]:
     """Trained parts and what objectives own, each in its own place; {part: place relative to the runs folder}."""
     rank, ranks = world()
+    if isinstance(model, WholeSupervised):
+        return whole.save(task, stage, engine, model)
     folder = task.folder / "weights"
     places: dict[str, str] = {}
     for name in [*stage.trains, "objectives"]:
         state = engine.weights(name if name == "objectives" else f"vlm.{name}")
         if state and not rank:
-            _write(name, state, folder, vlm, DTYPES[stage.precision])
+            _write(name, state, folder, model.vlm, DTYPES[stage.precision])
         if state and name != "objectives":
             places[name] = f"{task.folder.name}/weights/{_place(name)}"
     if ranks > 1:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -183,6 +183,12 @@ class Collate:
         return under(words_PK, scores_PK, frame.onto(frame))  # padding has no word, whatever the data says
 
 
+class Collates(Protocol):
+    """What makes passes of records."""
+
+    def batch(self, numbers: Sequence[int], seed: int) -> Any: ...
+
+
 @dataclass
 class Batches:
     """The passes of every step for one rank, prepared ahead by reader threads.
@@ -191,7 +197,7 @@ class Batches:
     pass m of a step belongs to rank m % ranks. order: epoch -> a permutation of the rows; None: a random one.
     """
 
-    collate: Collate
+    collate: Collates
     rows: int
     batch: int
     micro: int
@@ -234,14 +240,14 @@ class Batches:
         seeds = [zlib.crc32(f"{self.seed}/{step}/{m}".encode()) for m in range(self.batch // self.micro)]
         return list(zip(self.numbers(step), seeds, strict=True))[self.rank :: self.ranks]
 
-    def run(self, start: int, steps: int) -> Iterator[list[Batch]]:
+    def run(self, start: int, steps: int) -> Iterator[list[Any]]:
         """The batches of steps start .. steps-1; reading stays two steps ahead."""
         if not self.workers:
             for step in range(start, steps):
                 yield [self.collate.batch(numbers, seed) for numbers, seed in self.of_step(step)]
             return
         with ThreadPoolExecutor(self.workers, thread_name_prefix="reader") as pool:
-            ahead: deque[list[Future[Batch]]] = deque()
+            ahead: deque[list[Future[Any]]] = deque()
             for step in range(start, steps + 2):
                 if step < steps:
                     ahead.append([pool.submit(self.collate.batch, n, seed) for n, seed in self.of_step(step)])

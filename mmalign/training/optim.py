@@ -1,7 +1,7 @@
 """The optimizer of a recipe: parameter groups by part, and the learning rate at every step."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,13 @@ class ParamGroup:
         return {"params": self.params, "lr": 0.0, "weight_decay": self.weight_decay}
 
 
-def groups(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> list[ParamGroup]:
+def groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], optim: Optim, known: Mapping[int, str] | None = None
+) -> list[ParamGroup]:
     """Trained parameters by part of the model, decayed ones (matrices) apart from the rest.
 
-    CheckError for a trained parameter without dimensions.
+    known: names by the id of a parameter, where its own does not tell its part and what it is. CheckError for a trained
+    parameter without dimensions.
     """
     by_kind: dict[tuple[str, bool, bool], ParamGroup] = {}  # (part, is a matrix, muon)
     for name, parameter in named_parameters:
@@ -40,8 +43,9 @@ def groups(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: Optim) -
         if parameter.dim() == 0:
             fix = "give it the shape [1]: DeepSpeed partitions no 0-dimensional tensor"
             raise CheckError(f"the parameter {name} is a 0-dimensional tensor", fix=fix)
-        part, matrix = part_of(name), parameter.dim() > 1
-        muon = optim.name == "muon" and parameter.dim() == 2 and not _is_table(name)
+        full = (known or {}).get(id(parameter), name)
+        part, matrix = part_of(full), parameter.dim() > 1
+        muon = optim.name == "muon" and parameter.dim() == 2 and not _is_table(full)
         lr = getattr(optim, f"lr_{part}", None)
         lr = optim.lr if lr is None else lr
         if muon and optim.lr_muon is not None:

@@ -88,6 +88,11 @@ class VLM(nn.Module):
 
     # Training: which parts learn
 
+    def parameters_of(self, part: str) -> list[nn.Parameter]:
+        """Of one of PARTS; none where the model has it not."""
+        own: nn.Module | None = getattr(self, part)
+        return [] if own is None else list(own.parameters())
+
     def freeze_all_but(self, trained: Iterable[str]) -> None:
         """Only these parts learn; the others stay in eval mode whatever `train` says."""
         self.trained = tuple(trained)

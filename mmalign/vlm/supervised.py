@@ -244,12 +244,14 @@ def reached(loss: Tensor) -> set[int]:
 
 def counts(model: Supervised) -> dict[str, tuple[int, int]]:
     """{part: (parameters, of them trained)}."""
-    parts: dict[str, nn.Module | None] = {name: getattr(model.vlm, name) for name in PARTS}
-    parts["objectives"] = model.objectives if any(True for _ in model.objectives.parameters()) else None
+    vlm = model.vlm
+    there = [name for name in PARTS if getattr(vlm, name) is not None or vlm.parameters_of(name)]
+    parts = {name: vlm.parameters_of(name) for name in there}
+    if own := list(model.objectives.parameters()):
+        parts["objectives"] = own
     return {
-        name: (sum(p.numel() for p in part.parameters()), sum(p.numel() for p in part.parameters() if p.requires_grad))
+        name: (sum(p.numel() for p in part), sum(p.numel() for p in part if p.requires_grad))
         for name, part in parts.items()
-        if part is not None
     }
 
 
@@ -257,8 +259,7 @@ def keep_reached(model: Supervised, terms: Mapping[str, Tensor]) -> None:
     """Refuse a trained part no objective has a gradient path to; freeze the parameters of a part that none reaches."""
     alive = set().union(*(reached(loss) for loss in terms.values() if loss.requires_grad))
     for name in model.vlm.trained:
-        part: nn.Module = getattr(model.vlm, name)
-        if not any(id(p) in alive for p in part.parameters()):
+        if not any(id(p) in alive for p in model.vlm.parameters_of(name)):
             losses = " + ".join(terms)
             fix = f"take {name!r} out of `trains`, or add an objective that reaches it"
             raise CheckError(f"`trains` lists {name!r}, but {losses} gives it no gradient", at="trains", fix=fix)

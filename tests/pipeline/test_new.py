@@ -14,7 +14,8 @@ PACKAGES = [kind for kind in new.KINDS if kind != "recipe"]
 
 
 def test_there_is_a_start_for_every_family():
-    assert {new.KINDS[kind] for kind in PACKAGES} == set(FAMILIES)
+    """But whole models, which are transformers' own: a card is all there is to write."""
+    assert {new.KINDS[kind] for kind in PACKAGES} == set(FAMILIES) - {"vlms"}
 
 
 @pytest.mark.parametrize("kind", PACKAGES)

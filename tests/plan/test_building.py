@@ -141,7 +141,7 @@ def test_a_part_that_is_none_of_its_family_is_refused(family, target):
     with pytest.raises(CardError) as caught:
         building.build(card)
     names = " or ".join(trust.CONTRACTS[family])
-    assert caught.value.what == f"{family} 'odd': {target} is no class of mmalign.{family}.{names}"
+    assert caught.value.what == f"{family} 'odd': {target} is no class of {trust.contract(family)}"
     assert (caught.value.at, caught.value.fix) == ("odd.yaml", f"a {family} part subclasses {names}")
 
 

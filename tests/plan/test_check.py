@@ -298,7 +298,7 @@ def test_an_evaluation_of_a_language_model_alone(here, words):
     alone += "batch: 1, steps: 1}, score: {kind: evaluate, bench: [mmlu, toy-perplexity, toy-lookup]}}}\n"
     (here / "x.yaml").write_text(alone)
     (recipe,) = compose.load("x.yaml", [*words, "stages.score.bench=[toy-perplexity, toy-lookup]"])
-    assert [type(part).__name__ for part in vars(recipe.model).values()] == ["NoneType", "NoneType", "Part"]
+    assert [type(part).__name__ for part in vars(recipe.model).values()] == ["NoneType", "NoneType", "Part", "NoneType"]
     check([recipe])
     (recipe,) = compose.load("x.yaml", [*words, "stages.score.bench=[toy-pope, toy-lookup, toy-alignment]"])
     with pytest.raises(CheckError) as caught:
