@@ -102,7 +102,7 @@ class LanguageModel(LLM):
         return watch.watched(self.body, looks, places)
 
     def vocabulary(self) -> Tensor:
-        embed_VD: Tensor = self.words.weight
+        embed_VD: Tensor = next(self.words.parameters())  # not `.weight`, see CausalLM.vocabulary
         return embed_VD
 
 

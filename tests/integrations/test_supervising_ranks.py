@@ -1,4 +1,4 @@
-"""Supervision by two processes: terms are logged, and weights trained, as by one; under DDP, ZeRO 2, and FSDP."""
+"""Supervision by two processes: terms are logged, and weights trained, as by one; under DDP, ZeRO 2 and 3, and FSDP."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from tests.integrations import families
 from tests.integrations.test_declared import ROWS
 from tests.integrations.test_supervising import BASIC, labelled
 from tests.integrations.test_supervising_trainer import Rows, no_rank, train
+from tests.training.test_basic_zero import partitioned
 
 __all__ = ["no_rank"]
 FAMILY = "qwen2_5_vl"
@@ -102,6 +103,8 @@ def ranks(rank: int, port: int, place: Path) -> None:
     by_trainer(place, "even-two", EVEN, 1e-3, 1, 2)
     by_fsdp(place, "fsdp-two")
     by_zero(place, "zero2-two", 2)
+    engine.config = partitioned(engine.config)  # parameters this small are left whole, unless DeepSpeed is told so
+    by_zero(place, "zero3-two", 3)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -129,7 +132,7 @@ def test_the_trainer_logs_what_one_process_logs(logs, name, rows, lr):
             assert ours[term] == pytest.approx(theirs[term], rel=1e-4), term
 
 
-@pytest.mark.parametrize("name", ["zero2", "fsdp"])
+@pytest.mark.parametrize("name", ["zero2", "zero3", "fsdp"])
 def test_divided_weights_are_trained_as_whole_ones(logs, name):
     if name == "fsdp":
         by_fsdp(logs, "fsdp-one")
