@@ -5,11 +5,7 @@ processor, logits, and greedy answers, alone and in a batch, against what the mo
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +15,11 @@ from torch import Tensor
 
 from mmalign.data import MARK, Turn
 from mmalign.errors import StageError
+from mmalign.integrations.asking import GREEDY
 from mmalign.integrations.checkpoint import Checkpoint
 from mmalign.io import files, sums
 from mmalign.pipeline import build
-from mmalign.stages.verify import pictures
+from mmalign.stages.verify import in_plain_process, pictures
 from mmalign.vlm import folder
 
 TOKENS = 4  # decoded for an answer
@@ -70,7 +67,8 @@ def _asked(vlm: Checkpoint, place: Path, tolerance: float) -> dict[str, Any]:
         (Path(work) / "job.json").write_text(
             json.dumps({**about, "most": TOKENS, "near": max(tolerance, 1e-3)}), encoding="utf-8"
         )
-        return _run(Path(work))
+        where = Path(work)
+        return dict(in_plain_process("verifier_whole.py", where / "job.json", where / "seen.json", place))
 
 
 def _job(vlm: Checkpoint, group: list[tuple[str, list[int]]]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -79,24 +77,10 @@ def _job(vlm: Checkpoint, group: list[tuple[str, list[int]]]) -> tuple[dict[str,
     texts = [asking.prompt([Turn("user", text)], len(seen)) for text, seen in group]
     inputs = asking.inputs(texts, [[images[n] for n in seen] for _, seen in group])
     logits_RV = vlm.whole(**inputs, use_cache=False).logits[:, -1].float()
-    out = vlm.whole.generate(
-        **inputs, do_sample=False, num_beams=1, max_new_tokens=TOKENS, pad_token_id=vlm.llm.chat.pad
-    )
+    out = vlm.whole.generate(**inputs, **GREEDY, max_new_tokens=TOKENS, pad_token_id=vlm.llm.chat.pad)
     answers = out[:, inputs["input_ids"].shape[1] :].tolist()
     tensors = {name: value.cpu() for name, value in inputs.items()} | {"logits_RV": logits_RV.cpu()}
     return {"texts": texts, "answers": answers, "pad": vlm.llm.chat.pad}, tensors
-
-
-def _run(work: Path) -> dict[str, Any]:
-    script = str(Path(__file__).with_name("verifier_whole.py"))
-    command = [sys.executable, "-P", script, str(work / "job.json"), str(work / "seen.json")]
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    ended = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, check=False)
-    with suppress(OSError, ValueError):
-        return dict(json.loads((work / "seen.json").read_text(encoding="utf-8")))
-    said = ended.stderr.strip().splitlines()[-1:] or [""]
-    what = f"the process that checks what is exported ended early (code {ended.returncode}): {said[0][:500]}"
-    raise StageError(what, fix="memory for the weights once more in fp32" if ended.returncode < 0 else "pip check")
 
 
 def _judged(seen: dict[str, Any], target: Path, tolerance: float) -> float:

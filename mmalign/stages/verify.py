@@ -146,16 +146,22 @@ def ask(folders: Sequence[Asked]) -> list[Seen]:
     with tempfile.TemporaryDirectory(prefix="mmalign-") as work:
         place = Path(work)
         (place / "jobs.json").write_text(json.dumps(_jobs(folders, place)), encoding="utf-8")
-        script = str(Path(__file__).with_name("verifier.py"))
-        command = [sys.executable, "-P", script, str(place / "jobs.json"), str(place / "seen.json")]
-        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        ended = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, check=False)
-        with suppress(OSError, ValueError):
-            return list(json.loads((place / "seen.json").read_text(encoding="utf-8")))
+        return list(in_plain_process("verifier.py", place / "jobs.json", place / "seen.json", folders[0].folder))
+
+
+def in_plain_process(script: str, jobs: Path, seen: Path, folder: Path) -> Any:
+    """What a script beside this one writes to `seen` of its `jobs`, in a process that cannot import mmalign, offline.
+
+    A StageError, about the exported folder, where that process ends early."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name(script)), str(jobs), str(seen)]
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    ended = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, check=False)
+    with suppress(OSError, ValueError):
+        return json.loads(seen.read_text(encoding="utf-8"))
     said = ended.stderr.strip().splitlines()[-1:] or [""]
     what = f"the process that checks what is exported ended early (code {ended.returncode}): {said[0][:500]}"
     fix = "memory for the weights once more in fp32" if ended.returncode < 0 else "pip check"
-    raise StageError(what, at=str(folders[0].folder), fix=fix)
+    raise StageError(what, at=str(folder), fix=fix)
 
 
 def _jobs(folders: Sequence[Asked], place: Path) -> dict[str, Any]:

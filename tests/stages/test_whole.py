@@ -362,8 +362,15 @@ def test_a_folder_that_answers_otherwise_is_not_kept(ready, tmp_path, monkeypatc
 
 
 def test_a_process_that_ends_early(ready, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_whole.sys, "executable", "/bin/false")
+    monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(StageError) as caught:
         export_whole.export(ready, tmp_path / "exported", "fp32", 1e-3)
     assert caught.value.what == "the process that checks what is exported ended early (code 1): "
     assert caught.value.fix == "pip check"
+
+
+def test_what_is_answered_is_tokens_whatever_generate_is_set_to_return(ready, monkeypatch):
+    question = [list(export_whole.ASKED)[-1]]
+    plain, _ = export_whole._job(ready, question)
+    monkeypatch.setattr(ready.whole.generation_config, "return_dict_in_generate", True)
+    assert export_whole._job(ready, question)[0] == plain
