@@ -43,6 +43,16 @@ def check(bounds: Bounds, **args: Any) -> None:
         raise CardError(what, at=f"args.{arg}", fix=fix)
 
 
+def layer(value: object, depth: int | None = None, name: str = "the language model") -> tuple[str, str] | None:
+    """(what is wrong, what to try) with the number of one layer, or `last`; depth, name: as for `layers`."""
+    fix = f"layer: last, or 0 (what goes in) to {'the last' if depth is None else depth}"
+    if value == "last":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        return f"layer must be a whole number of at least 0, or last, got {value!r}", fix
+    return (f"layer is {value}, and {name} has {depth}", fix) if depth is not None and value > depth else None
+
+
 def layers(value: object, depth: int | None = None, name: str = "the language model") -> tuple[str, str] | None:
     """(what is wrong, what to try) with a number of first layers; None, which means half of them, is always right.
 

@@ -4,7 +4,7 @@ Letters: B samples, S positions, D width, V vocabulary, N rows.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,7 @@ class LLM(nn.Module):
     chat: "Chat"
     context: int = sys.maxsize
     watchable: bool = False  # whether `watched` shows what the layers make of visual tokens
+    keeps_states: bool = False  # whether `keeping` and `normed` are there
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids, any shape; the model's own module is called, so ZeRO-3 gathers its weight."""
@@ -85,9 +86,13 @@ class LLM(nn.Module):
         raise NotImplementedError
 
     def nll(self, hidden_ND: Tensor, token_N: Tensor, weight_N: Tensor) -> Tensor:
-        """Sum over rows of weight * -log p(token). Scalar, fp32; 0 without rows, the head gone through all the same."""
-        nll_N = F.cross_entropy(self.head(hidden_ND).float(), token_N, reduction="none")
-        return (nll_N * weight_N).sum()
+        """Sum over rows of weight * -log p(token). Scalar, fp32; 0 without rows, the head gone through all the same.
+
+        token_N, weight_N: or (N, T), of T tokens a row.
+        """
+        log_NV = F.log_softmax(self.head(hidden_ND).float(), dim=-1)
+        token_NT, weight_NT = (one if one.dim() == 2 else one[:, None] for one in (token_N, weight_N))
+        return -(log_NV.gather(1, token_NT) * weight_NT).sum()
 
     def decoder(self) -> "Decoder":
         """A fresh reader of rows, bit by bit: what answers are decoded with. One for each batch of prompts."""
@@ -101,6 +106,14 @@ class LLM(nn.Module):
 
     def watched(self, looks: Sequence[Look], places: Places) -> AbstractContextManager["Watch"]:
         """Watch one forward pass: what its layers make of the visual tokens."""
+        raise NotImplementedError
+
+    def keeping(self, layers: Iterable[int]) -> AbstractContextManager[dict[int, Tensor]]:
+        """{layer: hidden_RSD} of one forward pass, with a gradient: of layers 1 to the last but one."""
+        raise NotImplementedError
+
+    def normed(self, hidden_ND: Tensor) -> Tensor:
+        """The final norm, of what the head is to read from a layer before it."""
         raise NotImplementedError
 
     def prepare_training(self) -> None:

@@ -1,6 +1,6 @@
 """Causal language models of transformers: Llama, Vicuna, Mistral, Gemma, Phi-3 and everything built like them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,6 +82,7 @@ class CausalLM(LLM):
         self.vocab = lm.get_input_embeddings().weight.shape[0]
         self.context = int(getattr(config, "max_position_embeddings", self.context))
         self.watchable = isinstance(getattr(lm.base_model, "layers", None), nn.ModuleList)
+        self.keeps_states = self.watchable and isinstance(getattr(lm.base_model, "norm", None), nn.Module)
         self._frequencies = _frequencies(lm)
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
 
@@ -138,6 +139,13 @@ class CausalLM(LLM):
 
     def watched(self, looks: Sequence[Look], places: Places) -> AbstractContextManager[Watch]:
         return watch.watched(self.lm, looks, places)
+
+    def keeping(self, layers: Iterable[int]) -> AbstractContextManager[dict[int, Tensor]]:
+        return watch.keeping(self.lm, layers)
+
+    def normed(self, hidden_ND: Tensor) -> Tensor:
+        normed_ND: Tensor = self.lm.base_model.norm(hidden_ND)
+        return normed_ND
 
     def checkpoint_activations(self) -> None:
         pretrained.recompute(self.lm)

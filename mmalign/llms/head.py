@@ -1,6 +1,6 @@
 """A language model's head, and the loss of its tokens without ever holding rows x vocabulary of many rows.
 
-Letters: N rows (trained tokens), R of them at a time, D width, V vocabulary.
+Letters: N rows (trained tokens, or visual ones), R of them at a time, T tokens of a row, D width, V vocabulary.
 
 Two matrix products cannot be avoided: the logits, and the gradient of the rows; a head that learns needs a third. Rows
 are taken in chunks over the whole vocabulary, so that no product is done twice, and the gradient is made in the forward
@@ -46,26 +46,30 @@ class Head(nn.Linear):
 def nll(hidden_ND: Tensor, embed_VD: Tensor, token_N: Tensor, weight_N: Tensor, softcap: float | None = None) -> Tensor:
     """Sum over rows of weight * -log softmax(hidden E^T)[token]. Scalar, fp32 (fp64 from fp64); 0 without rows.
 
-    softcap: logits become softcap * tanh(logits / softcap) first (Gemma 2, arXiv 2408.00118). Gradients reach the rows
-    and E, weights are constants.
+    token_N, weight_N: or (N, T), of T tokens a row for one product with E; what counts 0 may be any token. softcap:
+    logits become softcap * tanh(logits / softcap) first (Gemma 2, arXiv 2408.00118). Gradients reach the rows and E,
+    weights are constants.
     """
-    loss: Tensor = _Nll.apply(hidden_ND, embed_VD, token_N, weight_N, softcap)
+    token_NT, weight_NT = (one if one.dim() == 2 else one[:, None] for one in (token_N, weight_N))
+    loss: Tensor = _Nll.apply(hidden_ND, embed_VD, token_NT, weight_NT, softcap)
     return loss
 
 
 class _Nll(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, embed_VD: Tensor, token_N: Tensor, weight_N: Tensor, softcap: float | None
+        ctx: Any, hidden_ND: Tensor, embed_VD: Tensor, token_NT: Tensor, weight_NT: Tensor, softcap: float | None
     ) -> Tensor:
         rows_ND, embed_VD = hidden_ND.detach().to(embed_VD.dtype), embed_VD.detach()
         of_rows, of_embed = ctx.needs_input_grad[:2]
-        weight_N = weight_N.to(wide(embed_VD[:0]).dtype)
-        total = weight_N.new_zeros(())
+        weight_NT = weight_NT.to(wide(embed_VD[:0]).dtype)
+        scale_N1 = weight_NT.sum(1, keepdim=True)
+        share_NT = weight_NT / torch.where(scale_N1 == 0, 1, scale_N1)
+        total = weight_NT.new_zeros(())
         grad_ND, grad_VD = torch.empty_like(rows_ND) if of_rows else None, None
         for rows in chunks(len(rows_ND), embed_VD, LIMIT, BYTES):
-            scale_R1 = weight_N[rows, None]
-            nll_R, gap_RV = _rows(logits(rows_ND[rows], embed_VD), token_N[rows], softcap)
+            scale_R1 = scale_N1[rows]
+            nll_R, gap_RV = _rows(logits(rows_ND[rows], embed_VD), token_NT[rows], share_NT[rows], softcap)
             total += (nll_R * scale_R1[:, 0]).sum()
             gap_RV = gap_RV.to(embed_VD.dtype)
             if grad_ND is not None:
@@ -85,8 +89,8 @@ class _Nll(torch.autograd.Function):
         return of_rows, of_embed, None, None, None
 
 
-def _rows(logits_RV: Tensor, token_R: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """nll_R, and its gradient to the logits as the head made them: softmax - one hot.
+def _rows(logits_RV: Tensor, token_RT: Tensor, share_RT: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """nll_R, and its gradient to the logits as the head made them: softmax - the tokens' shares, which sum to 1.
 
     Logits are overwritten, and nothing else of their size is made but where they are capped.
     """
@@ -95,11 +99,11 @@ def _rows(logits_RV: Tensor, token_R: Tensor, softcap: float | None) -> tuple[Te
         capped_RV = logits_RV.div_(softcap).tanh_()
         own_RV = capped_RV * softcap
     own_RV -= own_RV.amax(1, keepdim=True)
-    of_token_R = own_RV.gather(1, token_R[:, None])[:, 0]
+    of_tokens_R = (own_RV.gather(1, token_RT) * share_RT).sum(1)
     gap_RV = own_RV.exp_()
     sum_R1 = gap_RV.sum(1, keepdim=True)
     gap_RV /= sum_R1
-    gap_RV[torch.arange(len(token_R), device=token_R.device), token_R] -= 1
+    gap_RV.scatter_add_(1, token_RT, -share_RT)
     if capped_RV is not None:
         gap_RV -= capped_RV.square_().mul_(gap_RV)  # tanh' = 1 - tanh^2
-    return sum_R1[:, 0].log() - of_token_R, gap_RV
+    return sum_R1[:, 0].log() - of_tokens_R, gap_RV

@@ -117,6 +117,28 @@ def watched(lm: Any, looks: Iterable[Look], places: Places) -> Iterator[Watch]:
         yield watch
 
 
+@contextmanager
+def keeping(lm: Any, numbers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """{layer: hidden_RSD} of one forward pass, in its autograd graph: of layers 1 to the last but one.
+
+    Each is taken where the next layer gets it. A layer's own output is no use under activation checkpointing: with the
+    reentrant kind it has no graph inside; with the other, what was computed from it inside would be missing when the
+    layer is run again. Nothing is copied: the backward pass keeps these tensors anyway.
+    """
+    kept: dict[int, Tensor] = {}
+    every = layers(lm)
+    with ExitStack() as stack:
+        for number in numbers:
+
+            def keep(_module: nn.Module, args: Any, options: Any, number: int = number) -> None:
+                kept[number] = args[0] if args else options["hidden_states"]
+
+            # before other hooks: DeepSpeed's wrap what a layer gets, to give its weights away in the backward pass
+            hook = every[number].register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
+            stack.callback(hook.remove)
+        yield kept
+
+
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:

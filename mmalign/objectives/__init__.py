@@ -2,7 +2,7 @@
 
 Letters, here and in every file of this family: B images, H x W = P patches, Q visual tokens of an image (P where the
 adapter keeps the grid), K words kept for a patch, W words in the list, N pairs or tokens, D width of the language
-model, V its vocabulary, L its layers.
+model, V its vocabulary, L its layers, M tokens of captions.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,11 @@ from typing import Any, ClassVar, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
+from mmalign.errors import CheckError
+from mmalign.io import bounds
 from mmalign.llms import Look
 
+Layer = int | Literal["last"]  # 0: what goes into the language model; L and last: behind the final norm
 # patch_N, counted through all images (b * P + p) -> words_NK by number, scores_NK: 0 or less where there is no word.
 # Asked for patch by patch, since labels made in the pass need not be made for patches that nobody draws.
 Labels = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -68,15 +71,24 @@ class Step:
     answer_ND: Tensor  # answers: final hidden states that predict a trained token
     answer_N: Tensor  # answers: the trained tokens' ids
     weight_N: Tensor  # answers: how much each counts
-    head: Callable[[Tensor], Tensor]  # answers: hidden states -> logits over the vocabulary
-    nll: Callable[[Tensor, Tensor, Tensor], Tensor]  # answers: states, ids, weights -> sum of weight * -log p(id)
+    head: Callable[[Tensor], Tensor]  # answers, states: hidden states -> logits over the vocabulary
+    # answers, states: states, ids, weights -> sum of weight * -log p(id); of N rows, one id each or T of them
+    nll: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     labels: Labels  # labels: the words of any patches asked for
     words: Words  # labels: what the numbers mean
 
     refined: dict[Look, Tensor]  # layers: refined_BPD, the visual tokens after the layers of a look, fp32
     shares: dict[Look, Tensor]  # layers: share_BP, how much each token of an image counts; sums to 1
-    vocabulary: Callable[[], AbstractContextManager[Tensor]]  # layers: embed_VD, whole only inside a `with`
+    vocabulary: Callable[[], AbstractContextManager[Tensor]]  # layers, states: embed_VD, whole only inside a `with`
+
+    states: dict[int, Tensor]  # states: {layer: hidden_BPD} of `state_layers`, at the visual tokens, with a gradient
+    normed: Callable[[Tensor], Tensor]  # states: the final norm, which layers before the last lack before `head`
+
+    captions: dict[int, Tensor]  # captions: {layer: hidden_MD}, at the trained tokens beside images, with a gradient
+    caption_id_M: Tensor  # captions: the ids of these tokens
+    caption_M: Tensor  # captions: the sample each of them is in, from 0
+    sample_B: Tensor  # captions: the sample each image is in
 
     def __init__(self, **values: object) -> None:
         self.notes: dict[str, Tensor] = {}
@@ -84,6 +96,14 @@ class Step:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"this step has no {name}; does the objective list it in `needs`?")
+
+    @property
+    def counted_BP(self) -> Tensor:
+        """Whether a token is there and shows picture, as far as that is known."""
+        all_BP = torch.ones(self.visual_BPD.shape[:2], dtype=torch.bool, device=self.visual_BPD.device)
+        seen_BP = vars(self).get("seen_BP")
+        counted_BP = all_BP if seen_BP is None else seen_BP
+        return counted_BP if self.real_BP is None else counted_BP & self.real_BP
 
     def note(self, name: str, value: Tensor | float) -> None:
         """Log a number beside the loss: averaged over the passes of a step and over ranks."""
@@ -95,6 +115,9 @@ class Context:
     """What an objective may know about the model before training: set once, before the first step."""
 
     layers: int = 0  # L
+    dim: int = 0  # D
+    device: torch.device | None = None  # of parameters that are made in `prepare`; None: torch's own choice
+    dtype: torch.dtype = torch.float32
     distributed: bool = False  # whether there are several ranks
     # (k, a file of texts) -> the lens of layers 1 .. k, see `Look`: from hidden states back to input embeddings, fitted
     # on these texts, without a file on the stage's own; None: there is none
@@ -108,11 +131,12 @@ class Objective(nn.Module):
     partitions no 0-dimensional tensor).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()  # of answers, labels, layers
+    needs: ClassVar[frozenset[str]] = frozenset()  # of answers, labels, layers, states, captions
     # True: ranks wait for each other in it (under ZeRO-3 in any module of the model), so a pass without images calls it
     collective: ClassVar[bool] = False
     per_patch: ClassVar[bool] = False  # True: token i must be patch i, so the adapter has to keep the grid
     look: Look | None = None  # layers: what is to be seen of them; set in `prepare`
+    state_layers: tuple[int, ...] = ()  # states, captions: of which layers, 0 to L; set in `prepare`
     unit: ClassVar[Literal["tokens", "images"]] = "images"  # what the mean is over, so that passes average exactly
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -139,7 +163,24 @@ def _where_images(forward: Callable[[Any, Step], Tensor]) -> Callable[[Any, Step
         visual_BPD = vars(step).get("visual_BPD")
         if visual_BPD is None or len(visual_BPD) or self.collective or self.unit != "images":
             return forward(self, step)
-        zero: Tensor = sum((p.float().sum() * 0 for p in self.parameters()), visual_BPD.float().sum())
+        states = [*vars(step).get("states", {}).values()]  # empty ones, but the way back through the layers
+        ways = [*self.parameters(), *states]
+        zero: Tensor = sum((one.float().sum() * 0 for one in ways), visual_BPD.float().sum())
         return zero
 
     return guarded
+
+
+def per_image(counted_BP: Tensor) -> Tensor:
+    """weight_BP with which a sum is the mean over images of the mean over what counts of each.
+
+    An image of which nothing counts adds 0, so that the means of passes, by their images, average to that of a step.
+    """
+    return counted_BP / counted_BP.sum(1, keepdim=True).clamp(min=1) / max(1, len(counted_BP))
+
+
+def numbered(layer: Layer, depth: int) -> int:
+    """The number of a layer of a language model with `depth` of them; CheckError for one that there is not."""
+    if problem := bounds.layer(layer, depth):
+        raise CheckError(problem[0], at="args.layer", fix=problem[1])
+    return layer if isinstance(layer, int) else depth

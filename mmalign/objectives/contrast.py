@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmalign.llms.rows import wide
+
 MAX_SCALE = 100.0  # CLIP's bound on 1/temperature (section 2.5); SEA names none
 
 
 def bounded(log_scale: Tensor) -> Tensor:
-    """1/temperature in fp32, of the logarithm that is learned."""
-    return log_scale.float().exp().clamp(max=MAX_SCALE)
+    """1/temperature in fp32 (fp64 from fp64), of the logarithm that is learned."""
+    return wide(log_scale).exp().clamp(max=MAX_SCALE)
 
 
 def similarities(one_ND: Tensor, other_ND: Tensor, scale: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ def check_llm(make: Callable[[], LLM], folder: Path, reload: Callable[[Path], LL
     _decodes(llm)
     _chats(llm.chat, llm.vocab, answer)
     (_watches if llm.watchable else _not_watched)(llm)
+    if llm.keeps_states:
+        _keeps(llm)
     _learns(make().float())
     _saves(make().eval(), folder, reload)
 
@@ -268,6 +270,23 @@ def _watches(llm: LLM) -> None:
     with llm.watched([attending], places) as watch:
         llm(embeds_BSD, ones_BS)
     _shares(watch.shares[attending])
+
+
+def _keeps(llm: LLM) -> None:
+    """What is kept is what was watched, with a gradient."""
+    embeds_BSD, ones_BS = llm.embed(_ids(llm, 2, 4)).detach().requires_grad_(), torch.ones(2, 4, dtype=torch.long)
+    places = Places(torch.tensor([0, 1]), torch.arange(4).expand(2, 4), torch.ones(2, 4) > 0)
+    every = Look((1.0,) * llm.depth, attention=False)
+    inner = range(1, llm.depth)
+    with llm.watched([every], places) as watch, llm.keeping(inner) as kept:
+        watch.kept = []
+        llm(embeds_BSD, ones_BS)
+    assert sorted(kept) == list(inner), f"keeping() keeps layers {sorted(kept)}, asked for {list(inner)}"
+    for layer, hidden_BSD in kept.items():
+        _same(hidden_BSD, watch.kept[layer - 1], 1e-5, f"layer {layer} is kept otherwise than it is watched")
+        (grad_BSD,) = torch.autograd.grad(hidden_BSD.float().square().sum(), [embeds_BSD], retain_graph=True)
+        assert grad_BSD.any(), f"no gradient goes back from layer {layer}"
+    shape_is(llm.normed(embeds_BSD), (2, 4, llm.dim), embeds_BSD.dtype)
 
 
 def _shares(share_BQ: Tensor) -> None:

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from mmalign.objectives import Context, Objective, Step, Words
 from mmalign.testing.tensors import no_scalars
 
-GRID, DIM, VOCAB, LAYERS, TOKENS = (3, 2), 16, 40, 4, 10
+GRID, DIM, VOCAB, LAYERS, TOKENS, CAPTION = (3, 2), 16, 40, 4, 10, 3
 WORDS = ["star", "ring", "red", "blue", "left", "large", "dog"]
-NEEDS = {"answers", "labels", "layers"}
+NEEDS = {"answers", "labels", "layers", "states", "captions"}
+STATES = {"states", "captions"}
 UNITS = ("tokens", "images")
 
 
@@ -39,7 +40,7 @@ def check_objective(make: Callable[[], Objective]) -> None:
 def _prepared(make: Callable[[], Objective]) -> Objective:
     torch.manual_seed(0)
     objective = make()
-    objective.prepare(Context(layers=LAYERS, distributed=False))
+    objective.prepare(Context(layers=LAYERS, dim=DIM, distributed=False))
     return objective
 
 
@@ -54,6 +55,12 @@ def _declares(objective: Objective) -> None:
     )
     if look is not None:
         assert 0 < len(look.weights) <= LAYERS, f"look has weights of {len(look.weights)} layers, the model {LAYERS}"
+    of, wanted = objective.state_layers, ", ".join(sorted(STATES & objective.needs))
+    assert bool(of) == bool(wanted), (
+        f"state_layers is {of}, and needs lists neither states nor captions" if of
+        else f"needs lists {wanted}, and prepare() sets no state_layers"
+    )  # fmt: skip
+    assert all(0 <= layer <= LAYERS for layer in of), f"state_layers is {of}, the model has layers 0 to {LAYERS}"
 
 
 def step_of(
@@ -77,6 +84,8 @@ def step_of(
         _label(step, images, repeats, labelled)
     if objective.look is not None:
         _see(step, objective, random, images, repeats)
+    if STATES & objective.needs:
+        _keep(step, objective, images * repeats, dtype)
     return step
 
 
@@ -86,18 +95,45 @@ def _generator(seed: int) -> torch.Generator:
 
 def _answer(step: Step, random: torch.Generator, repeats: int, dtype: torch.dtype, answered: bool) -> None:
     count = TOKENS if answered else 0
-    head_VD = torch.randn(VOCAB, DIM, generator=random)
     answer_ND = torch.randn(TOKENS, DIM, generator=random)[:count]
     token_N = torch.randint(0, VOCAB, (TOKENS,), generator=random)[:count]
     step.answer_ND = answer_ND.repeat(repeats, 1).to(dtype).requires_grad_(True)
     step.answer_N, step.weight_N = token_N.repeat(repeats), torch.ones(count).repeat(repeats)
+    _read(step)
+
+
+def _read(step: Step) -> None:
+    """The head, and the loss of tokens under it."""
+    head_VD = torch.randn(VOCAB, DIM, generator=_generator(4))
     step.head = lambda hidden_ND: F.linear(hidden_ND, head_VD.to(hidden_ND.dtype))
 
     def nll(hidden_ND: Tensor, token_N: Tensor, weight_N: Tensor) -> Tensor:
-        logits_NV = step.head(hidden_ND).float()
-        return (F.cross_entropy(logits_NV, token_N, reduction="none") * weight_N).sum()
+        log_NV = step.head(hidden_ND).float().log_softmax(-1)
+        token_NT, weight_NT = (one if one.dim() == 2 else one[:, None] for one in (token_N, weight_N))
+        return -(log_NV.gather(1, token_NT) * weight_NT).sum()
 
     step.nll = nll
+
+
+def _keep(step: Step, objective: Objective, images: int, dtype: torch.dtype) -> None:
+    """Hidden states at visual tokens, and at the tokens of a caption beside each image."""
+    patches = GRID[0] * GRID[1]
+    repeats, generator = max(1, images // 2), _generator(5)
+    _read(step)
+    step.normed = lambda hidden_ND: F.rms_norm(hidden_ND, (DIM,))
+    step.vocabulary = _vocabulary
+    for need, name, rows in (("states", "states", (2, patches)), ("captions", "captions", (2, CAPTION))):
+        if need in objective.needs:
+            each = {layer: torch.randn(*rows, DIM, generator=generator) for layer in objective.state_layers}
+            whole = {layer: one.repeat(repeats, 1, 1)[:images].to(dtype) for layer, one in each.items()}
+            shape = {layer: one if name == "states" else one.flatten(0, 1) for layer, one in whole.items()}
+            setattr(step, name, {layer: one.requires_grad_(True) for layer, one in shape.items()})
+    if "captions" in objective.needs:
+        step.sample_B = torch.arange(images)
+        step.caption_M = step.sample_B.repeat_interleave(CAPTION)
+        step.caption_id_M = torch.randint(0, VOCAB, (max(1, images) * CAPTION,), generator=generator)[
+            : images * CAPTION
+        ]
 
 
 def _label(step: Step, images: int, repeats: int, labelled: bool) -> None:
@@ -113,17 +149,16 @@ def _label(step: Step, images: int, repeats: int, labelled: bool) -> None:
 
 def _see(step: Step, objective: Objective, random: torch.Generator, images: int, repeats: int) -> None:
     """What layers show; a pass without images shows nothing, but takes part in gathering the vocabulary."""
-    embed_VD = torch.randn(VOCAB, DIM, generator=_generator(2))
-
-    @contextmanager
-    def vocabulary() -> Iterator[Tensor]:
-        yield embed_VD
-
-    step.vocabulary = vocabulary
+    step.vocabulary = _vocabulary
     if images and objective.look is not None:
         refined_BPD = torch.randn(2, GRID[0] * GRID[1], DIM, generator=random)[:images].repeat(repeats, 1, 1)
         step.refined = {objective.look: refined_BPD}
         step.shares = {objective.look: torch.rand(refined_BPD.shape[:2], generator=_generator(3)).softmax(-1)}
+
+
+@contextmanager
+def _vocabulary() -> Iterator[Tensor]:
+    yield torch.randn(VOCAB, DIM, generator=_generator(2))
 
 
 def _loss(objective: Objective, step: Step) -> Tensor:
@@ -162,9 +197,12 @@ def _learns(objective: Objective) -> None:
     loss = _loss(objective, step)
     assert loss.requires_grad, "no gradient goes through the loss"
     torch.autograd.backward(loss)
-    reached = [step.visual_BPD.grad] + ([step.answer_ND.grad] if "answers" in objective.needs else [])
+    kept = [hidden.grad for name in STATES for hidden in vars(step).get(name, {}).values()]
+    reached = [step.visual_BPD.grad, *kept] + ([step.answer_ND.grad] if "answers" in objective.needs else [])
     gradients = [gradient for gradient in reached if gradient is not None]
-    assert any(gradient.any() for gradient in gradients), "no gradient reaches the model: visual tokens or answers"
+    assert any(gradient.any() for gradient in gradients), (
+        "no gradient reaches the model: visual tokens, states or answers"
+    )
     assert all(gradient.isfinite().all() for gradient in gradients), "the gradient is not finite"
     dead = [name for name, p in objective.named_parameters() if p.grad is None or not p.grad.any()]
     assert not dead, f"no gradient reaches {', '.join(dead)}"

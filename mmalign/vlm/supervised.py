@@ -21,12 +21,15 @@ from mmalign.labels import LabelSource
 from mmalign.llms import Look, Places
 from mmalign.objectives import Context, Labels, Objective, Step, Words
 from mmalign.vision import Frame, Vision
+from mmalign.vlm import states
 from mmalign.vlm.batch import Batch
 from mmalign.vlm.lens import Lens, lens_of
 from mmalign.vlm.model import PARTS, VLM
 from mmalign.vlm.readout import ceilings, readout
 
 log = logging.getLogger(__name__)
+
+STATES = frozenset({"states", "captions"})  # needs that are met by hidden states with a gradient
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Supervised(nn.Module):
         self.needs = frozenset[str]().union(*(o.needs for o in objectives.values()))
         self._labels = (labels,)  # outside the module: never trained, cast to bf16 or partitioned
         self.looks: tuple[Look, ...] = ()  # what the objectives want to see of the LLM's layers
+        self.layers: tuple[int, ...] = ()  # whose hidden states they want, with a gradient
 
     def freeze_all_but(self, trained: Iterable[str]) -> None:
         """Only these parts of the model, and what the objectives own, learn; the others stay in eval mode."""
@@ -71,9 +75,17 @@ class Supervised(nn.Module):
         def lens(layers: int, place: str | None = None) -> Lens:
             return self._lens(range(1, layers + 1), read_texts(place) if place else texts(), distributed)
 
-        for _, objective in self._objectives():
-            objective.prepare(Context(self.vlm.llm.depth, distributed, lens))
+        llm = self.vlm.llm
+        parts: list[nn.Module] = [part for part in (self.vlm.adapter, llm) if part is not None]
+        weight: Tensor = next((p for part in parts for p in part.parameters()), torch.zeros(()))
+        for name, objective in self._objectives():
+            if objective.needs & STATES and not llm.keeps_states:
+                what = f"{name} needs hidden states with a gradient, which {type(llm).__name__} does not hand out"
+                fix = "a model of a vision encoder, an adapter and a CausalLM; or basic-direction, sea"
+                raise CheckError(what, at=f"objectives.{name}", fix=fix)
+            objective.prepare(Context(llm.depth, llm.dim, weight.device, weight.dtype, distributed, lens))
         self.looks = tuple(dict.fromkeys(o.look for _, o in self._objectives() if o.look is not None))
+        self.layers = tuple(sorted({layer for _, o in self._objectives() for layer in o.state_layers}))
         if self.looks:
             self.vlm.llm.prepare_looks(self.looks)
 
@@ -102,7 +114,7 @@ class Supervised(nn.Module):
             step.seen_BP = self.seen(batch)
         if "labels" in self.needs:
             self._label(step, batch, dense_BPJ)
-        if self.needs & {"answers", "layers"}:
+        if self.needs & {"answers", "layers", *STATES}:
             self._read(step, batch, visual_BQD)
         terms = {name: self._term(objective, step, batch, visual_BQD) for name, objective in self._objectives()}
         return terms, step.notes
@@ -151,18 +163,35 @@ class Supervised(nn.Module):
     def _read(self, step: Step, batch: Batch, visual_BQD: Tensor | None) -> None:
         """Hidden states of the trained tokens only: the head never sees another row."""
         llm = self.vlm.llm
-        places = self.places(batch) if self.looks and batch.images else None
-        with llm.watched(self.looks, places) if places else nullcontext() as seen:
-            hidden_RSD = llm(self.embed(batch, visual_BQD), batch.mask_RS)
-        if self.looks:
+        places = self.places(batch) if (self.looks or self.layers) and batch.images else None
+        embeds_RSD = self.embed(batch, visual_BQD)
+        watched = llm.watched(self.looks, places) if places and self.looks else nullcontext()
+        inner = [layer for layer in self.layers if 0 < layer < llm.depth]
+        keeping = llm.keeping(inner) if inner else nullcontext(dict[int, Tensor]())
+        with watched as seen, keeping as kept:
+            hidden_RSD = llm(embeds_RSD, batch.mask_RS)
+        if self.looks or self.layers:
             step.vocabulary = self.vlm.vocabulary  # a pass without images takes part in gathering it
         if seen is not None:
             step.refined, step.shares = seen.refined, seen.shares
+        if self.layers:
+            ends = {0: embeds_RSD, llm.depth: hidden_RSD}
+            by_layer = {layer: kept[layer] if layer in kept else ends[layer] for layer in self.layers}
+            self._keep(step, batch, by_layer, places or states.no_places(self.vlm.tokens, embeds_RSD.device))
         rows, columns = torch.where(batch.weight_RS[:, 1:] > 0)
         step.answer_ND = hidden_RSD[rows, columns]
         step.answer_N = batch.ids_RS[rows, columns + 1]
         step.weight_N = batch.weight_RS[rows, columns + 1]
         step.head, step.nll = llm.head, llm.nll
+
+    def _keep(self, step: Step, batch: Batch, by_layer: Mapping[int, Tensor], places: Places) -> None:
+        step.normed = self.vlm.llm.normed
+        if "states" in self.needs:
+            step.states = states.at_visual(by_layer, places)
+        if "captions" in self.needs:
+            step.sample_B, step.caption_M, at = states.captions(batch, places)
+            step.caption_id_M = batch.ids_RS[at]
+            step.captions = {layer: hidden_RSD[at] for layer, hidden_RSD in by_layer.items()}
 
     def _label(self, step: Step, batch: Batch, dense_BPJ: Tensor | None) -> None:
         (labels,) = self._labels

@@ -59,6 +59,24 @@ def test_value_and_gradients(rows, dim, vocab, chunk, softcap, dtype, bound, mon
     assert off(embed.grad, embed_.grad) < bound
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_several_tokens_of_a_row_count_as_that_many_rows(softcap):
+    hidden, embed, _, _ = given(6, 8, 11, torch.float64)
+    token, weight = torch.randint(11, (6, 4)), torch.rand(6, 4, dtype=torch.float64)
+    token[:, 1] = token[:, 0]  # the same one twice
+    weight[2, 1:], weight[3] = 0, 0
+    rows_, embed_ = (t.detach().requires_grad_() for t in (hidden, embed))
+    want = sum(nll(rows_, embed_, token[:, t], weight[:, t], softcap) for t in range(4))
+    want.backward()
+    loss = nll(hidden, embed, token, weight, softcap)
+    loss.backward()
+    assert loss.item() == pytest.approx(want.item(), rel=1e-9)
+    assert off(hidden.grad, rows_.grad) < 1e-9
+    assert off(embed.grad, embed_.grad) < 1e-9
+    assert not hidden.grad[3].any()
+    assert nll(hidden[:0], embed, token[:0], weight[:0], softcap) == 0
+
+
 def test_bf16_is_no_further_off_than_whole_fp32_logits():
     """Both round the two products' inputs and outputs to bf16, and nothing else."""
     hidden, embed, token, weight = given(60, 64, 501, torch.bfloat16)

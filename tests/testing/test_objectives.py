@@ -214,7 +214,7 @@ class Ungathered(Kept):
 
 
 BROKEN = {
-    Unknown: "needs names answer; there are answers, labels, layers",
+    Unknown: "needs names answer; there are answers, captions, labels, layers, states",
     Listed: "needs is a list, not a frozenset",
     Unit: "unit is 'patches', not one of tokens, images",
     Blind: r"needs lists layers, and prepare\(\) sets no look",
@@ -232,7 +232,7 @@ BROKEN = {
     InPlace: "it changes step.visual_BPD, which others see too",
     Counting: "the same pass gives another loss",
     Detached: "no gradient goes through the loss",
-    OwnOnly: "no gradient reaches the model: visual tokens or answers",
+    OwnOnly: "no gradient reaches the model: visual tokens, states or answers",
     Spare: "no gradient reaches spare",
     NanGradient: "the gradient is not finite",
     Notes: r"the note 'norms' is \(2, 6\), not a number",

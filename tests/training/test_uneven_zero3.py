@@ -12,12 +12,15 @@ import torch
 import torch.multiprocessing as mp
 
 from mmalign.adapters.mlp import MLP
-from mmalign.data import Truth
 from mmalign.errors import DataError
-from mmalign.labels import LabelSource
 from mmalign.llms.causal import CausalLM
 from mmalign.objectives import Words
+from mmalign.objectives.assignment import Assignment
+from mmalign.objectives.caption_contrast import CaptionContrast
 from mmalign.objectives.lm import NextToken
+from mmalign.objectives.logit_lens import LogitLens
+from mmalign.objectives.next_embedding import NextEmbedding
+from mmalign.objectives.patch_words import PatchWords
 from mmalign.objectives.sea import SEA
 from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
@@ -30,37 +33,23 @@ from mmalign.vision.hf import HFVision
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import PassLabels, Supervised
 from tests import parts, ports
-from tests.objectives.test_basic import Rows
-from tests.training.test_basic_zero import lines, partitioned
+from tests.training.test_basic_zero import Labelled, TruthLabels, lines, partitioned
 
 STEPS = 3
 TRAINS = {"adapter": ["adapter"], "both": ["adapter", "llm"]}
-TERMS = {"lm": Term(1.0, "tokens"), "sea": Term(1.0)}
+TERMS = {
+    "lm": Term(1.0, "tokens"),
+    **{name: Term(1.0) for name in ("sea", "next", "lens", "deep", "words", "captions", "assigned")},
+}
 
 
-class Uneven(Rows):
+class Uneven(Labelled):
     """An image without labels, no image, two images with labels, and a row nobody can read."""
 
     def __getitem__(self, number):
         if number == 3:
             raise DataError("row 3 is broken")
         return super().__getitem__(number)
-
-    def truth(self, reference, frame):
-        (rows, columns) = frame.grid
-        return Truth([() if reference == 0 else (("red", "blue", "star")[n % 3],) for n in range(rows * columns)])
-
-
-class TruthLabels(LabelSource):
-    """The data's words, each with the score 1."""
-
-    needs = "truth"
-    words = ["red", "blue", "star"]
-
-    def given(self, truth):
-        numbers = [self.words.index(words[0]) if words else -1 for words in truth]
-        words_PK = torch.tensor(numbers)[:, None]
-        return words_PK.clamp(min=0), (words_PK >= 0).float()
 
 
 def train(folders: dict[str, Path], place: Path, zero: int, trains: list[str]) -> None:
@@ -71,7 +60,9 @@ def train(folders: dict[str, Path], place: Path, zero: int, trains: list[str]) -
     eye, mouth, source = HFVision(str(folders["clip"])), CausalLM(str(folders["llama"])), TruthLabels()
     pieces = mouth.chat.pieces(source.words)
     words = Words(source.words, torch.tensor([ids[:1] for ids in pieces]), mouth.embed)
-    vlm, objectives = VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth), {"lm": NextToken(), "sea": SEA()}
+    looking = {"next": NextEmbedding(), "lens": LogitLens(), "deep": LogitLens(1), "words": PatchWords()}
+    objectives = {"lm": NextToken(), "sea": SEA(), **looking, "captions": CaptionContrast(), "assigned": Assignment()}
+    vlm = VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth)
     model = Supervised(vlm, objectives, PassLabels(words, source))
     model.prepare(ranks > 1)
     model.freeze_all_but(trains)

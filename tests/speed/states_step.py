@@ -1,0 +1,64 @@
+"""A training step with lm and one more objective against one with lm alone: time and peak memory, of those objectives
+that look at hidden states or at all labelled patches. Labels come from a store.
+
+The model of `basic_step`, the adapter learning; 41,242 words of which each patch has 10. What one costs is reported and
+has no target, but for memory: none may hold patches x vocabulary.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from mmalign.objectives import Objective, Words
+from mmalign.objectives.assignment import Assignment
+from mmalign.objectives.caption_contrast import CaptionContrast
+from mmalign.objectives.lm import NextToken
+from mmalign.objectives.logit_lens import LogitLens
+from mmalign.objectives.next_embedding import NextEmbedding
+from mmalign.objectives.patch_words import PatchWords
+from mmalign.vlm.supervised import PassLabels
+
+from . import Pairs, in_turn
+from ._work import clock, peak
+from .basic_step import GRID, probe
+from .topn import KEEP, WORDS
+
+TARGET = float("inf")
+MEMORY = 1.25  # of lm's step
+TIMES = 3
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "next-embedding": NextEmbedding,
+    "logit-lens": LogitLens,
+    "logit-lens, layer 1": partial(LogitLens, 1),
+    "patch-words": PatchWords,
+    "caption-contrast": CaptionContrast,
+    "assignment": Assignment,
+}
+
+
+def measure() -> dict[str, Pairs]:
+    torch.set_num_threads(1)
+    alone, found = _step({"lm": NextToken()}), dict[str, Pairs]()
+    least = peak(alone)
+    for name, make in OBJECTIVES.items():
+        both = _step({"lm": NextToken(), name: make()})
+        found[f"step lm + {name} / lm"] = in_turn(both, alone, TIMES, clock)
+        found[f"{name}, memory"] = Pairs([peak(both)], [least], MEMORY, "MiB")
+    return found
+
+
+def _step(objectives: dict[str, Objective]) -> Callable[[], None]:
+    """Forward and backward, the gradients thrown away."""
+    model, batch = probe({name.split(",")[0]: objective for name, objective in objectives.items()})
+    device, shape = batch.ids_RS.device, (batch.images, GRID[0] * GRID[1], KEEP)
+    pieces_WT = torch.randint(3, 300, (WORDS, 3), device=device)
+    model._labels = (PassLabels(Words([""] * WORDS, pieces_WT, model.vlm.llm.embed)),)
+    batch.words_BPK, batch.scores_BPK = torch.randint(WORDS, shape, device=device), torch.rand(shape, device=device)
+
+    def step() -> None:
+        terms, _ = model(batch)
+        sum(terms.values()).backward()
+        model.zero_grad()
+
+    return step
