@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.errors import CheckError
-from mmalign.integrations import declared, layouts, sft, shown
+from mmalign.integrations import declared, kept_states, layouts, sft, shown
 from mmalign.integrations.declared import Parts
 from mmalign.integrations.layouts import Size
 from mmalign.integrations.shown import Shown
@@ -81,13 +81,20 @@ class SupervisedWhole(SupervisedModel):
             batch["labels"] = labels
         watched = self.vlm.llm.watched(self.looks, places) if self.looks and tokens else nullcontext()
         whole: Any = self.vlm
-        with declared.entering(self.parts) as entry, watched as watch:
+        keeping = kept_states.keeping(self.parts, self.vlm.llm, self.layers)
+        with declared.entering(self.parts) as entry, watched as watch, keeping as kept:
             out = whole.whole(**batch)
         assert entry.embeds_RSD is not None
         seen_BQ = self._seen(places, tokens, sizes)
         step = self._step(entry.embeds_RSD, places, seen_BQ)
         if watch is not None:
             step.refined, step.shares = watch.refined, watch.shares
+        if self.layers:
+            by_layer = {layer: kept[layer] if layer else entry.embeds_RSD for layer in self.layers}
+            kept_states.hand(step, by_layer, places, self.vlm.llm)
+            if "captions" in self.needs:
+                own_RS = torch.full_like(input_ids, IGNORED) if labels is None else labels
+                kept_states.caption(step, by_layer, places, own_RS)
         on_grids = step
         if "labels" in self.needs:
             pictures = shown.pictures(self.parts, batch, tokens, places.row_B.tolist(), sizes)
@@ -131,7 +138,7 @@ class SupervisedWhole(SupervisedModel):
         step = Step(random=torch.Generator(device=embeds_RSD.device).manual_seed(seed))
         step.real_BP, step.seen_BP, step.vocabulary = places.real_BQ, seen_BQ, self.vlm.vocabulary
         if not len(seen_BQ):
-            step.visual_BPD = embeds_RSD[:0]
+            step.visual_BPD = embeds_RSD[:0, :0]
             return step
         visual_BQD = embeds_RSD[places.row_B[:, None], places.column_BQ]
         step.visual_BPD = visual_BQD.masked_fill(~places.real_BQ[..., None], 0)
@@ -146,6 +153,8 @@ class SupervisedWhole(SupervisedModel):
         assert labels.encoder is not None
         own = Step(random=step.random, words=labels.words, visual_BPD=step.visual_BPD, grid=(1, 1))
         own.notes, encoder = step.notes, labels.encoder
+        if self.layers:
+            own.states, own.head, own.nll, own.normed = step.states, step.head, step.nll, step.normed
         if not pictures:
             none_NK = torch.zeros(0, 1, device=step.visual_BPD.device)
             own.labels = lambda patch_N: (none_NK.long(), none_NK)
@@ -167,6 +176,9 @@ class SupervisedWhole(SupervisedModel):
         visual_VPD = step.visual_BPD[image_V1, token_VP.clamp(min=0)]
         own.visual_BPD = visual_VPD.masked_fill((token_VP < 0).to(visual_VPD.device)[..., None], 0)
         own.grid = (rows, columns)
+        if self.layers:
+            at = image_V1, token_VP.clamp(min=0)
+            own.states = {layer: hidden_BQD[at] for layer, hidden_BQD in own.states.items()}
         dense_BPJ = dense_BPJ.to(visual_VPD.device)
         own.labels = labels_under(labels.source, labels.words, dense_BPJ, under_VP.flatten().tolist())
         return own

@@ -8,13 +8,14 @@ Letters: B images, R rows, S positions, Q visual tokens of an image, D width of 
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -24,7 +25,7 @@ from mmalign.errors import CheckError, RunError
 from mmalign.integrations import declared, layouts
 from mmalign.integrations.asking import Asking, Images
 from mmalign.integrations.declared import Parts
-from mmalign.llms import LLM, Look, Places, watch
+from mmalign.llms import LLM, Look, Places, head, rows, watch
 from mmalign.llms.chat import Chat
 from mmalign.llms.watch import Watch
 from mmalign.vision import Frame
@@ -52,6 +53,7 @@ class LanguageModel(LLM):
         self.dim, self.depth = parts.dim, parts.depth
         self.vocab = len(self.vocabulary())
         self.context = int(getattr(self.body.config, "max_position_embeddings", None) or LLM.context)
+        self.keeps_states = isinstance(getattr(self.body, "norm", None), nn.Module)
         words = parts.tokenizer
         self.chat = Chat("the model", parts.template or "{{ messages[-1].content }}", copy.deepcopy(words))
         self.chat.tokenizer, self.chat.mark = words, parts.image_id  # our own mark, added to the copy, is no token here
@@ -94,12 +96,29 @@ class LanguageModel(LLM):
         cap = getattr(self.body.config, "final_logit_softcapping", None)
         return logits_NV if cap is None else torch.tanh(logits_NV / cap) * cap
 
+    def nll(self, hidden_ND: Tensor, token_N: Tensor, weight_N: Tensor) -> Tensor:
+        """So many rows at a time, whose logits are made again in the backward pass: rows x vocabulary is never held."""
+        size = rows.at_once(self.vocab, hidden_ND.device, head.LIMIT, head.BYTES)
+        nll = super().nll
+        if len(hidden_ND) <= size:
+            return nll(hidden_ND, token_N, weight_N)
+        parts = zip(*(torch.split(one, size) for one in (hidden_ND, token_N, weight_N)), strict=True)
+        return torch.stack([checkpoint(nll, *own, use_reentrant=False) for own in parts]).sum()
+
     def prepare_looks(self, looks: Sequence[Look]) -> None:
         watch.prepare(self.body, looks)
 
     def watched(self, looks: Sequence[Look], places: Places) -> AbstractContextManager[Watch]:
         """Of a forward pass of the whole model, too."""
         return watch.watched(self.body, looks, places)
+
+    def keeping(self, layers: Iterable[int]) -> AbstractContextManager[dict[int, Tensor]]:
+        """Of a forward pass of the whole model, too."""
+        return watch.keeping(self.body, layers)
+
+    def normed(self, hidden_ND: Tensor) -> Tensor:
+        normed_ND: Tensor = self.body.norm(hidden_ND)
+        return normed_ND
 
     def vocabulary(self) -> Tensor:
         embed_VD: Tensor = next(self.words.parameters())  # not `.weight`, see CausalLM.vocabulary

@@ -26,5 +26,10 @@ def logits(rows_RD: Tensor, embed_VD: Tensor) -> Tensor:
 def chunks(rows: int, embed_VD: Tensor, limit: Mapping[str, int], held: int) -> Iterator[slice]:
     """All of `rows`, so many at a time that what is held of a row and token, in bytes, stays below the device's limit;
     but never fewer than LEAST."""
-    size = max(LEAST, limit.get(embed_VD.device.type, limit["cpu"]) // (held * len(embed_VD)))
+    size = at_once(len(embed_VD), embed_VD.device, limit, held)
     yield from (slice(start, start + size) for start in range(0, rows, size))
+
+
+def at_once(vocab: int, device: torch.device, limit: Mapping[str, int], held: int) -> int:
+    """How many rows that is."""
+    return max(LEAST, limit.get(device.type, limit["cpu"]) // (held * vocab))

@@ -359,7 +359,7 @@ def _objective(
         for what, fix in filter(None, [bounds.layers(args.get("layers"), llm.facts.get("layers"), llm.name)]):
             yield _problem(recipe, name, f"objectives.{objective}.args.layers", f"{objective}: {what}", fix)
     if "states" in needs:
-        args, llm = cards[f"objectives.{objective}"].args, cards["llm"]
+        args, llm = cards[f"objectives.{objective}"].args, cards["llm" if "llm" in cards else "vlm"]
         layer = args.get("layer", "last")
         for what, fix in filter(None, [bounds.layer(layer, llm.facts.get("layers"), llm.name)]):
             yield _problem(recipe, name, f"objectives.{objective}.args.layer", f"{objective}: {what}", fix)

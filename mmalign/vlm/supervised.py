@@ -77,7 +77,8 @@ class Supervised(nn.Module):
 
         llm = self.vlm.llm
         parts: list[nn.Module] = [part for part in (self.vlm.adapter, llm) if part is not None]
-        weight: Tensor = next((p for part in parts for p in part.parameters()), torch.zeros(()))
+        every = (p for part in parts for p in part.parameters() if p.is_floating_point())  # in 4 bits none is
+        weight: Tensor = next(every, torch.zeros(()))
         for name, objective in self._objectives():
             if objective.needs & STATES and not llm.keeps_states:
                 what = f"{name} needs hidden states with a gradient, which {type(llm).__name__} does not hand out"

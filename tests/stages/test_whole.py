@@ -262,14 +262,18 @@ def test_layers_are_recomputed_to_the_same_loss(work):
     assert again["norm"] == pytest.approx(plain["norm"], rel=1e-4)
 
 
-def test_sea_with_labels_made_in_the_pass(work):
-    """Of the pictures as the model is shown them; its temperature is kept with the weights."""
-    words = ["stages.tune.objectives={lm: 1.0, sea: 1.0}", "stages.tune.labels={source: toy-words, keep: 3}"]
+def test_labels_made_in_the_pass_and_hidden_states(work):
+    """Of the pictures as the model is shown them; what objectives learnt is kept with the weights."""
+    objectives = "{lm: 1.0, sea: 1.0, logit-lens: 0.1, next-embedding: 0.1}"
+    words = [f"stages.tune.objectives={objectives}", "stages.tune.labels={source: toy-words, keep: 3}"]
     for family in ("llava", "idefics3"):
         given = one_step(work, "sea", *words, family=family)
         (line,) = lines(given)
         assert line["sea"] >= 0
-        assert (given.folder / "weights" / "objectives.safetensors").exists()
+        assert line["logit-lens"] > 0
+        assert line["next-embedding"] > 0
+        kept = load_file(given.folder / "weights" / "objectives.safetensors")
+        assert sorted(kept) == ["next-embedding.regress.weight", "sea.log_scale"]
 
 
 # What cannot be used

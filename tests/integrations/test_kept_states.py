@@ -1,0 +1,168 @@
+"""Objectives that need hidden states, on eight families of transformers: what they are handed is transformers' own."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import mmalign
+from mmalign.integrations import declared
+from mmalign.integrations.whole import WholeVLM
+from mmalign.llms import LLM, head, rows
+from mmalign.objectives import Step
+from tests.integrations import families
+from tests.integrations.test_declared import ROWS, picture
+from tests.integrations.test_supervising import family_, fresh, labelled
+
+EACH = {
+    "next-embedding": 0.1,
+    "caption-contrast": {"weight": 1.0, "layer": 1},
+    "assignment": {"weight": 1.0, "temperature": 0.5, "epsilon": 0.5},
+}
+
+
+def handed(supervised, name):
+    """The steps that an objective is handed."""
+    steps = []
+    supervised.objectives[name].register_forward_pre_hook(lambda module, args: steps.append(args[0]))
+    return steps
+
+
+def states_by_hand(model, processor, inputs):
+    """[(image, row, columns)] and transformers' hidden_states, in its graph."""
+    out = model(**inputs, output_hidden_states=True)
+    told, images = declared.counts(declared.parts(model, processor), inputs), []
+    row_N, column_N = torch.where(inputs["input_ids"] == model.config.image_token_id)
+    for image, count in enumerate(told):
+        start = sum(told[:image])
+        images.append((image, int(row_N[start]), column_N[start : start + count].tolist()))
+    return images, out.hidden_states
+
+
+@family_
+def test_states_and_captions_are_those_of_transformers(family):
+    model, processor = fresh(family)
+    inputs = labelled(model, processor)
+    images, hidden = states_by_hand(model, processor, inputs)
+    supervised = mmalign.supervise(model, processor, EACH)
+    steps = {name: handed(supervised, name) for name in EACH}
+    terms = supervised(**inputs)
+    last = len(hidden) - 1
+    for step, layer in (
+        (steps["next-embedding"][0], last),
+        (steps["caption-contrast"][0], 1),
+        (steps["assignment"][0], 0),
+    ):
+        for image, row, columns in images:
+            own_QD = step.states[layer][image]
+            assert torch.allclose(own_QD[: len(columns)], hidden[layer][row, columns], atol=1e-5)
+            assert not own_QD[len(columns) :].any()
+    (step,) = steps["caption-contrast"]
+    assert step.sample_B.tolist() == [row for _, row, _ in images]
+    said = [
+        (row, column)
+        for row, own in enumerate(inputs["labels"].tolist())
+        for column in range(len(own))
+        if own[column] != -100
+    ]
+    assert step.caption_M.tolist() == [row for row, _ in said]
+    assert step.caption_id_M.tolist() == [int(inputs["input_ids"][at]) for at in said]
+    want_MD = torch.stack([hidden[1][at] for at in said])
+    assert torch.allclose(step.captions[1], want_MD, atol=1e-5)
+    assert all(terms[name].item() > 0 for name in EACH)
+    terms["loss"].backward()
+    assert supervised.objectives["next-embedding"].regress.weight.grad.any()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+@family_
+def test_gradient_checkpointing_changes_nothing(family):
+    model, processor = fresh(family)
+    inputs, twin = labelled(model, processor), copy.deepcopy(model)
+    torch.manual_seed(0)
+    mmalign.supervise(twin.train(), processor, EACH)(**inputs)["loss"].backward()
+    model.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch.manual_seed(0)
+    mmalign.supervise(model, processor, EACH)(**inputs)["loss"].backward()
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        assert ours.grad is None or torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4), name
+
+
+@family_
+def test_texts_alone_go_back_through_all_layers(family):
+    model, processor = fresh(family)
+    words = processor.tokenizer("what is this ? a red star", return_tensors="pt", return_token_type_ids=True)
+    inputs = {"input_ids": words["input_ids"], "attention_mask": words["attention_mask"]}
+    if "token_type_ids" in processor.model_input_names:
+        inputs["token_type_ids"] = words["token_type_ids"]
+    terms = mmalign.supervise(model, processor, EACH).train()(**inputs, labels=inputs["input_ids"])
+    assert {name for name, term in terms.items() if term.item()} == {"loss", "lm"}
+    terms["caption-contrast"].backward()
+
+
+@pytest.mark.parametrize("layer", ["last", 1, 0])
+def test_the_logit_lens_reads_each_tile_where_it_lies(layer):
+    """By hand, view by view and place by place, from the pass that has no views."""
+    model, processor = fresh("llava_onevision")
+    inputs = labelled(model, processor)
+    labeller = mmalign.Labeller("toy-words", top_k=3, images=[picture(40, 30)])
+    supervised = mmalign.supervise(model, processor, {"logit-lens": {"weight": 1.0, "layer": layer}}, labels=labeller)
+    steps = handed(supervised, "logit-lens")
+    loss = supervised(**inputs)["logit-lens"]
+    _, hidden = states_by_hand(model, processor, inputs)
+    (step,), number = steps, {"last": len(hidden) - 1}.get(layer, layer)
+    visual_ND = hidden[0].flatten(0, 1)
+    views, places = step.visual_BPD.shape[:2]
+    words_NK, scores_NK = step.labels(torch.arange(views * places))
+    body, weight = WholeVLM(model, processor).llm.body, model.get_output_embeddings().weight
+    total = torch.zeros(())
+    for view in range(views):
+        patches = []
+        for place in range(places):
+            n = view * places + place
+            if not (scores_NK[n] > 0).any():
+                continue
+            own = int((visual_ND - step.visual_BPD[view, place]).norm(dim=-1).argmin())  # which token stands there
+            state = hidden[number].flatten(0, 1)[own]
+            log_V = F.log_softmax(weight @ (state if layer == "last" else body.norm(state)), -1)
+            nll, whole = 0, scores_NK[n].clamp(min=0).sum()
+            for word, score in zip(words_NK[n].tolist(), scores_NK[n].clamp(min=0), strict=True):
+                pieces = [piece for piece in step.words.pieces_WT[word].tolist() if piece >= 0]
+                nll = nll - score / whole * sum(log_V[piece] for piece in pieces) / max(1, len(pieces))
+            patches.append(nll)
+        total = total + (sum(patches) / len(patches) if patches else 0)
+    assert views > len(ROWS)  # tiles
+    assert loss.item() == pytest.approx((total / views).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 5, 12])
+def test_likelihoods_in_chunks_equal_those_of_all(count, monkeypatch):
+    model, processor = families.make("qwen2_5_vl")
+    llm = WholeVLM(model, processor).llm
+    monkeypatch.setattr(rows, "LEAST", 5)
+    monkeypatch.setitem(head.LIMIT, "cpu", 1)
+    hidden_ND = torch.randn(count, llm.dim, requires_grad=True)
+    token_NT, weight_NT = torch.randint(llm.vocab, (count, 2)), torch.rand(count, 2)
+    own = torch.autograd.grad(llm.nll(hidden_ND, token_NT, weight_NT), [hidden_ND, llm.out.weight])
+    all_ = torch.autograd.grad(LLM.nll(llm, hidden_ND, token_NT, weight_NT), [hidden_ND, llm.out.weight])
+    for one, other in zip(own, all_, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_without_a_final_norm_it_says_so(monkeypatch):
+    model, processor = fresh("qwen2_5_vl")
+    monkeypatch.setattr(type(declared.parts(model, processor).language_model), "norm", None, raising=False)
+    del declared.parts(model, processor).language_model._modules["norm"]
+    with pytest.raises(mmalign.errors.CheckError, match="next-embedding needs hidden states with a gradient"):
+        mmalign.supervise(model, processor, {"next-embedding": 1.0})
+
+
+def test_nothing_is_kept_that_nobody_asked_for():
+    model, processor = fresh("qwen2_5_vl")
+    supervised = mmalign.supervise(model, processor, {"basic-direction": 1.0})
+    steps = handed(supervised, "basic-direction")
+    supervised(**labelled(model, processor))
+    assert not {"states", "captions", "nll"} & set(vars(steps[0]))
+    assert isinstance(steps[0], Step)
