@@ -1,5 +1,6 @@
 """The facts that cards may give, with their types. A card may give others: nothing here reads them."""
 
+import math
 import re
 from typing import Annotated, Any, TypedDict
 
@@ -7,6 +8,7 @@ from mmalign.io import document
 from mmalign.io.document import Count, Least, Side
 
 Positive = Annotated[int, Least(1)]
+Times = Annotated[float, Least(0)]  # a half, where there is one for every two
 TERM = re.compile("1|[CD]+")  # of a count of parameters: widths multiplied
 
 
@@ -104,6 +106,8 @@ def _terms(counted: Any) -> tuple[str, str] | None:
             continue
         if not TERM.fullmatch(term):
             return key, "is no term: 1, or widths multiplied, C of a patch and D of the language model: CD"
-        if wrong := document.problem(times, Count):
+        if wrong := document.problem(times, Times):
             return key, wrong[1]
+        if not math.isfinite(times):
+            return key, f"must be finite, got {times}"
     return None

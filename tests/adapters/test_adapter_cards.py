@@ -19,6 +19,7 @@ SMALL = {"width": 32, "depth": 2, "heads": 4, "tokens": 4}  # in place of a card
 TOKENS = {  # of 24 x 24 patches; the others keep them all
     "average-pool": 144,
     "c-abstractor": 144,
+    "ldp": 144,
     "ldp-v2": 144,
     "perceiver-resampler": 64,
     "pixel-shuffle": 144,
