@@ -9,7 +9,7 @@ __all__ = [
     "tokenizer",
 ]  # fmt: skip
 
-FAMILIES = {family: LLMS[family] for family in ("llama", "mistral", "gemma", "phi3", "qwen2")}
+FAMILIES = {family: LLMS[family] for family in ("llama", "mistral", "gemma", "phi", "phi3", "qwen2")}
 
 
 def exported(vlm, folder):

@@ -82,7 +82,7 @@ class CausalLM(LLM):
         self.vocab = lm.get_input_embeddings().weight.shape[0]
         self.context = int(getattr(config, "max_position_embeddings", self.context))
         self.watchable = isinstance(getattr(lm.base_model, "layers", None), nn.ModuleList)
-        self.keeps_states = self.watchable and isinstance(getattr(lm.base_model, "norm", None), nn.Module)
+        self.keeps_states = self.watchable and watch.final_norm(lm) is not None
         self._frequencies = _frequencies(lm)
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
 
@@ -144,7 +144,9 @@ class CausalLM(LLM):
         return watch.keeping(self.lm, layers)
 
     def normed(self, hidden_ND: Tensor) -> Tensor:
-        normed_ND: Tensor = self.lm.base_model.norm(hidden_ND)
+        norm = watch.final_norm(self.lm)
+        assert norm is not None
+        normed_ND: Tensor = norm(hidden_ND)
         return normed_ND
 
     def checkpoint_activations(self) -> None:

@@ -22,6 +22,7 @@ from mmalign.llms import Look, Places
 
 NAME = "mmalign_rows"
 LIMIT = 256 << 20  # bytes of attention weights at a time
+NORMS = ("norm", "final_layernorm")  # what transformers calls the norm behind the last layer; the second is Phi's
 
 
 @dataclass
@@ -100,6 +101,18 @@ def layers(lm: Any) -> nn.ModuleList:
     return modules
 
 
+def final_norm(lm: Any) -> nn.Module | None:
+    """Behind the last decoder layer of a causal LM; None where it has none of a known name."""
+    return next((norm for name in NORMS if isinstance(norm := getattr(lm.base_model, name, None), nn.Module)), None)
+
+
+def _last(lm: Any) -> nn.Module:
+    if (norm := final_norm(lm)) is None:
+        what = f"{type(lm).__name__} has no {' or '.join(NORMS)} behind its last layer, which nobody can look at"
+        raise CheckError(what, at="model.llm", fix="fewer layers, or a Llama, Mistral, Gemma, Phi or Qwen model")
+    return norm
+
+
 @contextmanager
 def watched(lm: Any, looks: Iterable[Look], places: Places) -> Iterator[Watch]:
     """Watch one forward pass."""
@@ -109,7 +122,7 @@ def watched(lm: Any, looks: Iterable[Look], places: Places) -> Iterator[Watch]:
     with ExitStack() as stack:
         for number, module in enumerate(every[:deepest], 1):
             # transformers' hidden_states ends with the final norm's output, not the last layer's
-            source = lm.base_model.norm if number == len(every) else module
+            source = _last(lm) if number == len(every) else module
             hook = source.register_forward_hook(lambda _m, _a, out, n=number: watch.layer(n, _first(out)))
             stack.callback(hook.remove)
         _watching.append(watch)

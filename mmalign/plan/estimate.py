@@ -124,9 +124,12 @@ def lora_parameters(llm: Card) -> int | None:
     dim, inner, size = facts["dim"], facts["inner"], facts.get("head_dim", facts["dim"] // facts["heads"])
     wide, keys = facts["heads"] * size, facts["kv_heads"] * size
     first, gates = {"q_proj": wide, "k_proj": keys, "v_proj": keys}, {"gate_proj": inner, "up_proj": inner}
+    last = {"o_proj": wide, "down_proj": inner}
     if facts.get("family") == "phi3":
         first, gates = {"qkv_proj": wide + 2 * keys}, {"gate_up_proj": 2 * inner}
-    ends = {name: dim + out for name, out in {**first, **gates, "o_proj": wide, "down_proj": inner}.items()}
+    if facts.get("family") == "phi":
+        gates, last = {"fc1": inner}, {"dense": wide, "fc2": inner}
+    ends = {name: dim + out for name, out in {**first, **gates, **last}.items()}
     chosen = ends if targets == "all-linear" else targets
     if isinstance(chosen, str) or not set(chosen) <= ends.keys():
         return None

@@ -36,6 +36,7 @@ TOKENS = {  # (begin, end) and the other special tokens of each format's own tok
     "gemma": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
     "gemma3": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
     "phi3": ("<s>", "<|endoftext|>", ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]),
+    "phi2": ("<|endoftext|>", "<|endoftext|>", []),
     "chatml": (None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"]),
     "qwen2": (None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"]),
     "smollm2": ("<|im_start|>", "<|im_end|>", ["<|endoftext|>"]),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmalign.errors import CheckError
+from mmalign.llms import watch
 from tests import parts
 from tests.objectives.test_basic import batch_of, build, folders  # noqa: F401
 from tests.vlm.test_model import picture
@@ -34,3 +35,11 @@ def test_a_model_that_lists_no_layers_shows_none(folders):  # noqa: F811
     assert list(model.vlm.hidden_states(picture(0))) == [0]
     with pytest.raises(CheckError, match="CausalLM shows none of its layers"):
         model.vlm.hidden_states(picture(0), [1])
+
+
+def test_a_last_layer_without_a_norm_of_a_known_name_is_not_shown(folders, monkeypatch):  # noqa: F811
+    model = build(folders, "llama")
+    monkeypatch.setattr(watch, "NORMS", ("ending",))
+    assert set(model.vlm.hidden_states(picture(0), [1])) == {1}
+    with pytest.raises(CheckError, match="LlamaForCausalLM has no ending behind its last layer"):
+        model.vlm.hidden_states(picture(0))

@@ -43,7 +43,7 @@ def weights(hidden):
 def folders(tmp_path_factory):
     return {
         "clip": parts.clip(tmp_path_factory.mktemp("clip")),
-        **{f: parts.llm(f, tmp_path_factory.mktemp(f), num_hidden_layers=4) for f in ("llama", "gemma")},
+        **{f: parts.llm(f, tmp_path_factory.mktemp(f), num_hidden_layers=4) for f in ("llama", "gemma", "phi")},
     }
 
 
@@ -73,7 +73,7 @@ def by_hand(model, batch):
     return at_visual, at_captions, sample_B, caption_M
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma"])
+@pytest.mark.parametrize("family", ["llama", "gemma", "phi"])
 @pytest.mark.parametrize("reentrant", [None, False, True])
 def test_states_and_their_gradient_are_those_of_transformers(folders, family, reentrant):
     model = build(folders, family, lm=NextToken(), sums=Sums())
