@@ -66,6 +66,8 @@ def _train(stage: Train, cards: Mapping[str, Card], devices: int) -> Estimate:
         estimate.parameters = {"vlm": _fact(cards, "vlm", "parameters")}
     lora = cards["llm"].args.get("lora") if "llm" in cards else None
     learned = estimate.parameters if lora is None else estimate.parameters | {"llm": lora_parameters(cards["llm"])}
+    if frozen := cards["vision"].args.get("frozen") if "vision" in cards else None:
+        learned = learned | {"vision": _above(cards["vision"], frozen)}
     sizes = [learned.get(part) for part in stage.trains]
     estimate.trained = None if None in sizes else sum(size for size in sizes if size)
     text = cards["data"].facts.get("tokens", TEXT)
@@ -114,6 +116,14 @@ def adapter_parameters(adapter: Card | None, patch: int | None, dim: int | None)
         return None
     sizes = {"1": 1, "C": patch, "D": dim}
     return int(sum(times * math.prod(sizes[letter] for letter in term) for term, times in counted.items()))
+
+
+def _above(vision: Card, frozen: Any) -> int | None:
+    """Parameters of an encoder above so many layers: as large a share of all as layers."""
+    size, layers = vision.facts.get("parameters"), vision.facts.get("layers")
+    if not (size and layers) or document.problem(frozen, document.Count) or frozen > layers:
+        return None
+    return int(size * (layers - frozen) / layers)
 
 
 def lora_parameters(llm: Card) -> int | None:

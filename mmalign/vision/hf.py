@@ -52,10 +52,12 @@ class HFVision(Vision):
     colour (LLaVA-1.5); squash; None: as the checkpoint's processor does it. image_size: in pixels; None: the size of
     the checkpoint's processor. dense: how patches come into the joint space, see mmalign.vision.dense: plain; value
     (MaskCLIP); surgery (CLIP Surgery), which SigLIP has not: it pools by attention. random: take only the
-    configuration, not the weights. pil: images are resized by Pillow, as where LLaVA's numbers were published; else by
+    configuration, not the weights. frozen: how many of the first layers stay as they are where the encoder is trained,
+    embeddings and norms outside of layers with them (ShareGPT4V: half); 0: all learns. pil: images are resized by Pillow, as where LLaVA's numbers were published; else by
     torchvision, transformers' own choice since, in less than half the time and up to 2/255 off it.
 
-    A CardError for an architecture that is not known, or a layer, an image size or dense features that do not fit.
+    A CardError for an architecture that is not known, or a layer, an image size, dense features or frozen layers that do
+    not fit.
     """
 
     fit: Fit
@@ -71,13 +73,18 @@ class HFVision(Vision):
         dense: Literal["plain", "value", "surgery"] = "plain",  # `check` reads no alias
         random: bool = False,
         pil: bool = False,
+        frozen: int = 0,
     ) -> None:
         super().__init__()
         one_of("fit", fit, (None, *FITS))
         self.checkpoint, self.norm, self.dense, self.random, self.pil = checkpoint, norm, dense, random, pil
+        self.frozen = frozen
         with pretrained.reading(checkpoint):
             self._load(image_size, fit)
         self.depth = depth(layer, self.layers, checkpoint)
+        if not 0 <= frozen <= self.depth - 1:
+            what = f"frozen is {frozen}, and {checkpoint} is read after {self.depth} layers, of which one must learn"
+            raise CardError(what, at="args.frozen", fix=f"frozen: {self.depth // 2}")
 
     def _load(self, image_size: int | None, fit: Fit | None) -> None:
         """All that is in the checkpoint's files."""
@@ -115,6 +122,15 @@ class HFVision(Vision):
         plain._apply(fn, recurse)
         for module, inv_freq in self._frequencies:
             module.inv_freq = inv_freq.to(module.inv_freq.device)
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> "HFVision":
+        """Of the layers above the frozen ones alone, where there are any."""
+        super().requires_grad_(requires_grad)
+        if self.frozen:
+            self.tower.requires_grad_(False)
+            for layer in self._layers()[self.frozen :]:
+                layer.requires_grad_(requires_grad)
         return self
 
     def pixels(self, image: "Image", scale: int = 1) -> Tensor:

@@ -88,6 +88,10 @@ class S2(Vision):
     def words(self, texts: Sequence[str]) -> Tensor:
         return self.encoder.words(texts)
 
+    def requires_grad_(self, requires_grad: bool = True) -> "S2":
+        self.encoder.requires_grad_(requires_grad)
+        return self
+
     def checkpoint_activations(self) -> None:
         self.encoder.checkpoint_activations()
 

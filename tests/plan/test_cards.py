@@ -14,6 +14,7 @@ from mmalign.plan.cards import FAMILIES, Registry
 from tests.conftest import TINY, command
 
 CARD = "summary: a card of mine\ntarget: mmalign.adapters.mlp.MLP\nargs: {depth: 1}\nfacts: {keeps_grid: true}\n"
+COUNT = CARD.replace("keeps_grid: true}\n", "parameters: ")
 
 ADAPTER = '''"""An adapter for mmalign."""
 
@@ -108,6 +109,9 @@ def test_no_such_family():
         ("summary: a\ntarget: a.b\nargs: [1]\n", "'args' must be a mapping, got [1]", ":3  args", "{name: value}"),
         ("summary: a\ntarget: a.b\nargs:\n", "'args' must be a mapping, got None", ":3  args", "{name: value}"),
         ("summary: a\nsummary: b\n", "the key 'summary' is written twice", ":2", "keep one"),
+        (COUNT + "{DX: 1}}\n", "parameters.DX is no term", ":4", "left out"),
+        (COUNT + "{D: -1}}\n", "parameters.D must be a number of at least 0, got -1", ":4", "left out"),
+        (COUNT + "{D: .inf}}\n", "parameters.D must be finite, got inf", ":4", "left out"),
         ("- a\n", "expected `key: value` lines", ":1", "name: ..."),
         ("{", "not valid YAML", ":", "brackets"),
     ],

@@ -41,6 +41,16 @@ def test_lora_and_few_bits():
     assert stage("llava_vicuna7b", "align", args).trained == 20_979_712
 
 
+def test_an_encoder_that_learns_in_part():
+    """12 of the 24 layers of CLIP ViT-L/336 have 151 M parameters; an estimate takes its half."""
+    half = stage("llava_finetune_vision", "tune", "model.vision.args.frozen=12")
+    whole = stage("llava_finetune_vision", "tune")
+    assert whole.trained - half.trained == 304_293_888 // 2 == pytest.approx(12 * 12_596_224, rel=0.01)
+    assert stage("llava_finetune_vision", "align", "model.vision.args.frozen=12").trained == 20_979_712
+    for wrong in ("x", 25, -1, "[1]"):
+        assert stage("llava_finetune_vision", "tune", f"model.vision.args.frozen={wrong}").trained is None
+
+
 def test_checkpointing_keeps_less():
     long = stage("llava_vicuna7b", "tune", "stages.tune.engine.checkpointing=false")
     assert long.memory["ZeRO 3"]["activations"] > 5 * stage("llava_vicuna7b", "tune").memory["ZeRO 3"]["activations"]

@@ -232,6 +232,26 @@ def test_gradients_stop_at_the_chosen_layer(folders):
     assert reached == [True, True, False]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_layers_stay_where_the_others_learn(kind, folders):
+    vision = encoder(folders[kind], layer=3, frozen=2)
+    above = {id(parameter) for parameter in hf.layers(vision.tower, 3)[2].parameters()}
+    vision.requires_grad_(True)
+    assert {id(p) for p in vision.tower.parameters() if p.requires_grad} == above
+    vision.train()(pixels(vision)).square().sum().backward()
+    assert {id(p) for p in vision.tower.parameters() if p.grad is not None and p.grad.any()} == above
+    vision.requires_grad_(False)
+    assert not any(p.requires_grad for p in vision.parameters())
+
+
+@pytest.mark.parametrize("frozen", [2, 3, -1])
+def test_a_layer_that_learns_is_left(frozen, folders):
+    with pytest.raises(CardError) as caught:
+        encoder(folders["clip"], layer=-2, frozen=frozen)
+    told = f"frozen is {frozen}, and {folders['clip']} is read after 2 layers, of which one must learn"
+    assert (caught.value.what, caught.value.at, caught.value.fix) == (told, "args.frozen", "frozen: 1")
+
+
 def test_no_module_is_registered_twice(folders):
     """A state of the encoder names every weight once."""
     vision = encoder(folders["clip"])

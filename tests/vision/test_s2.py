@@ -111,6 +111,16 @@ def test_gradients_reach_the_encoder(folders):
     assert all(torch.allclose(grads[0][n], grads[1][n], rtol=1e-3, atol=1e-3) for n in grads[0])
 
 
+def test_layers_that_the_encoder_freezes_stay(folders):
+    vision = S2(encoder(folders["clip"], frozen=1))
+    vision.requires_grad_(True)
+    learning = [p.requires_grad for p in vision.parameters()]
+    assert any(learning)
+    assert not all(learning)
+    assert not any(p.requires_grad for p in vision.encoder.tower.embeddings.parameters())
+    assert not any(p.requires_grad for p in vision.requires_grad_(False).parameters())
+
+
 def test_activations_are_checkpointed_in_the_encoder(folders):
     vision = S2(encoder(folders["clip"]))
     vision.checkpoint_activations()
