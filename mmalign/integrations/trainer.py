@@ -21,9 +21,9 @@ from mmalign.integrations.transformers_vlm import is_llava, wrap
 from mmalign.integrations.whole import WholeVLM
 from mmalign.objectives import Objective, Step
 from mmalign.plan import building
-from mmalign.plan.cards import Registry
+from mmalign.plan.cards import Card, Registry, below
 from mmalign.plan.check import unmet
-from mmalign.vision import Frame
+from mmalign.vision import Frame, Vision
 from mmalign.vlm.batch import IGNORED, Batch
 from mmalign.vlm.labelling import Labeller
 from mmalign.vlm.model import VLM
@@ -155,11 +155,16 @@ class SupervisedModel(Supervised):
             seed=int(torch.randint(1 << 31, ())),  # of the global generator: a seeded run draws the same labels
         )
         (labels,) = self._labels
-        if labels is None or labels.encoder is None or pixels_B3SS is None or self.vlm.vision is None:
+        labeller = labels.encoder if labels else None
+        if pixels_B3SS is None or self.vlm.vision is None or not (labeller or self.encoders):
             return batch
         shown = pictures(self.vlm.vision, pixels_B3SS)  # labels of what the model is shown, not of the file
-        label_pixels = torch.stack([labels.encoder.pixels(picture) for picture in shown])
-        return replace(batch, label_pixels_B3SS=label_pixels.to(ids_RS.device))
+
+        def pixels(encoder: Vision) -> Tensor:
+            return torch.stack([encoder.pixels(picture) for picture in shown]).to(ids_RS.device)
+
+        label_pixels = pixels(labeller) if labeller else None
+        return replace(batch, label_pixels_B3SS=label_pixels, target_pixels=[pixels(own) for own in self.encoders])
 
     def _frames(self, sizes_B2: Tensor | None) -> list[Frame] | None:
         if sizes_B2 is None or self.vlm.grid is None:
@@ -254,12 +259,14 @@ def _labeller(labels: "str | Labeller | None", top_k: int) -> Labeller | None:
 
 def _objectives(settings: Mapping[str, float | Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, Objective]]:
     """Weights and objectives by name; `lm` is among them."""
-    registry, weights, parts = Registry(), dict[str, float](), dict[str, Objective]()
+    registry, weights, named = Registry(), dict[str, float](), dict[str, Card]()
     for name, setting in {"lm": 1.0, **settings}.items():
         args = {"weight": setting} if isinstance(setting, (int, float)) else dict(setting)
         weights[name] = float(args.pop("weight", 1.0))
-        parts[name] = building.build(registry.card("objectives", name), **args)
-    return weights, parts
+        card = registry.card("objectives", name)
+        named[name] = replace(card, args={**card.args, **args})
+    inner = {role: own for name, card in named.items() for role, own in below(name, registry.inside(card)).items()}
+    return weights, building.build_all(named, inner, registry)
 
 
 def _any_model(
@@ -278,6 +285,10 @@ def _any_model(
         if "answers" in part.needs and name != supervising.LM:
             what = f"{name} looks at the answers, and a {model.config.model_type} model keeps them to itself"
             raise CheckError(what, at=f"objectives.{name}", fix="lm, the model's own loss")
+        if "targets" in part.needs:
+            what = f"{name} needs an encoder's features at visual tokens, which a {model.config.model_type} model"
+            fix = "a model of a vision encoder, an adapter and a CausalLM; or basic-direction, sea"
+            raise CheckError(what + " is not given", at=f"objectives.{name}", fix=fix)
         if "labels" not in part.needs:
             continue
         if labels is None:

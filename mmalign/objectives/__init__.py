@@ -2,7 +2,7 @@
 
 Letters, here and in every file of this family: B images, H x W = P patches, Q visual tokens of an image (P where the
 adapter keeps the grid), K words kept for a patch, W words in the list, N pairs or tokens, D width of the language
-model, V its vocabulary, L its layers, M tokens of captions.
+model, V its vocabulary, L its layers, M tokens of captions, C width of another encoder's features.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmalign.errors import CheckError
 from mmalign.io import bounds
 from mmalign.llms import Look
+from mmalign.vision import Vision
 
 Layer = int | Literal["last"]  # 0: what goes into the language model; L and last: behind the final norm
 # patch_N, counted through all images (b * P + p) -> words_NK by number, scores_NK: 0 or less where there is no word.
@@ -59,6 +60,18 @@ class Words:
         return (pieces_NTD * real_NT).sum(1) / real_NT.sum(1).clamp(min=1)
 
 
+@dataclass
+class Targets:
+    """What a frozen encoder makes of the pictures of a pass, at the visual tokens, which have the model's own grid.
+
+    features_BPC: of the patch under each token's centre, without gradient; 0 where there is none. known_BP: whether
+    there is one: neither the token's patch nor the one under it is padding, or cropped away.
+    """
+
+    features_BPC: Tensor
+    known_BP: Tensor
+
+
 class Step:
     """One forward pass, as an objective sees it. Only images that exist are in it: text-only rows are left out."""
 
@@ -89,6 +102,8 @@ class Step:
     caption_id_M: Tensor  # captions: the ids of these tokens
     caption_M: Tensor  # captions: the sample each of them is in, from 0
     sample_B: Tensor  # captions: the sample each image is in
+
+    targets: dict[Vision, Targets]  # targets: of each of `encoders`
 
     def __init__(self, **values: object) -> None:
         self.notes: dict[str, Tensor] = {}
@@ -131,13 +146,16 @@ class Objective(nn.Module):
     partitions no 0-dimensional tensor).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()  # of answers, labels, layers, states, captions
+    needs: ClassVar[frozenset[str]] = frozenset()  # of answers, labels, layers, states, captions, targets
     # True: ranks wait for each other in it (under ZeRO-3 in any module of the model), so a pass without images calls it
     collective: ClassVar[bool] = False
     per_patch: ClassVar[bool] = False  # True: token i must be patch i, so the adapter has to keep the grid
     look: Look | None = None  # layers: what is to be seen of them; set in `prepare`
     state_layers: tuple[int, ...] = ()  # states, captions: of which layers, 0 to L; set in `prepare`
     unit: ClassVar[Literal["tokens", "images"]] = "images"  # what the mean is over, so that passes average exactly
+    # targets: the encoder whose features it is handed, its argument `encoder`; in a tuple, so that it is no module of
+    # the objective: never trained, saved or partitioned
+    encoders: tuple[Vision, ...] = ()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

@@ -34,6 +34,27 @@ def build(
     return _called(make, card, args, given)
 
 
+def build_all(named: Mapping[str, Card], inner: Mapping[str, Any], registry: Registry | None = None) -> dict[str, Any]:
+    """The parts that some cards name, by name; what stands inside several of them, card for card, is built once.
+
+    inner: the cards inside each, {"NAME.encoder": card, "NAME.encoder.encoder": card}. Raises CardError as `build`.
+    """
+    once: dict[str, Any] = {}
+    parts = {}
+    for name, card in named.items():
+        below = inside(name, inner)
+        ready = {}
+        for arg, one in below.items():
+            if "." not in arg:
+                whole = {arg: one, **inside(arg, below)}
+                key = repr([(role, each.target, each.args) for role, each in whole.items()])
+                if key not in once:
+                    once[key] = build(one, inner=inside(arg, below), registry=registry)
+                ready[arg] = once[key]
+        parts[name] = build(card, inner=ready, registry=registry)
+    return parts
+
+
 def own(card: Card, registry: Registry | None = None) -> Card:
     """The card itself; one out of a file that may come from others is adopted, or a CardError."""
     return (registry or Registry()).adopted(card) if isinstance(card, ForeignCard) else card

@@ -22,7 +22,7 @@ from mmalign.plan import definitions, fact_types, installed, signatures, trust
 
 FAMILIES = tuple(trust.CONTRACTS)
 # arguments of a card that name another card: (argument, in these families, the family it names)
-INNER = (("encoder", ("labels", "vision"), "vision"), ("data", ("benchmarks",), "data"))
+INNER = (("encoder", ("labels", "objectives", "vision"), "vision"), ("data", ("benchmarks",), "data"))
 SHIPPED = "mmalign"
 
 

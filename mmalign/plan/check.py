@@ -354,15 +354,33 @@ def _objective(
     labels = bool(stage.labels or stage.reads.labels)
     for what, fix in unmet(objective, needs, known.get("per_patch"), labels, keeps, adapter.name if adapter else ""):
         yield _problem(recipe, name, f"objectives.{objective}", what, fix)
+    if "targets" in needs:
+        yield from _encoder(recipe, name, objective, cards)
     if "layers" in needs:
         args, llm = cards[f"objectives.{objective}"].args, cards["llm" if "llm" in cards else "vlm"]
         for what, fix in filter(None, [bounds.layers(args.get("layers"), llm.facts.get("layers"), llm.name)]):
             yield _problem(recipe, name, f"objectives.{objective}.args.layers", f"{objective}: {what}", fix)
     if "states" in needs:
         args, llm = cards[f"objectives.{objective}"].args, cards["llm" if "llm" in cards else "vlm"]
-        layer = args.get("layer", "last")
+        layer = "last" if args.get("layer") is None else args["layer"]  # or what the objective chooses
         for what, fix in filter(None, [bounds.layer(layer, llm.facts.get("layers"), llm.name)]):
             yield _problem(recipe, name, f"objectives.{objective}.args.layer", f"{objective}: {what}", fix)
+
+
+def _encoder(recipe: Recipe, name: str, objective: str, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Does an objective of targets name the encoder whose features they are?"""
+    card, key = cards[f"objectives.{objective}"], f"objectives.{objective}"
+    if f"{key}.encoder" in cards:
+        return
+    takes = _takes(card)
+    if takes is not None and "encoder" not in takes:
+        what = f"{objective} has an encoder's features for targets, and its class takes no argument `encoder`"
+        yield _problem(recipe, name, key, what, "an argument `encoder` in its class, kept in `self.encoders`")
+    else:
+        what = f"{objective} has an encoder's features for targets, and names no encoder"
+        if card.args.get("encoder") is not None:
+            what += f": {card.args['encoder']!r} is no card's name"
+        yield _problem(recipe, name, key, what, "args: {encoder: NAME}   (mmalign list vision)")
 
 
 def unmet(
@@ -375,7 +393,7 @@ def unmet(
     if "labels" in needs and not labels:
         fix = "labels: {source: NAME, keep: 10}, or reads: {labels: <a stage of kind label>}"
         yield f"{objective} needs labels", fix
-    if per_patch and not keeps_grid:
+    if (per_patch or "targets" in needs) and not keeps_grid:
         what = f"{objective} supervises single patches, and {adapter} does not keep the grid"
         yield what, "an adapter with keeps_grid, such as mlp2x-gelu"
 

@@ -23,7 +23,7 @@ from mmalign.objectives import Objective
 from mmalign.pipeline import build, weights
 from mmalign.pipeline.build import DTYPES
 from mmalign.pipeline.task import Task
-from mmalign.plan import building
+from mmalign.plan import building, cards
 from mmalign.plan.check import unmet
 from mmalign.plan.recipe import Train
 from mmalign.stages import evaluations, watching, whole
@@ -36,6 +36,7 @@ from mmalign.training.engine import Engine, connect, device, world
 from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.training.premise import Premise
+from mmalign.vision import Vision
 from mmalign.vlm.batch import Batch
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import Supervised, counts, keep_reached
@@ -62,7 +63,7 @@ def run(task: Task) -> dict[str, Any]:
     else:
         labels = supply(task, stage, vlm, data, events)
         model = _supervised(task, stage, vlm, labels, ranks > 1, partial(_texts, data))
-        collate = _collate(task, stage, vlm, data, labels)
+        collate = _collate(task, stage, vlm, data, labels, model.encoders)
     by_length = _by_length(task, stage, collate) if stage.group_by_length and isinstance(collate, Collate) else None
     batches = Batches(
         collate, len(data), stage.batch, stage.micro_batch, task.seed, rank, ranks, stage.engine.workers, by_length
@@ -108,7 +109,8 @@ def _account(
 def _supervised(
     task: Task, stage: Train, vlm: VLM, labels: Supply, distributed: bool, texts: Callable[[], list[str]] = list
 ) -> Supervised:
-    objectives = {name: cast(Objective, building.build(task.cards[f"objectives.{name}"])) for name in stage.objectives}
+    named = {name: task.cards[f"objectives.{name}"] for name in stage.objectives}
+    objectives: dict[str, Objective] = building.build_all(named, cards.inside("objectives", task.cards))
     _fits(objectives, vlm, labels)
     model = Supervised(vlm, objectives, labels.in_pass)
     build.cast_all(stage.precision, model)
@@ -178,7 +180,9 @@ def _fits(objectives: dict[str, Objective], vlm: VLM, labels: Supply) -> None:
             raise CheckError(what, at=f"objectives.{name}", fix=fix)
 
 
-def _collate(task: Task, stage: Train, vlm: VLM, data: Data, labels: Supply) -> Collate:
+def _collate(
+    task: Task, stage: Train, vlm: VLM, data: Data, labels: Supply, encoders: Sequence[Vision] = ()
+) -> Collate:
     own = vlm.llm.chat
     assert vlm.adapter is not None
     return Collate(
@@ -192,6 +196,7 @@ def _collate(task: Task, stage: Train, vlm: VLM, data: Data, labels: Supply) -> 
         source=labels.in_pass.source if labels.in_pass else None,
         grid=vlm.adapter.grid if vlm.grid or labels.in_pass else None,
         labeller=labels.in_pass.encoder if labels.in_pass else None,
+        encoders=encoders,
         pack=stage.pack,
     )
 

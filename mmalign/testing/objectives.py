@@ -1,7 +1,7 @@
 """The contract of an objective, as a check: it is handed what it declares in `needs`, and nothing else.
 
 Letters: B images, P patches, K words kept for a patch, W words in the list, N trained tokens or patches asked for,
-D width of the language model, V its vocabulary.
+D width of the language model, V its vocabulary, C width of another encoder's features.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmalign.objectives import Context, Objective, Step, Words
+from mmalign.objectives import Context, Objective, Step, Targets, Words
 from mmalign.testing.tensors import no_scalars
 
 GRID, DIM, VOCAB, LAYERS, TOKENS, CAPTION = (3, 2), 16, 40, 4, 10, 3
 WORDS = ["star", "ring", "red", "blue", "left", "large", "dog"]
-NEEDS = {"answers", "labels", "layers", "states", "captions"}
+NEEDS = {"answers", "labels", "layers", "states", "captions", "targets"}
 STATES = {"states", "captions"}
 UNITS = ("tokens", "images")
 
 
 def check_objective(make: Callable[[], Objective]) -> None:
-    """An objective keeps its contract. make: builds it, the same every time, as a card's target is called."""
+    """An objective keeps its contract. make: builds it, the same every time, as a card's target is called; one of
+    targets with an encoder, a small one, of which nothing but its width is asked."""
     objective = _prepared(make)
     _declares(objective)
     no_scalars(objective)
@@ -60,7 +61,21 @@ def _declares(objective: Objective) -> None:
         f"state_layers is {of}, and needs lists neither states nor captions" if of
         else f"needs lists {wanted}, and prepare() sets no state_layers"
     )  # fmt: skip
+    _declares_targets(objective)
     assert all(0 <= layer <= LAYERS for layer in of), f"state_layers is {of}, the model has layers 0 to {LAYERS}"
+
+
+def _declares_targets(objective: Objective) -> None:
+    wants = "targets" in objective.needs
+    assert bool(objective.encoders) == wants, (
+        "needs lists targets, and __init__ keeps no encoder in self.encoders" if wants
+        else "encoders are kept, and needs lists no targets"
+    )  # fmt: skip
+    assert objective.per_patch or not wants, "needs lists targets, which patches have: see per_patch = True"
+    own = {id(module) for module in objective.modules()}
+    assert not any(id(encoder) in own for encoder in objective.encoders), (
+        "its encoder is a module of it, and would be trained and saved: keep it in the tuple self.encoders alone"
+    )
 
 
 def step_of(
@@ -86,6 +101,8 @@ def step_of(
         _see(step, objective, random, images, repeats)
     if STATES & objective.needs:
         _keep(step, objective, images * repeats, dtype)
+    if objective.encoders:
+        step.targets = {encoder: _target(encoder.dim, images, repeats, dtype) for encoder in objective.encoders}
     return step
 
 
@@ -134,6 +151,15 @@ def _keep(step: Step, objective: Objective, images: int, dtype: torch.dtype) -> 
         step.caption_id_M = torch.randint(0, VOCAB, (max(1, images) * CAPTION,), generator=generator)[
             : images * CAPTION
         ]
+
+
+def _target(width: int, images: int, repeats: int, dtype: torch.dtype) -> Targets:
+    """Of all patches but the first of an image."""
+    features_BPC = torch.randn(2, GRID[0] * GRID[1], width, generator=_generator(6))[:images]
+    features_BPC[:, 0] = 0
+    known_BP = torch.ones(features_BPC.shape[:2], dtype=torch.bool)
+    known_BP[:, 0] = False
+    return Targets(features_BPC.repeat(repeats, 1, 1).to(dtype), known_BP.repeat(repeats, 1))
 
 
 def _label(step: Step, images: int, repeats: int, labelled: bool) -> None:

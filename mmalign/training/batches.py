@@ -110,6 +110,7 @@ class Collate:
     tokens: visual tokens an image becomes. prompt_weight: loss weight of tokens that are no answer. store, source:
     where labels come from, if anything here brings them. grid: of the visual tokens; None: nobody asks where they lie.
     labeller: the encoder labels are made with in the pass, where it is not the model's: it wants its own pixels.
+    encoders: those whose features are targets, which want theirs.
     pack: samples share rows of max_length, each seeing itself alone.
     """
 
@@ -124,6 +125,7 @@ class Collate:
     source: LabelSource | None = None
     grid: tuple[int, int] | None = None
     labeller: Vision | None = None
+    encoders: Sequence[Vision] = ()
     pack: bool = False
 
     def batch(self, numbers: Sequence[int], seed: int) -> Batch:
@@ -161,6 +163,9 @@ class Collate:
         if self.labeller:
             sample.label_pixels = [self.labeller.pixels(image) for image in images]
             sample.label_frames = [self.labeller.frame(size) for size in sizes]
+        if self.encoders:
+            sample.target_pixels = [[encoder.pixels(image) for encoder in self.encoders] for image in images]
+            sample.target_frames = [[encoder.frame(size) for encoder in self.encoders] for size in sizes]
         if self.vision and self.grid:
             sample.frames = [replace(self.vision.frame(size), grid=self.grid) for size in sizes]
         if self.store or (self.source and self.source.needs == "truth"):

@@ -5,7 +5,7 @@ Letters: B images, S positions of R rows, P patches, K labels kept per patch, S 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Batch:
     label_pixels_B3SS: Tensor | None = None  # the same images, prepared for the label source's own encoder
     frames: list[Frame] | None = None  # where the visual tokens lie in each image's picture; None: all over it
     label_frames: list[Frame] | None = None  # and the patches of the label source's own encoder
+    target_pixels: list[Tensor] = field(default_factory=list)  # pixels_B3SS for each encoder of targets; none: no image
+    target_frames: list[list[Frame]] = field(default_factory=list)  # and where its patches lie; none: as the model's
     seed: int = 0  # of this pass's random numbers
     ids: list[str] = field(default_factory=list)  # the samples' ids
     cuts: dict[str, int] = field(default_factory=dict)  # {what was cut at max_length: how much}; empty: nothing
@@ -44,8 +46,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **cast(Any, moved))
+        moved: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, Tensor)}
+        moved["target_pixels"] = [own.to(device, non_blocking=True) for own in self.target_pixels]
+        return replace(self, **moved)
 
 
 @dataclass
@@ -61,6 +64,8 @@ class Sample:
     label_pixels: list[Tensor] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)  # of every image, where it is asked for
     label_frames: list[Frame] = field(default_factory=list)
+    target_pixels: list[list[Tensor]] = field(default_factory=list)  # of every image, for each encoder of targets
+    target_frames: list[list[Frame]] = field(default_factory=list)
     lost: int = 0  # trained tokens behind max_length
 
 
@@ -92,6 +97,8 @@ def collate(rows: Sequence[Sequence[Sample]], chat: Chat, seed: int = 0) -> Batc
         label_pixels_B3SS=torch.stack(label_pixels) if label_pixels else None,
         frames=[frame for s in samples for frame in s.frames] or None,
         label_frames=[frame for s in samples for frame in s.label_frames] or None,
+        target_pixels=[torch.stack(own) for own in zip(*(p for s in samples for p in s.target_pixels), strict=True)],
+        target_frames=[list(own) for own in zip(*(f for s in samples for f in s.target_frames), strict=True)],
         seed=seed,
         ids=[s.id for s in samples],
         cuts={"cut_samples": sum(map(bool, lost)), "cut_tokens": sum(lost)} if any(lost) else {},

@@ -1,7 +1,7 @@
 """A model and the objectives that look at it: what the training stage trains.
 
 Letters: B images, S positions of R rows (samples), P patches, Q visual tokens of an image, D width of the language
-model, N trained tokens or patches asked for, K labels kept per patch.
+model, N trained tokens or patches asked for, K labels kept per patch, C width of another encoder's features.
 """
 
 import logging
@@ -19,7 +19,7 @@ from mmalign.errors import CheckError, StageError
 from mmalign.io.texts import read_texts
 from mmalign.labels import LabelSource
 from mmalign.llms import Look, Places
-from mmalign.objectives import Context, Labels, Objective, Step, Words
+from mmalign.objectives import Context, Labels, Objective, Step, Targets, Words
 from mmalign.vision import Frame, Vision
 from mmalign.vlm import states
 from mmalign.vlm.batch import Batch
@@ -60,6 +60,8 @@ class Supervised(nn.Module):
         self._labels = (labels,)  # outside the module: never trained, cast to bf16 or partitioned
         self.looks: tuple[Look, ...] = ()  # what the objectives want to see of the LLM's layers
         self.layers: tuple[int, ...] = ()  # whose hidden states they want, with a gradient
+        # frozen ones whose features are their targets; in a tuple, so outside the module as well
+        self.encoders = tuple(dict.fromkeys(encoder for o in objectives.values() for encoder in o.encoders))
 
     def freeze_all_but(self, trained: Iterable[str]) -> None:
         """Only these parts of the model, and what the objectives own, learn; the others stay in eval mode."""
@@ -85,6 +87,8 @@ class Supervised(nn.Module):
                 fix = "a model of a vision encoder, an adapter and a CausalLM; or basic-direction, sea"
                 raise CheckError(what, at=f"objectives.{name}", fix=fix)
             objective.prepare(Context(llm.depth, llm.dim, weight.device, weight.dtype, distributed, lens))
+        for encoder in self.encoders:
+            encoder.requires_grad_(False).eval().to(weight.device, weight.dtype)
         self.looks = tuple(dict.fromkeys(o.look for _, o in self._objectives() if o.look is not None))
         self.layers = tuple(sorted({layer for _, o in self._objectives() for layer in o.state_layers}))
         if self.looks:
@@ -115,6 +119,8 @@ class Supervised(nn.Module):
             step.seen_BP = self.seen(batch)
         if "labels" in self.needs:
             self._label(step, batch, dense_BPJ)
+        if self.encoders:
+            step.targets = self._targets(batch)
         if self.needs & {"answers", "layers", *STATES}:
             self._read(step, batch, visual_BQD)
         terms = {name: self._term(objective, step, batch, visual_BQD) for name, objective in self._objectives()}
@@ -224,6 +230,24 @@ class Supervised(nn.Module):
         index = [image * encoder.patches + p if p >= 0 else -1 for image, (s, t) in pairs for p in s.onto(t)]
         step.labels = labels_under(source, words, dense_BPJ, index)
 
+    @torch.no_grad()
+    def _targets(self, batch: Batch) -> dict[Vision, Targets]:
+        """What the encoders of targets make of the pass's pictures, each visual token's from the patch under it."""
+        assert self.vlm.grid is not None, "targets are of patches, and the adapter does not keep them"
+        device, frames = batch.ids_RS.device, batch.frames or self._whole(self.vlm.grid, batch)
+        targets = {}
+        for number, encoder in enumerate(self.encoders):
+            if not batch.images:
+                none_BP = torch.zeros(0, self.vlm.tokens, dtype=torch.bool, device=device)
+                targets[encoder] = Targets(torch.zeros(0, self.vlm.tokens, encoder.dim, device=device), none_BP)
+                continue
+            patches_BPC = encoder.to(device)(batch.target_pixels[number])
+            own = batch.target_frames[number] if batch.target_frames else []
+            own = own or [replace(frame, grid=encoder.grid) for frame in frames]  # the same square of each picture
+            under = [source.onto(frame) for source, frame in zip(own, frames, strict=True)]
+            targets[encoder] = targets_under(patches_BPC, torch.tensor(under, device=device))
+        return targets
+
     def seen(self, batch: Batch) -> Tensor:
         """seen_BQ: whether each visual token's patch shows picture, not padding."""
         assert self.vlm.grid is not None
@@ -249,6 +273,14 @@ def labels_under(source: LabelSource, words: Words, dense_BPJ: Tensor, index: Se
         return words_NK, words.scored(words_NK, scores_NK) * (under_N[patch_N] >= 0)[:, None]
 
     return label
+
+
+def targets_under(patches_BPC: Tensor, under_BP: Tensor) -> Targets:
+    """Of an encoder's patches, however many, those under the visual tokens. under_BP: the number of each, or -1."""
+    known_BP = under_BP >= 0
+    index_BPC = under_BP.clamp(min=0)[..., None].expand(-1, -1, patches_BPC.shape[-1])
+    features_BPC = patches_BPC.gather(1, index_BPC)
+    return Targets(features_BPC.masked_fill(~known_BP[..., None], 0), known_BP)
 
 
 def part_of(name: str) -> str:

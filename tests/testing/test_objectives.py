@@ -6,14 +6,35 @@ from torch import nn
 
 from mmalign.llms import Look
 from mmalign.objectives import Objective
-from mmalign.plan import building
+from mmalign.plan import building, facts
 from mmalign.plan.cards import Registry
 from mmalign.testing import check_objective
+from mmalign.vision import Vision
+
+
+def ours(name, **args):
+    """Objectives of targets with an encoder of their own width."""
+    card = Registry().card("objectives", name)
+    encoder = {"encoder": Encoder(12)} if "targets" in facts.of(card)["needs"] else {}
+    return lambda: building.build(card, **encoder, **args)
 
 
 @pytest.mark.parametrize("name", Registry().names("objectives"))
 def test_ours_pass(name):
-    check_objective(lambda: building.build(Registry().card("objectives", name)))
+    check_objective(ours(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("representation", {"distance": "smooth-l1"}),
+        ("representation", {"layer": "last"}),
+        ("reconstruction", {"method": "regression"}),
+        ("reconstruction", {"method": "regression", "distance": "cosine"}),
+    ],
+)
+def test_settings_of_targets_pass(name, args):
+    check_objective(ours(name, **args))
 
 
 @pytest.mark.parametrize("args", [{"window": 1}, {"temperature": 0.0}])
@@ -23,6 +44,12 @@ def test_settings_of_sea_pass(args):
 
 def test_a_new_one_passes(start):
     check_objective(start("objective"))
+
+
+class Encoder(Vision):
+    def __init__(self, dim=5):
+        super().__init__()
+        self.dim, self.weight = dim, nn.Parameter(torch.ones(1))
 
 
 class Kept(Objective):
@@ -213,8 +240,52 @@ class Ungathered(Kept):
         return (self.weight - self.weight).sum().sqrt()
 
 
+class Targeted(Kept):
+    needs = frozenset({"targets"})
+    per_patch = True
+
+    def __init__(self):
+        super().__init__()
+        self.encoders = (Encoder(),)
+
+    def forward(self, step):
+        target = step.targets[self.encoders[0]]
+        return super().forward(step) + (target.features_BPC.float().mean(-1) * target.known_BP).sum()
+
+
+class Aimless(Kept):
+    needs = frozenset({"targets"})
+    per_patch = True
+
+
+class Idle(Kept):
+    def __init__(self):
+        super().__init__()
+        self.encoders = (Encoder(),)
+
+
+class Pooled(Targeted):
+    per_patch = False
+
+
+class Owner(Targeted):
+    def __init__(self):
+        super().__init__()
+        (self.encoder,) = self.encoders
+
+
+class AsksTargets(Kept):
+    def forward(self, step):
+        return super().forward(step) * len(step.targets)
+
+
 BROKEN = {
-    Unknown: "needs names answer; there are answers, captions, labels, layers, states",
+    Unknown: "needs names answer; there are answers, captions, labels, layers, states, targets",
+    Aimless: "needs lists targets, and __init__ keeps no encoder in self.encoders",
+    Idle: "encoders are kept, and needs lists no targets",
+    Pooled: "needs lists targets, which patches have: see per_patch = True",
+    Owner: "its encoder is a module of it, and would be trained and saved",
+    AsksTargets: "it uses step.targets and does not declare it: see needs",
     Listed: "needs is a list, not a frozenset",
     Unit: "unit is 'patches', not one of tokens, images",
     Blind: r"needs lists layers, and prepare\(\) sets no look",
@@ -247,8 +318,9 @@ BROKEN = {
 }
 
 
-def test_the_unbroken_objective_passes():
-    check_objective(Kept)
+@pytest.mark.parametrize("objective", [Kept, Targeted])
+def test_the_unbroken_objective_passes(objective):
+    check_objective(objective)
 
 
 @pytest.mark.parametrize("objective", BROKEN, ids=lambda objective: objective.__name__)

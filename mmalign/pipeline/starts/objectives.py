@@ -10,7 +10,7 @@ class {{ cls }}(Objective):
     power: of the length that is punished.
     """
 
-    needs = frozenset()  # of answers, labels, layers, states, captions: what `step` must hold
+    needs = frozenset()  # of answers, labels, layers, states, captions, targets: what `step` must hold
     per_patch = False  # True: token i must be patch i
     unit = "images"  # what the mean is over
 

@@ -1,0 +1,68 @@
+"""What objectives of another encoder's features refuse, by `check`, before any weight loads; and one that trains."""
+
+import json
+
+import pytest
+
+ALIGN = "stages.align."
+KEY = f"{ALIGN}objectives."
+ALONE = [f"{KEY}sea=~", f"{ALIGN}reads=~", "stages.label=~", "stages.tune=~", "stages.score=~", "stages.report=~"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "what", "at"),
+    [
+        ("representation={args: {encoder: toy-clop}}", "no vision card named 'toy-clop'", "toy-clip"),
+        ("representation={args: {encoder: toy-words}}", "no vision card named 'toy-words'", "args.encoder"),
+        ("representation={args: {encoder: null}}", "representation has an encoder's features for targets, and names no",
+         "args: {encoder: NAME}"),
+        ("reconstruction={args: {encoder: ./tiny.yaml}}", "tiny.yaml' is no card's name", "args: {encoder: NAME}"),
+        ("representation={args: {encoder: toy-clip, layer: 5}}", "representation: layer is 5, and toy-llama has 4",
+         "objectives.representation.args.layer"),
+        ("representation={args: {encoder: toy-clip, layer: first}}", "or last, got 'first'", "args.layer"),
+        ("representation={args: {encoder: toy-clip, width: 0}}", "width is a width of 1 or more, not 0", "args.width"),
+        ("reconstruction={args: {encoder: toy-clip, layer: 2}}", "takes no argument 'layer'", "reconstruction"),
+        ("next-embedding={args: {encoder: toy-clip}}", "takes no argument 'encoder'", "next-embedding"),
+    ],
+)  # fmt: skip
+def test_check_says_what_is_wrong(mmalign, tiny, setting, what, at):
+    said = mmalign("check", tiny, *ALONE, f"{KEY}{setting}")
+    assert said.code == 2
+    assert what in said.err
+    assert at in said.err
+    assert "Traceback" not in said.err
+
+
+def test_check_refuses_an_adapter_without_a_grid(mmalign, tiny):
+    own = f"{KEY}representation={{args: {{encoder: toy-clip}}}}"
+    said = mmalign("check", tiny, *ALONE, own, "model.adapter={card: average-pool, args: {factor: 2}}")
+    assert said.code == 2
+    assert "representation supervises single patches, and average-pool does not keep the grid" in said.err
+
+
+@pytest.mark.parametrize("name", ["representation", "reconstruction"])
+def test_check_refuses_a_whole_model(mmalign, tiny, name):
+    model = "model={vlm: smolvlm-256m, vision: null, adapter: null, llm: null}"
+    said = mmalign("check", tiny, *ALONE, f"{ALIGN}trains=[llm]", f"{KEY}{name}={{args: {{encoder: toy-clip}}}}", model)
+    assert said.code == 2
+    assert f"{name} needs states and targets, which a whole model such as smolvlm-256m does not hand out" in said.err
+
+
+def test_it_trains_from_the_command_line(mmalign, tiny):
+    own = [f"{KEY}{name}={{args: {{encoder: toy-clip, width: 32}}}}" for name in ("representation", "reconstruction")]
+    said = mmalign("run", tiny, *ALONE, *own, f"{ALIGN}steps=3")
+    assert said.code == 0, said.err
+    (log,) = tiny.parent.glob("runs/train-*/metrics.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == 3
+    assert all(0 < line["representation"] < 2 and line["reconstruction"] > 0 for line in lines)
+    (folder,) = tiny.parent.glob("runs/train-*/weights")
+    assert {place.name for place in folder.iterdir()} == {"adapter.safetensors", "objectives.safetensors"}
+
+
+def test_a_newcomer_is_told_what_each_pulls_towards_what(mmalign):
+    said = mmalign("list", "objectives").out
+    for name in ("representation", "reconstruction"):
+        (line,) = [line for line in said.splitlines() if line.split()[:1] == [name]]
+        assert "visual token" in line
+        assert "encoder" in line
