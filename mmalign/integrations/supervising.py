@@ -3,8 +3,7 @@
 The model runs once, as it always does, so that its attention, LoRA, gradient checkpointing and precision stay its own.
 Images may have different numbers of tokens: each has as many places as the one with most, some of them empty.
 
-Letters: B images, R rows, S positions, Q places of an image's tokens, V views of all images, P places of a view's
-patches, D width of the language model.
+Letters: B images, R rows, S positions, Q places of an image's tokens, D width of the language model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,16 +17,16 @@ from mmalign.errors import CheckError
 from mmalign.integrations import declared, kept_states, layouts, sft, shown
 from mmalign.integrations.declared import Parts
 from mmalign.integrations.layouts import Size
-from mmalign.integrations.shown import Shown
 from mmalign.integrations.trainer import SupervisedModel
+from mmalign.integrations.views import Views, viewed
 from mmalign.integrations.whole import WholeVLM
 from mmalign.llms import Places
 from mmalign.objectives import Objective, Step
 from mmalign.vlm.batch import IGNORED
 from mmalign.vlm.labelling import Labeller
-from mmalign.vlm.supervised import labels_under
 
 LM = "lm"  # the model's own loss
+GRIDS = frozenset({"labels", "targets"})  # needs of objectives of single patches
 
 
 class SupervisedWhole(SupervisedModel):
@@ -96,13 +95,13 @@ class SupervisedWhole(SupervisedModel):
                 own_RS = torch.full_like(input_ids, IGNORED) if labels is None else labels
                 kept_states.caption(step, by_layer, places, own_RS)
         on_grids = step
-        if "labels" in self.needs:
+        if self.needs & GRIDS:
             pictures = shown.pictures(self.parts, batch, tokens, places.row_B.tolist(), sizes)
-            on_grids = self._on_grids(step, pictures)
+            on_grids = viewed(step, Views(pictures, seen_BQ), self._labels[0], self.encoders)
         # a mean over none is no number; back through all layers it goes all the same, as on ranks that train some
         own = out.loss if trained else out.logits[:, -1:].float().sum() * 0
         terms = {
-            name: own if name == LM else objective(on_grids if "labels" in objective.needs else step)
+            name: own if name == LM else objective(on_grids if objective.needs & GRIDS else step)
             for name, objective in self._objectives()
         }
         if self.training:  # a line of the log is about training alone
@@ -143,45 +142,6 @@ class SupervisedWhole(SupervisedModel):
         visual_BQD = embeds_RSD[places.row_B[:, None], places.column_BQ]
         step.visual_BPD = visual_BQD.masked_fill(~places.real_BQ[..., None], 0)
         return step
-
-    def _on_grids(self, step: Step, pictures: Sequence[Shown]) -> Step:
-        """The same pass for objectives of single patches: of each view of each picture, and all on one grid, of which
-        some places may be empty. Labels are of the pictures as the model is shown them."""
-        (labels,) = self._labels
-        assert labels is not None
-        assert labels.source is not None
-        assert labels.encoder is not None
-        own = Step(random=step.random, words=labels.words, visual_BPD=step.visual_BPD, grid=(1, 1))
-        own.notes, encoder = step.notes, labels.encoder
-        if self.layers:
-            own.states, own.head, own.nll, own.normed = step.states, step.head, step.nll, step.normed
-        if not pictures:
-            none_NK = torch.zeros(0, 1, device=step.visual_BPD.device)
-            own.labels = lambda patch_N: (none_NK.long(), none_NK)
-            return own
-        with torch.no_grad():
-            pixels_B3SS = torch.stack([encoder.pixels(one.picture) for one in pictures])
-            _, dense_BPJ = encoder.both(pixels_B3SS.to(next(encoder.parameters()).device))
-        views = [(image, one, view) for image, one in enumerate(pictures) for view in one.views]
-        rows, columns = (max(view.frame.grid[axis] for _, _, view in views) for axis in (0, 1))
-        token_VP, under_VP = torch.full((2, len(views), rows * columns), -1).unbind()
-        for number, (image, one, view) in enumerate(views):
-            high, wide = view.frame.grid
-            slot_P = (torch.arange(high)[:, None] * columns + torch.arange(wide)).flatten()
-            patch_P = torch.tensor(encoder.frame(one.picture.size).onto(view.frame))
-            token_VP[number, slot_P] = torch.tensor(view.token_P)
-            under_VP[number, slot_P] = torch.where(patch_P >= 0, image * encoder.patches + patch_P, -1)
-        image_V1 = torch.tensor([[image] for image, _, _ in views])
-        under_VP[(token_VP < 0) | ~step.seen_BP.cpu()[image_V1, token_VP.clamp(min=0)]] = -1
-        visual_VPD = step.visual_BPD[image_V1, token_VP.clamp(min=0)]
-        own.visual_BPD = visual_VPD.masked_fill((token_VP < 0).to(visual_VPD.device)[..., None], 0)
-        own.grid = (rows, columns)
-        if self.layers:
-            at = image_V1, token_VP.clamp(min=0)
-            own.states = {layer: hidden_BQD[at] for layer, hidden_BQD in own.states.items()}
-        dense_BPJ = dense_BPJ.to(visual_VPD.device)
-        own.labels = labels_under(labels.source, labels.words, dense_BPJ, under_VP.flatten().tolist())
-        return own
 
 
 def placed(parts: Parts, ids_RS: Tensor, mask_RS: Tensor, tokens: Sequence[int]) -> Places:

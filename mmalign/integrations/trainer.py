@@ -285,19 +285,12 @@ def _any_model(
         if "answers" in part.needs and name != supervising.LM:
             what = f"{name} looks at the answers, and a {model.config.model_type} model keeps them to itself"
             raise CheckError(what, at=f"objectives.{name}", fix="lm, the model's own loss")
-        if "targets" in part.needs:
-            what = f"{name} needs an encoder's features at visual tokens, which a {model.config.model_type} model"
-            fix = "a model of a vision encoder, an adapter and a CausalLM; or basic-direction, sea"
-            raise CheckError(what + " is not given", at=f"objectives.{name}", fix=fix)
-        if "labels" not in part.needs:
-            continue
-        if labels is None:
+        if "labels" in part.needs and labels is None:
             raise CheckError(f"{name} needs labels", at=f"objectives.{name}", fix=LABELLED)
-        if not shown.known(own):
+        if part.needs & supervising.GRIDS and not shown.known(own):
             what = f"{name} supervises single patches, and where those of a {model.config.model_type} model lie"
-            raise CheckError(
-                what + " is not known", at=f"objectives.{name}", fix="basic-direction or basic-distribution"
-            )
+            fix = "basic-direction or basic-distribution"
+            raise CheckError(what + " is not known", at=f"objectives.{name}", fix=fix)
     labelled = any("labels" in part.needs for part in parts.values())
     labeller = _labeller(labels, top_k) if labelled else None
     return supervising.SupervisedWhole(model, processor, parts, weights, labeller)

@@ -87,10 +87,7 @@ def _objectives(stage: Train, cards: dict[str, Card]) -> Iterator[tuple[str, str
         if "answers" in needs and name != LM:
             what = f"{name} looks at the answers, and {card.name} keeps them to itself"
             yield f"objectives.{name}", what, "lm, the model's own loss"
-        if unmet := [need for need in ("states", "captions", "targets") if need in needs]:
-            what = f"{name} needs {' and '.join(unmet)}, which a whole model such as {card.name} does not hand out"
-            yield f"objectives.{name}", what, "model: {vision: NAME, adapter: NAME, llm: NAME}; or basic-direction, sea"
-        if "labels" in needs and card.facts.get("patches") is False:
+        if {"labels", "targets"} & {*needs} and card.facts.get("patches") is False:
             what = f"{name} supervises single patches, and where those of {card.name} lie is not known"
             yield f"objectives.{name}", what, "basic-direction or basic-distribution"
         if own.args.get("space") == "lens":

@@ -53,11 +53,12 @@ class HFVision(Vision):
     the checkpoint's processor. dense: how patches come into the joint space, see mmalign.vision.dense: plain; value
     (MaskCLIP); surgery (CLIP Surgery), which SigLIP has not: it pools by attention. random: take only the
     configuration, not the weights. frozen: how many of the first layers stay as they are where the encoder is trained,
-    embeddings and norms outside of layers with them (ShareGPT4V: half); 0: all learns. pil: images are resized by Pillow, as where LLaVA's numbers were published; else by
-    torchvision, transformers' own choice since, in less than half the time and up to 2/255 off it.
+    embeddings and norms outside of layers with them (ShareGPT4V: half); 0: all learns. pil: images are resized by
+    Pillow, as where LLaVA's numbers were published; else by torchvision, transformers' own choice since, in less than
+    half the time and up to 2/255 off it.
 
-    A CardError for an architecture that is not known, or a layer, an image size, dense features or frozen layers that do
-    not fit.
+    A CardError for an architecture that is not known, or a layer, an image size, dense features or frozen layers that
+    do not fit.
     """
 
     fit: Fit

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import mmalign
-from mmalign.integrations import declared
+from mmalign.integrations import declared, shown
 from mmalign.integrations.whole import WholeVLM
 from mmalign.llms import LLM, head, rows
 from mmalign.objectives import Step
@@ -166,3 +166,46 @@ def test_nothing_is_kept_that_nobody_asked_for():
     supervised(**labelled(model, processor))
     assert not {"states", "captions", "nll"} & set(vars(steps[0]))
     assert isinstance(steps[0], Step)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision", "gemma3"])
+def test_an_encoders_features_lie_under_the_tokens_of_each_view(family):
+    """By hand, view by view: the patch of the encoder under each token's centre."""
+    model, processor = fresh(family)
+    inputs = labelled(model, processor)
+    args = {"weight": 1.0, "encoder": "toy-clip", "width": 8, "layer": 1}
+    supervised = mmalign.supervise(model, processor, {"representation": args})
+    steps = handed(supervised, "representation")
+    loss = supervised(**inputs)["representation"]
+    (step,), (encoder,) = steps, supervised.encoders
+    sizes = [size for _, own in ROWS for size in own]
+    parts, told = declared.parts(model, processor), declared.counts(declared.parts(model, processor), inputs)
+    images, hidden = states_by_hand(model, processor, inputs)
+    shown_ = shown.pictures(
+        parts, inputs, told, [row for _, row, _ in images], sizes if "image_sizes" in inputs else None
+    )
+    total, views = torch.zeros(()), [(one, image, view) for image, one in enumerate(shown_) for view in one.views]
+    assert len(views) == len(step.visual_BPD) >= len(sizes)
+    for number, (one, image, view) in enumerate(views):
+        patches_PC = encoder(encoder.pixels(one.picture)[None])[0]
+        under, gaps = encoder.frame(one.picture.size).onto(view.frame), []
+        _, row, columns = images[image]
+        for place, (patch, token) in enumerate(zip(under, view.token_P, strict=True)):
+            high, wide = divmod(place, view.frame.grid[1])
+            at = high * step.grid[1] + wide
+            counts = patch >= 0 and bool(step.counted_BP[number, at])
+            assert bool(step.targets[encoder].known_BP[number, at] & step.counted_BP[number, at]) == counts
+            if counts:
+                state = hidden[1][row, columns[token]]
+                gaps.append(
+                    1
+                    - F.cosine_similarity(
+                        supervised.objectives["representation"].project(state), patches_PC[patch], dim=0
+                    )
+                )
+        total = total + (sum(gaps) / len(gaps) if gaps else 0)
+    assert loss.item() == pytest.approx((total / len(views)).item(), rel=1e-4)
+    loss.backward()
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+    assert not any("toy" in name or "encoder" in name for name in dict(supervised.objectives.named_parameters()))

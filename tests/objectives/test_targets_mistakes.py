@@ -40,14 +40,6 @@ def test_check_refuses_an_adapter_without_a_grid(mmalign, tiny):
     assert "representation supervises single patches, and average-pool does not keep the grid" in said.err
 
 
-@pytest.mark.parametrize("name", ["representation", "reconstruction"])
-def test_check_refuses_a_whole_model(mmalign, tiny, name):
-    model = "model={vlm: smolvlm-256m, vision: null, adapter: null, llm: null}"
-    said = mmalign("check", tiny, *ALONE, f"{ALIGN}trains=[llm]", f"{KEY}{name}={{args: {{encoder: toy-clip}}}}", model)
-    assert said.code == 2
-    assert f"{name} needs states and targets, which a whole model such as smolvlm-256m does not hand out" in said.err
-
-
 def test_it_trains_from_the_command_line(mmalign, tiny):
     own = [f"{KEY}{name}={{args: {{encoder: toy-clip, width: 32}}}}" for name in ("representation", "reconstruction")]
     said = mmalign("run", tiny, *ALONE, *own, f"{ALIGN}steps=3")

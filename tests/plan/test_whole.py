@@ -186,6 +186,7 @@ def test_a_checkpoint_that_is_here(recipe, config, what):
 
 def test_objectives_that_look_at_hidden_states(recipe):
     check(compose.load("whole.yaml", ["stages.tune.objectives={lm: 1.0, next-embedding: 0.1, caption-contrast: 1.0}"]))
+    check(compose.load("whole.yaml", ["stages.tune.objectives={lm: 1.0, representation: {args: {encoder: toy-clip}}}"]))
     problem = refused("stages.tune.objectives={lm: 1.0, caption-contrast: {weight: 1.0, args: {layer: 99}}}")
     assert problem.what == "stage 'tune': caption-contrast: layer is 99, and smolvlm-256m has 30"
     assert problem.fix == "layer: last, or 0 (what goes in) to 30"
