@@ -72,6 +72,12 @@ def test_the_card_itself_builds_at_real_sizes(name: str, patch: int, dim: int):
     assert told == (None if name in UNCOUNTED else sum(p.numel() for p in made.parameters()))
 
 
+def test_ldp_is_as_large_as_its_paper_says():
+    """MobileVLM V2's table of projectors: 18.94 M under MobileLLaMA 1.4B, and 6.32 M of its own (arXiv 2402.03766)."""
+    told = {name: adapter_parameters(CARDS[name], 1024, 2048) / 1e6 for name in ("ldp", "ldp-v2")}
+    assert {name: round(size, 2) for name, size in told.items()} == {"ldp": 18.94, "ldp-v2": 6.32}
+
+
 class Broken(Adapter):
     """Keeps the contract; each subclass breaks one clause of it."""
 
