@@ -20,7 +20,7 @@ from mmalign.integrations import sft
 from mmalign.integrations.transformers_vlm import is_llava, wrap
 from mmalign.integrations.whole import WholeVLM
 from mmalign.objectives import Objective, Step
-from mmalign.plan import building
+from mmalign.plan import building, facts
 from mmalign.plan.cards import Card, Registry, below
 from mmalign.plan.check import unmet
 from mmalign.vision import Frame, Vision
@@ -244,8 +244,11 @@ def supervise(
     if not isinstance(model, VLM) and not is_llava(model):
         return _any_model(model, processor, objectives or {}, labels, top_k)
     vlm = model if isinstance(model, VLM) else wrap(model, processor)
-    weights, parts = _objectives(objectives or {})
     adapter, grid = type(vlm.adapter).__name__, vlm.grid is not None
+    for name in () if grid else _of_targets(objectives or {}):  # before their encoders are read
+        for what, fix in unmet(name, {"targets"}, True, True, grid, adapter):
+            raise CheckError(what, at=f"objectives.{name}", fix=fix)
+    weights, parts = _objectives(objectives or {})
     for name, part in parts.items():
         for what, fix in unmet(name, part.needs, part.per_patch, labels is not None, grid, adapter):
             unlabelled = "labels" in part.needs and labels is None
@@ -255,6 +258,12 @@ def supervise(
 
 def _labeller(labels: "str | Labeller | None", top_k: int) -> Labeller | None:
     return Labeller(labels, top_k) if isinstance(labels, str) else labels
+
+
+def _of_targets(settings: Mapping[str, float | Mapping[str, Any]]) -> list[str]:
+    """Those objectives that another encoder's features are handed to; none is built."""
+    registry = Registry()
+    return [name for name in settings if "targets" in facts.of(registry.card("objectives", name)).get("needs", ())]
 
 
 def _objectives(settings: Mapping[str, float | Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, Objective]]:
@@ -280,17 +289,23 @@ def _any_model(
     from mmalign.integrations import declared, shown, supervising  # they import this module
 
     own = declared.parts(model, processor)
+    known, family = shown.known(own), model.config.model_type
+
+    def of_patches(name: str) -> CheckError:
+        what = f"{name} supervises single patches, and where those of a {family} model lie is not known"
+        return CheckError(what, at=f"objectives.{name}", fix="basic-direction or basic-distribution")
+
+    for name in () if known else _of_targets(objectives):  # before their encoders are read
+        raise of_patches(name)
     weights, parts = _objectives(objectives)
     for name, part in parts.items():
         if "answers" in part.needs and name != supervising.LM:
-            what = f"{name} looks at the answers, and a {model.config.model_type} model keeps them to itself"
+            what = f"{name} looks at the answers, and a {family} model keeps them to itself"
             raise CheckError(what, at=f"objectives.{name}", fix="lm, the model's own loss")
         if "labels" in part.needs and labels is None:
             raise CheckError(f"{name} needs labels", at=f"objectives.{name}", fix=LABELLED)
-        if part.needs & supervising.GRIDS and not shown.known(own):
-            what = f"{name} supervises single patches, and where those of a {model.config.model_type} model lie"
-            fix = "basic-direction or basic-distribution"
-            raise CheckError(what + " is not known", at=f"objectives.{name}", fix=fix)
+        if part.needs & supervising.GRIDS and not known:
+            raise of_patches(name)
     labelled = any("labels" in part.needs for part in parts.values())
     labeller = _labeller(labels, top_k) if labelled else None
     return supervising.SupervisedWhole(model, processor, parts, weights, labeller)

@@ -316,18 +316,19 @@ def _checkpoints(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]
         yield from checkpoints.broken(card)
         if not _elsewhere(recipe, name, role):
             yield from (error for _, error in checkpoints.contradicted(card))
-        if _needs_weights(recipe, stage, card) and checkpoints.without_weights(card):
+        if _needs_weights(recipe, stage, role, card) and checkpoints.without_weights(card):
             what = f"stage {name!r}: {card.args['checkpoint']}, the checkpoint of {card.name}, has no weights"
             fix = "from: config" if isinstance(stage, Language) else "reads: a stage that trains them, or another card"
             places = {own: recipe.where(key) for own, _, _, key in named(recipe, name)}
             yield CheckError(what, at=places.get(role, f"{card.path}  args.checkpoint"), fix=fix)
 
 
-def _needs_weights(recipe: Recipe, stage: Stage, card: Card) -> bool:
+def _needs_weights(recipe: Recipe, stage: Stage, role: str, card: Card) -> bool:
     """Whether a stage starts from the weights of a card's own checkpoint."""
     if card.args.get("random") or (isinstance(stage, Language) and stage.from_ == "config"):
         return False
-    return not _given(recipe, stage, {"vision": "vision", "llms": "llm"}.get(card.family, ""))
+    part = {"vision": "vision", "llms": "llm"}.get(card.family, "")
+    return role.startswith("objectives.") or not _given(recipe, stage, part)  # targets are of the card's own weights
 
 
 def _elsewhere(recipe: Recipe, name: str, role: str) -> bool:

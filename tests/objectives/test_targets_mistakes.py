@@ -1,8 +1,8 @@
-"""What objectives of another encoder's features refuse, by `check`, before any weight loads; and one that trains."""
-
-import json
+"""What objectives of another encoder's features refuse, by `check`, before any weight loads."""
 
 import pytest
+
+from tests import parts
 
 ALIGN = "stages.align."
 KEY = f"{ALIGN}objectives."
@@ -40,16 +40,18 @@ def test_check_refuses_an_adapter_without_a_grid(mmalign, tiny):
     assert "representation supervises single patches, and average-pool does not keep the grid" in said.err
 
 
-def test_it_trains_from_the_command_line(mmalign, tiny):
-    own = [f"{KEY}{name}={{args: {{encoder: toy-clip, width: 32}}}}" for name in ("representation", "reconstruction")]
-    said = mmalign("run", tiny, *ALONE, *own, f"{ALIGN}steps=3")
-    assert said.code == 0, said.err
-    (log,) = tiny.parent.glob("runs/train-*/metrics.jsonl")
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(lines) == 3
-    assert all(0 < line["representation"] < 2 and line["reconstruction"] > 0 for line in lines)
-    (folder,) = tiny.parent.glob("runs/train-*/weights")
-    assert {place.name for place in folder.iterdir()} == {"adapter.safetensors", "objectives.safetensors"}
+def test_check_misses_the_weights_of_a_target_whatever_stage_trains_an_encoder(mmalign, tiny):
+    """Another stage's weights are the model's encoder's, not those of the card that targets are of."""
+    eye = parts.clip(tiny.parent / "eye")
+    (eye / "model.safetensors").unlink()
+    (tiny.parent / "shelf" / "vision").mkdir(parents=True)
+    card = f"summary: x\ntarget: mmalign.vision.hf.HFVision\nargs: {{checkpoint: {eye}}}\n"
+    (tiny.parent / "shelf" / "vision" / "eye.yaml").write_text(card)
+    own = "stages.tune.objectives.representation={args: {encoder: eye}}"
+    words = [f"{KEY}sea=~", f"{ALIGN}reads=~", "stages.label=~", f"{ALIGN}trains=[vision, adapter]", own]
+    said = mmalign("check", tiny, *words, "registry=[./shelf]")
+    assert said.code == 2
+    assert f"stage 'tune': {eye}, the checkpoint of eye, has no weights" in said.err
 
 
 def test_a_newcomer_is_told_what_each_pulls_towards_what(mmalign):

@@ -1,5 +1,6 @@
 """A training step with lm and one more objective against one with lm alone: time and peak memory, of those objectives
-that look at hidden states or at all labelled patches. Labels come from a store.
+that look at hidden states, at all labelled patches or at another encoder's features. Labels come from a store, and the
+features are there already: what the encoder itself takes is a forward pass of it, without gradient, beside these.
 
 The model of `basic_step`, the adapter learning; 41,242 words of which each patch has 10. What one costs is reported and
 has no target, but for memory: none may hold patches x vocabulary.
@@ -17,16 +18,34 @@ from mmalign.objectives.lm import NextToken
 from mmalign.objectives.logit_lens import LogitLens
 from mmalign.objectives.next_embedding import NextEmbedding
 from mmalign.objectives.patch_words import PatchWords
+from mmalign.objectives.reconstruction import Reconstruction
+from mmalign.objectives.representation import Representation
+from mmalign.vision import Vision
 from mmalign.vlm.supervised import PassLabels
 
 from . import Pairs, in_turn
 from ._work import clock, peak
-from .basic_step import GRID, probe
+from .basic_step import GRID, WIDE, probe
 from .topn import KEEP, WORDS
 
 TARGET = float("inf")
 MEMORY = 1.25  # of lm's step
 TIMES = 3
+
+
+class Other(Vision):
+    """An encoder whose features are there already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim, self.grid = WIDE, GRID
+        self.register_buffer("patches_1PC", torch.randn(1, GRID[0] * GRID[1], WIDE))
+
+    def forward(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        patches_1PC: torch.Tensor = self.patches_1PC
+        return patches_1PC.expand(len(pixels_B3SS), -1, -1)
+
+
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "next-embedding": NextEmbedding,
     "logit-lens": LogitLens,
@@ -34,6 +53,9 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "patch-words": PatchWords,
     "caption-contrast": CaptionContrast,
     "assignment": Assignment,
+    "representation": lambda: Representation(Other()),
+    "reconstruction": lambda: Reconstruction(Other()),
+    "reconstruction, regression": lambda: Reconstruction(Other(), "regression"),
 }
 
 
@@ -55,6 +77,8 @@ def _step(objectives: dict[str, Objective]) -> Callable[[], None]:
     pieces_WT = torch.randint(3, 300, (WORDS, 3), device=device)
     model._labels = (PassLabels(Words([""] * WORDS, pieces_WT, model.vlm.llm.embed)),)
     batch.words_BPK, batch.scores_BPK = torch.randint(WORDS, shape, device=device), torch.rand(shape, device=device)
+
+    batch.target_pixels = [batch.pixels_B3SS for _ in model.encoders]
 
     def step() -> None:
         terms, _ = model(batch)

@@ -18,6 +18,8 @@ from mmalign.objectives.lm import NextToken
 from mmalign.objectives.logit_lens import LogitLens
 from mmalign.objectives.next_embedding import NextEmbedding
 from mmalign.objectives.patch_words import PatchWords
+from mmalign.objectives.reconstruction import Reconstruction
+from mmalign.objectives.representation import Representation
 from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training import engine
@@ -27,17 +29,23 @@ from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.training.optim import groups
 from mmalign.training.premise import Premise
+from mmalign.vision.hf import HFVision
 from mmalign.vlm.supervised import PassLabels
 from tests import parts, ports
 from tests.objectives.test_basic import Rows, batch_of, build
 
 STEPS = 4
 STAGES = {"0": 0, "1": 1, "2": 2, "3": 3, "3, all partitioned": 3}
-MICRO = {"basic": 1, "states": 2}  # samples a pass; of one alone there is nothing to contrast its caption with
+MICRO = {
+    "basic": 1,
+    "states": 2,
+    "targets": 1,
+}  # samples a pass; of one alone there is nothing to contrast its caption with
 TERMS = {
     "basic": {"lm": Term(1.0, "tokens"), "direction": Term(1.0), "distribution": Term(0.01)},
     "states": {"lm": Term(1.0, "tokens"), "next": Term(1.0), "lens": Term(0.1), "deep": Term(0.1), "words": Term(1.0),
                "captions": Term(1.0), "assigned": Term(0.1)},
+    "targets": {"lm": Term(1.0, "tokens"), "viral": Term(0.5), "ross": Term(1.0), "vanilla": Term(1.0)},
 }  # fmt: skip
 
 
@@ -61,9 +69,13 @@ class TruthLabels(LabelSource):
         return words_PK.clamp(min=0), (words_PK >= 0).float()
 
 
-def objectives(case: str) -> dict[str, Objective]:
+def objectives(case: str, folders: dict[str, Path]) -> dict[str, Objective]:
     if case == "basic":
         return {"lm": NextToken(), "direction": Direction(space="lens"), "distribution": Distribution()}
+    if case == "targets":
+        other = HFVision(str(folders["dinov2"]))  # of 3 x 3 patches, where the model's has 5 x 5
+        ross = {"ross": Reconstruction(other, width=8), "vanilla": Reconstruction(other, "regression", width=8)}
+        return {"lm": NextToken(), "viral": Representation(other, width=8), **ross}
     looking = {"next": NextEmbedding(), "lens": LogitLens(), "deep": LogitLens(1), "words": PatchWords()}
     return {"lm": NextToken(), **looking, "captions": CaptionContrast(), "assigned": Assignment()}
 
@@ -72,7 +84,7 @@ def train(folders: dict[str, Path], place: Path, zero: int, case: str = "basic")
     """Adapter and language model, one of four samples without image; for BASIC the premise watched on the way."""
     place.mkdir(exist_ok=True)
     rank, ranks = engine.world()
-    model, source = build(folders, "llama", **objectives(case)), TruthLabels()
+    model, source = build(folders, "llama", **objectives(case, folders)), TruthLabels()
     model._labels = (PassLabels(model.vlm.word_embeddings(source.words), source),)
     with torch.no_grad():
         model.vlm.llm.vocabulary().mul_(30)  # as drawn all words are alike, and a divergence would be rounding alone
@@ -80,7 +92,8 @@ def train(folders: dict[str, Path], place: Path, zero: int, case: str = "basic")
     model.train()
     vlm = model.vlm
     collate = Collate(
-        Labelled(), vlm.llm.chat, vlm.vision, vlm.tokens, 200, BadSamples(0), source=source, grid=vlm.grid
+        Labelled(), vlm.llm.chat, vlm.vision, vlm.tokens, 200, BadSamples(0), source=source, grid=vlm.grid,
+        encoders=model.encoders,
     )  # fmt: skip
     batches = Batches(collate, 4, 4, MICRO[case], 0, rank, ranks, workers=0)
     optim = Optim(lr=1e-2)
@@ -122,10 +135,11 @@ def lines(place: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in place.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("case", ["basic", pytest.param("states", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["basic", *(pytest.param(c, marks=pytest.mark.slow) for c in ("states", "targets"))])
 def test_two_processes_log_the_losses_of_one(tmp_path: Path, monkeypatch, case):
     monkeypatch.setenv("MMALIGN_CACHE", str(tmp_path / "cache"))
     folders = {"clip": parts.clip(tmp_path / "clip"), "llama": parts.llm("llama", tmp_path / "llama")}
+    folders["dinov2"] = parts.dinov2(tmp_path / "dinov2")
     train(folders, tmp_path / "one", 0, case)
     mp.spawn(ranks, (ports.free(), folders, tmp_path, case), nprocs=2)
     metrics = lines(tmp_path / "one" / "metrics.jsonl")

@@ -21,6 +21,8 @@ from mmalign.objectives.lm import NextToken
 from mmalign.objectives.logit_lens import LogitLens
 from mmalign.objectives.next_embedding import NextEmbedding
 from mmalign.objectives.patch_words import PatchWords
+from mmalign.objectives.reconstruction import Reconstruction
+from mmalign.objectives.representation import Representation
 from mmalign.objectives.sea import SEA
 from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
@@ -39,7 +41,10 @@ STEPS = 3
 TRAINS = {"adapter": ["adapter"], "both": ["adapter", "llm"]}
 TERMS = {
     "lm": Term(1.0, "tokens"),
-    **{name: Term(1.0) for name in ("sea", "next", "lens", "deep", "words", "captions", "assigned")},
+    **{
+        name: Term(1.0)
+        for name in ("sea", "next", "lens", "deep", "words", "captions", "assigned", "viral", "ross", "vanilla")
+    },
 }
 
 
@@ -62,12 +67,18 @@ def train(folders: dict[str, Path], place: Path, zero: int, trains: list[str]) -
     words = Words(source.words, torch.tensor([ids[:1] for ids in pieces]), mouth.embed)
     looking = {"next": NextEmbedding(), "lens": LogitLens(), "deep": LogitLens(1), "words": PatchWords()}
     objectives = {"lm": NextToken(), "sea": SEA(), **looking, "captions": CaptionContrast(), "assigned": Assignment()}
+    other = HFVision(str(folders["dinov2"]))  # of 3 x 3 patches, where the model's has 5 x 5
+    objectives |= {"viral": Representation(other, width=8), "ross": Reconstruction(other, width=8)}
+    objectives["vanilla"] = Reconstruction(other, "regression", width=8)
     vlm = VLM(eye, MLP(eye.dim, mouth.dim, eye.grid), mouth)
     model = Supervised(vlm, objectives, PassLabels(words, source))
     model.prepare(ranks > 1)
     model.freeze_all_but(trains)
     model.train()
-    collate = Collate(Uneven(), mouth.chat, eye, vlm.tokens, 200, BadSamples(9), source=source, grid=eye.grid)
+    collate = Collate(
+        Uneven(), mouth.chat, eye, vlm.tokens, 200, BadSamples(9), source=source, grid=eye.grid,
+        encoders=model.encoders,
+    )  # fmt: skip
     batches = Batches(collate, 4, 4, 1, 0, rank, ranks, workers=0)
     optim = Optim(lr=1e-2)
     param_groups = groups(model.named_parameters(), optim)
@@ -89,6 +100,7 @@ def ranks(rank: int, port: int, folders: dict[str, Path], place: Path) -> None:
 
 def test_two_unlike_ranks_log_the_losses_of_one(tmp_path: Path):
     folders = {"clip": parts.clip(tmp_path / "clip"), "llama": parts.llm("llama", tmp_path / "llama")}
+    folders["dinov2"] = parts.dinov2(tmp_path / "dinov2")
     both = mp.spawn(ranks, (ports.free(), folders, tmp_path), nprocs=2, join=False)
     patience = time.monotonic() + 300
     while not both.join(timeout=1):
