@@ -22,7 +22,7 @@ from mmalign.integrations.whole import WholeVLM
 from mmalign.objectives import Objective, Step
 from mmalign.plan import building, facts
 from mmalign.plan.cards import Card, Registry, below
-from mmalign.plan.check import unmet
+from mmalign.plan.objectives import unmet
 from mmalign.vision import Frame, Vision
 from mmalign.vlm.batch import IGNORED, Batch
 from mmalign.vlm.labelling import Labeller

@@ -1,15 +1,16 @@
 """Does a recipe fit together? Answered from the cards' facts, before any weight is loaded."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from mmalign.errors import CheckError, MMAlignError, suggest
-from mmalign.io import bounds, files, packaged
-from mmalign.io.texts import read_texts
-from mmalign.io.wordlist import read_words
-from mmalign.plan import checkpoints, definitions, facts, signatures, signs, unused, whole
+from mmalign.io import bounds, packaged
+from mmalign.plan import checkpoints, facts, signatures, signs, unused, whole
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.graph import cards_of, named, order, showing
+from mmalign.plan.labelling import of_labels, word_list
+from mmalign.plan.mistake import mistake, takes
+from mmalign.plan.objectives import lens_texts, of_objective
 from mmalign.plan.recipe import BESIDE, Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
 from mmalign.plan.references import NotThereError, paths, targets
 
@@ -68,13 +69,13 @@ def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) ->
         yield from unseen(recipe, name, stage, cards)
     if isinstance(stage, Language) and stage.gate and facts.of(cards["gate"]).get("shows", False):
         what = f"{cards['gate'].name} shows pictures, and this stage trains a language model alone"
-        yield _problem(recipe, name, "gate.bench", what, "a benchmark of texts, such as toy-lookup")
+        yield mistake(recipe, name, "gate.bench", what, "a benchmark of texts, such as toy-lookup")
     for role, card in cards.items():
-        if role.startswith(("bench.", BESIDE)) and "words" in (_takes(card) or ()):
-            yield from _word_list(card.args.get("words"))
+        if role.startswith(("bench.", BESIDE)) and "words" in (takes(card) or ()):
+            yield from word_list(card.args.get("words"))
     yield from _images(recipe, name, stage, cards)
-    yield from _labels(recipe, name, stage, cards)
-    yield from _lens_texts(recipe, name, cards)
+    yield from of_labels(recipe, name, stage, cards)
+    yield from lens_texts(recipe, name, cards)
     yield from _bounded(recipe, name, cards)
     yield from _read_back(recipe, name, stage, cards)
     if isinstance(stage, Train):
@@ -86,7 +87,7 @@ def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) ->
     if isinstance(stage, (Train, Evaluate)):
         yield from _model(recipe, cards)
     if isinstance(stage, (Train, Language, Contrast)) and stage.optim.name == "muon" and stage.engine.zero:
-        yield _problem(recipe, name, "engine.zero", "muon steps on whole matrices", "engine: {zero: 0}")
+        yield mistake(recipe, name, "engine.zero", "muon steps on whole matrices", "engine: {zero: 0}")
 
 
 def _images(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
@@ -94,15 +95,11 @@ def _images(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> 
     if not isinstance(stage, (Label, Contrast)):
         return
     if not cards["data"].facts.get("images", True):
-        yield _problem(recipe, name, "data", f"{cards['data'].name} has no images", "data with images")
+        yield mistake(recipe, name, "data", f"{cards['data'].name} has no images", "data with images")
     if "labels" in cards and facts.of(cards["labels"]).get("truth"):
         what = f"{cards['labels'].name} takes the data's own words, which need no store"
         fix = f"labels: {cards['labels'].name} in the training stage, without this one"
-        yield _problem(recipe, name, "source", what, fix)
-
-
-def _problem(recipe: Recipe, stage: str, key: str, what: str, fix: str) -> CheckError:
-    return CheckError(f"stage {stage!r}: {what}", at=recipe.where(f"stages.{stage}.{key}"), fix=fix)
+        yield mistake(recipe, name, "source", what, fix)
 
 
 def _needed(recipe: Recipe, name: str, stage: Stage) -> Iterator[MMAlignError]:
@@ -115,9 +112,9 @@ def _needed(recipe: Recipe, name: str, stage: Stage) -> Iterator[MMAlignError]:
             yield CheckError(what, at=recipe.where("model"), fix=f"model: {{{part}: NAME}}   (mmalign list)")
     if isinstance(stage, Report) and not stage.reads.scores:
         fix = "reads: {scores: <a stage of kind evaluate>}"
-        yield _problem(recipe, name, "reads", "a report needs scores to read", fix)
+        yield mistake(recipe, name, "reads", "a report needs scores to read", fix)
     if isinstance(stage, Evaluate) and not stage.bench:
-        yield _problem(recipe, name, "bench", "no benchmark is named", "bench: [toy-pope]   (mmalign list benchmarks)")
+        yield mistake(recipe, name, "bench", "no benchmark is named", "bench: [toy-pope]   (mmalign list benchmarks)")
 
 
 def protocols(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
@@ -128,7 +125,7 @@ def protocols(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -
         known = facts.of(cards[f"bench.{part.card}"]).get("protocols", ["official"])
         if stage.protocol not in known:
             what = f"{part.card} has no protocol {stage.protocol!r}"
-            yield _problem(recipe, name, "protocol", what, suggest(stage.protocol, known))
+            yield mistake(recipe, name, "protocol", what, suggest(stage.protocol, known))
 
 
 def unseen(recipe: Recipe, name: str, stage: Evaluate, cards: dict[str, Card]) -> Iterator[MMAlignError]:
@@ -136,75 +133,7 @@ def unseen(recipe: Recipe, name: str, stage: Evaluate, cards: dict[str, Card]) -
     if names := showing(stage, cards):
         model = cards["llm"].name if "llm" in cards else recipe.name
         what = f"{', '.join(names)} show{'s' * (len(names) == 1)} pictures, and {model} is a language model alone"
-        yield _problem(recipe, name, "bench", what, "a benchmark of texts, such as mmlu; or a model with an encoder")
-
-
-def _labels(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
-    """Can the label source know words at all, and is there a store where one is named?"""
-    key = "source" if isinstance(stage, Label) else "labels"
-    if (encoder := cards.get("labels.encoder")) and encoder.facts.get("text") is False:
-        what = f"{cards['labels'].name} compares patches with words, and {encoder.name} has no text tower"
-        fix = "an encoder with one, such as clip-vit-l-336; the model may keep its own"
-        yield _problem(recipe, name, key, what, fix)
-    if source := cards.get("labels"):
-        yield from (_problem(recipe, name, key, what, fix) for what, fix in _blind(source, "labels.encoder" in cards))
-        if "words" in (_takes(source) or ()):
-            yield from _word_list(source.args.get("words"))
-    if isinstance(stage, Train) and stage.labels and stage.labels.store:
-        place = files.local(stage.labels.store)
-        if place and not files.exists(place / "header.json"):
-            what = f"there is no label store in {stage.labels.store}"
-            yield _problem(recipe, name, "labels.store", what, "the folder `labels` of a finished stage of kind label")
-
-
-def _blind(source: Card, encoder: bool) -> Iterator[tuple[str, str]]:
-    """(what is wrong, what to try) with a source of dense labels that has no encoder to make features."""
-    if encoder or facts.of(source).get("truth") is not False:
-        return
-    takes = _takes(source)
-    if takes is not None and "encoder" not in takes:
-        what = f"{source.name} labels by an encoder's features, and its class takes no argument `encoder`"
-        yield what, 'an argument `encoder` in its class; or needs = "truth", for words the data itself gives'
-    else:
-        what = f"{source.name} labels by an encoder's features, and names no encoder"
-        yield what, f"{{card: {source.name}, args: {{encoder: NAME}}}}   (mmalign list vision)"
-
-
-def _takes(card: Card) -> signatures.Arguments | None:
-    """What a card's class takes; None where that cannot be told. `targets` says it where there is no such class."""
-    try:
-        return signatures.takes(card.target)
-    except definitions.Absent:
-        return None
-
-
-def _word_list(spec: object) -> Iterator[MMAlignError]:
-    """What is wrong with a local word list; `paths` says it where there is none."""
-    if isinstance(spec, str) and (place := files.local(spec)) and files.exists(place):
-        try:
-            read_words(spec)
-        except MMAlignError as err:
-            yield err
-
-
-def _lens_texts(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAlignError]:
-    """Can what a lens is to be fitted on be read, and is there a lens? `paths` says it where there is no such file."""
-    keys = {role: key for role, _, _, key in named(recipe, name)}
-    for role, card in cards.items():
-        spec = card.args.get("lens_texts")
-        if not isinstance(spec, str) or "lens_texts" not in (_takes(card) or ()):
-            continue
-        at = recipe.where(f"{keys[role]}.args.lens_texts") if role in keys else f"{card.path}  args.lens_texts"
-        if card.args.get("space") != "lens":
-            yield CheckError(f"{card.name}: no lens is fitted on `lens_texts`", at=at, fix="space: lens")
-        place = files.local(spec)
-        if place is None and not files.is_url(spec):
-            yield CheckError(f"{card.name}: lens_texts {spec} is no path", at=at, fix=f"./{spec}, beside the recipe")
-        if place and files.exists(place):
-            try:
-                read_texts(spec)
-            except MMAlignError as err:
-                yield err
+        yield mistake(recipe, name, "bench", what, "a benchmark of texts, such as mmlu; or a model with an encoder")
 
 
 def _model(recipe: Recipe, cards: dict[str, Card]) -> Iterator[MMAlignError]:
@@ -236,11 +165,11 @@ def _read_back(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) 
         role = max((role for role in cards if role == part or role.startswith(f"{part}.")), key=len)  # the innermost
         fresh = isinstance(stage, Language) and stage.from_ == "config"
         wanted = ("random", "checkpoint") if fresh else ("checkpoint",)
-        takes = _takes(cards[role])
-        for arg in wanted if takes is not None else ():
-            if arg not in (takes or ()):
+        taken = takes(cards[role])
+        for arg in wanted if taken is not None else ():
+            if arg not in (taken or ()):
                 what = f"{cards[role].name} is trained here, and its class takes no argument `{arg}`"
-                yield _problem(recipe, name, key, what, f"an argument `{arg}`: {READ_BACK[arg]}")
+                yield mistake(recipe, name, key, what, f"an argument `{arg}`: {READ_BACK[arg]}")
 
 
 READ_BACK = {"checkpoint": "the folder that its `save` wrote", "random": "only the configuration, not the weights"}
@@ -258,38 +187,38 @@ def _bounded(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAl
 
 def _train(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
     if not stage.trains:
-        yield _problem(recipe, name, "trains", "nothing is trained", "trains: [adapter]")
+        yield mistake(recipe, name, "trains", "nothing is trained", "trains: [adapter]")
     if not stage.objectives:
-        yield _problem(recipe, name, "objectives", "no objective", "objectives: {lm: 1.0}")
+        yield mistake(recipe, name, "objectives", "no objective", "objectives: {lm: 1.0}")
     bits = cards["llm"].args.get("bits") if "llm" in cards else None
     if bits and "llm" in stage.trains and not cards["llm"].args.get("lora"):
         what = f"weights held in {bits} bits cannot learn"
-        yield _problem(recipe, name, "trains", what, f"llm: {{args: {{bits: {bits}, lora: 16}}}}")
+        yield mistake(recipe, name, "trains", what, f"llm: {{args: {{bits: {bits}, lora: 16}}}}")
     if bits and stage.engine.zero == 3:
-        yield _problem(recipe, name, "engine.zero", f"ZeRO 3 cannot divide weights in {bits} bits", "engine: {zero: 2}")
+        yield mistake(recipe, name, "engine.zero", f"ZeRO 3 cannot divide weights in {bits} bits", "engine: {zero: 2}")
     if problem := uneven(stage.batch, stage.micro_batch):
-        yield _problem(recipe, name, "batch", problem, "micro_batch: a divisor of batch")
+        yield mistake(recipe, name, "batch", problem, "micro_batch: a divisor of batch")
     if stage.labels and stage.reads.labels:
         what = "labels come from `labels` and from `reads.labels`"
-        yield _problem(recipe, name, "labels", what, "keep one of the two")
+        yield mistake(recipe, name, "labels", what, "keep one of the two")
     if not cards["data"].facts.get("images", True) and "adapter" in stage.trains:
         what = f"{cards['data'].name} has no images, so the adapter would learn nothing"
-        yield _problem(recipe, name, "data", what, "data with images")
+        yield mistake(recipe, name, "data", what, "data with images")
     for objective in stage.objectives:
-        yield from _objective(recipe, name, stage, cards, objective)
+        yield from of_objective(recipe, name, stage, cards, objective)
     yield from _watch(recipe, name, stage, cards)
     if "labels" in cards and facts.of(cards["labels"]).get("truth") and not cards["data"].facts.get("truth", True):
         what = f"{cards['labels'].name} takes the data's own words, and {cards['data'].name} has none"
-        yield _problem(recipe, name, "labels", what, "data with per-patch truth, or another label source")
+        yield mistake(recipe, name, "labels", what, "data with per-patch truth, or another label source")
 
 
 def _watch(recipe: Recipe, name: str, stage: Train, cards: dict[str, Card]) -> Iterator[MMAlignError]:
     """Is there anything to look at?"""
     if stage.watch and not cards["data"].facts.get("images", True):
         what = f"{cards['data'].name} has no images, so there are no visual tokens to watch"
-        yield _problem(recipe, name, "watch", what, "no `watch` in this stage, or data with images")
+        yield mistake(recipe, name, "watch", what, "no `watch` in this stage, or data with images")
     if not stage.watch_readouts:
-        yield _problem(recipe, name, "watch_readouts", "nothing is read", "watch_readouts: [input]")
+        yield mistake(recipe, name, "watch_readouts", "nothing is read", "watch_readouts: [input]")
 
 
 def _template(recipe: Recipe, name: str, llm: Card, own: str | None) -> Iterator[MMAlignError]:
@@ -305,9 +234,9 @@ def _language(recipe: Recipe, name: str, stage: Language, llm: Card) -> Iterator
     """Can the language model start where the stage says, and learn?"""
     if stage.from_ == "config" and llm.args.get("lora"):
         what = "LoRA learns beside trained weights, and these are random"
-        yield _problem(recipe, name, "from", what, "from: weights, or a language model without `lora:`")
+        yield mistake(recipe, name, "from", what, "from: weights, or a language model without `lora:`")
     if stage.from_ == "weights" and llm.args.get("random"):
-        yield _problem(recipe, name, "from", f"{llm.name} is drawn at random (args.random)", "from: config")
+        yield mistake(recipe, name, "from", f"{llm.name} is drawn at random (args.random)", "from: config")
 
 
 def _checkpoints(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:
@@ -345,58 +274,6 @@ def _given(recipe: Recipe, stage: Stage, part: str) -> bool:
         if slot == "weights" and _given(recipe, source, part):
             return True
     return False
-
-
-def _objective(
-    recipe: Recipe, name: str, stage: Train, cards: dict[str, Card], objective: str
-) -> Iterator[MMAlignError]:
-    known, adapter = facts.of(cards[f"objectives.{objective}"]), cards.get("adapter")
-    needs, keeps = known.get("needs", []), facts.of(adapter).get("keeps_grid", True) if adapter else True
-    labels = bool(stage.labels or stage.reads.labels)
-    for what, fix in unmet(objective, needs, known.get("per_patch"), labels, keeps, adapter.name if adapter else ""):
-        yield _problem(recipe, name, f"objectives.{objective}", what, fix)
-    if "targets" in needs:
-        yield from _encoder(recipe, name, objective, cards)
-    if "layers" in needs:
-        args, llm = cards[f"objectives.{objective}"].args, cards["llm" if "llm" in cards else "vlm"]
-        for what, fix in filter(None, [bounds.layers(args.get("layers"), llm.facts.get("layers"), llm.name)]):
-            yield _problem(recipe, name, f"objectives.{objective}.args.layers", f"{objective}: {what}", fix)
-    if "states" in needs:
-        args, llm = cards[f"objectives.{objective}"].args, cards["llm" if "llm" in cards else "vlm"]
-        layer = "last" if args.get("layer") is None else args["layer"]  # or what the objective chooses
-        for what, fix in filter(None, [bounds.layer(layer, llm.facts.get("layers"), llm.name)]):
-            yield _problem(recipe, name, f"objectives.{objective}.args.layer", f"{objective}: {what}", fix)
-
-
-def _encoder(recipe: Recipe, name: str, objective: str, cards: dict[str, Card]) -> Iterator[MMAlignError]:
-    """Does an objective of targets name the encoder whose features they are?"""
-    card, key = cards[f"objectives.{objective}"], f"objectives.{objective}"
-    if f"{key}.encoder" in cards:
-        return
-    takes = _takes(card)
-    if takes is not None and "encoder" not in takes:
-        what = f"{objective} has an encoder's features for targets, and its class takes no argument `encoder`"
-        yield _problem(recipe, name, key, what, "an argument `encoder` in its class, kept in `self.encoders`")
-    else:
-        what = f"{objective} has an encoder's features for targets, and names no encoder"
-        if card.args.get("encoder") is not None:
-            what += f": {card.args['encoder']!r} is no card's name"
-        yield _problem(recipe, name, key, what, "args: {encoder: NAME}   (mmalign list vision)")
-
-
-def unmet(
-    objective: str, needs: Iterable[str], per_patch: object, labels: bool, keeps_grid: bool, adapter: str
-) -> Iterator[tuple[str, str]]:
-    """(what is wrong, what to try) where an objective does not get what it is made for: from facts, or from parts.
-
-    needs, per_patch: the objective's. labels: whether the stage has any. keeps_grid, adapter: the adapter's, its name.
-    """
-    if "labels" in needs and not labels:
-        fix = "labels: {source: NAME, keep: 10}, or reads: {labels: <a stage of kind label>}"
-        yield f"{objective} needs labels", fix
-    if (per_patch or "targets" in needs) and not keeps_grid:
-        what = f"{objective} supervises single patches, and {adapter} does not keep the grid"
-        yield what, "an adapter with keeps_grid, such as mlp2x-gelu"
 
 
 def notes(recipe: Recipe, registry: Registry) -> Iterator[str]:

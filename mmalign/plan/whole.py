@@ -7,6 +7,7 @@ from mmalign.errors import CheckError
 from mmalign.io import files
 from mmalign.plan import checkpoints, facts
 from mmalign.plan.cards import Card
+from mmalign.plan.mistake import mistake
 from mmalign.plan.recipe import Recipe, Stage, Train
 
 PARTS = ("vision", "adapter", "llm")
@@ -36,10 +37,6 @@ def parts(recipe: Recipe, name: str, stage: Stage) -> Iterator[CheckError]:
 
 def fits(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[CheckError]:
     """Everything that is wrong with a stage of a whole model."""
-
-    def problem(key: str, what: str, fix: str) -> CheckError:
-        return CheckError(f"stage {name!r}: {what}", at=recipe.where(f"stages.{name}.{key}"), fix=fix)
-
     card = cards["vlm"]
     if wrong := _checkpoint(card):
         yield CheckError(f"vlms {card.name!r}: {wrong}", at=f"{card.path}  args.checkpoint", fix=checkpoints.FOLDER)
@@ -47,12 +44,12 @@ def fits(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Ite
         return
     for key, (why, fix) in UNSUITED.items():
         if getattr(stage, key):
-            yield problem(key, f"{card.name} takes no `{key}`: {why}", fix)
+            yield mistake(recipe, name, key, f"{card.name} takes no `{key}`: {why}", fix)
     if stage.engine.zero == 3:
         what = f"{card.name} is a whole model, and ZeRO 3 is for models of three parts"
-        yield problem("engine.zero", what, "engine: {zero: 2}")
+        yield mistake(recipe, name, "engine.zero", what, "engine: {zero: 2}")
     for key, what, fix in [*_labels(stage, cards), *_objectives(stage, cards)]:
-        yield problem(key, what, fix)
+        yield mistake(recipe, name, key, what, fix)
 
 
 def _checkpoint(card: Card) -> str:

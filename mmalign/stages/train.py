@@ -24,7 +24,7 @@ from mmalign.pipeline import build, weights
 from mmalign.pipeline.build import DTYPES
 from mmalign.pipeline.task import Task
 from mmalign.plan import building, cards
-from mmalign.plan.check import unmet
+from mmalign.plan.objectives import unmet
 from mmalign.plan.recipe import Train
 from mmalign.stages import evaluations, watching, whole
 from mmalign.stages.evaluations import Evaluations, Sample

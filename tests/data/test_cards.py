@@ -22,7 +22,10 @@ SETS = (
     "llava-pretrain-558k", "cc-595k", "llava-mix-665k", "sharegpt4v-pt", "sharegpt4v-mix-665k", "mobilevlm-v2-mix-2m",
     "cambrian-align-2.5m", "cambrian-7m",
 )  # fmt: skip
-SHARE = {"pt": "share-captioner_coco_lcs_sam_1246k_1107", "mix": "sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k"}
+SHARE = {
+    "pt": "share-captioner_coco_lcs_sam_1246k_1107",
+    "mix": "sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k",
+}
 
 
 @pytest.mark.parametrize("name", [*OWN, *SETS, *BOXES])

@@ -18,6 +18,7 @@ def run(*words, **more):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **more)
 
 
+@pytest.mark.slow
 def test_every_part_runs_and_every_row_is_measured(tmp_path):
     done = run("--only", ",".join(set(PARTS) - {"correctness"}), "--out", tmp_path / "RESULTS.md")
     assert done.returncode == 0, done.stderr[-2000:]

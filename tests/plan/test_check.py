@@ -8,7 +8,8 @@ from mmalign.errors import CardError, CheckError, MMAlignError
 from mmalign.plan import estimate, facts, graph, signatures
 from mmalign.plan import read as compose
 from mmalign.plan.cards import FAMILIES, Card, Registry
-from mmalign.plan.check import check, unmet
+from mmalign.plan.check import check
+from mmalign.plan.objectives import unmet
 from tests.conftest import TINY
 
 PATCHES = "mine supervises single patches, and pooled does not keep the grid"

@@ -121,60 +121,78 @@ def many(examples: int):
     )
 
 
+def each(few: int, all_of_them: int):
+    """So many examples in every run, and all of them among the slow tests."""
+    return pytest.mark.parametrize("examples", [few, pytest.param(all_of_them, marks=pytest.mark.slow)])
+
+
 def test_unchanged_recipes_survive(folder):
     assert survives(RECIPES["quickstart"], [], folder)
 
 
-@many(700)
-@given(st.data())
-def test_mutated_recipes(folder, data):
-    name = data.draw(st.just("quickstart") | st.just("quickstart") | st.sampled_from(sorted(RECIPES)))
-    raw = lines.parse(RECIPES[name], name, RecipeError).raw
-    how = random.Random(data.draw(st.integers(0, 2**32)))
-    for _ in range(how.choice([1, 1, 2, 3])):
-        raw = mutate(raw, how, data.draw(VALUES))
-    survives(lines.dump(raw), [], folder)
+@each(100, 700)
+def test_mutated_recipes(folder, examples):
+    @many(examples)
+    @given(st.data())
+    def run(data):
+        name = data.draw(st.just("quickstart") | st.just("quickstart") | st.sampled_from(sorted(RECIPES)))
+        raw = lines.parse(RECIPES[name], name, RecipeError).raw
+        how = random.Random(data.draw(st.integers(0, 2**32)))
+        for _ in range(how.choice([1, 1, 2, 3])):
+            raw = mutate(raw, how, data.draw(VALUES))
+        survives(lines.dump(raw), [], folder)
+
+    run()
 
 
-@many(600)
-@given(st.data())
-def test_mutated_text(folder, data):
+@each(100, 600)
+def test_mutated_text(folder, examples):
     """Lines deleted, repeated, swapped, cut and indented."""
-    text = RECIPES["quickstart"].splitlines()
-    how = random.Random(data.draw(st.integers(0, 2**32)))
-    for _ in range(how.randint(1, 4)):
-        n = how.randrange(len(text))
-        deed = how.choice(["delete", "repeat", "indent", "cut", "insert"])
-        if deed == "delete" and len(text) > 1:
-            del text[n]
-        elif deed == "repeat":
-            text.insert(how.randrange(len(text)), text[n])
-        elif deed == "indent":
-            text[n] = " " * how.randint(1, 4) + text[n]
-        elif deed == "cut":
-            text[n] = text[n][: how.randint(0, len(text[n]))]
-        else:
-            m = how.randint(0, len(text[n]))
-            text[n] = text[n][:m] + how.choice("{}[],:&*#'\"|>-?!%@` \t\n0e.\x00é") + text[n][m:]
-    survives("\n".join(text), [], folder)
+
+    @many(examples)
+    @given(st.data())
+    def run(data):
+        text = RECIPES["quickstart"].splitlines()
+        how = random.Random(data.draw(st.integers(0, 2**32)))
+        for _ in range(how.randint(1, 4)):
+            n = how.randrange(len(text))
+            deed = how.choice(["delete", "repeat", "indent", "cut", "insert"])
+            if deed == "delete" and len(text) > 1:
+                del text[n]
+            elif deed == "repeat":
+                text.insert(how.randrange(len(text)), text[n])
+            elif deed == "indent":
+                text[n] = " " * how.randint(1, 4) + text[n]
+            elif deed == "cut":
+                text[n] = text[n][: how.randint(0, len(text[n]))]
+            else:
+                m = how.randint(0, len(text[n]))
+                text[n] = text[n][:m] + how.choice("{}[],:&*#'\"|>-?!%@` \t\n0e.\x00é") + text[n][m:]
+        survives("\n".join(text), [], folder)
+
+    run()
 
 
 KEYS = st.lists(st.sampled_from(["stages", "label", "align", "tune", "score", "new", *WORDS, "0"]), max_size=5)
 
 
-@many(400)
-@given(st.data())
-def test_random_overrides(folder, data):
-    text = RECIPES["quickstart"]
-    raw = lines.parse(text, "x", RecipeError).raw
-    words = []
-    for _ in range(data.draw(st.integers(1, 2))):
-        path = data.draw(st.sampled_from([path for path in places(raw) if path]))
-        key = data.draw(st.just(".".join(map(str, path))) | KEYS.map(".".join))
-        alike = st.integers(0, 999).map(lambda n: like(at(raw, path), random.Random(n)))  # noqa: B023
-        value = data.draw((alike | alike | VALUES).map(lines.dump) | st.text(max_size=6))
-        words.append(f"{key}={value.removesuffix('...').strip()}")
-    survives(text, words, folder)
+@each(80, 400)
+def test_random_overrides(folder, examples):
+    @many(examples)
+    @given(st.data())
+    def run(data):
+        text = RECIPES["quickstart"]
+        raw = lines.parse(text, "x", RecipeError).raw
+        words = []
+        for _ in range(data.draw(st.integers(1, 2))):
+            path = data.draw(st.sampled_from([path for path in places(raw) if path]))
+            key = data.draw(st.just(".".join(map(str, path))) | KEYS.map(".".join))
+            alike = st.integers(0, 999).map(lambda n: like(at(raw, path), random.Random(n)))  # noqa: B023
+            value = data.draw((alike | alike | VALUES).map(lines.dump) | st.text(max_size=6))
+            words.append(f"{key}={value.removesuffix('...').strip()}")
+        survives(text, words, folder)
+
+    run()
 
 
 @many(200)
@@ -192,11 +210,15 @@ def test_random_bytes(folder, raw):
         compose.load(place)
 
 
-@many(200)
-@given(VALUES, st.sampled_from(["summary", "target", "args", "facts", "paper", "license", "x"]))
-def test_random_cards(folder, value, key):
-    shelf = folder / "shelf" / "adapters"
-    shelf.mkdir(parents=True, exist_ok=True)
-    raw = {"summary": "a", "target": "mmalign.adapters.mlp.MLP", key: value}
-    (shelf / "mine.yaml").write_text(yaml.safe_dump(raw))
-    survives(RECIPES["quickstart"], [f"registry=[{folder / 'shelf'}]", "model.adapter=mine"], folder)
+@each(50, 200)
+def test_random_cards(folder, examples):
+    @many(examples)
+    @given(VALUES, st.sampled_from(["summary", "target", "args", "facts", "paper", "license", "x"]))
+    def run(value, key):
+        shelf = folder / "shelf" / "adapters"
+        shelf.mkdir(parents=True, exist_ok=True)
+        raw = {"summary": "a", "target": "mmalign.adapters.mlp.MLP", key: value}
+        (shelf / "mine.yaml").write_text(yaml.safe_dump(raw))
+        survives(RECIPES["quickstart"], [f"registry=[{folder / 'shelf'}]", "model.adapter=mine"], folder)
+
+    run()
