@@ -8,7 +8,7 @@ Letters: B images, R rows, S positions, Q places of an image's tokens, D width o
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,34 +66,19 @@ class SupervisedWhole(SupervisedModel):
         with no text behind it, where that text says how much its tokens count.
         """
         batch = {"input_ids": input_ids, **inputs, "use_cache": False}
+        batch |= {
+            name: own for name, own in (("attention_mask", attention_mask), ("labels", labels)) if own is not None
+        }
         mask_RS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        tokens = declared.counts(self.parts, batch)
+        goal_RS = torch.full_like(input_ids, IGNORED) if labels is None else labels
+        trained_RS = goal_RS[:, 1:] != IGNORED
+        trained, tokens = int(trained_RS.sum()), declared.counts(self.parts, batch)
         places = placed(self.parts, input_ids, mask_RS, tokens)
         sizes = self._sizes(inputs.get("image_sizes") if picture_sizes is None else picture_sizes, tokens)
         if tokens and any(look.attention for look in self.looks):
             places.check_text_behind(mask_RS, ["the rows of the batch"])
-        goal_RS = torch.full_like(input_ids, IGNORED)[:, 1:] if labels is None else labels[:, 1:]
-        trained = int((goal_RS != IGNORED).sum())
-        if attention_mask is not None:
-            batch["attention_mask"] = attention_mask
-        if labels is not None:
-            batch["labels"] = labels
-        watched = self.vlm.llm.watched(self.looks, places) if self.looks and tokens else nullcontext()
-        whole: Any = self.vlm
-        keeping = kept_states.keeping(self.parts, self.vlm.llm, self.layers)
-        with declared.entering(self.parts) as entry, watched as watch, keeping as kept:
-            out = whole.whole(**batch)
-        assert entry.embeds_RSD is not None
         seen_BQ = self._seen(places, tokens, sizes)
-        step = self._step(entry.embeds_RSD, places, seen_BQ)
-        if watch is not None:
-            step.refined, step.shares = watch.refined, watch.shares
-        if self.layers:
-            by_layer = {layer: kept[layer] if layer else entry.embeds_RSD for layer in self.layers}
-            kept_states.hand(step, by_layer, places, self.vlm.llm)
-            if "captions" in self.needs:
-                own_RS = torch.full_like(input_ids, IGNORED) if labels is None else labels
-                kept_states.caption(step, by_layer, places, own_RS)
+        out, step = self._read_whole(batch, places, seen_BQ, goal_RS)
         on_grids = step
         if self.needs & GRIDS:
             pictures = shown.pictures(self.parts, batch, tokens, places.row_B.tolist(), sizes)
@@ -110,8 +95,27 @@ class SupervisedWhole(SupervisedModel):
         loss = sum((self.weights[name] * term for name, term in terms.items()), torch.zeros((), device=own.device))
         if not scores:
             return {"loss": loss, **terms}
-        trained_RS = goal_RS != IGNORED
-        return {"loss": loss, **terms, "scores": sft.scores(out.logits[:, :-1][trained_RS], goal_RS[trained_RS])}
+        return {"loss": loss, **terms, "scores": sft.scores(out.logits[:, :-1][trained_RS], goal_RS[:, 1:][trained_RS])}
+
+    def _read_whole(
+        self, batch: Mapping[str, Any], places: Places, seen_BQ: Tensor, goal_RS: Tensor
+    ) -> tuple[Any, Step]:
+        """What the model gives, and the pass as objectives see it. goal_RS: the labels of the tokens themselves."""
+        llm, whole = self.vlm.llm, cast(Any, self.vlm).whole
+        watched = llm.watched(self.looks, places) if self.looks and len(seen_BQ) else nullcontext()
+        keeping = kept_states.keeping(self.parts, llm, self.layers)
+        with declared.entering(self.parts) as entry, watched as watch, keeping as kept:
+            out = whole(**batch)
+        assert entry.embeds_RSD is not None
+        step = self._step(entry.embeds_RSD, places, seen_BQ)
+        if watch is not None:
+            step.refined, step.shares = watch.refined, watch.shares
+        if self.layers:
+            by_layer = {layer: kept[layer] if layer else entry.embeds_RSD for layer in self.layers}
+            kept_states.hand(step, by_layer, places, llm)
+            if "captions" in self.needs:
+                kept_states.caption(step, by_layer, places, goal_RS)
+        return out, step
 
     def _sizes(self, sizes_B2: Tensor | None, tokens: Sequence[int]) -> list[Size] | None:
         if sizes_B2 is None:
