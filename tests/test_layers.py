@@ -41,7 +41,7 @@ LAYERS: dict[str, set[str]] = {
 # pictures), why a row cannot be used, what a model makes of one, how an LLM decodes, products over a vocabulary.
 CONTRACTS = {
     *FAMILIES, "data.reasons", "labels.store", "llms.chat", "llms.decoding", "llms.formats", "llms.gguf",
-    "llms.rendered", "llms.rendering", "llms.rows", "vision.frame", "vision.picture",
+    "llms.rendered", "llms.rendering", "llms.rows", "llms.vocabulary", "vision.frame", "vision.picture",
 }  # fmt: skip
 # Kinds that others name: what a LLaVA checkpoint is made of, and the loss that every model has.
 KINDS = {

@@ -94,6 +94,17 @@ class LLM(nn.Module):
         token_NT, weight_NT = (one if one.dim() == 2 else one[:, None] for one in (token_N, weight_N))
         return -(log_NV.gather(1, token_NT) * weight_NT).sum()
 
+    def kl(self, hidden_ND: Tensor, target_ND: Tensor, target_VD: Tensor, weight_N: Tensor) -> Tensor:
+        """Sum over rows of weight * KL(softmax(target T^T) || p), p the head's. Scalar, fp32; 0 without rows, the head
+        gone through all the same.
+
+        target_VD: T, a matrix over the same vocabulary. Rows, T and the head get a gradient where they want one.
+        """
+        log_own_NV = F.log_softmax(self.head(hidden_ND).float(), dim=-1)
+        log_target_NV = F.log_softmax((target_ND.to(target_VD.dtype) @ target_VD.T).float(), dim=-1)
+        kl_N = (log_target_NV.exp() * (log_target_NV - log_own_NV)).sum(-1)
+        return (kl_N * weight_N).sum()
+
     def decoder(self) -> "Decoder":
         """A fresh reader of rows, bit by bit: what answers are decoded with. One for each batch of prompts."""
         from mmalign.llms.decoding import Rereading  # it imports this module

@@ -15,8 +15,9 @@ from mmalign.io import pretrained
 from mmalign.llms import LLM, Look, Places, gguf, watch
 from mmalign.llms.chat import Chat
 from mmalign.llms.decoding import Cached
-from mmalign.llms.head import Head
+from mmalign.llms.head import Head, nll
 from mmalign.llms.lora import Lora, learn, merged, plain, quantized
+from mmalign.llms.vocabulary import vocabulary_kl
 from mmalign.llms.watch import Watch
 
 
@@ -128,7 +129,18 @@ class CausalLM(LLM):
         head = self.lm.get_output_embeddings()
         if not isinstance(head, Head):  # with a bias, or a LoRA update beside it
             return super().nll(hidden_ND, token_N, weight_N)
-        loss: Tensor = head(hidden_ND, token_N, weight_N, self.softcap)
+        loss: Tensor = head(hidden_ND, lambda own_ND, own_VD: nll(own_ND, own_VD, token_N, weight_N, self.softcap))
+        return loss
+
+    def kl(self, hidden_ND: Tensor, target_ND: Tensor, target_VD: Tensor, weight_N: Tensor) -> Tensor:
+        head = self.lm.get_output_embeddings()
+        if not isinstance(head, Head):
+            return super().kl(hidden_ND, target_ND, target_VD, weight_N)
+
+        def divergence(own_ND: Tensor, own_VD: Tensor) -> Tensor:
+            return vocabulary_kl(own_ND, target_ND, weight_N, own_VD, target_VD, self.softcap)
+
+        loss: Tensor = head(hidden_ND, divergence)
         return loss
 
     def decoder(self) -> Cached:

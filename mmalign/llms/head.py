@@ -7,19 +7,20 @@ are taken in chunks over the whole vocabulary, so that no product is done twice,
 pass, so that nothing but it is kept.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmalign.llms.rows import chunks, logits, wide
+from mmalign.llms.rows import Product, chunks, wide
 
 LIMIT = {"cpu": 128 << 20, "cuda": 512 << 20}  # bytes of logits and probabilities at a time
 BYTES = 6  # of an fp32 and a bf16 number, the most that is held of a row and token
 
 
 class Head(nn.Linear):
-    """An output layer of transformers, which can be asked for the loss of tokens in place of logits.
+    """An output layer of transformers, which can be asked for a loss in place of logits.
 
     Either is one call of the module: under ZeRO-3 its weight is whole inside it, and every rank makes as many calls.
     """
@@ -30,17 +31,9 @@ class Head(nn.Linear):
         if type(layer) is nn.Linear and layer.bias is None:
             layer.__class__ = cls
 
-    def forward(
-        self,
-        hidden_ND: Tensor,
-        token_N: Tensor | None = None,
-        weight_N: Tensor | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
-        """logits_NV; or, given tokens and how much each counts, their `nll`."""
-        if token_N is None or weight_N is None:
-            return super().forward(hidden_ND)
-        return nll(hidden_ND, self.weight, token_N, weight_N, softcap)
+    def forward(self, hidden_ND: Tensor, loss: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+        """logits_NV; or what a loss makes of the hidden states and the weight, see `nll` and `vocabulary_kl`."""
+        return super().forward(hidden_ND) if loss is None else loss(hidden_ND, self.weight)
 
 
 def nll(hidden_ND: Tensor, embed_VD: Tensor, token_N: Tensor, weight_N: Tensor, softcap: float | None = None) -> Tensor:
@@ -60,27 +53,18 @@ class _Nll(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, embed_VD: Tensor, token_NT: Tensor, weight_NT: Tensor, softcap: float | None
     ) -> Tensor:
-        rows_ND, embed_VD = hidden_ND.detach().to(embed_VD.dtype), embed_VD.detach()
-        of_rows, of_embed = ctx.needs_input_grad[:2]
+        product = Product(hidden_ND, embed_VD, *ctx.needs_input_grad[:2])
         weight_NT = weight_NT.to(wide(embed_VD[:0]).dtype)
         scale_N1 = weight_NT.sum(1, keepdim=True)
         share_NT = weight_NT / torch.where(scale_N1 == 0, 1, scale_N1)
         total = weight_NT.new_zeros(())
-        grad_ND, grad_VD = torch.empty_like(rows_ND) if of_rows else None, None
-        for rows in chunks(len(rows_ND), embed_VD, LIMIT, BYTES):
+        for rows in chunks(len(hidden_ND), embed_VD, LIMIT, BYTES):
             scale_R1 = scale_N1[rows]
-            nll_R, gap_RV = _rows(logits(rows_ND[rows], embed_VD), token_NT[rows], share_NT[rows], softcap)
+            nll_R, gap_RV = _rows(product.logits(rows), token_NT[rows], share_NT[rows], softcap)
             total += (nll_R * scale_R1[:, 0]).sum()
-            gap_RV = gap_RV.to(embed_VD.dtype)
-            if grad_ND is not None:
-                grad_ND[rows] = (gap_RV @ embed_VD) * scale_R1
-            if of_embed:
-                product_VD = gap_RV.T @ (rows_ND[rows] * scale_R1).to(embed_VD.dtype)
-                grad_VD = product_VD if grad_VD is None else wide(grad_VD).add_(product_VD)
+            product.back(rows, gap_RV, scale_R1)
             del gap_RV  # before the next rows' logits are made
-        if of_embed:
-            grad_VD = torch.zeros_like(embed_VD) if grad_VD is None else grad_VD.to(embed_VD.dtype)
-        ctx.save_for_backward(None if grad_ND is None else grad_ND.to(hidden_ND.dtype), grad_VD)
+        ctx.save_for_backward(*product.gradients())
         return total
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""Numbers of half precision in products and sums that keep more of them.
+"""Numbers of half precision in products and sums that keep more of them, and products with a vocabulary by rows.
 
-Letters: R rows, D width, V vocabulary.
+Letters: N rows, R of them at a time, D width, V vocabulary.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,10 +26,35 @@ def logits(rows_RD: Tensor, embed_VD: Tensor) -> Tensor:
 def chunks(rows: int, embed_VD: Tensor, limit: Mapping[str, int], held: int) -> Iterator[slice]:
     """All of `rows`, so many at a time that what is held of a row and token, in bytes, stays below the device's limit;
     but never fewer than LEAST."""
-    size = at_once(len(embed_VD), embed_VD.device, limit, held)
+    size = max(LEAST, limit.get(embed_VD.device.type, limit["cpu"]) // (held * len(embed_VD)))
     yield from (slice(start, start + size) for start in range(0, rows, size))
 
 
-def at_once(vocab: int, device: torch.device, limit: Mapping[str, int], held: int) -> int:
-    """How many rows that is."""
-    return max(LEAST, limit.get(device.type, limit["cpu"]) // (held * vocab))
+class Product:
+    """Rows times a matrix, some rows at a time, and the gradients of both: each row's written once, the matrix's added
+    up in fp32. What wants no gradient gets none."""
+
+    def __init__(self, rows_ND: Tensor, embed_VD: Tensor, of_rows: bool, of_embed: bool) -> None:
+        self.rows_ND, self.embed_VD = rows_ND.detach().to(embed_VD.dtype), embed_VD.detach()
+        self.of_embed, self.dtype = of_embed, rows_ND.dtype
+        self.grad_ND = torch.empty_like(self.rows_ND) if of_rows else None
+        self.grad_VD: Tensor | None = None
+
+    def logits(self, rows: slice) -> Tensor:
+        return logits(self.rows_ND[rows], self.embed_VD)
+
+    def back(self, rows: slice, gap_RV: Tensor, scale_R1: Tensor) -> None:
+        """Take the gradient of the logits of these rows: gap times scale."""
+        gap_RV = gap_RV.to(self.embed_VD.dtype)
+        if self.grad_ND is not None:
+            self.grad_ND[rows] = (gap_RV @ self.embed_VD) * scale_R1
+        if self.of_embed:
+            product_VD = gap_RV.T @ (self.rows_ND[rows] * scale_R1).to(self.embed_VD.dtype)
+            self.grad_VD = product_VD if self.grad_VD is None else wide(self.grad_VD).add_(product_VD)
+
+    def gradients(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of the rows and of the matrix, as precise as these; None for what wants none."""
+        of_rows = None if self.grad_ND is None else self.grad_ND.to(self.dtype)
+        if self.of_embed and self.grad_VD is None:  # no row came by
+            self.grad_VD = torch.zeros_like(self.embed_VD)
+        return of_rows, None if self.grad_VD is None else self.grad_VD.to(self.embed_VD.dtype)

@@ -87,6 +87,8 @@ class Step:
     head: Callable[[Tensor], Tensor]  # answers, states: hidden states -> logits over the vocabulary
     # answers, states: states, ids, weights -> sum of weight * -log p(id); of N rows, one id each or T of them
     nll: Callable[[Tensor, Tensor, Tensor], Tensor]
+    # answers, states: states, rows, matrix, weights -> sum of weight * KL(softmax(rows matrix^T) || the head's)
+    kl: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
     labels: Labels  # labels: the words of any patches asked for
     words: Words  # labels: what the numbers mean
@@ -137,6 +139,8 @@ class Context:
     # (k, a file of texts) -> the lens of layers 1 .. k, see `Look`: from hidden states back to input embeddings, fitted
     # on these texts, without a file on the stage's own; None: there is none
     lens: Callable[[int, str | None], Callable[[int, Tensor], Tensor]] | None = None
+    # embed_VD as it is before the first step, whole only inside a `with`; None: there is none
+    vocabulary: Callable[[], AbstractContextManager[Tensor]] | None = None
 
 
 class Objective(nn.Module):

@@ -17,8 +17,8 @@ from mmalign.errors import CheckError, one_of
 from mmalign.io import bounds
 from mmalign.llms import Look
 from mmalign.llms.rows import wide
+from mmalign.llms.vocabulary import vocabulary_kl
 from mmalign.objectives import Context, Objective, Step
-from mmalign.objectives.vocabulary import vocabulary_kl
 
 KINDS = ("increasing", "constant", "decreasing")  # of the layers' weights
 

@@ -40,6 +40,7 @@ def check_llm(make: Callable[[], LLM], folder: Path, reload: Callable[[Path], LL
         _reads(cast, dtype)
         _apart(cast, dtype)
     _gathers(llm)
+    _kl(make().float().train())
     _nll(make().float().train())
     _decodes(llm)
     _chats(llm.chat, llm.vocab, answer)
@@ -129,34 +130,56 @@ def _gathers(llm: LLM) -> None:
     uses_modules(llm, lambda: llm(embeds_BSD, torch.ones_like(ids_BS)), "forward()")
     uses_modules(llm, lambda: llm.head(hidden_BSD[0]), "head()")
     uses_modules(llm, lambda: llm.nll(hidden_BSD[0], ids_BS[0], torch.ones(6)), "nll()")
+    own_VD = torch.randn(llm.vocab, llm.dim)
+    uses_modules(llm, lambda: llm.kl(hidden_BSD[0], hidden_BSD[1], own_VD, torch.ones(6)), "kl()")
 
 
 def _nll(llm: LLM) -> None:
     hidden_ND, token_N = torch.randn(6, llm.dim), _ids(llm, 1, 6)[0]
     weight_N = torch.tensor([1.0, 0.5, 0.0, 1.0, 2.0, 1.0])
-    found, gradient = _with_gradient(hidden_ND, lambda rows_ND: llm.nll(rows_ND, token_N, weight_N))
-    assert found.shape == (), f"nll() is {tuple(found.shape)}, not a scalar"
-    assert found.dtype == torch.float32, f"nll() is {found.dtype}, not fp32"
 
     def definition(rows_ND: Tensor) -> Tensor:
         return (F.cross_entropy(llm.head(rows_ND).float(), token_N, reduction="none") * weight_N).sum()
 
-    right, right_gradient = _with_gradient(hidden_ND, definition)
-    _same(found[None], right[None], 1e-4, "nll() is not the sum of weight * -log p(token)")
-    _same(gradient, right_gradient, 1e-4, "the gradient of nll() is not that of its definition")
-    empty, _ = _with_gradient(hidden_ND[:0], lambda rows_ND: llm.nll(rows_ND, token_N[:0], weight_N[:0]))
-    assert empty == 0, f"nll() without rows is {float(empty)}, not 0"
-    cast = llm.to(torch.bfloat16)
-    found = cast.nll(hidden_ND.bfloat16(), token_N, weight_N)
+    loss = lambda rows_ND: llm.nll(rows_ND, token_N[: len(rows_ND)], weight_N[: len(rows_ND)])  # noqa: E731
+    _is(loss, definition, hidden_ND, "nll()", "the sum of weight * -log p(token)")
+    found = llm.to(torch.bfloat16).nll(hidden_ND.bfloat16(), token_N, weight_N)
     assert found.dtype == torch.float32, f"nll() in bf16 is {found.dtype}, not fp32"
 
 
-def _with_gradient(hidden_ND: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def _kl(llm: LLM) -> None:
+    hidden_ND, target_ND = torch.randn(2, 6, llm.dim)
+    target_VD, weight_N = torch.randn(llm.vocab, llm.dim), torch.tensor([1.0, 0.5, 0.0, 1.0, 2.0, 1.0])
+    log_target_NV = (target_ND @ target_VD.T).log_softmax(-1)
+
+    def definition(rows_ND: Tensor) -> Tensor:
+        each_NV = F.kl_div(llm.head(rows_ND).float().log_softmax(-1), log_target_NV, reduction="none", log_target=True)
+        return (each_NV.sum(-1) * weight_N).sum()
+
+    loss = lambda rows_ND: llm.kl(rows_ND, target_ND[: len(rows_ND)], target_VD, weight_N[: len(rows_ND)])  # noqa: E731
+    _is(loss, definition, hidden_ND, "kl()", "the sum of weight * KL(target || p)")
+
+
+def _is(
+    loss: Callable[[Tensor], Tensor], definition: Callable[[Tensor], Tensor], hidden_ND: Tensor, name: str, words: str
+) -> None:
+    """A loss of hidden states is what its definition says, and so is its gradient; without rows it is 0."""
+    found, gradient = _with_gradient(hidden_ND, loss, name)
+    assert found.shape == (), f"{name} is {tuple(found.shape)}, not a scalar"
+    assert found.dtype == torch.float32, f"{name} is {found.dtype}, not fp32"
+    right, right_gradient = _with_gradient(hidden_ND, definition, name)
+    _same(found[None], right[None], 1e-4, f"{name} is not {words}")
+    _same(gradient, right_gradient, 1e-4, f"the gradient of {name} is not that of its definition")
+    empty, _ = _with_gradient(hidden_ND[:0], loss, name)
+    assert empty == 0, f"{name} without rows is {float(empty)}, not 0"
+
+
+def _with_gradient(hidden_ND: Tensor, loss: Callable[[Tensor], Tensor], name: str) -> tuple[Tensor, Tensor]:
     rows_ND = hidden_ND.clone().requires_grad_(True)
     value = loss(rows_ND)
-    assert value.requires_grad, "no gradient goes through nll()"
+    assert value.requires_grad, f"no gradient goes through {name}"
     torch.autograd.backward(value)
-    assert rows_ND.grad is not None, "nll() gives the hidden states no gradient, not even of 0 rows"
+    assert rows_ND.grad is not None, f"{name} gives the hidden states no gradient, not even of 0 rows"
     return value.detach(), rows_ND.grad
 
 

@@ -41,7 +41,7 @@ def check_objective(make: Callable[[], Objective]) -> None:
 def _prepared(make: Callable[[], Objective]) -> Objective:
     torch.manual_seed(0)
     objective = make()
-    objective.prepare(Context(layers=LAYERS, dim=DIM, distributed=False))
+    objective.prepare(Context(layers=LAYERS, dim=DIM, distributed=False, vocabulary=_vocabulary))
     return objective
 
 
@@ -120,7 +120,7 @@ def _answer(step: Step, random: torch.Generator, repeats: int, dtype: torch.dtyp
 
 
 def _read(step: Step) -> None:
-    """The head, and the loss of tokens under it."""
+    """The head, and the losses under it."""
     head_VD = torch.randn(VOCAB, DIM, generator=_generator(4))
     step.head = lambda hidden_ND: F.linear(hidden_ND, head_VD.to(hidden_ND.dtype))
 
@@ -130,6 +130,15 @@ def _read(step: Step) -> None:
         return -(log_NV.gather(1, token_NT) * weight_NT).sum()
 
     step.nll = nll
+
+    def kl(hidden_ND: Tensor, target_ND: Tensor, target_VD: Tensor, weight_N: Tensor) -> Tensor:
+        log_own_NV, log_target_NV = (
+            logits_NV.float().log_softmax(-1)
+            for logits_NV in (step.head(hidden_ND), F.linear(target_ND.to(target_VD.dtype), target_VD))
+        )
+        return ((log_target_NV.exp() * (log_target_NV - log_own_NV)).sum(-1) * weight_N).sum()
+
+    step.kl = kl
 
 
 def _keep(step: Step, objective: Objective, images: int, dtype: torch.dtype) -> None:

@@ -86,7 +86,8 @@ class Supervised(nn.Module):
                 what = f"{name} needs hidden states with a gradient, which {type(llm).__name__} does not hand out"
                 fix = "a model of a vision encoder, an adapter and a CausalLM; or basic-direction, sea"
                 raise CheckError(what, at=f"objectives.{name}", fix=fix)
-            objective.prepare(Context(llm.depth, llm.dim, weight.device, weight.dtype, distributed, lens))
+            own = weight.device, weight.dtype
+            objective.prepare(Context(llm.depth, llm.dim, *own, distributed, lens, self.vlm.vocabulary))
         for encoder in self.encoders:
             encoder.requires_grad_(False).eval().to(weight.device, weight.dtype)
         self.looks = tuple(dict.fromkeys(o.look for _, o in self._objectives() if o.look is not None))
@@ -189,7 +190,7 @@ class Supervised(nn.Module):
         step.answer_ND = hidden_RSD[rows, columns]
         step.answer_N = batch.ids_RS[rows, columns + 1]
         step.weight_N = batch.weight_RS[rows, columns + 1]
-        step.head, step.nll = llm.head, llm.nll
+        step.head, step.nll, step.kl = llm.head, llm.nll, llm.kl
 
     def _keep(self, step: Step, batch: Batch, by_layer: Mapping[int, Tensor], places: Places) -> None:
         step.normed = self.vlm.llm.normed

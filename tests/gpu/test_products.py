@@ -6,10 +6,9 @@ Letters: R rows, D width, V vocabulary.
 import pytest
 import torch
 
-from mmalign.llms import head, rows
+from mmalign.llms import head, rows, vocabulary
 from mmalign.llms.head import nll
-from mmalign.objectives import vocabulary
-from mmalign.objectives.vocabulary import vocabulary_kl
+from mmalign.llms.vocabulary import vocabulary_kl
 
 pytestmark = pytest.mark.gpu
 ROWS, DIM, VOCAB = 300, 192, 1111

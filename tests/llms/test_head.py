@@ -132,18 +132,21 @@ def test_the_most_that_is_held_does_not_grow_with_the_rows(monkeypatch):
     assert held[128] < 1.05 * held[16]
 
 
+@pytest.mark.parametrize("kind", ["nll", "kl"])
 @pytest.mark.parametrize("family", list(small.LLMS))
-def test_every_language_models_loss_is_that_of_its_logits(tmp_path, family):
+def test_every_language_models_loss_is_that_of_its_logits(tmp_path, family, kind):
     """With tied embeddings and logit soft-capping where it has them: gradients of all weights, from one call."""
     small.llm(family, tmp_path)
     mouth = CausalLM(str(tmp_path)).double()
     ids = torch.tensor([[3, 7, 9, 11, 4, 8]])
-    weight = torch.tensor([0.5, 1.0, 0.0, 2.0, 1.0])
+    weight = torch.tensor([0.5, 1.0, 0.0, 2.0, 1.0]).double()
     found = {}
-    for name, loss_of in (("own", mouth.nll), ("logits", lambda *given: LLM.nll(mouth, *given))):
+    for name, whose in (("own", CausalLM), ("logits", LLM)):
         mouth.zero_grad()
-        hidden = mouth(mouth.embed(ids), torch.ones_like(ids))[0, :-1]
-        loss = loss_of(hidden, ids[0, 1:], weight)
+        embeds = mouth.embed(ids)
+        hidden = mouth(embeds, torch.ones_like(ids))[0, :-1]
+        what = (ids[0, 1:],) if kind == "nll" else (30 * embeds[0, 1:], mouth.vocabulary())
+        loss = getattr(whose, kind)(mouth, hidden, *what, weight)
         loss.backward()
         grads = {key: p.grad.clone() for key, p in mouth.named_parameters() if p.grad is not None}
         found[name] = (loss.item(), grads)
@@ -163,6 +166,8 @@ def test_gemma_2_caps_its_logits(tmp_path):
     token, weight = torch.arange(4), torch.ones(4)
     assert mouth.head(hidden).abs().max() <= 1
     assert mouth.nll(hidden, token, weight).item() / 4 <= math.log(mouth.vocab) + 2
+    sure = mouth.kl(hidden, 1e4 * mouth.vocabulary()[token], mouth.vocabulary(), weight)
+    assert sure.item() / 4 <= math.log(mouth.vocab) + 2
 
 
 def test_heads_of_another_kind_stay():
@@ -188,3 +193,16 @@ def test_a_head_with_a_lora_update_is_asked_for_logits(tmp_path):
     assert not torch.allclose(logits, hidden @ mouth.lm.lm_head.base_layer.weight.T)
     want = -logits.log_softmax(-1)[torch.arange(3), token].sum()
     assert mouth.nll(hidden, token, weight).item() == pytest.approx(want.item(), rel=1e-5)
+    near, words = torch.randn(3, mouth.dim), torch.randn(mouth.vocab, mouth.dim)
+    want = torch.nn.functional.kl_div(logits.log_softmax(-1), (near @ words.T).softmax(-1), reduction="sum")
+    assert mouth.kl(hidden, near, words, weight).item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_a_head_gives_a_loss_its_weight():
+    """In the head's own call, where ZeRO-3 holds it whole."""
+    own, rows, inside = Head(3, 5, bias=False), torch.randn(2, 3), []
+    own.register_forward_pre_hook(lambda *_: inside.append("in"))
+    own.register_forward_hook(lambda *_: inside.append("out"))
+    loss = own(rows, lambda hidden, weight: inside.append("loss") or (hidden @ weight.T).sum())
+    assert loss == own(rows).sum()
+    assert inside[:3] == ["in", "loss", "out"]

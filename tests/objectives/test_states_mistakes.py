@@ -36,6 +36,22 @@ def test_check_asks_for_labels(mmalign, tiny, name):
 
 def test_a_newcomer_is_told_what_each_pulls_towards_what(mmalign):
     said = mmalign("list", "objectives").out
-    for name in ("next-embedding", "logit-lens", "patch-words", "caption-contrast", "assignment"):
+    names = ["next-embedding", "logit-lens", "patch-words", "caption-contrast", "assignment", "visual-words"]
+    for name in (*names, "vocabulary-regression"):
         (line,) = [line for line in said.splitlines() if name in line]
         assert "visual token" in line
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ("visual-words={args: {head: none}}", "head must be one of learned, embeddings, got 'none'"),
+        ("visual-words={args: {target: mean}}", "target must be one of learned, constant, got 'mean'"),
+        ("vocabulary-regression={args: {distance: l1}}", "distance must be one of l2, cosine, got 'l1'"),
+    ],
+)
+def test_check_refuses_settings_that_there_are_not(mmalign, tiny, value, what):
+    said = mmalign("check", tiny, *ALONE, f"{KEY}.{value}")
+    assert said.code == 2
+    assert what in said.err
+    assert "Traceback" not in said.err

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmalign.objectives.vocabulary import vocabulary_kl
+from mmalign.llms.vocabulary import vocabulary_kl
 
 from . import Pairs, seconds
 from ._work import clock, peak, timed

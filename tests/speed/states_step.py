@@ -20,6 +20,8 @@ from mmalign.objectives.next_embedding import NextEmbedding
 from mmalign.objectives.patch_words import PatchWords
 from mmalign.objectives.reconstruction import Reconstruction
 from mmalign.objectives.representation import Representation
+from mmalign.objectives.visual_words import VisualWords
+from mmalign.objectives.vocabulary_regression import VocabularyRegression
 from mmalign.vision import Vision
 from mmalign.vlm.supervised import PassLabels
 
@@ -50,6 +52,9 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "next-embedding": NextEmbedding,
     "logit-lens": LogitLens,
     "logit-lens, layer 1": partial(LogitLens, 1),
+    "visual-words": VisualWords,
+    "visual-words, embeddings": partial(VisualWords, "embeddings"),
+    "vocabulary-regression": VocabularyRegression,
     "patch-words": PatchWords,
     "caption-contrast": CaptionContrast,
     "assignment": Assignment,

@@ -135,6 +135,24 @@ def detached_nll(base):
     return {"nll": lambda self, h, t, w: base.nll(self, h.detach(), t, w)}
 
 
+def detached_kl(base):
+    return {"kl": lambda self, h, *given: base.kl(self, h.detach(), *given)}
+
+
+def mean_kl(base):
+    return {"kl": lambda self, h, *given: base.kl(self, h, *given) / max(1, len(h))}
+
+
+def turned_kl(base):
+    """KL(p || target)."""
+
+    def kl(self, h, rows, matrix, w):
+        q, p = (one.float().log_softmax(-1) for one in (self.head(h), rows @ matrix.T))
+        return ((q.exp() * (q - p)).sum(-1) * w).sum()
+
+    return {"kl": kl}
+
+
 def mean_nll(base):
     return {"nll": lambda self, h, t, w: base.nll(self, h, t, w) / max(1, len(t))}
 
@@ -270,6 +288,9 @@ BROKEN = {
     "loose head": (loose_head, r"head\(\) uses a weight outside of its module's forward"),
     "detached nll": (detached_nll, r"nll\(\) gives the hidden states no gradient"),
     "mean nll": (mean_nll, r"nll\(\) is not the sum of weight \* -log p"),
+    "detached kl": (detached_kl, r"kl\(\) gives the hidden states no gradient"),
+    "mean kl": (mean_kl, r"kl\(\) is not the sum of weight \* KL"),
+    "turned kl": (turned_kl, r"kl\(\) is not the sum of weight \* KL\(target \|\| p\)"),
     "wrong gradient": (straight_through, r"the gradient of nll\(\) is not that of its definition"),
     "nan of nothing": (nan_of_nothing, r"nll\(\) without rows is nan, not 0"),
     "half nll": (half_nll, r"nll\(\) in bf16 is torch.bfloat16, not fp32"),

@@ -20,6 +20,8 @@ from mmalign.objectives.next_embedding import NextEmbedding
 from mmalign.objectives.patch_words import PatchWords
 from mmalign.objectives.reconstruction import Reconstruction
 from mmalign.objectives.representation import Representation
+from mmalign.objectives.visual_words import VisualWords
+from mmalign.objectives.vocabulary_regression import VocabularyRegression
 from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training import engine
@@ -36,15 +38,13 @@ from tests.objectives.test_basic import Rows, batch_of, build
 
 STEPS = 4
 STAGES = {"0": 0, "1": 1, "2": 2, "3": 3, "3, all partitioned": 3}
-MICRO = {
-    "basic": 1,
-    "states": 2,
-    "targets": 1,
-}  # samples a pass; of one alone there is nothing to contrast its caption with
+# samples a pass; of one alone there is nothing to contrast its caption with
+MICRO = {"basic": 1, "states": 2, "targets": 1}
 TERMS = {
     "basic": {"lm": Term(1.0, "tokens"), "direction": Term(1.0), "distribution": Term(0.01)},
     "states": {"lm": Term(1.0, "tokens"), "next": Term(1.0), "lens": Term(0.1), "deep": Term(0.1), "words": Term(1.0),
-               "captions": Term(1.0), "assigned": Term(0.1)},
+               "captions": Term(1.0), "assigned": Term(0.1), "ahead": Term(0.1), "mixed": Term(0.1),
+               "regressed": Term(0.1)},
     "targets": {"lm": Term(1.0, "tokens"), "viral": Term(0.5), "ross": Term(1.0), "vanilla": Term(1.0)},
 }  # fmt: skip
 
@@ -77,7 +77,13 @@ def objectives(case: str, folders: dict[str, Path]) -> dict[str, Objective]:
         ross = {"ross": Reconstruction(other, width=8), "vanilla": Reconstruction(other, "regression", width=8)}
         return {"lm": NextToken(), "viral": Representation(other, width=8), **ross}
     looking = {"next": NextEmbedding(), "lens": LogitLens(), "deep": LogitLens(1), "words": PatchWords()}
-    return {"lm": NextToken(), **looking, "captions": CaptionContrast(), "assigned": Assignment()}
+    said = {"captions": CaptionContrast(), "assigned": Assignment()}
+    return {"lm": NextToken(), **looking, **said, **of_words()}
+
+
+def of_words() -> dict[str, Objective]:
+    """What holds a matrix of the whole vocabulary beside the head."""
+    return {"ahead": VisualWords(), "mixed": VisualWords("embeddings"), "regressed": VocabularyRegression()}
 
 
 def train(folders: dict[str, Path], place: Path, zero: int, case: str = "basic") -> None:

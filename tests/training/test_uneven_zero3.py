@@ -35,7 +35,7 @@ from mmalign.vision.hf import HFVision
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import PassLabels, Supervised
 from tests import parts, ports
-from tests.training.test_basic_zero import Labelled, TruthLabels, lines, partitioned
+from tests.training.test_basic_zero import Labelled, TruthLabels, lines, of_words, partitioned
 
 STEPS = 3
 TRAINS = {"adapter": ["adapter"], "both": ["adapter", "llm"]}
@@ -43,7 +43,19 @@ TERMS = {
     "lm": Term(1.0, "tokens"),
     **{
         name: Term(1.0)
-        for name in ("sea", "next", "lens", "deep", "words", "captions", "assigned", "viral", "ross", "vanilla")
+        for name in (
+            "sea",
+            "next",
+            "lens",
+            "deep",
+            "words",
+            "captions",
+            "assigned",
+            "viral",
+            "ross",
+            "vanilla",
+            *of_words(),
+        )
     },
 }
 
@@ -66,7 +78,8 @@ def train(folders: dict[str, Path], place: Path, zero: int, trains: list[str]) -
     pieces = mouth.chat.pieces(source.words)
     words = Words(source.words, torch.tensor([ids[:1] for ids in pieces]), mouth.embed)
     looking = {"next": NextEmbedding(), "lens": LogitLens(), "deep": LogitLens(1), "words": PatchWords()}
-    objectives = {"lm": NextToken(), "sea": SEA(), **looking, "captions": CaptionContrast(), "assigned": Assignment()}
+    said = {"captions": CaptionContrast(), "assigned": Assignment()}
+    objectives = {"lm": NextToken(), "sea": SEA(), **looking, **said, **of_words()}
     other = HFVision(str(folders["dinov2"]))  # of 3 x 3 patches, where the model's has 5 x 5
     objectives |= {"viral": Representation(other, width=8), "ross": Reconstruction(other, width=8)}
     objectives["vanilla"] = Reconstruction(other, "regression", width=8)
