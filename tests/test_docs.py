@@ -1,4 +1,4 @@
-"""The pages in docs/: what their tables of ceilings say is what the commands above them print."""
+"""The pages in docs/: tables of ceilings say what the commands above them print, and what is named is there."""
 
 import re
 import shlex
@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from mmalign.io import packages
+from mmalign.plan import facts
+from mmalign.plan.cards import Registry
+from mmalign.plan.read import shipped
 
+OBJECTIVES = (Path(__file__).parent.parent / "docs" / "objectives.md").read_text(encoding="utf-8")
+ROWS = (Path(__file__).parent.parent / "docs" / "baselines.md").read_text(encoding="utf-8")
 PAGE = (Path(__file__).parent.parent / "docs" / "real-language-model.md").read_text(encoding="utf-8")
 TABLES = dict(re.findall(r"```sh\nmmalign (ceilings [^\n]*)\n```\n\n```text\n(.*?)```", PAGE, re.S))
 NEAR = 1.0  # percent: other versions of torch compute in other orders
@@ -34,3 +39,28 @@ def test_a_command_prints_the_table_below_it(mmalign, command, tmp_path, monkeyp
     assert real_head.split() == head.split()
     for line, real_line in zip(said, real, strict=True):
         assert shares(real_line) == pytest.approx(shares(line), abs=NEAR)
+
+
+def test_the_rows_of_the_papers_name_recipes_and_classes_that_are_there():
+    import transformers
+
+    trained, asked = (part.split("|---")[1] for part in ROWS.split("\n## ")[1:])
+    recipes = set(re.findall(r"`([^`]+)`", trained))
+    assert len(recipes) >= 20
+    for name in recipes:
+        assert any(re.fullmatch(name.replace(".", r"\.").replace("*", ".*"), one) for one in shipped()), name
+    classes = set(re.findall(r"\| `(\w+)` \|", asked))
+    assert len(classes) == 4
+    assert classes <= set(dir(transformers))
+
+
+def test_the_page_of_objectives_has_each_with_what_it_needs():
+    rows = dict(re.findall(r"^\| `([\w-]+)`.*\| ([^|]*) \|$", OBJECTIVES, re.M))
+    cards = {card.name: card for card in Registry().every("objectives")}
+    assert sorted(rows) == sorted(cards)
+    words = {"labels": "labels", "captions": "captions", "targets": "an encoder"}
+    for name, card in cards.items():
+        known = facts.of(card)
+        needs = [words[need] for need in known["needs"] if need in words] + ["the grid"] * bool(known["per_patch"])
+        assert rows[name].strip().split(", ") == (needs or [""]), name
+        assert not card.paper or card.paper.split("/")[-1] in OBJECTIVES, name

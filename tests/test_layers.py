@@ -45,9 +45,12 @@ CONTRACTS = {
 }  # fmt: skip
 # Kinds that others name: what a LLaVA checkpoint is made of, and the loss that every model has.
 KINDS = {
-    "integrations": {"adapters.mlp", "llms.causal", "llms.plain", "llms.watch", "vision.hf", "vision.processor"},
+    "integrations": {
+        "adapters.mlp", "llms.causal", "llms.head", "llms.plain", "llms.vocabulary", "llms.watch", "vision.hf",
+        "vision.processor",
+    },
     "testing": {"objectives.lm"},
-}
+}  # fmt: skip
 QUICK = {"errors", "io", "plan"}  # never import what is heavy, and of the pipeline all but these
 HEAVY_PIPELINE = {"pipeline.build", "pipeline.load", "pipeline.sampler", "pipeline.worker"}
 TEXTS = "starts"  # files that `mmalign new` copies; no part of the library

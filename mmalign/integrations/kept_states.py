@@ -31,7 +31,7 @@ def keeping(parts: Parts, llm: LLM, layers: Sequence[int]) -> Iterator[dict[int,
 def hand(step: Step, by_layer: Mapping[int, Tensor], places: Places, llm: LLM) -> None:
     """To objectives that need states: those at each image's tokens, one behind the other, and what reads them."""
     assert places.real_BQ is not None
-    step.head, step.nll, step.normed = llm.head, llm.nll, llm.normed
+    step.head, step.nll, step.kl, step.normed = llm.head, llm.nll, llm.kl, llm.normed
     if not len(places.row_B):
         step.states = {layer: hidden_RSD[:0, :0] for layer, hidden_RSD in by_layer.items()}
         return

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -25,8 +24,9 @@ from mmalign.errors import CheckError, RunError
 from mmalign.integrations import declared, layouts
 from mmalign.integrations.asking import Asking, Images
 from mmalign.integrations.declared import Parts
-from mmalign.llms import LLM, Look, Places, head, rows, watch
+from mmalign.llms import LLM, Look, Places, head, watch
 from mmalign.llms.chat import Chat
+from mmalign.llms.vocabulary import vocabulary_kl
 from mmalign.llms.watch import Watch
 from mmalign.vision import Frame
 from mmalign.vision.picture import rgb
@@ -53,7 +53,8 @@ class LanguageModel(LLM):
         self.dim, self.depth = parts.dim, parts.depth
         self.vocab = len(self.vocabulary())
         self.context = int(getattr(self.body.config, "max_position_embeddings", None) or LLM.context)
-        self.keeps_states = isinstance(getattr(self.body, "norm", None), nn.Module)
+        self.keeps_states = watch.final_norm(self.body) is not None
+        self.softcap: float | None = getattr(self.body.config, "final_logit_softcapping", None)
         words = parts.tokenizer
         self.chat = Chat("the model", parts.template or "{{ messages[-1].content }}", copy.deepcopy(words))
         self.chat.tokenizer, self.chat.mark = words, parts.image_id  # our own mark, added to the copy, is no token here
@@ -93,17 +94,21 @@ class LanguageModel(LLM):
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         logits_NV: Tensor = self.out(hidden_ND)
-        cap = getattr(self.body.config, "final_logit_softcapping", None)
-        return logits_NV if cap is None else torch.tanh(logits_NV / cap) * cap
+        return logits_NV if self.softcap is None else torch.tanh(logits_NV / self.softcap) * self.softcap
 
     def nll(self, hidden_ND: Tensor, token_N: Tensor, weight_N: Tensor) -> Tensor:
-        """So many rows at a time, whose logits are made again in the backward pass: rows x vocabulary is never held."""
-        size = rows.at_once(self.vocab, hidden_ND.device, head.LIMIT, head.BYTES)
-        nll = super().nll
-        if len(hidden_ND) <= size:
-            return nll(hidden_ND, token_N, weight_N)
-        parts = zip(*(torch.split(one, size) for one in (hidden_ND, token_N, weight_N)), strict=True)
-        return torch.stack([checkpoint(nll, *own, use_reentrant=False) for own in parts]).sum()
+        def loss(own_ND: Tensor, own_VD: Tensor) -> Tensor:
+            return head.nll(own_ND, own_VD, token_N, weight_N, self.softcap)
+
+        asked = head.ask(self.out, hidden_ND, loss)
+        return super().nll(hidden_ND, token_N, weight_N) if asked is None else asked
+
+    def kl(self, hidden_ND: Tensor, target_ND: Tensor, target_VD: Tensor, weight_N: Tensor) -> Tensor:
+        def loss(own_ND: Tensor, own_VD: Tensor) -> Tensor:
+            return vocabulary_kl(own_ND, target_ND, weight_N, own_VD, target_VD, self.softcap)
+
+        asked = head.ask(self.out, hidden_ND, loss)
+        return super().kl(hidden_ND, target_ND, target_VD, weight_N) if asked is None else asked
 
     def prepare_looks(self, looks: Sequence[Look]) -> None:
         watch.prepare(self.body, looks)
@@ -117,7 +122,9 @@ class LanguageModel(LLM):
         return watch.keeping(self.body, layers)
 
     def normed(self, hidden_ND: Tensor) -> Tensor:
-        normed_ND: Tensor = self.body.norm(hidden_ND)
+        norm = watch.final_norm(self.body)
+        assert norm is not None
+        normed_ND: Tensor = norm(hidden_ND)
         return normed_ND
 
     def vocabulary(self) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import mmalign
 from mmalign.integrations import declared, shown
 from mmalign.integrations.whole import WholeVLM
-from mmalign.llms import LLM, head, rows
+from mmalign.llms import LLM, head, rows, vocabulary
 from mmalign.objectives import Step
 from tests.integrations import families
 from tests.integrations.test_declared import ROWS, picture
@@ -17,6 +17,7 @@ from tests.integrations.test_supervising import family_, fresh, labelled
 
 EACH = {
     "next-embedding": 0.1,
+    "visual-words": 0.1,
     "caption-contrast": {"weight": 1.0, "layer": 1},
     "assignment": {"weight": 1.0, "temperature": 0.5, "epsilon": 0.5},
 }
@@ -138,17 +139,39 @@ def test_the_logit_lens_reads_each_tile_where_it_lies(layer):
 
 
 @pytest.mark.parametrize("count", [0, 5, 12])
-def test_likelihoods_in_chunks_equal_those_of_all(count, monkeypatch):
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_losses_under_the_models_own_head_never_hold_all_rows(count, softcap, monkeypatch):
+    """The head's class and its hooks are what they were; chunks of five rows equal all rows."""
     model, processor = families.make("qwen2_5_vl")
     llm = WholeVLM(model, processor).llm
+    llm.softcap, kind, calls = softcap, type(llm.out), []
+    hook = llm.out.register_forward_hook(lambda module, args, out: calls.append(out.shape))
     monkeypatch.setattr(rows, "LEAST", 5)
-    monkeypatch.setitem(head.LIMIT, "cpu", 1)
-    hidden_ND = torch.randn(count, llm.dim, requires_grad=True)
+    for limits in (head.LIMIT, vocabulary.LIMIT):
+        monkeypatch.setitem(limits, "cpu", 1)
+    hidden_ND, target_ND = (torch.randn(count, llm.dim, requires_grad=True) for _ in range(2))
     token_NT, weight_NT = torch.randint(llm.vocab, (count, 2)), torch.rand(count, 2)
-    own = torch.autograd.grad(llm.nll(hidden_ND, token_NT, weight_NT), [hidden_ND, llm.out.weight])
-    all_ = torch.autograd.grad(LLM.nll(llm, hidden_ND, token_NT, weight_NT), [hidden_ND, llm.out.weight])
-    for one, other in zip(own, all_, strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
+    target_VD = torch.randn(llm.vocab, llm.dim, requires_grad=True)
+    losses = {"nll": (token_NT, weight_NT), "kl": (target_ND, target_VD, weight_NT[:, 0])}
+    for name, args in losses.items():
+        wanted = [hidden_ND, llm.out.weight] + ([target_ND, target_VD] if name == "kl" else [])
+        own, plain = getattr(llm, name)(hidden_ND, *args), getattr(LLM, name)(llm, hidden_ND, *args)
+        assert own.item() == pytest.approx(plain.item(), rel=1e-5)
+        for one, other in zip(torch.autograd.grad(own, wanted), torch.autograd.grad(plain, wanted), strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+    assert calls == [torch.Size([]), torch.Size([count, llm.vocab])] * 2
+    assert type(llm.out) is kind
+    assert "forward" not in vars(llm.out)
+    hook.remove()
+
+
+def test_a_head_with_a_bias_is_read_as_it_is():
+    layer = torch.nn.Linear(4, 7)
+    assert head.ask(layer, torch.randn(2, 4), lambda hidden, weight: hidden.sum()) is None
+    layer = torch.nn.Linear(4, 7, bias=False)
+    with pytest.raises(ValueError, match="broken"):
+        head.ask(layer, torch.randn(2, 4), lambda hidden, weight: (_ for _ in ()).throw(ValueError("broken")))
+    assert layer(torch.randn(2, 4)).shape == (2, 7)
 
 
 def test_without_a_final_norm_it_says_so(monkeypatch):
