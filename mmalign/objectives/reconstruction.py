@@ -140,8 +140,9 @@ class Reconstruction(Objective):
     an output of 0, through which no gradient reaches the model at first; ours starts as drawn. Tokens of padding have
     no target. What vanilla regression goes through is not known to us; it is VIRAL's projector here.
 
-    encoder: whose features, a vision card. method: denoise (the paper), or regression. distance: of regression, l2 or
-    cosine. width: of what stands between outputs and features.
+    encoder: whose features, a vision card. method: denoise (the paper), or regression (its vanilla form). distance: of
+    regression, l2 or cosine; which of them the paper takes, for what targets, was not known to us. width: of what
+    stands between outputs and features (the paper's code: 1024).
     """
 
     needs = frozenset({"states", "targets"})

@@ -45,8 +45,8 @@ class Representation(Objective):
     encoders at once, and its depth and generation encoders.
 
     encoder: whose features, a vision card. layer: whose states, from 0, the visual tokens themselves, to the language
-    model's depth; last, behind the final norm; None: half the depth. width: of the projector. distance: cosine (VIRAL),
-    or smooth-l1.
+    model's depth; last, behind the final norm; None: half the depth (the paper: 16 of 32). width: of the projector (the
+    paper's code: 2048). distance: cosine (the paper), or smooth-l1 (OLA-VLM's).
     """
 
     needs = frozenset({"states", "targets"})

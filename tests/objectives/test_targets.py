@@ -291,6 +291,13 @@ def test_supervise_sees_what_the_model_is_shown(folders):
     assert without["lm"] > 0
 
 
+def test_supervise_takes_an_encoder_that_is_there(folders):
+    encoder = encoder_of(folders)
+    setting = {"encoder": encoder, "width": 8}
+    supervised = mmalign.supervise(build(folders)[0].vlm, objectives={"representation": setting})
+    assert supervised.encoders == (encoder,)
+
+
 def test_supervise_refuses_an_adapter_without_a_grid(folders):
     model, _ = build(folders)
     vlm = model.vlm
