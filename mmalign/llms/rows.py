@@ -36,8 +36,8 @@ class Product:
 
     def __init__(self, rows_ND: Tensor, embed_VD: Tensor, of_rows: bool, of_embed: bool) -> None:
         self.rows_ND, self.embed_VD = rows_ND.detach().to(embed_VD.dtype), embed_VD.detach()
-        self.of_embed, self.dtype = of_embed, rows_ND.dtype
-        self.grad_ND = torch.empty_like(self.rows_ND) if of_rows else None
+        self.of_embed = of_embed
+        self.grad_ND = torch.empty_like(rows_ND, requires_grad=False) if of_rows else None
         self.grad_VD: Tensor | None = None
 
     def logits(self, rows: slice) -> Tensor:
@@ -54,7 +54,6 @@ class Product:
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
         """Of the rows and of the matrix, as precise as these; None for what wants none."""
-        of_rows = None if self.grad_ND is None else self.grad_ND.to(self.dtype)
         if self.of_embed and self.grad_VD is None:  # no row came by
             self.grad_VD = torch.zeros_like(self.embed_VD)
-        return of_rows, None if self.grad_VD is None else self.grad_VD.to(self.embed_VD.dtype)
+        return self.grad_ND, None if self.grad_VD is None else self.grad_VD.to(self.embed_VD.dtype)
