@@ -22,10 +22,7 @@ SETS = (
     "llava-pretrain-558k", "cc-595k", "llava-mix-665k", "sharegpt4v-pt", "sharegpt4v-mix-665k", "mobilevlm-v2-mix-2m",
     "cambrian-align-2.5m", "cambrian-7m",
 )  # fmt: skip
-SHARE = {
-    "pt": "share-captioner_coco_lcs_sam_1246k_1107",
-    "mix": "sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k",
-}
+PT, MIX = "share-captioner_coco_lcs_sam_1246k_1107", "sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k"
 
 
 @pytest.mark.parametrize("name", [*OWN, *SETS, *BOXES])
@@ -56,8 +53,8 @@ def laid_out(root, name):
         "llava-pretrain-558k": ("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", "LLaVA-Pretrain/images", "00000/0.jpg"),
         "cc-595k": ("LLaVA-CC3M-Pretrain-595K/chat.json", "LLaVA-CC3M-Pretrain-595K/images", "GCC_train_0.jpg"),
         "llava-mix-665k": ("llava_v1_5_mix665k.json", ".", "coco/train2017/0.jpg"),
-        "sharegpt4v-pt": (f"sharegpt4v/{SHARE['pt']}.json", ".", "llava/llava_pretrain/images/00000/0.jpg"),
-        "sharegpt4v-mix-665k": (f"sharegpt4v/{SHARE['mix']}.json", ".", "web-landmark/images/0.jpg"),
+        "sharegpt4v-pt": (f"sharegpt4v/{PT}.json", ".", "llava/llava_pretrain/images/00000/0.jpg"),
+        "sharegpt4v-mix-665k": (f"sharegpt4v/{MIX}.json", ".", "web-landmark/images/0.jpg"),
         "mobilevlm-v2-mix-2m": ("MobileVLM_V2_FT_Mix2M.json", ".", "SBU/images/0.jpg"),
         "cambrian-align-2.5m": ("Cambrian-Alignment/jsons/alignment_2.5m.jsonl", "Cambrian-Alignment", "./sam/0.jpg"),
         "cambrian-7m": ("Cambrian-10M/jsons/Cambrian7M_withsystemprompt.jsonl", "Cambrian-10M", "coco/0.jpg"),
