@@ -264,7 +264,8 @@ def test_layers_are_recomputed_to_the_same_loss(work):
 
 def test_labels_made_in_the_pass_and_hidden_states(work):
     """Of the pictures as the model is shown them; what objectives learnt is kept with the weights."""
-    objectives = "{lm: 1.0, sea: 1.0, logit-lens: 0.1, next-embedding: 0.1}"
+    features = "representation: {weight: 0.5, args: {encoder: toy-clip, width: 8}}"
+    objectives = f"{{lm: 1.0, sea: 1.0, logit-lens: 0.1, next-embedding: 0.1, {features}}}"
     words = [f"stages.tune.objectives={objectives}", "stages.tune.labels={source: toy-words, keep: 3}"]
     for family in ("llava", "idefics3"):
         given = one_step(work, "sea", *words, family=family)
@@ -272,8 +273,9 @@ def test_labels_made_in_the_pass_and_hidden_states(work):
         assert line["sea"] >= 0
         assert line["logit-lens"] > 0
         assert line["next-embedding"] > 0
+        assert 0 < line["representation"] < 2
         kept = load_file(given.folder / "weights" / "objectives.safetensors")
-        assert sorted(kept) == ["next-embedding.regress.weight", "sea.log_scale"]
+        assert {name.rsplit(".", 2)[0] for name in kept} == {"next-embedding", "representation.project", "sea"}
 
 
 # What cannot be used
