@@ -33,6 +33,7 @@ from .topn import KEEP, WORDS
 TARGET = float("inf")
 MEMORY = 1.25  # of lm's step
 TIMES = 3
+NARROW = 1 if torch.cuda.is_available() else 8  # as the language model is beside Vicuna's
 
 
 class Other(Vision):
@@ -58,9 +59,9 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "patch-words": PatchWords,
     "caption-contrast": CaptionContrast,
     "assignment": Assignment,
-    "representation": lambda: Representation(Other()),
-    "reconstruction": lambda: Reconstruction(Other()),
-    "reconstruction, regression": lambda: Reconstruction(Other(), "regression"),
+    "representation": lambda: Representation(Other(), width=2048 // NARROW),
+    "reconstruction": lambda: Reconstruction(Other(), width=1024 // NARROW),
+    "reconstruction, regression": lambda: Reconstruction(Other(), "regression", width=1024 // NARROW),
 }
 
 
