@@ -88,8 +88,9 @@ class VocabularyRegression(Objective):
     All rows of E are words here, those that no text has among them. Tokens of patches that show no picture do not
     count.
 
-    temperature: of the softmax over cosines; the lower, the more is the mixture one word. distance: l2, which also
-    gives tokens the length of word embeddings, or cosine, 1 - cos, which leaves lengths alone.
+    temperature: of the softmax over cosines, VLAP's (of no paper here); the lower, the more is the mixture one word.
+    distance: l2, which also gives tokens the length of word embeddings, or cosine, 1 - cos, which leaves lengths alone
+    (of no paper).
     """
 
     needs = frozenset({"states"})  # which bring E

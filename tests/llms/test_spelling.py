@@ -26,7 +26,8 @@ FORMATS = {  # (what stands in front of an answer inside its marks, what stands 
     "llama3": ("", "<|eot_id|>", True), "gemma": ("", "<end_of_turn>\n", True), "gemma3": ("", "<end_of_turn>\n", True),
     "phi3": ("", "<|end|>\n", False), "chatml": ("", "<|im_end|>", False), "qwen2": ("", "<|im_end|>", False),
     "smollm2": ("", "<|im_end|>", False),
-    "mistral": (" ", "</s>", False), "vicuna_v1": (" ", "</s>", False), "plain": ("", "\n", False),
+    "mistral": (" ", "</s>", False), "vicuna_v1": (" ", "</s>", False),
+    "phi2": (" ", "<|endoftext|>", False), "plain": ("", "\n", False),
 }  # fmt: skip
 
 
