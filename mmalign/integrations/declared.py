@@ -85,6 +85,9 @@ def parts(model: Any, processor: Any) -> Parts:
     if not isinstance(image_id, int):
         what = "config.image_token_id: which token stands for a visual token"
         raise _lacking(kind, what, "model.config.image_token_id = processor.tokenizer.convert_tokens_to_ids(TOKEN)")
+    if "qformer_input_ids" in inspect.signature(model.forward).parameters:  # InstructBLIP
+        what = f"a {kind} model reads the question beside the picture before its visual tokens are made"
+        raise CheckError(what, at="model", fix=ADAPTER)
     lm = _language_model(model, kind)
     layers = getattr(lm, "layers", None)
     if not isinstance(layers, nn.ModuleList):

@@ -269,3 +269,17 @@ def test_an_encoder_reads_the_images():
         )  # fmt: skip
     with pytest.raises(CheckError, match="a florence2 model reads its images in an encoder"):
         declared.parts(model, made("llava")[1])
+
+
+def test_visual_tokens_that_depend_on_the_question():
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = {"model_type": "llama", "vocab_size": 60, "num_key_value_heads": 1, **tower}
+    with torch.device("meta"):
+        config = AutoConfig.for_model(
+            "instructblip", image_token_index=50, vision_config={**tower, "image_size": 28, "patch_size": 14},
+            qformer_config={**tower, "encoder_hidden_size": 8, "vocab_size": 60}, text_config=text,
+        )  # fmt: skip
+        config.image_token_id = 50
+        model = AutoModelForImageTextToText.from_config(config)
+    with pytest.raises(CheckError, match="an? instructblip model reads the question beside the picture"):
+        declared.parts(model, None)
