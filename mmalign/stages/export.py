@@ -161,6 +161,8 @@ def why_not(vlm: VLM) -> str:
         return f"its adapter has {len(_linears(vlm.adapter))} linear layers"
     if not isinstance(vlm.llm, CausalLM):
         return f"its language model is a {type(vlm.llm).__name__}, not a CausalLM"
+    if vlm.llm.lm.get_output_embeddings().bias is not None:  # Phi and Phi-2
+        return "its language model's head has a bias, which Llava's has not"
     return ""
 
 

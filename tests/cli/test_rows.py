@@ -135,8 +135,8 @@ def test_an_answers_own_tokens_and_its_end_are_trained(say, template, answer):
     rows = [{**row(("human", "<image>\nWhat?"), ("gpt", answer)), "image": "0.jpg"}]
     said = say(rows, "show", "--llm", f"tiny-{template}", "--rows", "0", "--json")
     trims = template in ("llama3", "gemma", "gemma3")
-    front = " " if template in ("mistral", "vicuna_v1") else ""
-    end = {"llama3": "<|eot_id|>", "phi3": "<|end|>", "plain": "\n", "chatml": "<|im_end|>"}
+    front = " " if template in ("mistral", "vicuna_v1", "phi2") else ""
+    end = {"llama3": "<|eot_id|>", "phi3": "<|end|>", "plain": "\n", "chatml": "<|im_end|>", "phi2": "<|endoftext|>"}
     end |= dict.fromkeys(("gemma", "gemma3"), "<end_of_turn>\n") | dict.fromkeys(("mistral", "vicuna_v1"), "</s>")
     end |= dict.fromkeys(("qwen2", "smollm2"), "<|im_end|>")
     (trained,) = shown(said, "trained")

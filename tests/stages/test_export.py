@@ -261,7 +261,8 @@ def test_the_answers_are_not_all_alike(some):
 
 def test_the_product_has_every_language_model_of_the_registry():
     published = [card for card in Registry().every("llms") if "family" in card.facts]
-    assert {(card.facts["family"], Path(card.args["template"]).stem) for card in published} == set(FORMATS)
+    formats = {(card.facts["family"], Path(card.args["template"]).stem) for card in published}
+    assert formats - {("phi", "phi2")} == set(FORMATS)  # whose head no Llava can hold
 
 
 def test_weights_are_written_in_the_precision_they_were_trained_in(build, tmp_path):
@@ -398,6 +399,7 @@ def test_a_final_norm_needs_a_layer_wide_enough(build):
         (lambda p: setattr(p, "adapter", torch.nn.Identity()), "its adapter is a Identity"),
         (lambda p: setattr(p, "llm", torch.nn.Identity()), "its language model is a Identity"),
         (lambda p: setattr(p, "vision", torch.nn.Identity()), "its encoder is a Identity"),
+        (lambda p: p.llm.lm.set_output_embeddings(torch.nn.Linear(2, 2)), "head has a bias, which Llava's has not"),
     ],
 )
 def test_why_not(build, change, reason):

@@ -130,8 +130,9 @@ def test_the_windows_are_shorter_than_the_prompts_and_are_felt(build):
 
 # what a card's name begins with: the family of its class
 NAMED = {
-    "vicuna": "llama", "llama3": "llama", "smollm2": "llama", "toy": "llama", "mistral": "mistral", "gemma": "gemma",
-    "gemma2": "gemma2", "gemma3": "gemma3_text", "phi3": "phi3", "qwen2": "qwen2", "qwen3": "qwen3",
+    "vicuna": "llama", "llama3": "llama", "mobilellama": "llama", "smollm2": "llama", "toy": "llama",
+    "mistral": "mistral", "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text", "phi": "phi", "phi3": "phi3",
+    "qwen2": "qwen2", "qwen3": "qwen3",
 }  # fmt: skip
 
 
