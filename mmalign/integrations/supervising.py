@@ -6,22 +6,23 @@ Images may have different numbers of tokens: each has as many places as the one 
 Letters: B images, R rows, S positions, Q places of an image's tokens, D width of the language model.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmalign.errors import CheckError
-from mmalign.integrations import declared, kept_states, layouts, sft, shown
+from mmalign.integrations import declared, layouts, sft, shown
 from mmalign.integrations.declared import Parts
 from mmalign.integrations.layouts import Size
 from mmalign.integrations.trainer import SupervisedModel
 from mmalign.integrations.views import Views, viewed
 from mmalign.integrations.whole import WholeVLM
-from mmalign.llms import Places
+from mmalign.llms import LLM, Places
 from mmalign.objectives import Objective, Step
+from mmalign.vlm import states
 from mmalign.vlm.batch import IGNORED
 from mmalign.vlm.labelling import Labeller
 
@@ -103,7 +104,7 @@ class SupervisedWhole(SupervisedModel):
         """What the model gives, and the pass as objectives see it. goal_RS: the labels of the tokens themselves."""
         llm, whole = self.vlm.llm, cast(Any, self.vlm).whole
         watched = llm.watched(self.looks, places) if self.looks and len(seen_BQ) else nullcontext()
-        keeping = kept_states.keeping(self.parts, llm, self.layers)
+        keeping = keeping_layers(self.parts, llm, self.layers)
         with declared.entering(self.parts) as entry, watched as watch, keeping as kept:
             out = whole(**batch)
         assert entry.embeds_RSD is not None
@@ -112,9 +113,11 @@ class SupervisedWhole(SupervisedModel):
             step.refined, step.shares = watch.refined, watch.shares
         if self.layers:
             by_layer = {layer: kept[layer] if layer else entry.embeds_RSD for layer in self.layers}
-            kept_states.hand(step, by_layer, places, llm)
-            if "captions" in self.needs:
-                kept_states.caption(step, by_layer, places, goal_RS)
+            step.head, step.nll, step.kl = llm.head, llm.nll, llm.kl
+            states.hand(step, llm, by_layer, places)
+            if "captions" in self.needs:  # a row is a sample
+                row_R1 = torch.arange(len(goal_RS), device=goal_RS.device)[:, None]
+                states.caption(step, by_layer, places, goal_RS, row_R1.expand_as(goal_RS), goal_RS != IGNORED)
         return out, step
 
     def _sizes(self, sizes_B2: Tensor | None, tokens: Sequence[int]) -> list[Size] | None:
@@ -146,6 +149,18 @@ class SupervisedWhole(SupervisedModel):
         visual_BQD = embeds_RSD[places.row_B[:, None], places.column_BQ]
         step.visual_BPD = visual_BQD.masked_fill(~places.real_BQ[..., None], 0)
         return step
+
+
+@contextmanager
+def keeping_layers(parts: Parts, llm: LLM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """{layer: hidden_RSD} of one forward pass, in its graph: of layers 1 to the last; 0 is what goes in."""
+    inner = [layer for layer in layers if 0 < layer < llm.depth]
+    kept: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        before = stack.enter_context(llm.keeping(inner)) if inner else {}
+        last = stack.enter_context(declared.layer_outputs(parts, [llm.depth] if llm.depth in layers else []))
+        yield kept
+        kept |= before | last
 
 
 def placed(parts: Parts, ids_RS: Tensor, mask_RS: Tensor, tokens: Sequence[int]) -> Places:

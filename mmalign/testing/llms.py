@@ -3,8 +3,7 @@
 Letters: B samples, S positions, T new positions, D width, V vocabulary, N rows, Q visual tokens.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,14 +11,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.data import MARK, Turn
-from mmalign.errors import CheckError, DataError
-from mmalign.llms import LLM, Look, Places
+from mmalign.errors import DataError
+from mmalign.llms import LLM
 from mmalign.llms.chat import Chat
-from mmalign.llms.decoding import PADDING, PREFIX, Line
-from mmalign.testing.tensors import TOLERANCE, learns_as_before, no_scalars, refuses, shape_is, uses_modules
-
-# Between a sample alone and the same one among others: attention sums in another order where more is masked.
-APART = {torch.float32: 1e-4, torch.bfloat16: 8e-2}
+from mmalign.testing import layers
+from mmalign.testing.decoding import decodes, read_alone, token_ids
+from mmalign.testing.tensors import (
+    APART,
+    TOLERANCE,
+    learns_as_before,
+    no_scalars,
+    refuses,
+    same,
+    shape_is,
+    uses_modules,
+)
 
 
 def check_llm(make: Callable[[], LLM], folder: Path, reload: Callable[[Path], LLM], answer: str = "red") -> None:
@@ -42,11 +48,11 @@ def check_llm(make: Callable[[], LLM], folder: Path, reload: Callable[[Path], LL
     _gathers(llm)
     _kl(make().float().train())
     _nll(make().float().train())
-    _decodes(llm)
+    decodes(llm)
     _chats(llm.chat, llm.vocab, answer)
-    (_watches if llm.watchable else _not_watched)(llm)
+    (layers.watches if llm.watchable else layers.not_watched)(llm)
     if llm.keeps_states:
-        _keeps(llm)
+        layers.keeps(llm)
     _learns(make().float())
     _saves(make().eval(), folder, reload)
 
@@ -67,7 +73,7 @@ def _declares(llm: LLM) -> None:
 
 @torch.no_grad()
 def _embeds(llm: LLM, dtype: torch.dtype) -> None:
-    ids_BS = _ids(llm, 2, 3)
+    ids_BS = token_ids(llm, 2, 3)
     for ids in (ids_BS, ids_BS[0], ids_BS[:, None]):
         shape_is(llm.embed(ids), (*ids.shape, llm.dim), dtype)
     alike = F.cosine_similarity(llm.embed(ids_BS).float(), llm.vocabulary()[ids_BS].float(), dim=-1)
@@ -79,12 +85,12 @@ def _heads(llm: LLM, dtype: torch.dtype) -> None:
     hidden_ND = torch.randn(5, llm.dim).to(dtype)
     shape_is(logits_NV := llm.head(hidden_ND), (5, llm.vocab), dtype)
     shape_is(llm.head(hidden_ND[:0]), (0, llm.vocab), dtype)
-    _same(llm.head(hidden_ND[:2]), logits_NV[:2], TOLERANCE[dtype], "head() makes a row's logits depend on the others")
+    same(llm.head(hidden_ND[:2]), logits_NV[:2], TOLERANCE[dtype], "head() makes a row's logits depend on the others")
 
 
 @torch.no_grad()
 def _reads(llm: LLM, dtype: torch.dtype) -> None:
-    embeds_BSD = llm.embed(_ids(llm, 2, 6))
+    embeds_BSD = llm.embed(token_ids(llm, 2, 6))
     ones_BS, before = torch.ones(2, 6, dtype=torch.long), embeds_BSD.clone()
     hidden_BSD = llm(embeds_BSD, ones_BS)
     shape_is(hidden_BSD, (2, 6, llm.dim), dtype)
@@ -93,14 +99,14 @@ def _reads(llm: LLM, dtype: torch.dtype) -> None:
     later_BSD = embeds_BSD.clone()
     later_BSD[:, -1] = embeds_BSD.flip(0)[:, 0]
     what = "a position sees what comes behind it"
-    _same(llm(later_BSD, ones_BS)[:, :-1], hidden_BSD[:, :-1], APART[dtype], what)
+    same(llm(later_BSD, ones_BS)[:, :-1], hidden_BSD[:, :-1], APART[dtype], what)
 
 
 @torch.no_grad()
 def _apart(llm: LLM, dtype: torch.dtype) -> None:
     """Two samples, of 5 and of 8 positions, beside each other in every way that a mask can say."""
-    short_SD, long_SD, noise_SD = (llm.embed(ids_S) for ids_S in torch.split(_ids(llm, 1, 20)[0], [5, 8, 7]))
-    alone = {5: _alone(llm, short_SD), 8: _alone(llm, long_SD)}
+    short_SD, long_SD, noise_SD = (llm.embed(ids_S) for ids_S in torch.split(token_ids(llm, 1, 20)[0], [5, 8, 7]))
+    alone = {5: read_alone(llm, short_SD), 8: read_alone(llm, long_SD)}
     right = torch.stack([torch.cat([short_SD, noise_SD[:3]]), long_SD])
     left = torch.stack([torch.cat([noise_SD[:3], short_SD]), long_SD])
     packed = torch.stack([torch.cat([short_SD, long_SD, noise_SD]), torch.cat([long_SD, short_SD, noise_SD])])
@@ -118,11 +124,11 @@ def _apart(llm: LLM, dtype: torch.dtype) -> None:
         hidden_BSD = llm(embeds_BSD, torch.stack([torch.cat(mask) for mask in masks]))
         for row, start, size in places:
             what = f"{way}a sample is not read as it is alone: it must see itself only, and begin at position 0"
-            _same(hidden_BSD[row, start : start + size], alone[size], APART[dtype], what)
+            same(hidden_BSD[row, start : start + size], alone[size], APART[dtype], what)
 
 
 def _gathers(llm: LLM) -> None:
-    ids_BS = _ids(llm, 2, 6)
+    ids_BS = token_ids(llm, 2, 6)
     with torch.no_grad():
         embeds_BSD = llm.embed(ids_BS)
         hidden_BSD = llm(embeds_BSD, torch.ones_like(ids_BS))
@@ -135,7 +141,7 @@ def _gathers(llm: LLM) -> None:
 
 
 def _nll(llm: LLM) -> None:
-    hidden_ND, token_N = torch.randn(6, llm.dim), _ids(llm, 1, 6)[0]
+    hidden_ND, token_N = torch.randn(6, llm.dim), token_ids(llm, 1, 6)[0]
     weight_N = torch.tensor([1.0, 0.5, 0.0, 1.0, 2.0, 1.0])
 
     def definition(rows_ND: Tensor) -> Tensor:
@@ -168,8 +174,8 @@ def _is(
     assert found.shape == (), f"{name} is {tuple(found.shape)}, not a scalar"
     assert found.dtype == torch.float32, f"{name} is {found.dtype}, not fp32"
     right, right_gradient = _with_gradient(hidden_ND, definition, name)
-    _same(found[None], right[None], 1e-4, f"{name} is not {words}")
-    _same(gradient, right_gradient, 1e-4, f"the gradient of {name} is not that of its definition")
+    same(found[None], right[None], 1e-4, f"{name} is not {words}")
+    same(gradient, right_gradient, 1e-4, f"the gradient of {name} is not that of its definition")
     empty, _ = _with_gradient(hidden_ND[:0], loss, name)
     assert empty == 0, f"{name} without rows is {float(empty)}, not 0"
 
@@ -181,71 +187,6 @@ def _with_gradient(hidden_ND: Tensor, loss: Callable[[Tensor], Tensor], name: st
     torch.autograd.backward(value)
     assert rows_ND.grad is not None, f"{name} gives the hidden states no gradient, not even of 0 rows"
     return value.detach(), rows_ND.grad
-
-
-@dataclass
-class Asked:
-    """A row as a decoder reads it: a prefix, and questions behind it that share it. Lists of embeddings."""
-
-    prefix_SD: Tensor
-    rests: list[Tensor]
-
-    def piece(self, parts: Sequence[tuple[int, int, int | None]]) -> tuple[Tensor, list[int], list[int]]:
-        """embeds_TD, whose they are and where they would stand alone; parts: (question, from, to) one by one."""
-        embeds, owners, positions = [self.prefix_SD[:0]], [], []
-        for number, start, stop in parts:
-            own_SD = self.rests[number - 1] if number else self.prefix_SD
-            first = len(self.prefix_SD) if number else 0
-            places = range(len(own_SD))[start:stop]
-            embeds.append(own_SD[start:stop])
-            owners += [number if number else PREFIX] * len(places)
-            positions += [first + place for place in places]
-        return torch.cat(embeds), owners, positions
-
-
-@torch.no_grad()
-def _decodes(llm: LLM) -> None:
-    """Rows of three questions and of one; read at once, and in three pieces, as answers are."""
-    parts_SD = [llm.embed(ids_S) for ids_S in torch.split(_ids(llm, 1, 20)[0], [4, 3, 2, 4, 2, 5])]
-    rows = [Asked(parts_SD[0], parts_SD[1:4]), Asked(parts_SD[4], parts_SD[5:])]
-    numbers = [range(1, 1 + len(row.rests)) for row in rows]
-    whole = [[(0, 0, None), *((n, 0, None) for n in own)] for own in numbers]
-    but_last = [[(n, 0, -1) for n in own] for own in numbers]
-    last = [[(n, -1, None) for n in own] for own in numbers]
-    at_once = _decoded(llm, rows, [whole])
-    in_pieces = _decoded(llm, rows, [[[(0, 0, None)]] * len(rows), but_last, last])
-    for row, asked in enumerate(rows):
-        for number, rest_SD in enumerate(asked.rests, 1):
-            alone_SD = _alone(llm, torch.cat([asked.prefix_SD, rest_SD]))
-            for how, found in (("at once", at_once), ("in pieces", in_pieces)):
-                own = [found[row, number if at >= len(asked.prefix_SD) else 0, at] for at in range(len(alone_SD))]
-                what = f"decoder(): questions behind one prefix, read {how}, are not read as each is alone"
-                _same(torch.stack(own), alone_SD, APART[torch.float32], what)
-
-
-def _decoded(
-    llm: LLM, rows: Sequence[Asked], reads: Sequence[Sequence[Sequence[tuple[int, int, int | None]]]]
-) -> dict[tuple[int, int, int], Tensor]:
-    """{(row, question, position): hidden_D} of a fresh decoder; reads: of every row, what is read in one go."""
-    decoder, found = llm.decoder(), {}
-    for parts in reads:
-        pieces = [row.piece(own) for row, own in zip(rows, parts, strict=True)]
-        longest = max(len(owners) for _, owners, _ in pieces)
-        embeds_BTD = torch.zeros(len(rows), longest, llm.dim)
-        question_BT, position_BT = torch.full((2, len(rows), longest), PADDING)
-        position_BT.clamp_(min=0)
-        for row, (embeds_TD, owners, positions) in enumerate(pieces):
-            embeds_BTD[row, : len(owners)] = embeds_TD
-            question_BT[row, : len(owners)] = torch.tensor(owners)
-            position_BT[row, : len(owners)] = torch.tensor(positions)
-        hidden_BTD = decoder.read(embeds_BTD, Line(question_BT.clone(), position_BT.clone()))
-        assert hidden_BTD.shape == embeds_BTD.shape, (
-            f"decoder().read() gives {tuple(hidden_BTD.shape)} for new positions {tuple(embeds_BTD.shape)}"
-        )
-        for row, (_, owners, positions) in enumerate(pieces):
-            for at, (number, position) in enumerate(zip(owners, positions, strict=True)):
-                found[row, number, position] = hidden_BTD[row, at]
-    return found
 
 
 def _chats(chat: Chat, vocab: int, answer: str) -> None:
@@ -266,69 +207,13 @@ def _chats(chat: Chat, vocab: int, answer: str) -> None:
     refuses(DataError, lambda: chat.prompt(turns[:1], []), f"chat.prompt with a {MARK} mark and no image")
 
 
-@torch.no_grad()
-def _watches(llm: LLM) -> None:
-    """An image of two tokens behind one token of text, in each of two rows."""
-    embeds_BSD, ones_BS = llm.embed(_ids(llm, 2, 6)), torch.ones(2, 6, dtype=torch.long)
-    text_BS = torch.tensor([[True, False, False, True, True, True]] * 2)
-    places = Places(torch.tensor([0, 1]), torch.tensor([[1, 2], [1, 2]]), text_BS)
-    plain_BSD = llm(embeds_BSD, ones_BS)
-    equal = Look((0.25,) * llm.depth, attention=False)
-    llm.prepare_looks([equal])
-    with llm.watched([equal], places) as watch:
-        watch.kept = []
-        watched_BSD = llm(embeds_BSD, ones_BS)
-    _same(watched_BSD, plain_BSD, APART[torch.float32], "a watched pass gives other hidden states")
-    assert len(watch.kept) == llm.depth, f"{len(watch.kept)} layers are shown, depth is {llm.depth}"
-    _same(watch.kept[-1], plain_BSD[:, 1:3], 1e-5, "the last layer shown is not what forward() gives")
-    sum_BQD = sum(0.25 * kept_BQD.float() for kept_BQD in watch.kept)
-    assert isinstance(sum_BQD, Tensor)
-    _same(watch.refined[equal], sum_BQD, 1e-4, "refined is not the weighted sum of the layers")
-    _shares(watch.shares[equal])
-    attending = Look((1.0,), attention=True)
-    try:
-        llm.prepare_looks([attending])
-    except CheckError:  # a model whose attention cannot be seen says so here
-        return
-    with llm.watched([attending], places) as watch:
-        llm(embeds_BSD, ones_BS)
-    _shares(watch.shares[attending])
-
-
-def _keeps(llm: LLM) -> None:
-    """What is kept is what was watched, with a gradient."""
-    embeds_BSD, ones_BS = llm.embed(_ids(llm, 2, 4)).detach().requires_grad_(), torch.ones(2, 4, dtype=torch.long)
-    places = Places(torch.tensor([0, 1]), torch.arange(4).expand(2, 4), torch.ones(2, 4) > 0)
-    every = Look((1.0,) * llm.depth, attention=False)
-    inner = range(1, llm.depth)
-    with llm.watched([every], places) as watch, llm.keeping(inner) as kept:
-        watch.kept = []
-        llm(embeds_BSD, ones_BS)
-    assert sorted(kept) == list(inner), f"keeping() keeps layers {sorted(kept)}, asked for {list(inner)}"
-    for layer, hidden_BSD in kept.items():
-        _same(hidden_BSD, watch.kept[layer - 1], 1e-5, f"layer {layer} is kept otherwise than it is watched")
-        (grad_BSD,) = torch.autograd.grad(hidden_BSD.float().square().sum(), [embeds_BSD], retain_graph=True)
-        assert grad_BSD.any(), f"no gradient goes back from layer {layer}"
-    shape_is(llm.normed(embeds_BSD), (2, 4, llm.dim), embeds_BSD.dtype)
-
-
-def _shares(share_BQ: Tensor) -> None:
-    assert (share_BQ >= 0).all(), "a token's share of the attention is below 0"
-    _same(share_BQ.sum(1), torch.ones(len(share_BQ)), 1e-4, "the shares of an image's tokens do not sum to 1")
-
-
-def _not_watched(llm: LLM) -> None:
-    look = Look((1.0,), attention=False)
-    refuses(CheckError, lambda: llm.prepare_looks([look]), "watchable is False, but prepare_looks()")
-
-
 def _learns(llm: LLM) -> None:
     llm.prepare_training()
     names = [name for name, _ in llm.named_parameters()]
     llm.prepare_training()
     assert names == [name for name, _ in llm.named_parameters()], "prepare_training() twice adds parameters"
     llm.requires_grad_(True)
-    embeds_BSD, ones_BS = llm.embed(_ids(llm, 2, 6)).detach(), torch.ones(2, 6, dtype=torch.long)
+    embeds_BSD, ones_BS = llm.embed(token_ids(llm, 2, 6)).detach(), torch.ones(2, 6, dtype=torch.long)
     embeds_BSD.requires_grad_(True)
     torch.autograd.backward(llm.train().head(llm(embeds_BSD, ones_BS).flatten(0, 1)).square().sum())
     assert embeds_BSD.grad is not None, "no gradient reaches the embeddings, so no adapter would learn"
@@ -370,20 +255,3 @@ def _saves(llm: LLM, folder: Path, reload: Callable[[Path], LLM]) -> None:
 def _logits(llm: LLM) -> Tensor:
     ids_BS = torch.arange(8).view(1, 8) % llm.vocab
     return llm.head(llm(llm.embed(ids_BS), torch.ones_like(ids_BS)).flatten(0, 1))
-
-
-def _ids(llm: LLM, rows: int, length: int) -> Tensor:
-    """Token ids, drawn anew each time."""
-    return torch.randint(0, llm.vocab, (rows, length))
-
-
-def _alone(llm: LLM, embeds_SD: Tensor) -> Tensor:
-    hidden_BSD: Tensor = llm(embeds_SD[None], torch.ones(1, len(embeds_SD), dtype=torch.long))
-    return hidden_BSD[0]
-
-
-def _same(found: Tensor, right: Tensor, tolerance: float, what: str) -> None:
-    """Equal but for rounding, as a share of the largest number."""
-    assert found.shape == right.shape, f"{what}: {tuple(found.shape)} for {tuple(right.shape)}"
-    gap = float((found.float() - right.float()).abs().max()) if right.numel() else 0.0
-    assert gap <= tolerance * max(1e-6, float(right.float().abs().max())), f"{what} (differs by {gap:.2g})"

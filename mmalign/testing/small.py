@@ -95,7 +95,7 @@ LLMS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 64},
     "gemma": {"head_dim": 8, "num_key_value_heads": 1},
-    "phi": {},
+    "phi": {"partial_rotary_factor": 0.34},  # an even number of the 6 or 8 of a head
     "phi3": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     "qwen2": {},
     "qwen3": {"head_dim": 8},

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}  # between a sample alone and the same one in a batch
+# Between a sample alone and the same one among others: attention sums in another order where more is masked.
+APART = {torch.float32: 1e-4, torch.bfloat16: 8e-2}
 
 
 def no_scalars(module: nn.Module) -> None:
@@ -103,3 +105,10 @@ def _gradient(module: nn.Module, given: Tensor) -> tuple[Tensor, Tensor]:
     reached = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
     module.zero_grad()
     return out.detach(), torch.cat(reached)
+
+
+def same(found: Tensor, right: Tensor, tolerance: float, what: str) -> None:
+    """Equal but for rounding, as a share of the largest number."""
+    assert found.shape == right.shape, f"{what}: {tuple(found.shape)} for {tuple(right.shape)}"
+    gap = float((found.float() - right.float()).detach().abs().max()) if right.numel() else 0.0
+    assert gap <= tolerance * max(1e-6, float(right.float().abs().max())), f"{what} (differs by {gap:.2g})"

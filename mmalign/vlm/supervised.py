@@ -193,13 +193,11 @@ class Supervised(nn.Module):
         step.head, step.nll, step.kl = llm.head, llm.nll, llm.kl
 
     def _keep(self, step: Step, batch: Batch, by_layer: Mapping[int, Tensor], places: Places) -> None:
-        step.normed = self.vlm.llm.normed
-        if "states" in self.needs:
-            step.states = states.at_visual(by_layer, places)
+        states.hand(step, self.vlm.llm, by_layer, places)
         if "captions" in self.needs:
-            step.sample_B, step.caption_M, at = states.captions(batch, places)
-            step.caption_id_M = batch.ids_RS[at]
-            step.captions = {layer: hidden_RSD[at] for layer, hidden_RSD in by_layer.items()}
+            row_R1 = torch.arange(len(batch.mask_RS), device=batch.mask_RS.device)[:, None]
+            sample_RS = batch.mask_RS + row_R1 * (batch.mask_RS.amax() + 1)  # samples that share a row have own numbers
+            states.caption(step, by_layer, places, batch.ids_RS, sample_RS, batch.weight_RS > 0)
 
     def _label(self, step: Step, batch: Batch, dense_BPJ: Tensor | None) -> None:
         (labels,) = self._labels

@@ -38,6 +38,13 @@ def labelled(model, processor, rows=ROWS):
     return inputs
 
 
+def texts_alone(processor):
+    """A batch without a picture."""
+    words = processor.tokenizer("what is this ? a red star", return_tensors="pt", return_token_type_ids=True)
+    names = ["input_ids", "attention_mask", *{"token_type_ids"}.intersection(processor.model_input_names)]
+    return {name: words[name] for name in names}
+
+
 def naive(model, processor, inputs, weights=None):
     """(direction, distribution) of the paper, image by image, from what eager attention returns."""
     eager = copy.deepcopy(model)
@@ -195,10 +202,7 @@ def test_what_load_gives():
 @family_
 def test_texts_alone_and_nothing_to_train(family):
     model, processor = fresh(family)
-    words = processor.tokenizer("what is this ? a red star", return_tensors="pt", return_token_type_ids=True)
-    inputs = {"input_ids": words["input_ids"], "attention_mask": words["attention_mask"]}
-    if "token_type_ids" in processor.model_input_names:
-        inputs["token_type_ids"] = words["token_type_ids"]
+    inputs = texts_alone(processor)
     supervised = mmalign.supervise(model, processor, BASIC).train()
     terms = supervised(**inputs, labels=inputs["input_ids"])
     assert {name for name, term in terms.items() if term.item()} == {"loss", "lm"}

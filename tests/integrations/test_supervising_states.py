@@ -13,7 +13,7 @@ from mmalign.llms import LLM, head, rows, vocabulary
 from mmalign.objectives import Step
 from tests.integrations import families
 from tests.integrations.test_declared import ROWS, picture
-from tests.integrations.test_supervising import family_, fresh, labelled
+from tests.integrations.test_supervising import family_, fresh, labelled, texts_alone
 
 EACH = {
     "next-embedding": 0.1,
@@ -94,10 +94,7 @@ def test_gradient_checkpointing_changes_nothing(family):
 @family_
 def test_texts_alone_go_back_through_all_layers(family):
     model, processor = fresh(family)
-    words = processor.tokenizer("what is this ? a red star", return_tensors="pt", return_token_type_ids=True)
-    inputs = {"input_ids": words["input_ids"], "attention_mask": words["attention_mask"]}
-    if "token_type_ids" in processor.model_input_names:
-        inputs["token_type_ids"] = words["token_type_ids"]
+    inputs = texts_alone(processor)
     terms = mmalign.supervise(model, processor, EACH).train()(**inputs, labels=inputs["input_ids"])
     assert {name for name, term in terms.items() if term.item()} == {"loss", "lm"}
     terms["caption-contrast"].backward()
