@@ -95,7 +95,7 @@ LLMS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 64},
     "gemma": {"head_dim": 8, "num_key_value_heads": 1},
-    "phi": {"partial_rotary_factor": 0.34},  # an even number of the 6 or 8 of a head
+    "phi": {},
     "phi3": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
@@ -115,7 +115,9 @@ def llm(family: str, folder: Path, kind: str = "bytelevel", seed: int = 0, **mor
 
 def llm_card(family: str, folder: Path, dim: int = 32) -> Card:
     """The card of a small causal LM of that width (a multiple of 8), made in a folder of its own."""
-    place = llm(family, folder / f"{family}-{dim}", hidden_size=dim)
+    odd = family == "phi" and dim % 16  # half of a head turns, which must be an even number
+    turns: dict[str, Any] = {"partial_rotary_factor": 1.0} if odd else {}
+    place = llm(family, folder / f"{family}-{dim}", hidden_size=dim, **turns)
     return Card(f"a small {family}", "mmalign.llms.causal.CausalLM", {"checkpoint": str(place)})
 
 
