@@ -1,6 +1,7 @@
 """The mmalign command. Every verb is a few lines over the library; what is slow to import is imported by its verb."""
 
 import json
+import math
 import os
 import re
 import sys
@@ -12,19 +13,29 @@ import typer
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io.environment import ALLOW_CODE
 
+from . import helping
 from .groups import data_app, labels_app
 from .lines import complain, escape, say
-from .options import AllowCode, Json, Overrides, RecipeArg, Runs
+from .options import SCHEMA, AllowCode, AnyFamily, Family, Json, Overrides, PartName, RecipeArg, Runs
 
 INTERRUPTED = 130  # Ctrl-C, as shells count it; Typer makes it an exit code without a word
 
 app = typer.Typer(
+    cls=helping.Verbs,
+    context_settings=helping.SETTINGS,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Align visual tokens with the words a language model knows.",
 )
+
+
+@app.callback()
+def mmalign_(
+    version: Annotated[
+        bool, typer.Option("--version", callback=helping.version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Align visual tokens with the words a language model knows."""
 
 
 @app.command()
@@ -35,6 +46,7 @@ def run(
     devices: Annotated[int, typer.Option(min=1, help="processes on this machine, one a device")] = 1,
     hosts: Annotated[Path | None, typer.Option(help="a DeepSpeed host file")] = None,
     force: Annotated[list[str] | None, typer.Option(help="run this stage again; its old folder is kept aside")] = None,
+    as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
     """Run every stage of a recipe that is not done."""
@@ -45,9 +57,10 @@ def run(
 
     nodes, notes = show.planned(recipe, overrides or [], runs)
     show.tell([*notes, *scores.unlooked([node for node in nodes if node.name not in (force or [])])])
-    with live.display() as display:
-        run_(nodes, Launch(devices, hosts), display, force or [])
-    show.results(nodes)
+    launch = Launch(devices, hosts)
+    with live.display(nodes, launch) as display:
+        run_(nodes, launch, display, force or [])
+    show.results(nodes, as_json)
 
 
 @app.command()
@@ -78,21 +91,35 @@ def check(recipe: RecipeArg, overrides: Overrides = None, allow_code: AllowCode 
 
 @app.command("list")
 def list_(
-    family: Annotated[str | None, typer.Argument(help="vision, adapters, llms, ..., recipes, stages")] = None,
+    family: AnyFamily = None,
     as_json: Json = False,
 ) -> None:
     """List the parts of a family, with where each comes from."""
     from . import listing
 
-    listing.family(family, as_json)
+    listing.listed(family, as_json)
 
 
 @app.command("show")
-def show_(family: str, name: str, as_json: Json = False) -> None:
-    """Show one part: its class, arguments and facts."""
+def show_(
+    family: Family,
+    name: PartName = None,
+    as_json: Json = False,
+) -> None:
+    """Show one part: its class, arguments and facts; or the settings of a kind of stage, as in `show stages train`."""
     from . import listing
 
     listing.part(family, name, as_json)
+
+
+@app.command()
+def schema(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="where it goes; - prints it")] = Path(SCHEMA),
+) -> None:
+    """Write the JSON schema of recipes, with which editors complete and check them: settings, cards and arguments."""
+    from . import settings
+
+    settings.schema(file)
 
 
 @app.command()
@@ -266,6 +293,39 @@ def report(
     show.report(place, runs, as_json)
 
 
+@app.command("status")
+def status_(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="where stages are kept")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Say what ran, runs, failed and waits in a folder of runs."""
+    from . import status
+
+    status.show_runs(runs, as_json)
+
+
+@app.command()
+def watch(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="where stages are kept")] = Path("runs"),
+) -> None:
+    """Show on the terminal how all runs of a folder fare, until none goes on."""
+    from . import status
+
+    status.watch(runs)
+
+
+@app.command("logs")
+def logs_(
+    stage: Annotated[str, typer.Argument(help="its name, or its folder")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on as long as the stage runs")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Print the log of a stage."""
+    from . import logs
+
+    logs.show(stage, runs, follow)
+
+
 @app.command("doctor")
 def doctor_(
     folder: Annotated[
@@ -316,6 +376,8 @@ def _main(args: list[str] | None) -> Any:
         return 0
     except MMAlignError as err:
         complain(f"error: {err}")
+        if (log := getattr(err, "log", None)) and str(log) != err.at:
+            complain(f"  log  {log}")
         for line in getattr(err, "tail", []):
             complain(f"  | {line}")
         return err.exit_code
@@ -354,8 +416,16 @@ def _usage(err: Exception) -> int | None:
 
 
 def dump(value: Any) -> None:
-    """JSON on stdout."""
-    say(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    """JSON on stdout; null for a number that JSON has not."""
+    say(json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def entry() -> None:

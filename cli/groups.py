@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from .helping import Verbs
 from .options import AllowCode, Json
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at a data set.")
+data_app = typer.Typer(cls=Verbs, no_args_is_help=True, help="Look at a data set.")
 DataArg = Annotated[str, typer.Argument(metavar="DATA", help="a card's name, or a file or folder of records")]
 DataArgs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="arguments of the reader")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="tokens a sample is cut at; left out: none is cut")]
@@ -49,7 +50,7 @@ def data_show(
     verbs.look(data, overrides or [], llm, vision, rows, as_json, max_length)
 
 
-labels_app = typer.Typer(no_args_is_help=True, help="Look at a label store, or decide a source's sign.")
+labels_app = typer.Typer(cls=Verbs, no_args_is_help=True, help="Look at a label store, or decide a source's sign.")
 Store = Annotated[str, typer.Argument(metavar="LABELS", help="the folder of a label stage, or a store (path or URL)")]
 
 

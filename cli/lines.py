@@ -2,7 +2,9 @@
 
 import codecs
 import io
+import shutil
 import sys
+from textwrap import wrap
 from typing import IO
 
 from mmalign.io.visible import escaped, visible
@@ -24,3 +26,16 @@ def say(text: str, file: IO[str] | None = None, end: str = "\n") -> None:
 def complain(text: str) -> None:
     """Print on stderr."""
     say(text, sys.stderr)
+
+
+def columns() -> int | None:
+    """Of the terminal that stdout is; None in a file or a pipe, where no line is folded."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def folded(text: str, indent: int, least: int = 24) -> list[str]:
+    """A text in lines that fit behind an indent, folded between words alone: names are never broken."""
+    wide = columns()
+    if wide is None or len(text) <= wide - indent:
+        return [text] if text else []
+    return wrap(text, max(wide - indent, least), break_long_words=False, break_on_hyphens=False)

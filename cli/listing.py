@@ -1,40 +1,43 @@
 """`list` and `show`: what the registry holds. Imports only what reading cards needs."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, fields, is_dataclass
+import ast
+from dataclasses import asdict
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 from mmalign.errors import CardError, RecipeError, suggest
 from mmalign.io import yaml
+from mmalign.io.document import words
 from mmalign.io.visible import one_line
 from mmalign.plan import definitions
 from mmalign.plan.arguments import Argument, of
 from mmalign.plan.cards import FAMILIES, Card, Registry
 from mmalign.plan.references import GIVEN
 
-from .lines import say
+from .lines import folded, say
 
 MORE = ("recipes", "stages")
-WIDE = 100  # columns of what an argument is
+EVERY = (*FAMILIES, *MORE)
+GAP = "  "  # between two columns
 
 
-def family(name: str | None, as_json: bool) -> None:
+def listed(name: str | None, as_json: bool) -> None:
     from . import dump
 
+    rows: list[dict[str, Any]]
     if name is None:
-        rows = [{"family": f, "parts": ", ".join(_names(f))} for f in (*FAMILIES, *MORE)]
+        rows = [{"family": f, "parts": names(f)} for f in EVERY]
     else:
         rows = _rows(name)
     dump(rows) if as_json else table(rows)
 
 
-def _names(name: str) -> list[str]:
+def names(name: str) -> list[str]:
+    """What there is of a family, and of the recipes and kinds of stages."""
     return [row["name"] for row in _rows(name)] if name in MORE else Registry().names(name)
 
 
-def _rows(name: str) -> list[dict[str, str]]:
+def _rows(name: str) -> list[dict[str, Any]]:
     if name == "recipes":
         from mmalign.plan.read import shipped
 
@@ -44,7 +47,7 @@ def _rows(name: str) -> list[dict[str, str]]:
 
         return [{"name": kind, "summary": (cls.__doc__ or "").splitlines()[0]} for kind, cls in KINDS.items()]
     if name not in FAMILIES:
-        raise CardError(f"no family {name!r}", fix=suggest(name, (*FAMILIES, *MORE)))
+        raise CardError(f"no family {name!r}", fix=suggest(name, EVERY))
     return [{"name": c.name, "origin": c.origin, "summary": c.summary} for c in Registry().every(name)]
 
 
@@ -54,9 +57,18 @@ def _first_comment(place: Path) -> str:
         return source.readline().strip().removeprefix("#").strip()
 
 
-def part(family: str, name: str, as_json: bool) -> None:
+def part(family: str, name: str | None, as_json: bool) -> None:
+    """One part, recipe or kind of stage; without a name what a recipe's file may say, or the family's parts."""
     from . import dump
 
+    if name is None and family != "recipes":
+        listed(family, as_json)
+        return
+    if name is None or family == "stages":
+        from . import settings
+
+        settings.stage(name, as_json) if name else settings.recipe(as_json)
+        return
     if family == "recipes":
         from mmalign.plan.read import shipped
 
@@ -66,35 +78,52 @@ def part(family: str, name: str, as_json: bool) -> None:
         raw = yaml.read(recipes[name], RecipeError).raw
         dump(raw) if as_json else say(recipes[name].read_text(encoding="utf-8"), end="")
         return
-    if family == "stages":
-        stage(name, as_json)
-        return
     if family not in FAMILIES:
-        raise CardError(f"no family {family!r}", fix=suggest(family, (*FAMILIES, *MORE)))
+        raise CardError(f"no family {family!r}", fix=suggest(family, EVERY))
     card = Registry().card(family, name)
-    rows = arguments(card)
+    known = arguments(card)
     if as_json:
-        dump({**asdict(card), "arguments": rows})
+        dump({**asdict(card), "arguments": [_as_json(one, card) for one in known]})
         return
     for key, item in asdict(card).items():
         if key != "args" and item not in ("", {}, None):
             say(f"{key:<8} {item}")
-    for row in rows:
-        say(f"\n{row['name']}: {row['value']}")
-        for line in wrap(row["about"], WIDE):
+    for one in known:
+        say(f"\n{one.name}: {_value(one, card)}")
+        kind = f"{words(one.kind)}: " if one.kind is not Any else ""
+        for line in folded(kind + one.about, 2):
             say(f"  {line}")
 
 
-def arguments(card: Card) -> list[dict[str, str]]:
-    """name, value and what it is of every argument of a card's class: what the class's text says, nothing is imported.
-
-    value: the card's; else the class's default; else who gives it. None of a class whose text cannot be read.
-    """
+def arguments(card: Card) -> list[Argument]:
+    """The arguments of a card's class, as its text says; none of a class whose text cannot be read."""
     try:
-        known = of(card.target) or []
+        return of(card.target) or []
     except definitions.Absent:
         return []
-    return [{"name": one.name, "value": _value(one, card), "about": one.about} for one in known]
+
+
+def _as_json(one: Argument, card: Card) -> dict[str, Any]:
+    """An argument with its value: the card's, else the class's default, where it is a plain value; else None."""
+    given = one.name in GIVEN.get(card.family, ())
+    default = None if one.default is None else literal(one.default)
+    return {
+        "name": one.name,
+        "type": None if one.kind is Any else words(one.kind),
+        "value": card.args.get(one.name, default),
+        "default": default,
+        "needed": one.default is None and not given,
+        "by_stage": given,
+        "about": one.about,
+    }
+
+
+def literal(text: str) -> Any:
+    """What a default's text stands for; the text itself where that is no plain value."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _value(one: Argument, card: Card) -> str:
@@ -106,36 +135,20 @@ def _value(one: Argument, card: Card) -> str:
     return "needed" if one.default is None else one.default
 
 
-def stage(kind: str, as_json: bool) -> None:
-    """The settings of a stage kind, with their defaults."""
-    from mmalign.plan.recipe import KINDS
-
-    from . import dump
-
-    if kind not in KINDS:
-        raise RecipeError(f"no stage kind {kind!r}", fix=suggest(kind, KINDS))
-    rows = [{"setting": key, "default": default} for key, default in _settings(KINDS[kind], "")]
-    dump(rows) if as_json else table(rows)
-
-
-def _settings(cls: Any, under: str) -> Iterator[tuple[str, str]]:
-    from mmalign.plan.recipe import key_of
-
-    for f in fields(cls):
-        default = f.default_factory() if callable(f.default_factory) else f.default
-        if is_dataclass(default) and f.name in ("optim", "engine"):
-            yield from _settings(default, f"{f.name}.")
-        elif f.name != "kind":
-            needed = is_dataclass(default) and any(v == "???" for v in vars(default).values())
-            known = "needed" if default == "???" or needed else str(default if default is not None else "none")
-            yield f"{under}{key_of(f.name)}", "" if is_dataclass(default) and not needed else known
-
-
-def table(rows: list[dict[str, str]]) -> None:
-    """Columns as wide as they need to be; the last one may be long."""
+def table(rows: list[dict[str, Any]]) -> None:
+    """Columns as wide as they need to be, so that no name is broken; the last one is folded between words."""
     if not rows:
         return
-    rows = [{key: one_line(cell) for key, cell in row.items()} for row in rows]
-    wide = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    for row in [{key: key for key in rows[0]}, *rows]:
-        say("  ".join(f"{row[key]:<{wide[key]}}" for key in row).rstrip())
+    cells = [{key: one_line(_cell(cell)) for key, cell in row.items()} for row in rows]
+    *before, last = rows[0]
+    wide = {key: max(len(key), *(len(row[key]) for row in cells)) for key in before}
+    indent = sum(wide.values()) + len(GAP) * len(wide)
+    for row in [{key: key for key in rows[0]}, *cells]:
+        first, *more = folded(row[last], indent) or [""]
+        say("".join(f"{row[key]:<{wide[key]}}{GAP}" for key in before) + first if first else row[before[0]])
+        for line in more:
+            say(" " * indent + line)
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -164,5 +164,6 @@ def vacant(target: Path) -> None:
 
 
 def _run(node: Node) -> None:
-    with live.display() as display:
-        run_([node], Launch(), display)
+    launch = Launch()
+    with live.display([node], launch) as display:
+        run_([node], launch, display)

@@ -8,7 +8,40 @@ import typer
 
 from mmalign.io.environment import ALLOW_CODE
 
-RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="a path, or the name of a shipped recipe")]
+
+def _recipes(incomplete: str) -> list[str]:
+    """Names of shipped recipes, for the shell to complete; it adds files where there is none."""
+    from mmalign.plan.read import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
+def _families(incomplete: str) -> list[str]:
+    from .listing import EVERY
+
+    return [name for name in EVERY if name.startswith(incomplete)]
+
+
+def _parts(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of the family that stands before."""
+    from .listing import names
+
+    return [name for name in names(ctx.params["family"]) if name.startswith(incomplete)]
+
+
+_FAMILY = typer.Argument(
+    metavar="FAMILY", autocompletion=_families, help="vision, adapters, llms, ..., recipes, stages"
+)
+Family = Annotated[str, _FAMILY]
+AnyFamily = Annotated[str | None, _FAMILY]
+PartName = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", autocompletion=_parts, help="left out: all; of recipes, what one may say"),
+]
+SCHEMA = "recipe.schema.json"  # beside the recipes that name it
+RecipeArg = Annotated[
+    str, typer.Argument(metavar="RECIPE", autocompletion=_recipes, help="a path, or the name of a shipped recipe")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="settings laid over the recipe")]
 Runs = Annotated[Path, typer.Option(help="where stages are kept")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]

@@ -1,6 +1,7 @@
 """What the verbs print: plans, scores, reports."""
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ from rich.text import Text
 
 from mmalign.errors import RunError
 from mmalign.io.visible import one_line
-from mmalign.pipeline import finished
+from mmalign.pipeline import finished, recipes, standing
 from mmalign.pipeline.recipes import preview
-from mmalign.plan import estimate, graph
+from mmalign.plan import estimate
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Evaluate, Label, Language, Report, Stage, Train
 
 from . import live
-from .screen import Screen
+from .screen import Screen, Whole
 
 WIDE = None if sys.stdout.isatty() else 1000  # columns; in a file or a pipe no cell is folded
 
@@ -33,7 +34,7 @@ def planned(recipe: str, overrides: Sequence[str], runs: Path, ahead: bool = Fal
 
 def table(*columns: str) -> Table:
     """A table without lines whose cells fold."""
-    grid = Table(box=None, pad_edge=False, header_style="dim")
+    grid = Whole(box=None, pad_edge=False, header_style="dim")
     for column in columns:
         grid.add_column(column, overflow="fold")
     return grid
@@ -62,8 +63,28 @@ def plan(nodes: Sequence[Node], notes: Sequence[str], devices: int, as_json: boo
         stages.add_row(state, _with_arm(row), row["kind"], row["what"], ", ".join(row["reads"]) or "-", row["folder"])
     out.print(stages)
     _estimates(nodes, devices)
+    for row in rows:
+        if row["failed"]:
+            out.print(failure(_with_arm(row), row["failed"]), style="red")
     for note in notes:
         out.print(f"note: {note}")
+
+
+def failure(name: str, failed: Mapping[str, Any]) -> str:
+    """What a failed stage left word of, in lines: its cause, the place, what to try, and its log."""
+    when = "" if failed["time"] is None else f" at {clock(failed['time'])}"
+    lines = [f"{name} failed{when}: {failed['what']}"]
+    for key, word in (("at", "at "), ("fix", "try"), ("log", "log")):
+        if failed[key] and (key != "at" or failed["at"] != failed["log"]):
+            lines.append(f"  {word}  {failed[key]}")
+    return "\n".join(lines)
+
+
+def clock(seconds: float) -> str:
+    """A moment on this machine's clock; `?` for none, out of a damaged file."""
+    if not 0 <= seconds < 1e11:
+        return "?"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _estimates(nodes: Sequence[Node], devices: int) -> None:
@@ -81,16 +102,23 @@ def _estimates(nodes: Sequence[Node], devices: int) -> None:
 
 
 def _row(node: Node, devices: int) -> dict[str, Any]:
+    stands = None if node.done else standing.of(node.folder)
     return {
-        "state": "done" if node.done else graph.why(node),
+        "state": standing.told(node, stands),
+        "failed": stands and standing.failure(stands, node.folder),
         "stage": node.name,
         "kind": node.stage.kind,
         "what": what(node.stage),
         "reads": list(dict.fromkeys(other.name for _, other in node.reads)),
         "folder": str(node.folder),
-        "arms": node.arms if any(node.arms) else [],
+        "arms": _arms(node),
         "estimate": estimate.as_json(estimate.of(node, devices)),
     }
+
+
+def _arms(node: Node) -> list[str]:
+    """`arm seed` of every variant that uses a stage; none without a matrix."""
+    return node.arms if any(node.arms) else []
 
 
 def _with_arm(row: Mapping[str, Any]) -> str:
@@ -115,8 +143,19 @@ def what(stage: Stage) -> str:
     return str(getattr(getattr(stage, "data", None), "card", ""))
 
 
-def results(nodes: Sequence[Node]) -> None:
+def results(nodes: Sequence[Node], as_json: bool = False) -> None:
     """The tables of a finished run: of its reports, else of its evaluations."""
+    if as_json:
+        from . import dump
+
+        left = recipes.results(nodes)
+        stages = [
+            {"stage": node.name, "kind": node.stage.kind, "arms": _arms(node), "folder": str(node.folder)}
+            for node in nodes
+        ]
+        page = str(left.report) if left.report else None
+        dump({"recipe": nodes[0].recipe.name, "stages": stages, "scores": left.scores, "report": page})
+        return
     reports = [node for node in nodes if isinstance(node.stage, Report)]
     for node in reports:
         report(node.folder, node.folder.parent, False)

@@ -180,6 +180,7 @@ def finished(tiny: Path) -> Path:
     for node in graph.plan(compose.load(tiny), "runs"):
         task.save(node)
         task.finish(task.load(node.folder), {"metrics": {}}, 0, 1)
+        (node.folder / "log.txt").touch()
         (node.folder / "report.json").write_text('{"cells": []}')
     return tiny
 
@@ -189,7 +190,8 @@ def finished(tiny: Path) -> Path:
     [
         ["list"], ["list", "llms"], ["list", "recipes"], ["list", "stages"], ["show", "labels", "toy-words"],
         ["check", "tiny.yaml"], ["plan", "tiny.yaml"], ["plan", "quickstart"], ["run", "tiny.yaml"], ["report"],
-        ["doctor"], ["doctor", "runs"], ["--help"],
+        ["doctor"], ["doctor", "runs"], ["status"], ["logs", "align"], ["--help"], ["--version"],
+        ["show", "stages", "train"], ["show", "recipes"], ["schema", "-"],
     ],
     ids=" ".join,
 )  # fmt: skip

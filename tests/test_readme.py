@@ -180,10 +180,14 @@ def test_the_two_commands_are_those_of_ci():
 
 
 def test_every_other_command_it_names_exists():
-    verbs = get_command(app).commands
+    group = get_command(app)
+    verbs = group.commands
+    own = {option for parameter in group.params for option in parameter.opts}
     scripts = "".join(block.text for block in blocks() if block.kind == "sh")
     for line in re.findall(r"`mmalign ([^`]+)`", README) + re.findall(r"^mmalign (.+)$", scripts, re.M):
         words = line.replace("\\|", "|").split()
+        if words[0] in own:
+            continue
         assert words[0] in verbs, line
         inner = getattr(verbs[words[0]], "commands", None)
         assert inner is None or set(words[1].split("|")) <= set(inner), line

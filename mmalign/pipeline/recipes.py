@@ -8,7 +8,7 @@ from typing import Any
 
 from mmalign.io import files
 from mmalign.io.visible import visible
-from mmalign.pipeline import finished, sample
+from mmalign.pipeline import finished, sample, standing
 from mmalign.pipeline.run import Launch, Show
 from mmalign.pipeline.run import run as run_nodes
 from mmalign.plan import graph, read
@@ -34,7 +34,13 @@ class Preview:
 
     def _repr_html_(self) -> str:
         rows = [
-            {"stage": _name(n), "kind": n.stage.kind, "state": _state(n), "folder": str(n.folder)} for n in self.stages
+            {
+                "stage": _name(n),
+                "kind": n.stage.kind,
+                "state": standing.told(n, standing.of(n.folder)),
+                "folder": str(n.folder),
+            }
+            for n in self.stages
         ]
         return _table(rows) + "".join(f"<p>note: {_escaped(note)}</p>" for note in self.notes)
 
@@ -123,7 +129,7 @@ class _Log:
     """Tells the log how stages fare."""
 
     def begin(self, node: Node) -> None:
-        log.info("%s begins: %s", visible(_name(node)), node.folder)
+        log.info("%s begins: %s, log %s", visible(_name(node)), node.folder, node.folder / "log.txt")
 
     def event(self, node: Node, event: dict[str, Any]) -> None:
         if "say" in event:
@@ -137,10 +143,6 @@ def _name(node: Node) -> str:
     """A stage's name, with the arms it is of in a study."""
     arms = ", ".join(filter(None, node.arms))
     return f"{node.name} ({arms})" if arms and node.stage.kind != "report" else node.name
-
-
-def _state(node: Node) -> str:
-    return "done" if node.done else graph.why(node)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

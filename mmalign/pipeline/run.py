@@ -1,30 +1,27 @@
 """Runs a plan: starts each stage that is not done as its own process, watches it, and says how it went."""
 
-import fcntl
 import json
 import os
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Any, Protocol
 
-from mmalign.errors import RunError, StageError, suggest
-from mmalign.io import disk, files
-from mmalign.pipeline import task
-from mmalign.pipeline.stalled import Stalled, state
+from mmalign.errors import MMAlignError, RunError, StageError, suggest
+from mmalign.io import files
+from mmalign.pipeline import ended, task
+from mmalign.pipeline.lock import POLL, locked
+from mmalign.pipeline.records import recorded
+from mmalign.pipeline.stalled import Stalled
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Language, Train, uneven
 
-POLL = 0.05  # seconds between two looks at a running stage
-GRACE = 30  # seconds a stage is given to end after its owner was killed
 TAIL = 15  # lines of the log shown when a stage fails
 END = 1 << 16  # bytes of it that are looked at
 
@@ -72,21 +69,14 @@ class Launch:
         return [sys.executable, "-m", *worker]
 
 
-class Told(TypedDict):
-    """error.json: what a worker says of its end."""
-
-    what: str
-    at: str
-    fix: str
-    exit_code: NotRequired[int]  # of the command; left out: a stage failed
-
-
 class Failed(StageError):
     """A stage process ended badly; `tail` holds the last lines of its log, exit_code says whose mistake it was."""
 
-    def __init__(self, what: str, at: str, fix: str, tail: list[str], exit_code: int = StageError.exit_code) -> None:
+    def __init__(
+        self, what: str, at: str, fix: str, log: Path, tail: list[str], exit_code: int = StageError.exit_code
+    ) -> None:
         super().__init__(what, at=at, fix=fix)
-        self.tail, self.exit_code = tail, exit_code
+        self.log, self.tail, self.exit_code = log, tail, exit_code
 
 
 def run(nodes: Sequence[Node], launch: Launch, show: Show, force: Sequence[str] = ()) -> None:
@@ -100,9 +90,10 @@ def run(nodes: Sequence[Node], launch: Launch, show: Show, force: Sequence[str] 
     for node in nodes:
         if node.name in force:
             set_aside(node)
-    for node in nodes:
-        if not node.done:
-            _run_one(node, launch, show)
+    left = [node for node in nodes if not node.done]
+    with recorded(nodes, launch.size if left else 1) as record:
+        for node in left:
+            _run_one(node, launch, show, record)
 
 
 def _divides(node: Node, launch: Launch) -> None:
@@ -126,7 +117,7 @@ def set_aside(node: Node) -> Path | None:
     return kept
 
 
-def _run_one(node: Node, launch: Launch, show: Show) -> None:
+def _run_one(node: Node, launch: Launch, show: Show, record: Callable[[], None]) -> None:
     node.__dict__.pop("done", None)
     with locked(node.folder) as lock:
         if node.done:  # another process finished it while we waited for our turn
@@ -135,11 +126,16 @@ def _run_one(node: Node, launch: Launch, show: Show) -> None:
             task.load(node.folder)  # refuses a folder of another format before anything is touched
             files.sweep(node.folder)
         written = task.save(node)
-        show.begin(node)
-        began = time.monotonic()
-        (node.folder / "error.json").unlink(missing_ok=True)
+        record()
+        (node.folder / ended.NAME).unlink(missing_ok=True)
         files.write(node.folder / "events.jsonl", "")
-        _watch(node, _start(node, launch, lock, written), lambda event: show.event(node, event))
+        began = time.monotonic()
+        try:
+            show.begin(node)
+            _watch(node, _start(node, launch, lock, written), lambda event: show.event(node, event))
+        except BaseException as err:
+            _leave_word(node, err)
+            raise
         show.end(node, time.monotonic() - began)
     node.__dict__.pop("done", None)
 
@@ -197,17 +193,28 @@ def _events(place: Path) -> Iterator[list[dict[str, Any]]]:
 def _failure(node: Node, code: int | None) -> Failed:
     log = node.folder / "log.txt"
     tail = _end(log).splitlines()[-TAIL:]
-    if (place := node.folder / "error.json").exists():
-        error: Told = files.read_json(place, kind=Told, fix=str(log))
-        what, at = f"stage {node.name!r}: {error['what']}", error["at"] or str(log)
-        return Failed(what, at, error["fix"], tail, error.get("exit_code", StageError.exit_code))
+    if said := ended.read(node.folder):
+        what, at = f"stage {node.name!r}: {said['what']}", said["at"] or str(log)
+        return Failed(what, at, said["fix"], log, tail, said.get("exit_code", StageError.exit_code))
     if code == task.FULL:
         what, fix = "found no space left", "free some, or another --runs; the same command goes on"
     elif code and code < 0:
         what, fix = f"killed by signal {-code}", "the same command goes on; signal 9 often means out of memory"
     else:
         what, fix = f"ended with code {code}", "the last lines of its log are below"
-    return Failed(f"stage {node.name!r} {what}", str(log), fix, tail)
+    ended.write(node.folder, what, str(log), fix.replace("are below", f"(mmalign logs {node.folder})"))
+    return Failed(f"stage {node.name!r} {what}", str(log), fix, log, tail)
+
+
+def _leave_word(node: Node, err: BaseException) -> None:
+    """Remember why a stage is not done; what was said of it already stays."""
+    if (node.folder / ended.NAME).exists() or isinstance(err, Failed):
+        return
+    if isinstance(err, MMAlignError):
+        ended.write(node.folder, err.what, err.at, err.fix)
+        return
+    what = "Ctrl-C" if isinstance(err, KeyboardInterrupt) else f"{type(err).__name__} {err}".strip()
+    ended.write(node.folder, what, str(node.folder / "log.txt"), "the same command goes on", interrupted=True)
 
 
 def _end(log: Path) -> str:
@@ -215,51 +222,3 @@ def _end(log: Path) -> str:
     with open(log, "rb") as source:
         source.seek(max(0, source.seek(0, os.SEEK_END) - END))
         return source.read().decode(errors="replace")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Hold a stage folder alone; the lock ends with the last process that holds it, killed or not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError as err:
-        raise disk.denied(folder / "lock") from err
-    except OSError as err:
-        raise RunError(f"cannot write to {folder}: {err.strerror}", at=str(folder), fix="another --runs") from err
-    _take(handle, folder)
-    try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _take(handle: int, folder: Path) -> None:
-    """Lock an open file; wait for it only where its owner was killed and the stage it began is still ending."""
-    patience = time.monotonic() + GRACE
-    while True:
-        try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            owner = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
-            process = _here(owner)
-            if state(process) != "gone" or time.monotonic() > patience:
-                os.close(handle)
-                what, fix = f"{owner} is working in this folder", "wait for it, or stop it"
-                if state(process) == "stopped":
-                    what, fix = f"{what}, but stopped", f"kill -CONT {process} lets it go on"
-                raise RunError(what, at=str(folder), fix=fix) from err
-            time.sleep(POLL)
-        except OSError as err:
-            os.close(handle)
-            what = f"{folder} lies on a file system without locks ({err.strerror}), so two runs could write into it"
-            fix = "another --runs, on a local disk, or mount it with locks (NFS: nolock taken out; Lustre: flock)"
-            raise RunError(what, at=str(folder), fix=fix) from err
-
-
-def _here(owner: str) -> int | None:
-    """The process of `process N on HOST`; None where that is another machine's."""
-    process = re.fullmatch(r"process (\d+) on (.*)", owner)
-    return int(process[1]) if process and process[2] == socket.gethostname() else None

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 LOOK = 1.0  # seconds between two looks
@@ -48,6 +49,15 @@ class Stalled:
             self.patience *= 2
             minutes = f"{(now - self.heard) / 60:.0f} minutes"
             yield f"nothing heard of it for {minutes}; it may be stuck, see {self.folder / 'log.txt'}"
+
+
+def silent(folder: Path) -> float | None:
+    """Seconds since a stage was last heard of, in its log or its events; None: never."""
+    heard = []
+    for sign in SIGNS:
+        with suppress(OSError):  # it has not said anything there
+            heard.append((folder / sign).stat().st_mtime)
+    return max(0.0, time.time() - max(heard)) if heard else None
 
 
 def below(process: int) -> Iterator[int]:

@@ -11,14 +11,13 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mmalign.errors import DataError, MMAlignError, StageError
-from mmalign.io import disk, environment, files
+from mmalign.io import disk, environment
 from mmalign.io.visible import visible
-from mmalign.pipeline import task, weights
+from mmalign.pipeline import ended, task, weights
 
 
 def main() -> int:
@@ -51,7 +50,10 @@ SECRETS: dict[str, str] = {}  # {reference: value} of the environment in the arg
 
 
 class _Lines(logging.Formatter):
-    """Lines whose control characters are written out, and which say nothing of the environment."""
+    """Lines that begin with the time (UTC), whose control characters are written out, and which say nothing of the
+    environment."""
+
+    converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(environment.hidden(super().format(record), SECRETS))
@@ -60,7 +62,7 @@ class _Lines(logging.Formatter):
 def _log(level: int) -> None:
     """Log from this level on to stderr, which is log.txt; an error that nothing catches there, too."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Lines("%(levelname)s %(message)s"))
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
     logging.basicConfig(level=level, handlers=[handler])
     sys.excepthook = lambda *error: logging.critical("the stage ends here", exc_info=error)
     threading.excepthook = lambda error: logging.error("a thread ends here", exc_info=_of_thread(error))
@@ -87,10 +89,12 @@ def run(folder: Path, rank: int, written: str = "") -> None:
     given = task.load(folder, written)
     SECRETS.update(environment.values({role: card.args for role, card in given.cards.items()}))
     weights.begin(given)
+    resumed = {place.name for place in folder.iterdir()} - {"stage.yaml", *task.RUNNING}
     stage = importlib.import_module(f"mmalign.stages.{given.stage.kind}")
     results: dict[str, Any] = stage.run(given)
     if rank == 0:
-        task.finish(given, results, began, int(os.environ.get("WORLD_SIZE", "1")))
+        again = {"resumed": True} if resumed else {}  # what it took is not the whole time
+        task.finish(given, {**results, **again}, began, int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def _spread(folder: Path, devices: int, written: str = "") -> int:
@@ -113,11 +117,9 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
 
 def _fail(folder: Path, err: MMAlignError, code: int = 0) -> int:
     logging.error("%s", err)
-    about = {"what": err.what, "at": err.at, "fix": err.fix}
-    told = {key: environment.hidden(text, SECRETS) for key, text in about.items()}
+    what, at, fix = (environment.hidden(text, SECRETS) for text in (err.what, err.at, err.fix))
     asked = {"exit_code": err.exit_code} if isinstance(err, DataError) else {}  # data that cannot give what is asked
-    with suppress(OSError):
-        files.write_json(folder / "error.json", {**told, **asked})
+    ended.write(folder, what, at, fix, **asked)
     return code or err.exit_code
 
 

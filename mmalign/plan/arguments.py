@@ -5,7 +5,7 @@ Docstrings here say `name: what it is. other, another: what they are.`; that of 
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmalign.plan import signatures
@@ -13,11 +13,15 @@ from mmalign.plan import signatures
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of a class. default: as its text has it; None: it must be given. about: empty where nobody says."""
+    """An argument of a class. default: as its text has it; None: it must be given. about: empty where nobody says.
+
+    kind: its type, see io/document.py; Any where the text does not tell a plain one.
+    """
 
     name: str
     default: str | None
     about: str
+    kind: Any = field(default=Any, compare=False)
 
 
 def of(target: str) -> list[Argument] | None:
@@ -27,7 +31,7 @@ def of(target: str) -> list[Argument] | None:
     said: dict[str, str] = {}
     for text in signatures.docstrings(target):
         said = _said(text, parameters) | said
-    return [Argument(name, one.default, said.get(name, "")) for name, one in parameters.items()]
+    return [Argument(name, one.default, said.get(name, ""), one.kind) for name, one in parameters.items()]
 
 
 def _said(text: str, names: Mapping[str, Any]) -> dict[str, str]:

@@ -285,9 +285,7 @@ def unseen(node: Node) -> Iterator[str]:
 
 
 def why(node: Node) -> str:
-    """Why a stage has to run, for the reader of a plan: what changed since the last time it ran."""
-    if node.begun:
-        return "interrupted; goes on"
+    """Why a stage that was not begun has to run, for the reader of a plan: what changed since the last time it ran."""
     waiting = [other.name for _, other in node.reads if not other.done]
     before = _latest(node)
     told = _changes(before, node.what, node.cards) if before else []

@@ -16,7 +16,17 @@ from mmalign.io import files, yaml
 from mmalign.io.document import is_union
 from mmalign.io.yaml import Document
 from mmalign.plan import interpolation
-from mmalign.plan.recipe import KINDS, LabelSettings, ObjectiveSettings, Part, Recipe, RecipeFile, Stage, key_of
+from mmalign.plan.recipe import (
+    KINDS,
+    LabelSettings,
+    ModelParts,
+    ObjectiveSettings,
+    Part,
+    Recipe,
+    RecipeFile,
+    Stage,
+    key_of,
+)
 from mmalign.plan.validate import first_line, place_of, plain, typed
 
 T = TypeVar("T")
@@ -221,9 +231,22 @@ class _Sugar:
         full = {key: f"{under}.{key}".lstrip(".") for key in raw}
         for key in raw:
             if key not in known:
-                fix = suggest(str(key), known)
+                fix = " or ".join(self.below(str(key)) if not under else ()) or suggest(str(key), known)
                 raise RecipeError(f"no setting {key!r} here", at=self.layer.where(str(full[key])), fix=fix)
         return {key: self.item(hints[key], item, full[key]) for key, item in raw.items()}
+
+    def below(self, key: str) -> Iterator[str]:
+        """The dotted keys that somebody may mean who writes one of a stage or of the model where a recipe's stand."""
+        classes: dict[str, type] = {"model": ModelParts}
+        classes |= {f"stages.{name}": KINDS[kind] for name, kind in self.kinds.items() if kind in list(KINDS)}
+        for place, cls in classes.items():
+            for f in fields(cls):
+                factory: Any = f.default_factory
+                inner = fields(factory) if f.name in ("optim", "engine") else ()
+                if key_of(f.name) == key:
+                    yield f"{place}.{key}"
+                elif key in [one.name for one in inner]:
+                    yield f"{place}.{f.name}.{key}"
 
     def item(self, hint: Any, item: Any, key: str) -> Any:
         """One value as its type wants it, short forms written out."""

@@ -1,4 +1,8 @@
-"""A recipe: one model and the stages that train it. Every setting of mmalign stands here once, with its unit."""
+"""A recipe: one model and the stages that train it. Every setting of mmalign stands here once, with its unit.
+
+The comment beside a field, or right above it, says what it means: `mmalign show stages`, the schema for editors and
+the reference print it, see meanings.py.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,66 +19,75 @@ def key_of(name: str) -> str:
     return name.removesuffix("_")
 
 
-def _above(low: float) -> dict[str, float]:
-    return {"above": low}
+def _above(low: float, unit: str = "") -> dict[str, Any]:
+    return {"above": low, "unit": unit}
 
 
-def _least(low: float) -> dict[str, float]:
-    return {"least": low}
+def _least(low: float, unit: str = "") -> dict[str, Any]:
+    """unit: empty of a number that has none, such as a weight."""
+    return {"least": low, "unit": unit}
 
 
-SEED: dict[str, Any] = {"least": 0, "most": 2**32 - 1}  # what every random generator takes
+STEPS = "optimizer steps"
+TOKENS = "tokens"
+SHARE = "of the steps"
+SEED: dict[str, Any] = {"least": 0, "most": 2**32 - 1, "unit": ""}  # what every random generator takes
 
 
 @dataclass
 class Part:
     """A card, and constructor arguments that differ from the card's. In YAML a bare name means the card."""
 
-    card: str = MISSING
-    args: dict[str, Any] = field(default_factory=dict)
+    card: str = MISSING  # its name   (mmalign list)
+    args: dict[str, Any] = field(default_factory=dict)  # arguments of its class, laid over the card's   (mmalign show)
 
 
 @dataclass
 class ModelParts:
     """Three parts, or a whole model of transformers in their place, whose parts are found in it."""
 
-    vision: Part | None = None
-    adapter: Part | None = None
-    llm: Part | None = None
-    vlm: Part | None = None
+    vision: Part | None = None  # the vision encoder: pixels to patches
+    adapter: Part | None = None  # patches to visual tokens
+    llm: Part | None = None  # the language model
+    vlm: Part | None = None  # a whole model in place of the three
 
 
 @dataclass
 class ObjectiveSettings:
     """One term of the loss. In YAML a bare number means the weight."""
 
-    weight: float = field(default=1.0, metadata=_least(0))
-    warmup: float = field(default=0.0, metadata=_least(0) | {"most": 1})  # fraction of the steps over which it rises
-    args: dict[str, Any] = field(default_factory=dict)
+    weight: float = field(default=1.0, metadata=_least(0))  # factor of this term in the sum
+    warmup: float = field(default=0.0, metadata=_least(0, SHARE) | {"most": 1})  # fraction over which the weight rises
+    args: dict[str, Any] = field(default_factory=dict)  # arguments of its class   (mmalign show objectives NAME)
 
 
 @dataclass
 class LabelSettings:
     """Labels made in the training step, from the encoder pass it runs anyway. In YAML a bare name means the source."""
 
-    source: Part = field(default_factory=Part)
-    keep: int = field(default=10, metadata=_above(0))  # words kept per patch (n of SEA, section 4.1)
+    source: Part = field(default_factory=Part)  # which words a patch shows   (mmalign list labels)
+    keep: int = field(default=10, metadata=_above(0, "words"))  # words kept per patch (n of SEA, section 4.1)
     store: str | None = None  # a finished label store, path or URL, read instead; refused if `source` did not make it
 
 
 @dataclass
 class Optim:
-    name: Literal["adamw", "muon"] = "adamw"  # muon: torch.optim.Muon for hidden matrices, AdamW for the rest
-    lr: float = field(default=MISSING, metadata=_least(0))
-    lr_vision: float | None = field(default=None, metadata=_least(0))  # None: the vision encoder uses lr
-    lr_adapter: float | None = field(default=None, metadata=_least(0))  # None: the adapter uses lr
-    lr_llm: float | None = field(default=None, metadata=_least(0))  # None: the language model uses lr
-    lr_muon: float | None = field(default=None, metadata=_least(0))  # None: muon's matrices use their part's lr
+    """How weights step."""
+
+    # adamw; muon: torch.optim.Muon for hidden matrices, AdamW for the rest
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = field(default=MISSING, metadata=_least(0))  # learning rate after the warm-up
+    lr_vision: float | None = field(default=None, metadata=_least(0))  # of the vision encoder; None: lr
+    lr_adapter: float | None = field(default=None, metadata=_least(0))  # of the adapter; None: lr
+    lr_llm: float | None = field(default=None, metadata=_least(0))  # of the language model; None: lr
+    lr_muon: float | None = field(default=None, metadata=_least(0))  # of muon's matrices; None: that of their part
+    # of the learning rate behind the warm-up: down to 0 along half a cosine, down to 0 along a line, or as it is
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = field(default=0.03, metadata=_least(0) | {"most": 1})  # fraction of the steps
-    weight_decay: float = field(default=0.0, metadata=_least(0))
+    warmup: float = field(default=0.03, metadata=_least(0, SHARE) | {"most": 1})  # fraction over which the rates rise
+    weight_decay: float = field(default=0.0, metadata=_least(0))  # of AdamW and Muon, decoupled from the gradient
+    # Adam's decay rates of the mean gradient and of the mean squared gradient
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata=_least(0) | {"below": 1, "length": 2})
-    clip: float = field(default=1.0, metadata=_least(0))  # gradient norm; 0: no clipping
+    clip: float = field(default=1.0, metadata=_least(0))  # largest norm of the gradient; 0: no clipping
 
 
 # How the pictures of a stage become squares: crop, the middle of each; pad, in the middle of a square of the mean
@@ -87,21 +100,22 @@ Fit = Literal["crop", "pad", "squash"]
 class EngineSettings:
     """How a stage is run; none of it changes the result (beyond the last bits of a sum)."""
 
-    zero: Literal[0, 1, 2, 3] = 2  # DeepSpeed ZeRO stage
+    # DeepSpeed's ZeRO stage: 1 divides the optimizer's state over the devices, 2 gradients too, 3 parameters too
+    zero: Literal[0, 1, 2, 3] = field(default=2, metadata={"unit": ""})
     offload: bool = False  # keep optimizer state (and ZeRO-3's parameters) in CPU memory
     checkpointing: bool = False  # recompute the LLM's activations in the backward pass
-    save_every: int = field(default=500, metadata=_above(0))  # optimizer steps between checkpoints
-    workers: int = field(default=2, metadata=_least(0))  # threads that read and prepare samples
+    save_every: int = field(default=500, metadata=_above(0, STEPS))  # between two checkpoints
+    workers: int = field(default=2, metadata=_least(0, "threads"))  # that read and prepare samples
 
 
 @dataclass
 class Reads:
     """Edges of the graph: slot = the stage that fills it."""
 
-    labels: str | None = None
-    weights: str | None = None
-    vision: str | None = None
-    llm: str | None = None
+    labels: str | None = None  # the stage of kind label whose store is read
+    weights: str | None = None  # the stage of kind train that it begins with
+    vision: str | None = None  # the stage of kind contrast whose encoder is used
+    llm: str | None = None  # the stage of kind language whose language model is used
     scores: list[str] = field(default_factory=list)  # one or several stages of kind evaluate
 
     def edges(self) -> list[tuple[str, str]]:
@@ -112,8 +126,8 @@ class Reads:
 
 @dataclass
 class Stage:
-    kind: str = MISSING
-    reads: Reads = field(default_factory=Reads)
+    kind: str = MISSING  # what the stage does   (mmalign list stages)
+    reads: Reads = field(default_factory=Reads)  # the stages it builds on, slot by slot
 
     version: ClassVar[int] = 1  # raise it when the stage's results change
     gives: ClassVar[tuple[str, ...]] = ()  # slots that other stages may read from it
@@ -132,13 +146,14 @@ class Stage:
 class Label(Stage):
     """Words for every patch, into a label store (SEA, section 4.1)."""
 
-    source: Part = field(default_factory=Part)
-    data: Part = field(default_factory=Part)
+    source: Part = field(default_factory=Part)  # which words a patch shows   (mmalign list labels)
+    data: Part = field(default_factory=Part)  # whose images are labelled   (mmalign list data)
     fit: Fit | None = field(default=None, metadata=SILENT)  # how pictures become squares; None: as the card says
-    keep: int = field(default=10, metadata=_above(0))  # words kept per patch
-    max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1} | SILENT)  # share that may be unreadable
-    shard: int = field(default=4096, metadata=_above(0))  # images per file of the store
-    batch: int = field(default=64, metadata=_above(0) | SILENT)  # images per encoder pass
+    keep: int = field(default=10, metadata=_above(0, "words"))  # kept per patch
+    # share that may be unreadable; more of them end the stage
+    max_bad: float = field(default=0.001, metadata=_least(0, "of the images") | {"most": 1} | SILENT)
+    shard: int = field(default=4096, metadata=_above(0, "images"))  # per file of the store
+    batch: int = field(default=64, metadata=_above(0, "images") | SILENT)  # per encoder pass
 
     version = 3  # 2: in fp32; 3: rows say where in the picture their patches lie, and padding has no word
     gives = ("labels",)
@@ -154,44 +169,51 @@ class Label(Stage):
 class Train(Stage):
     """Train the listed parts on the weighted sum of the objectives."""
 
-    data: Part = field(default_factory=Part)
+    data: Part = field(default_factory=Part)  # what it is trained on   (mmalign list data)
+    # the parts whose weights learn; the others stay as they are
     trains: list[Literal["vision", "adapter", "llm"]] = field(default=MISSING, metadata={"once": "each part once"})
+    # the terms of the loss, by the names of their cards; a number is a weight   (mmalign list objectives)
     objectives: dict[str, ObjectiveSettings] = field(default_factory=dict)
-    labels: LabelSettings | None = None  # None: no labels, or those of `reads.labels`
-    fit: Fit | None = field(default=None, metadata=SILENT)  # how pictures become squares; None: as the card says
-    optim: Optim = field(default_factory=Optim)
-    batch: int = field(default=MISSING, metadata=_above(0))  # samples per optimizer step, over all devices
-    micro_batch: int = field(default=8, metadata=_above(0))  # samples per device and pass; SEA contrasts within one
-    epochs: float = field(default=1.0, metadata=_above(0))
-    steps: int | None = field(default=None, metadata=_above(0))  # None: as many as the epochs give
-    max_length: int = field(default=2048, metadata=_above(0))  # tokens, visual ones included; longer ones are cut
+    labels: LabelSettings | None = None  # words made in the step itself; None: no labels, or those of `reads.labels`
+    # how pictures become squares: cut, padded or squashed; None: as the encoder's card says
+    fit: Fit | None = field(default=None, metadata=SILENT)
+    optim: Optim = field(default_factory=Optim)  # learning rates and how weights step
+    batch: int = field(default=MISSING, metadata=_above(0, "samples"))  # per optimizer step, over all devices
+    # per device and pass; SEA contrasts within one
+    micro_batch: int = field(default=8, metadata=_above(0, "samples"))
+    epochs: float = field(default=1.0, metadata=_above(0, "passes over the data"))  # how long it is trained
+    steps: int | None = field(default=None, metadata=_above(0, STEPS))  # how many; None: as many as the epochs give
+    max_length: int = field(default=2048, metadata=_above(0, TOKENS))  # visual ones included; longer samples are cut
     template: str | None = None  # the chat template of this stage's data; None: the language model's
-    precision: Literal["bf16", "fp32"] = "bf16"
-    max_bad: float = field(default=0.001, metadata=_least(0) | {"most": 1} | SILENT)  # share that may be unusable
-    # step: a step's samples are drawn at random, with images or without, and sorted inside it (LLaVA); epoch: a step is
-    # of samples of like length, which pads least; both read all rows once and keep their lengths. None: at random
+    precision: Literal["bf16", "fp32"] = "bf16"  # of the weights in a pass; the optimizer's copy is fp32
+    # share that may be unusable; more of them end the stage
+    max_bad: float = field(default=0.001, metadata=_least(0, "of the samples") | {"most": 1} | SILENT)
+    # samples of like length together. step: a step's samples are drawn at random, with images or without, and sorted
+    # inside it (LLaVA); epoch: a step is of samples of like length, which pads least; both read all rows once and keep
+    # their lengths. None: at random
     group_by_length: Literal["step", "epoch"] | None = None
     pack: bool = field(default=False, metadata=SILENT)  # samples of a pass share rows, each seeing itself alone
+    # how the stage is run, which does not change its result
     engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)
-    log_every: int = field(default=10, metadata=_above(0) | SILENT)  # optimizer steps
+    log_every: int = field(default=10, metadata=_above(0, STEPS) | SILENT)  # between two lines of the log
     # what is looked at beside training, which it does not change: premise, whether the language model's shallow layers
     # turn visual tokens into words, as BASIC presumes. A stage with a BASIC objective is looked at anyway
     watch: list[Literal["premise"]] = field(default_factory=list, metadata=SILENT | {"once": "each once"})
-    # steps between looks; a look takes at most a tenth of the training between two, else they become rarer. In the toy
+    # between two looks; a look takes at most a tenth of the training between two, else they become rarer. In the toy
     # world one takes as long as 0.8 steps
-    watch_every: int = field(default=100, metadata=_above(0) | SILENT)
+    watch_every: int = field(default=100, metadata=_above(0, STEPS) | SILENT)
     # how visual tokens are read: input, the nearest input embedding (the papers); same-layer, the nearest state of a
     # word at that layer; lens, the word whose state a linear model of the layer expects nearest. The last two are made
     # before the first step, in as long as it takes to read 16,000 tokens, or each word up to four times
     watch_readouts: list[Literal["input", "same-layer", "lens"]] = field(
         default_factory=lambda: ["input"], metadata=SILENT | {"once": "each once"}
     )
-
     # benchmarks measured on the model as it is before the first step, every so many steps and at the end, which changes
     # nothing of the training either; each card once, by its headline
     evaluate: list[Part] = field(default_factory=list, metadata=SILENT | {"once": "each once"})
-    evaluate_every: int = field(default=500, metadata=_above(0) | SILENT)  # optimizer steps
-    evaluate_items: int = field(default=300, metadata=_above(0) | SILENT)  # of each, at most: the same, from all over
+    evaluate_every: int = field(default=500, metadata=_above(0, STEPS) | SILENT)  # between two measurements
+    # of each benchmark, at most: the same ones, from all over it
+    evaluate_items: int = field(default=300, metadata=_above(0, "questions") | SILENT)
 
     # 2: with group_by_length, steps of like length; the language-model loss in fp32; 3: labels where the patch lies;
     # 4: an answer's own tokens and its end are trained, with the weight of its flags
@@ -214,10 +236,11 @@ class Train(Stage):
 class Evaluate(Stage):
     """Ask a trained model the questions of each benchmark, store its answers, score them."""
 
+    # the benchmarks   (mmalign list benchmarks)
     bench: list[Part] = field(default=MISSING, metadata={"once": "a stage of its own for each"})
-    batch: int = field(default=32, metadata=_above(0) | SILENT)  # questions per pass
-    precision: Literal["bf16", "fp32", "fp16"] = "bf16"  # fp16: for models stored so, as LLaVA-1.5
-    protocol: str = "official"  # whose rules score the answers
+    batch: int = field(default=32, metadata=_above(0, "questions") | SILENT)  # per pass
+    precision: Literal["bf16", "fp32", "fp16"] = "bf16"  # of the weights; fp16: for models stored so, as LLaVA-1.5
+    protocol: str = "official"  # whose rules score the answers: official, llava, lmms-eval or vlmevalkit
 
     version = 3  # 2: a text without chat format begins as its tokenizer begins one; 3: words in any of their spellings
     gives = ("scores",)
@@ -247,7 +270,7 @@ class Export(Stage):
     a batch. Weights are in the precision of the stage that trained them.
     """
 
-    tolerance: float = field(default=1e-3, metadata=_above(0))  # largest difference of a logit, fp32
+    tolerance: float = field(default=1e-3, metadata=_above(0))  # largest difference of a logit, in fp32
 
     version = 4  # 2: weights in the precision they were trained in; 3: the model's fit; 4: padding, one begin token
     takes = ("weights", "vision", "llm")
@@ -259,15 +282,18 @@ class Export(Stage):
 class Contrast(Stage):
     """Train the vision encoder's CLIP from its configuration, on images and captions (arXiv 2103.00020)."""
 
-    data: Part = field(default_factory=Part)
-    optim: Optim = field(default_factory=Optim)
-    fit: Fit | None = field(default=None, metadata=SILENT)  # how pictures become squares; None: as the card says
-    pool: Literal["mean", "cls"] = "mean"  # mean: patches carry the words (dense labels are good); cls: CLIP's own
-    batch: int = field(default=MISSING, metadata=_above(0))  # images per step; all contrasted with each other
-    steps: int = field(default=MISSING, metadata=_above(0))
-    precision: Literal["bf16", "fp32"] = "bf16"
+    data: Part = field(default_factory=Part)  # images with captions   (mmalign list data)
+    optim: Optim = field(default_factory=Optim)  # learning rates and how weights step
+    # how pictures become squares: cut, padded or squashed; None: as the encoder's card says
+    fit: Fit | None = field(default=None, metadata=SILENT)
+    # what stands for an image. mean: patches carry the words (dense labels are good); cls: CLIP's own
+    pool: Literal["mean", "cls"] = "mean"
+    batch: int = field(default=MISSING, metadata=_above(0, "images"))  # per step; all contrasted with each other
+    steps: int = field(default=MISSING, metadata=_above(0, STEPS))  # how many
+    precision: Literal["bf16", "fp32"] = "bf16"  # of the weights in a pass; the optimizer's copy is fp32
+    # how the stage is run, which does not change its result
     engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)
-    log_every: int = field(default=10, metadata=_above(0) | SILENT)
+    log_every: int = field(default=10, metadata=_above(0, STEPS) | SILENT)  # between two lines of the log
 
     gives = ("vision",)
     parts = ("vision",)
@@ -278,27 +304,29 @@ class Contrast(Stage):
 class GateSettings:
     """Go on training until a benchmark's metric is high enough, or the steps are spent (then it is reported)."""
 
-    bench: Part = field(default_factory=Part)
-    metric: str = MISSING
-    at_least: float = MISSING
-    every: int = field(default=100, metadata=_above(0))  # steps between two looks
+    bench: Part = field(default_factory=Part)  # of texts   (mmalign list benchmarks)
+    metric: str = MISSING  # the name of one of its metrics
+    at_least: float = field(default=MISSING, metadata={"unit": "of the metric"})  # what ends the training
+    every: int = field(default=100, metadata=_above(0, STEPS))  # between two looks
 
 
 @dataclass
 class Language(Stage):
     """Train the language model on text."""
 
-    data: Part = field(default_factory=Part)
-    from_: Literal["weights", "config"] = "weights"  # weights: its card's; config: random ones of its configuration
-    optim: Optim = field(default_factory=Optim)
-    prompt_weight: float = field(default=0.0, metadata=_least(0))  # loss weight of tokens that are no answer
-    gate: GateSettings | None = None  # None: train all steps
-    batch: int = field(default=MISSING, metadata=_above(0))
-    steps: int = field(default=MISSING, metadata=_above(0))
-    max_length: int = field(default=2048, metadata=_above(0))
-    precision: Literal["bf16", "fp32"] = "bf16"
+    data: Part = field(default_factory=Part)  # what it is trained on   (mmalign list data)
+    # what it begins with. weights: its card's; config: random ones of its configuration
+    from_: Literal["weights", "config"] = "weights"
+    optim: Optim = field(default_factory=Optim)  # learning rates and how weights step
+    prompt_weight: float = field(default=0.0, metadata=_least(0))  # of tokens that are no answer, in the loss
+    gate: GateSettings | None = None  # go on until a benchmark is answered well enough; None: train all steps
+    batch: int = field(default=MISSING, metadata=_above(0, "samples"))  # per optimizer step
+    steps: int = field(default=MISSING, metadata=_above(0, STEPS))  # how many
+    max_length: int = field(default=2048, metadata=_above(0, TOKENS))  # longer samples are cut
+    precision: Literal["bf16", "fp32"] = "bf16"  # of the weights in a pass; the optimizer's copy is fp32
+    # how the stage is run, which does not change its result
     engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)
-    log_every: int = field(default=10, metadata=_above(0) | SILENT)
+    log_every: int = field(default=10, metadata=_above(0, STEPS) | SILENT)  # between two lines of the log
 
     version = 2  # 2: an answer's own tokens and its end are trained
     gives = ("llm",)
@@ -333,21 +361,22 @@ KINDS: dict[str, type[Stage]] = {
 class Matrix:
     """Turns one recipe into a study: every arm with every seed; equal stages are shared."""
 
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict)  # arm: {dotted key: value}
-    seeds: list[int] = field(default_factory=list, metadata=SEED | {"once": "each seed once"})  # empty: the recipe's
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each what it changes, as {dotted key: value}
+    # every arm is run with each; empty: the recipe's alone
+    seeds: list[int] = field(default_factory=list, metadata=SEED | {"once": "each seed once"})
 
 
 @dataclass
 class RecipeFile:
     """What a recipe's YAML may say."""
 
-    name: str = MISSING
-    paper: str = ""
-    seed: int = field(default=42, metadata=SEED)
-    model: ModelParts = field(default_factory=ModelParts)
-    stages: dict[str, Any] = field(default_factory=dict)
-    matrix: Matrix | None = None
-    registry: list[str] = field(default_factory=list)  # more folders of cards
+    name: str = MISSING  # of the recipe, in plans and reports
+    paper: str = ""  # where what it does was published
+    seed: int = field(default=42, metadata=SEED)  # of all that is drawn
+    model: ModelParts = field(default_factory=ModelParts)  # the parts that stages train and use
+    stages: dict[str, Any] = field(default_factory=dict)  # what is done, each under a name of its own, in any order
+    matrix: Matrix | None = None  # arms and seeds that make it a study; None: it is one run
+    registry: list[str] = field(default_factory=list)  # more folders of cards; ./ counts from the recipe's own
 
 
 @dataclass

@@ -66,7 +66,7 @@ def curves(scores: Sequence[Path], arms: Sequence[str]) -> list[Chart]:
     return list(charts.values())
 
 
-SHOWN = ("tokens", "images", "lr", "steps_per_second", "norm", "step")  # in the log, but no curve of the report
+SHOWN = ("tokens", "images", "lr", "steps_per_second", "norm", "step", "time")  # in the log, but no curve of the report
 
 
 def _lines(place: Path) -> dict[str, Line]:

@@ -22,11 +22,11 @@ from torch import Tensor
 from mmalign.data import Data, Record
 from mmalign.errors import DataError, StageError
 from mmalign.io import files
+from mmalign.io.steps import complete
 from mmalign.labels import LabelSource, under
 from mmalign.labels.store import Store
 from mmalign.llms.chat import Chat
 from mmalign.plan.recipe import uneven
-from mmalign.training import checkpoint
 from mmalign.training.engine import world
 from mmalign.vision import Frame, Vision
 from mmalign.vision.picture import upright_size
@@ -54,7 +54,7 @@ class BadSamples:
         """
         rank, ranks = world()
         bad = cls(budget, folder, rank)
-        if not rank and not (checkpoint.complete(folder / "checkpoints") and len(bad.all()) <= budget):
+        if not rank and not (complete(folder / "checkpoints") and len(bad.all()) <= budget):
             for path in folder.glob("bad*.jsonl"):
                 path.unlink()
         if ranks > 1:

@@ -1,7 +1,6 @@
 """Checkpoints of a running stage: whole or absent, safetensors and JSON, the newest two kept."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,12 +13,12 @@ from torch import Tensor
 from mmalign.errors import RunError
 from mmalign.io import disk, files, seal, sums
 from mmalign.io.document import Count
+from mmalign.io.steps import complete, step_of
 from mmalign.io.sums import Damaged
 
 SHARD = 4 << 30  # bytes a file
 KEPT = 2  # checkpoints: where the newest is damaged, the other one is gone on from
 ASIDE = ".damaged"  # what the name of a damaged checkpoint ends in, until the next one is written
-NAME = re.compile(r"step-([0-9]{1,18})")
 
 
 class Step(TypedDict):
@@ -57,7 +56,7 @@ def save(folder: Path, step: int, state: Iterable[tuple[str, Tensor]], rank: int
         _put_aside(target)
     partial.rename(target)
     disk.sync(folder)
-    older = [place for place in complete(folder) if _step(place) < step]
+    older = [place for place in complete(folder) if step_of(place) < step]
     for old in set(folder.glob("step-*")) - {target, *older[: KEPT - 1]}:
         shutil.rmtree(old)
 
@@ -79,16 +78,6 @@ def _put_aside(checkpoint: Path) -> None:
     aside = checkpoint.with_name(f"{checkpoint.name}{ASIDE}")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
-
-
-def complete(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, the newest first."""
-    places = [path.parent for path in folder.glob("step-*/step.json") if NAME.fullmatch(path.parent.name)]
-    return sorted(places, key=_step, reverse=True)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def last(folder: Path, say: Callable[[str], None]) -> tuple[Path, int, dict[str, Tensor]] | None:

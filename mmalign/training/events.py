@@ -9,7 +9,7 @@ EVERY = 0.1  # seconds between two lines about progress
 
 
 class Events:
-    """Appends to events.jsonl; silent on every rank but the first."""
+    """Appends to events.jsonl, each line with its `time` (seconds since 1970); silent on every rank but the first."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.path = folder / "events.jsonl"
@@ -30,4 +30,4 @@ class Events:
     def _write(self, event: dict[str, Any]) -> None:
         if not self.rank:
             with open(self.path, "a", encoding="utf-8") as out:
-                out.write(json.dumps(event) + "\n")
+                out.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")

@@ -187,7 +187,7 @@ class Fit:
         }
         if not world()[0]:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+                log.write(json.dumps({**line, "time": round(time.time(), 3)}) + "\n")  # seconds since 1970
         return line
 
     def _reduced(self) -> dict[str, float]:

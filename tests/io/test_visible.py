@@ -17,6 +17,7 @@ from mmalign.errors import RunError
 from mmalign.io import pages
 from mmalign.io.visible import one_line, visible
 from mmalign.pipeline import worker
+from mmalign.pipeline.run import Launch
 
 HOSTILE = {
     "C0": "\0\x07\x08\r\x1b[2J\x1b]0;title\x07",
@@ -86,7 +87,8 @@ def test_progress(hostile, capsys):
     class Stage:
         name, arms, folder = hostile, [hostile], Path("runs/x")
 
-    for display in (live.Lines(), live.Bars()):
+    rest = live.Rest([Stage], Launch())
+    for display in (live.Lines(rest), live.Bars(rest)):
         display.begin(Stage)
         display.event(Stage, {"say": hostile})
         display.event(Stage, {"done": 1, "total": 2, "numbers": {hostile: 0.5}})

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -351,6 +352,15 @@ def test_what_may_not_be_written_or_read_is_no_traceback(tmp_path, monkeypatch, 
     assert error["what"].startswith(f"permission denied: {tmp_path} is ")
     assert error["at"] == f"{tmp_path}/a.safetensors"
     assert "exit_code" not in error
+
+
+def test_a_line_of_a_log_begins_with_the_time():
+    script = "import logging; from mmalign.pipeline import worker; worker._log(20); logging.info('hello')"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    when, said = ran.stderr.split(maxsplit=1)
+    assert said == "INFO hello\n"
+    assert when.endswith("Z")
+    assert -1 < time.time() - datetime.fromisoformat(when).timestamp() < 60
 
 
 # --force

@@ -79,7 +79,7 @@ def test_what_the_papers_take_stands_with_what_they_define(target):
 
 def test_shown(mmalign):
     said = mmalign("show", "objectives", "sea").out
-    assert "\ntemperature: 0.07\n  where the learnable temperature starts. The paper prints 0" in said
+    assert "\ntemperature: 0.07\n  a number: where the learnable temperature starts. The paper prints 0" in said
     said = mmalign("show", "adapters", "linear").out
-    assert "\ndepth: 1   (the class's own: 2)\n  how many; LLaVA-1.5" in said
+    assert "\ndepth: 1   (the class's own: 2)\n  a whole number: how many; LLaVA-1.5" in said
     assert "\npatch_dim: given by the stage\n" in said

@@ -374,12 +374,6 @@ def test_why_compares_an_arm_of_a_study_with_itself(here):
     assert next(graph.why(n) for n in nodes if n.arms == ["lm 1"]) == "changed: optim.lr 0.001 -> 0.5"
 
 
-def test_why_an_interrupted_stage_goes_on(plan):
-    finish(plan()["label"])
-    task.save(plan()["align"])
-    assert why(plan())["align"] == "interrupted; goes on"
-
-
 def test_why_skips_what_it_cannot_read(plan):
     folder = plan()["label"].folder.parent / "label-000000000000"
     folder.mkdir(parents=True)

@@ -99,6 +99,21 @@ def test_a_wrong_override_points_at_the_command_line_and_its_neighbours_at_the_f
     assert wrong(tiny, "stages.tune.trains=[llm, adaptr]").at == "command line  stages.tune.trains.1"
 
 
+@pytest.mark.parametrize(
+    ("word", "fix"),
+    [
+        ("steps=10", "stages.align.steps or stages.tune.steps"), ("adapter=linear", "model.adapter"),
+        ("lr=1", "stages.align.optim.lr or stages.tune.optim.lr"), ("shard=3", "stages.label.shard"),
+        ("zero=0", "stages.align.engine.zero or stages.tune.engine.zero"), ("sed=3", "did you mean 'seed'?"),
+        ("stages.tune.lr=1", "one of "),
+    ],
+)  # fmt: skip
+def test_a_key_without_its_stage_is_told_where_it_stands(tiny, word, fix):
+    error = wrong(tiny, word)
+    assert error.what == f"no setting {word.partition('=')[0].rpartition('.')[2]!r} here"
+    assert error.fix.startswith(fix)
+
+
 def test_what_a_file_lacks_is_missed_in_the_file_whatever_the_command_line_says(tiny, write):
     place = write("x.yaml", TINY.replace("{lr: 1e-3, lr_llm: 1e-4}", "{lr_llm: 1e-4}"))
     line = next(n for n, text in enumerate(place.read_text().splitlines(), 1) if "lr_llm" in text)

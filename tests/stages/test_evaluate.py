@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import signal
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
@@ -346,7 +347,7 @@ def test_an_answer_of_max_new_tokens_is_cut_and_one_that_ends_is_not(model, monk
 
 
 def test_progress_counts_questions_and_says_how_fast(vizwiz, tmp_path, monkeypatch):
-    now = [100.0]
+    now, before = [100.0], time.time() - 1
     for room in (progress, events):
         monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
     given = stage_of(tmp_path / "stage", monkeypatch, VizWiz(str(vizwiz)), Quiz())
@@ -361,6 +362,7 @@ def test_progress_counts_questions_and_says_how_fast(vizwiz, tmp_path, monkeypat
     evaluated(given, monkeypatch, Slow())
     lines = [json.loads(line) for line in (given.folder / "events.jsonl").read_text().splitlines()]
     assert {line["total"] for line in lines} == {27}
+    assert all(before <= line.pop("time") <= time.time() for line in lines)
     assert lines[0] == {"done": 0, "total": 27, "numbers": {}}
     assert lines[1] == {"done": 1, "total": 27, "numbers": {"questions/s": 2.0}}
     assert [line["done"] for line in lines] == [0, 1, 2, 3, *range(6, 28), 27]  # two were there

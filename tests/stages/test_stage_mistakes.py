@@ -98,7 +98,8 @@ def run(tiny: Path):
     tiny.write_text(TINY + "registry: [./shelf]\n")
 
     def run(*words: str, **options: object) -> Said:
-        env = {**os.environ, "PYTHONPATH": str(tiny.parent)}
+        path = os.pathsep.join(filter(None, [str(tiny.parent), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "PYTHONPATH": path}
         return command("run", "tiny.yaml", *words, cwd=tiny.parent, env=env, **options)
 
     return run
@@ -114,7 +115,7 @@ def assert_failed(said: Said, what: str, at: str, fix: str, code: int = 1) -> No
     assert at in lines[number + 1], said.err
     assert lines[number + 2].startswith("  try  ")
     assert fix in lines[number + 2], said.err
-    assert all(line.startswith("  | ") for line in lines[number + 3 :])  # the end of the log
+    assert all(line.startswith(("  | ", "  log  runs/")) for line in lines[number + 3 :])  # the log and its end
     assert "Traceback" not in "\n".join(lines[: number + 3])
 
 
@@ -182,12 +183,20 @@ def test_an_objective_that_needs_labels_though_no_check_can_know(run):
     assert_failed(said, "wanting needs labels", "objectives.wanting", "labels: {source: NAME, keep: 10}")
 
 
-def test_a_training_that_blows_up(run, here):
-    said = run(*TUNE, "stages.tune.optim={lr: 1e30, lr_llm: 1e30, clip: 0, warmup: 0}")
+def test_a_training_that_blows_up(run, here, mmalign):
+    words = [*TUNE, "stages.tune.optim={lr: 1e30, lr_llm: 1e30, clip: 0, warmup: 0}"]
+    said = run(*words)
     assert_failed(said, "the norm of the gradient is nan by step", "samples train-", "a lower learning rate")
     (folder,) = stages(here, "train")
     assert not (folder / "stage.json").exists()
     assert not (folder / "weights").exists()
+    assert f"\n  log  runs/{folder.name}/log.txt\n" in said.err
+    (run_,) = json.loads(mmalign("status", "--json").out)["runs"]  # it is remembered
+    (stage,) = json.loads(mmalign("plan", "tiny.yaml", *words, "--json").out)["stages"]
+    (stood,) = run_["stages"]
+    assert stage["state"].startswith("failed: the norm of the gradient is nan by step")
+    assert stage["failed"] == stood["failed"]
+    assert (stood["state"], stood["log"]) == ("failed", f"runs/{folder.name}/log.txt")
 
 
 def test_a_card_that_builds_something_else(run):

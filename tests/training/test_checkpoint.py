@@ -9,6 +9,7 @@ import torch
 
 from mmalign.errors import RunError
 from mmalign.io import sums
+from mmalign.io.steps import complete
 from mmalign.training import checkpoint
 from tests.io.test_sums import flip
 
@@ -70,7 +71,7 @@ def test_other_ranks_take_part_and_write_nothing(tmp_path):
 def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path):
     (tmp_path / ".step-7.part").mkdir()
     (tmp_path / "step-3").mkdir()
-    assert checkpoint.complete(tmp_path) == []
+    assert complete(tmp_path) == []
 
 
 def half(place):

@@ -126,7 +126,18 @@ def test_stop_ends_it_early(tmp_path):
     _, run = fit(tmp_path, stop=lambda done: done == 3, log_every=2)
     last = run.run()
     assert [line["step"] for line in log(tmp_path)] == [2, 3]
-    assert last == log(tmp_path)[-1]
+    line = log(tmp_path)[-1]
+    assert last == {name: value for name, value in line.items() if name != "time"}
+
+
+def test_every_line_of_the_log_and_of_the_events_says_when(tmp_path):
+    before = time.time() - 0.001  # they are rounded
+    fit(tmp_path, steps=3)[1].run()
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    for lines in (log(tmp_path), events):
+        times = [line["time"] for line in lines]
+        assert before <= times[0] <= times[-1] <= time.time() + 0.001
+        assert times == sorted(times)
 
 
 def test_watchers_are_asked_before_the_first_step_and_after_each_and_a_step_does_not_count_their_time(tmp_path):
