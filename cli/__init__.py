@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mmalign.errors import CheckError, MMAlignError, suggest
+from mmalign.errors import CheckError, MMAlignError, Stopped, Terminated, suggest
 from mmalign.io.environment import ALLOW_CODE
 
 from . import helping
@@ -383,6 +383,8 @@ def _main(args: list[str] | None) -> Any:
         return err.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
+    except Terminated:
+        return _interrupted(Stopped.exit_code)
     except OSError as err:
         fix = "check the path, the rights to it and the space left"
         complain(f"error: {MMAlignError(err.strerror or str(err), at=str(err.filename or ''), fix=fix)}")
@@ -393,9 +395,9 @@ def _main(args: list[str] | None) -> Any:
         return code
 
 
-def _interrupted() -> int:
+def _interrupted(code: int = INTERRUPTED) -> int:
     complain("interrupted; the same command goes on")
-    return INTERRUPTED
+    return code
 
 
 def _usage(err: Exception) -> int | None:

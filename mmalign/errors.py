@@ -54,6 +54,16 @@ class StageError(MMAlignError):
     exit_code = 1
 
 
+class Stopped(StageError):
+    """A stage ended before its work was done because SIGTERM asked for it; what it did is saved."""
+
+    exit_code = 143  # as shells count it
+
+
+class Terminated(BaseException):
+    """SIGTERM came to the command that runs stages."""
+
+
 def one_of(name: str, value: object, known: Iterable[object]) -> None:
     """Refuse a value of the argument `name` that is none of the known ones: CheckError at `args.name`."""
     known = tuple(known)

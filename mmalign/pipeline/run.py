@@ -6,14 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmalign.errors import MMAlignError, RunError, StageError, suggest
+from mmalign.errors import MMAlignError, RunError, StageError, Terminated, suggest
 from mmalign.io import files
 from mmalign.pipeline import ended, task
 from mmalign.pipeline.lock import POLL, locked
@@ -80,7 +81,10 @@ class Failed(StageError):
 
 
 def run(nodes: Sequence[Node], launch: Launch, show: Show, force: Sequence[str] = ()) -> None:
-    """Run every stage that is not done, in order. Raises Failed at the first stage that fails."""
+    """Run every stage that is not done, in order. Raises Failed at the first stage that fails.
+
+    SIGTERM goes on to the stage that runs, which ends by itself: training saves a checkpoint first. Then Terminated.
+    """
     for name in force:
         if name not in {node.name for node in nodes}:
             raise RunError(f"--force {name}: no such stage", fix=suggest(name, {node.name for node in nodes}))
@@ -91,9 +95,26 @@ def run(nodes: Sequence[Node], launch: Launch, show: Show, force: Sequence[str] 
         if node.name in force:
             set_aside(node)
     left = [node for node in nodes if not node.done]
-    with recorded(nodes, launch.size if left else 1) as record:
+    with _heeding(), recorded(nodes, launch.size if left else 1) as record:
         for node in left:
             _run_one(node, launch, show, record)
+
+
+@contextmanager
+def _heeding() -> Iterator[None]:
+    """SIGTERM is Terminated in the block, where the main thread runs it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _divides(node: Node, launch: Launch) -> None:
@@ -166,11 +187,11 @@ def _watch(node: Node, child: subprocess.Popen[bytes], tell: Callable[[dict[str,
             for said in stalled.look():
                 tell({"say": said})
             time.sleep(POLL)
-    except BaseException:
+    except BaseException as err:
         child.terminate()
         child.send_signal(signal.SIGCONT)  # a stopped one hears nothing else
         with suppress(subprocess.TimeoutExpired):
-            child.wait(10)
+            child.wait(None if isinstance(err, Terminated) else 10)  # it ends its step; whoever sent it says how long
         child.kill()
         raise
     for event in next(events):
@@ -207,13 +228,14 @@ def _failure(node: Node, code: int | None) -> Failed:
 
 
 def _leave_word(node: Node, err: BaseException) -> None:
-    """Remember why a stage is not done; what was said of it already stays."""
-    if (node.folder / ended.NAME).exists() or isinstance(err, Failed):
+    """Remember why a stage is not done; what it said of it already stays, but that we told it to end."""
+    if isinstance(err, Failed) or ((said := ended.read(node.folder)) and not said.get("interrupted")):
         return
     if isinstance(err, MMAlignError):
         ended.write(node.folder, err.what, err.at, err.fix)
         return
-    what = "Ctrl-C" if isinstance(err, KeyboardInterrupt) else f"{type(err).__name__} {err}".strip()
+    known = {KeyboardInterrupt: "Ctrl-C", Terminated: "SIGTERM"}
+    what = known.get(type(err)) or f"{type(err).__name__} {err}".strip()
     ended.write(node.folder, what, str(node.folder / "log.txt"), "the same command goes on", interrupted=True)
 
 

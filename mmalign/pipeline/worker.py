@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmalign.errors import DataError, MMAlignError, StageError
+from mmalign.errors import DataError, MMAlignError, StageError, Stopped
 from mmalign.io import disk, environment
 from mmalign.io.visible import visible
 from mmalign.pipeline import ended, task, weights
@@ -118,7 +118,9 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
 def _fail(folder: Path, err: MMAlignError, code: int = 0) -> int:
     logging.error("%s", err)
     what, at, fix = (environment.hidden(text, SECRETS) for text in (err.what, err.at, err.fix))
-    asked = {"exit_code": err.exit_code} if isinstance(err, DataError) else {}  # data that cannot give what is asked
+    asked: dict[str, Any] = {}
+    if isinstance(err, (DataError, Stopped)):  # data that cannot give what is asked; SIGTERM
+        asked = {"exit_code": err.exit_code} | ({"interrupted": True} if isinstance(err, Stopped) else {})
     ended.write(folder, what, at, fix, **asked)
     return code or err.exit_code
 

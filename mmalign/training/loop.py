@@ -12,15 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmalign.errors import StageError
+from mmalign.errors import StageError, Stopped
 from mmalign.plan.recipe import Optim
 from mmalign.training import checkpoint
 from mmalign.training.account import CUTS
 from mmalign.training.engine import Engine, world
 from mmalign.training.events import Events
 from mmalign.training.optim import factor
+from mmalign.training.stopping import heard
 
 UNITS = ("tokens", "images")  # what a loss is a mean over
+LINE = "line/"  # what the names of a checkpoint begin with that belong to the line of the log that is not written yet
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Fit:
 
     Every number logged is the exact mean over its unit: over passes, ranks and the steps since the last line; cuts are
     added up.
+
+    SIGTERM, to any rank, ends the run behind the step in work, with a checkpoint, which a later run goes on from.
     """
 
     engine: Engine
@@ -61,16 +65,24 @@ class Fit:
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)  # since the last line of the log
     _logged: int = field(default=0, init=False)  # the step of that line
     _clock: float = field(default=0.0, init=False)  # seconds, when it was written
+    _ending: Tensor | float = field(default=0.0, init=False)  # how many ranks heard SIGTERM before this step
 
     def run(self) -> dict[str, float]:
-        """Train to the end; returns the last line of the log. StageError where a loss or its gradient is not finite."""
-        start = saved = self._logged = self._resume()
+        """Train to the end; returns the last line of the log.
+
+        StageError where a loss or its gradient is not finite; Stopped where SIGTERM came.
+        """
+        with heard() as asked:
+            return self._run(asked)
+
+    def _run(self, asked: Callable[[], bool]) -> dict[str, float]:
+        start = saved = self._resume()
         self._clock = time.monotonic()
         metrics: dict[str, float] = {}
         if not start:
             self._watched(0)
         for step, passes in enumerate(self.batches(start), start):
-            norm = self._step(step, passes)
+            norm = self._step(step, passes, asked())
             done = step + 1
 
             diverged = norm is not None and not math.isfinite(norm)  # DeepSpeed leaves such a step out, or writes NaN
@@ -81,11 +93,23 @@ class Fit:
             if stopped:
                 break
 
-            # only where a line of the log ends, so that a resumed log is the same too
-            if done == self._logged and done - saved >= self.save_every and done < self.steps:
-                checkpoint.save(self.folder / "checkpoints", done, self.engine.state(), world()[0])
+            ending = bool(self._ending)
+            # otherwise only where a line of the log ends
+            if done < self.steps and (ending or (done == self._logged and done - saved >= self.save_every)):
+                checkpoint.save(self.folder / "checkpoints", done, self._state(done), world()[0])
                 saved = done
+            if done < self.steps and ending:
+                raise Stopped("ended by SIGTERM", at=f"step {done}", fix="the same command goes on")
         return metrics
+
+    def _state(self, done: int) -> Iterator[tuple[str, Tensor]]:
+        """What a checkpoint holds: the engine's, and the line of the log that has begun, to be ended as if nothing
+        had happened."""
+        yield from self.engine.state()
+        if self._logged < done:
+            yield f"{LINE}logged", torch.tensor(float(self._logged))
+            for name, value in self._reduced().items():  # of all ranks
+                yield LINE + name, torch.tensor(value)
 
     def _watched(self, done: int) -> bool:
         """Whether a watcher says enough; all are asked, and what they take counts as no step's time."""
@@ -97,16 +121,25 @@ class Fit:
     def _resume(self) -> int:
         """The step to go on from; the logs are cut back to it, to nothing where there is no checkpoint."""
         newest = self._newest()
-        step = 0
+        step = self._logged = 0
         if newest:
             step, state = newest
             self.engine.load_state(state, step)
+            self._take_up(state, step)
             self.events.say(f"goes on from step {step}")
         if not world()[0]:
             for log in self.folder.glob("*.jsonl"):
                 if not log.name.startswith(("events.", "bad.")):
                     checkpoint.trim(log, step if newest else -1)
         return step
+
+    def _take_up(self, state: dict[str, Tensor], step: int) -> None:
+        """Go on with the line of the log that a checkpoint stands in; its sums, of all ranks, count once."""
+        line = {name.removeprefix(LINE): float(value) for name, value in state.items() if name.startswith(LINE)}
+        self._logged = int(line.pop("logged", step))
+        if not world()[0]:
+            for name, value in line.items():
+                self._add(name, value)
 
     def _newest(self) -> tuple[int, dict[str, Tensor]] | None:
         """(step, state) of the checkpoint to go on from: the first process says which, the others read it too."""
@@ -118,13 +151,18 @@ class Fit:
         dist.broadcast_object_list(place)
         return (newest[1:] if newest else checkpoint.load(place[0], check=False)) if place[0] else None
 
-    def _step(self, step: int, passes: list[Any]) -> float | None:
-        """Forward and backward of every pass, then the weights move; returns the norm of the gradient."""
+    def _step(self, step: int, passes: list[Any], asked: bool = False) -> float | None:
+        """Forward and backward of every pass, then the weights move; returns the norm of the gradient.
+
+        asked: whether this rank is to end; that is summed up with the rest, so that all ranks end behind one step.
+        """
         # how much of each unit the whole step holds, over passes and ranks
-        counts = torch.tensor([[batch.units[unit] for unit in UNITS] for batch in passes], dtype=torch.float64).sum(0)
+        rows = [[*(batch.units[unit] for unit in UNITS), 0.0] for batch in passes]
+        counts = torch.tensor([*rows, [0.0] * len(UNITS) + [float(asked)]], dtype=torch.float64).sum(0)
         counts = counts.float().to(self.engine.device)
         if world()[1] > 1:
             dist.all_reduce(counts)
+        *counts, self._ending = counts
         total = dict(zip(UNITS, counts, strict=True))
 
         weights = {name: term.at(step, self.steps) for name, term in self.terms.items()}

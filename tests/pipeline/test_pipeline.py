@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,9 @@ def files_umask() -> int:
 # Several processes
 
 
+ZERO_3 = "stages.align.engine.zero=3"
+
+
 def trace(folder: Path, runs: str) -> dict[str, list[float]]:
     lines = rows(stage(folder, "align", runs) / "metrics.jsonl")
     return {key: [line[key] for line in lines] for key in ("step", "loss", "lm", "sea", "tokens", "images", "lr")}
@@ -305,6 +309,40 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(alone):
     said = run(alone, *words)
     assert "align: goes on from step" in said.err
     assert_equal_traces(trace(alone, "mixed"), trace(alone, "alone"))
+
+
+@pytest.mark.parametrize("more", [[], pytest.param(["--devices", "2", ZERO_3], marks=pytest.mark.slow)])
+def test_sigterm_ends_training_with_a_checkpoint(alone, more):
+    """As Slurm says that time is up: long before the next checkpoint, and in the midst of a line of the log."""
+    label, runs = stage(alone, "label"), f"told-{len(more)}"
+    shutil.copytree(label, alone / runs / label.name)
+    words = [*ALIGN, "stages.align.steps=20", "stages.align.log_every=20", "stages.align.engine.save_every=500"]
+    words += ["--runs", runs]
+    with subprocess.Popen([*RUN, *words, *more], cwd=alone, stderr=subprocess.PIPE, text=True) as child:
+        while child.poll() is None and not any('"done": 4' in place.read_text() for place in events(alone / runs)):
+            time.sleep(0.01)
+        child.terminate()
+        err = child.stderr.read()
+    assert child.returncode == 143, err
+    assert err.splitlines()[-1] == "interrupted; the same command goes on"
+    assert "Traceback" not in err
+    (saved,) = alone.glob(f"{runs}/train-*/checkpoints/step-*")
+    step = int(saved.name.removeprefix("step-"))
+    assert 4 <= step < 20
+    (said,) = json.loads(command("status", runs, "--json", cwd=alone).out)["runs"]
+    found = {row["stage"]: (row["state"], row["why"]) for row in said["stages"]}
+    assert found["align"] == ("interrupted", f"(SIGTERM); goes on from step {step}")
+
+    said = run(alone, *words)  # on one process, whatever it was on
+    assert f"align: goes on from step {step}" in said.err
+    (line,) = rows(stage(alone, "align", runs) / "metrics.jsonl")
+    want = trace(alone, "alone")
+    for key in ("loss", "lm", "sea", "tokens", "images"):
+        assert line[key] == pytest.approx(sum(want[key]) / 20, rel=1e-5), key
+
+
+def events(runs: Path) -> Iterator[Path]:
+    return runs.glob("train-*/events.jsonl")
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
 """The loop: every logged number is the exact mean over its unit, whatever the passes, ranks and lines of the log."""
 
 import json
+import os
+import signal
+import threading
 import time
 from dataclasses import dataclass, field, replace
 
@@ -8,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmalign.errors import StageError
+from mmalign.errors import StageError, Stopped
 from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training.engine import Engine
@@ -197,6 +200,48 @@ def test_an_interrupted_run_writes_the_log_and_weights_of_an_uninterrupted_one(t
     assert torch.equal(again.adapter.weight, net.adapter.weight)
     keep = ("step", "loss", "lm", "sea", "pairs", "lr", "norm")
     assert [[line[k] for k in keep] for line in log(two)] == [[line[k] for k in keep] for line in log(one)]
+
+
+@pytest.mark.parametrize("at", [5, 6])  # in the midst of a line of the log, and where one ends
+def test_sigterm_ends_the_step_saves_and_the_rest_is_as_if_it_had_not_come(tmp_path, at):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    net, run = fit(one, steps=11, log_every=3, save_every=100)
+    run.run()
+
+    def told(step):
+        if step == at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return passes(step)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match=f"ended by SIGTERM\n  at   step {at}\n  try  the same command goes on"):
+        fit(two, steps=11, log_every=3, save_every=100, make=told)[1].run()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [place.name for place in (two / "checkpoints").iterdir()] == [f"step-{at}"]
+    again, rest = fit(two, steps=11, log_every=3, save_every=100)
+    rest.run()
+    assert torch.equal(again.adapter.weight, net.adapter.weight)
+    keep = ("step", "loss", "lm", "sea", "pairs", "tokens", "images", "lr", "norm")
+    assert [[line[k] for k in keep] for line in log(two)] == [[line[k] for k in keep] for line in log(one)]
+
+
+def test_sigterm_at_the_last_step_changes_nothing(tmp_path):
+    def told(step):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return passes(step)
+
+    assert fit(tmp_path, steps=6, make=told)[1].run()["step"] == 6
+
+
+def test_training_in_another_thread_hears_no_signal(tmp_path):
+    lines = []
+    thread = threading.Thread(target=lambda: lines.append(fit(tmp_path, steps=2)[1].run()))
+    thread.start()
+    thread.join()
+    assert lines[0]["step"] == 2
 
 
 def test_a_term_that_is_not_a_number_is_named(tmp_path):
