@@ -91,6 +91,8 @@ def preview(recipe: str | Path, *overrides: str, runs: str | Path = "runs", ahea
     variants = read.load(recipe, overrides)
     registry = Registry(variants[0].registry)
     notes = check(variants, registry, ahead)
+    if (name := read.stands_for(recipe)) and name != str(recipe):
+        notes = [f"no file {recipe} here: the shipped recipe {name}", *notes]
     stages = graph.plan(variants, Path(runs), registry)
     notes += [note for node in stages for note in graph.unseen(node)]
     return Preview(stages, notes if ahead else [*notes, *sample.look(stages)])

@@ -68,10 +68,20 @@ def find(path: str | Path) -> Path:
     if files.exists(place) and place.is_file():
         return place
     known = shipped()
-    if str(path) in known:
-        return known[str(path)]
+    if name := stands_for(path):
+        return known[name]
     fix = f"a path, or {suggest(str(path), known)}   (mmalign list recipes)"
     raise RecipeError(f"no recipe {str(path)!r}", fix=fix)
+
+
+def stands_for(path: str | Path) -> str:
+    """The shipped recipe that a path or name means where no such file is there; "" for none.
+
+    NAME, and recipes/NAME.yaml, as pages write it: in a clone that is the file, elsewhere the same recipe.
+    """
+    place = Path(path)
+    name = place.stem if place.parent == Path("recipes") and place.suffix == ".yaml" else str(path)
+    return name if name in shipped() and not (files.exists(place) and place.is_file()) else ""
 
 
 def shipped() -> dict[str, Path]:

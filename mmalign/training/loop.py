@@ -162,8 +162,8 @@ class Fit:
         counts = counts.float().to(self.engine.device)
         if world()[1] > 1:
             dist.all_reduce(counts)
-        *counts, self._ending = counts
-        total = dict(zip(UNITS, counts, strict=True))
+        *sizes, self._ending = counts
+        total = dict(zip(UNITS, sizes, strict=True))
 
         weights = {name: term.at(step, self.steps) for name, term in self.terms.items()}
         scale = self.engine.passes * world()[1]  # DeepSpeed takes the mean over passes and ranks

@@ -320,3 +320,17 @@ def test_the_verbs_read_words_alike(here, mmalign):
 )  # fmt: skip
 def test_a_batch_gives_every_device_as_many_passes(given, problem):
     assert uneven(*given) == problem
+
+
+def test_a_shipped_recipe_as_pages_write_it_is_found_elsewhere_and_said(here, mmalign):
+    assert compose.find("recipes/quickstart.yaml") == compose.find("quickstart")
+    said = mmalign("plan", "recipes/quickstart.yaml")
+    assert said.code == 0
+    assert "note: no file recipes/quickstart.yaml here: the shipped recipe quickstart\n" in said.out
+    assert "note:" not in mmalign("plan", "quickstart").out
+    (here / "recipes").mkdir()
+    (here / "recipes" / "quickstart.yaml").write_text("extends: quickstart\nname: mine\n")
+    assert compose.find("recipes/quickstart.yaml") == Path("recipes/quickstart.yaml")
+    for other in ("other/quickstart.yaml", "recipes/quickstart.yml", "recipes/quick.yaml"):
+        with pytest.raises(RecipeError, match="no recipe"):
+            compose.find(other)
