@@ -57,10 +57,10 @@ Store = Annotated[str, typer.Argument(metavar="LABELS", help="the folder of a la
 @labels_app.command("stats")
 def labels_stats(
     place: Store,
-    out: Annotated[Path | None, typer.Option(help="write figure 6 of SEA there, as .png and .json")] = None,
+    out: Annotated[Path | None, typer.Option(help="write them there, as .html with charts and .json")] = None,
     as_json: Json = False,
 ) -> None:
-    """Scores, words used and mean score of each word (SEA, figure 6)."""
+    """Similarities, words a patch, words used and how often, mean score of each (SEA, figure 6)."""
     from . import labels as verbs
 
     verbs.stats(place, out, as_json)

@@ -9,9 +9,10 @@ from mmalign.data import Data
 from mmalign.errors import DataError, RunError
 from mmalign.io import files
 from mmalign.labels.figures import as_json as plain
-from mmalign.labels.figures import figure_6, overlay
+from mmalign.labels.figures import overlay
 from mmalign.labels.figures import stats as count
 from mmalign.labels.store import Store
+from mmalign.labels.summary import html
 from mmalign.pipeline import task
 from mmalign.plan.building import build
 from mmalign.vision.picture import rgb
@@ -27,10 +28,10 @@ def store(place: str) -> Store:
 
 
 def stats(place: str, target: Path | None, as_json: bool) -> None:
-    """A store in numbers; `target` gets SEA's figure 6, as .png and .json."""
+    """A store in numbers; `target` gets them as .html with charts, and as .json."""
     totals = count(store(place))
     if target:
-        files.write(target.with_suffix(".png"), figure_6(totals))
+        files.write(target.with_suffix(".html"), html(totals))
         files.write_json(target.with_suffix(".json"), plain(totals))
     if as_json:
         dump(plain(totals))
@@ -41,7 +42,7 @@ def stats(place: str, target: Path | None, as_json: bool) -> None:
     out.print(f"mean score  {totals.score:.4f}")
     out.print("most used   " + ", ".join(f"{word} {patches:,}" for word, patches, _ in totals.top[:10]))
     if target:
-        out.print(f"figure      {target.with_suffix('.png')}")
+        out.print(f"page        {target.with_suffix('.html')}")
 
 
 def show(place: str, keys: Sequence[str], target: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a label store holds, in numbers and pictures: figure 6 of SEA (arXiv 2408.11813), and labels on an image."""
+"""What a label store holds, in numbers (those of SEA's figure 6, arXiv 2408.11813), and its labels on an image."""
 
 import io
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 HEAD = 40  # pixels of the line above a sheet of pictures
 BINS = np.linspace(-1, 1, 201)  # of scores, which are cosines or differences of them
+SIMILAR = np.linspace(0, 1, 101)  # of the scores of words that are kept, which are above 0
 
 
 @dataclass
@@ -32,61 +33,55 @@ class Stats:
     used: float  # share of them that are some patch's word (the paper: 61.2 %)
     score: float  # mean
     histogram: list[int]  # labels by score, in bins of 0.01 from -1 to 1
+    best: list[int]  # patches with a word by the score of their best one, in bins of 0.01 from 0 to 1
+    by_kept: list[int]  # patches by how many words they keep, from none on
     top: list[tuple[str, int, float]]  # the words used most: word, patches, mean score
     mean_by_word: list[float]  # mean score of every used word, sorted
+    words_by_mean: list[int]  # used words by that, in bins of 0.01 from 0 to 1
 
 
 def stats(store: Store, top: int = 20) -> Stats:
     """One pass over the store, a shard in memory at a time."""
     count, total = np.zeros(len(store.words), np.int64), np.zeros(len(store.words))
-    histogram = np.zeros(len(BINS) - 1, np.int64)
-    patches = labelled = 0
+    histogram, best = np.zeros(len(BINS) - 1, np.int64), np.zeros(len(SIMILAR) - 1, np.int64)
+    by_kept = np.zeros(store.header.keep + 1, np.int64)
     for words_NPK, scores_NPK in store.shards():
         real = scores_NPK > 0
-        patches += real.shape[0] * real.shape[1]
-        labelled += int(real.any(2).sum())
+        by_kept += np.bincount(real.sum(2).ravel(), minlength=len(by_kept))
         words, scores = words_NPK[real], scores_NPK[real].astype(np.float64)
         count += np.bincount(words, minlength=len(count))
         total += np.bincount(words, scores, minlength=len(count))
-        histogram += np.histogram(scores, BINS)[0]
-    if not patches:
+        histogram += _binned(scores, BINS)
+        best += _binned(scores_NPK.max(2, where=real, initial=0)[real.any(2)], SIMILAR)
+    if not (patches := int(by_kept.sum())):
         raise RunError("the label store is empty", at=store.folder, fix="label some images")
     mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
-    best = np.argsort(-count, kind="stable")[:top]
+    most = np.argsort(-count, kind="stable")[:top]
     return Stats(
         images=len(store),
         bad=len(store.bad),
         patches=patches,
-        labelled=labelled / patches,
+        labelled=int(best.sum()) / patches,
         kept=int(count.sum()) / patches,
         words=len(store.words),
         used=float((count > 0).mean()),
         score=float(total.sum() / max(1, count.sum())),
         histogram=histogram.tolist(),
-        top=[(store.words[n], int(count[n]), round(float(mean[n]), 4)) for n in best if count[n]],
+        best=best.tolist(),
+        by_kept=by_kept.tolist(),
+        top=[(store.words[n], int(count[n]), round(float(mean[n]), 4)) for n in most if count[n]],
         mean_by_word=np.sort(mean[count > 0]).round(5).tolist(),
+        words_by_mean=_binned(mean[count > 0], SIMILAR).tolist(),
     )
+
+
+def _binned(scores: NDArray[Any], edges: NDArray[Any]) -> NDArray[np.int64]:
+    """How many lie in each bin; what is beyond an end counts in the bin there, so that all are counted."""
+    return np.histogram(scores.astype(np.float64).clip(edges[0], edges[-1]), edges)[0]
 
 
 def as_json(summary: Stats) -> dict[str, Any]:
     return asdict(summary)
-
-
-def figure_6(summary: Stats) -> bytes:
-    """PNG: the histogram of scores, the share of words used, the mean score of every word."""
-    pyplot = _pyplot()
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(11, 3))
-    counts = np.array(summary.histogram)
-    filled = np.flatnonzero(counts)
-    inside = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 1)
-    left.bar(BINS[:-1][inside], counts[inside], width=0.01, align="edge")
-    left.set(title="scores", xlabel="score", ylabel="labels")
-    middle.pie([summary.used, 1 - summary.used], labels=["used", "not used"], autopct="%.1f%%", startangle=90)
-    middle.set(title=f"words used, of {summary.words:,}")
-    right.plot(summary.mean_by_word)
-    right.set(title="mean score of each used word", xlabel="words, sorted", ylabel="score")
-    figure.tight_layout()
-    return _png(pyplot, figure)
 
 
 def overlay(image: "Image", words_PK: NDArray[Any], scores_PK: NDArray[Any], frame: Frame, words: list[str]) -> bytes:

@@ -50,7 +50,11 @@ def test_show_and_stats(labels, mmalign):
     totals = json.loads(result.out)
     assert (totals["images"], totals["bad"], totals["patches"]) == (2, 1, 2 * 36)
     assert json.loads(Path("figure.json").read_text()) == totals
+    page = Path("figure.html").read_text()
+    assert all(f'<td>{word}</td><td class="n">{patches:,}</td>' in page for word, patches, _ in totals["top"])
+    assert sum(totals["best"]) == sum(totals["by_kept"][1:]) == round(totals["labelled"] * totals["patches"]) > 0
     assert "images      2, and 1 that could not be read" in mmalign("labels", "stats", labels / "labels").out
+    assert "page        figure.html" in mmalign("labels", "stats", labels, "--out", "figure").out
 
 
 def test_mistakes(labels, mmalign):
