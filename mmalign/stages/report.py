@@ -10,7 +10,7 @@ from mmalign.io import files, pages
 from mmalign.io.document import Side
 from mmalign.pipeline import finished, task
 from mmalign.pipeline.task import Task
-from mmalign.stages import charts, tables, verdict
+from mmalign.stages import charts, reproduce, tables, verdict
 from mmalign.stages.cells import Cell, cells
 from mmalign.stages.charts import Chart
 from mmalign.stages.lineage import ancestors, unique
@@ -38,7 +38,8 @@ def run(stage_task: Task) -> dict[str, Any]:
     arms = stage_task.arms if len(stage_task.arms) == len(scores) and any(stage_task.arms) else [""] * len(scores)
     rows = cells(scores, arms)
     said = verdict.of(scores, arms, rows)
-    files.write(stage_task.folder / "report.html", html(stage_task, scores, arms, rows, said))
+    again = reproduce.html(stage_task, _stages(scores))
+    files.write(stage_task.folder / "report.html", html(stage_task, scores, arms, rows, said, again))
     files.write(stage_task.folder / "report.csv", tables.as_csv(rows, said))
     files.write(stage_task.folder / "report.tex", tables.as_tex(said))
     table = [{**asdict(c), "mean": c.mean, "spread": c.spread} for c in rows]
@@ -84,9 +85,10 @@ def html(
     arms: Sequence[str],
     rows: Sequence[Cell],
     said: verdict.Verdict | None = None,
+    again: str = "",
 ) -> str:
-    """The page: nothing in it is loaded from elsewhere. said: what it begins with."""
-    stages = [(place.name, about) for place, about in unique(ancestors(folder) for folder in scores)]
+    """The page: nothing in it is loaded from elsewhere. said: what it begins with. again: the section on how to
+    make it again."""
     return pages.page(
         "mmalign.stages",
         "report.html",
@@ -102,8 +104,14 @@ def html(
         warnings=told(scores, arms, "warnings"),
         accounts=told(scores, arms, "account"),
         pictures=_pictures(scores, arms),
-        stages=stages,
+        stages=_stages(scores),
+        reproduce=again,
     )
+
+
+def _stages(scores: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
+    """(folder's name, stage.json) of all that the scores rest on."""
+    return [(place.name, about) for place, about in unique(ancestors(folder) for folder in scores)]
 
 
 def _pictures(scores: Sequence[Path], arms: Sequence[str]) -> list[dict[str, Any]]:

@@ -42,7 +42,8 @@ ANSWERS = {"base": [100.0, 0, 0, 100, 100, 0, 0, 0], "better": [100.0, 100, 0, 1
 def made(folder: Path, scores: list[Path], arms: list[str]) -> tuple[dict, str]:
     """report.json and the page, as the stage makes them."""
     folder.mkdir()
-    task = SimpleNamespace(recipe=ODD, folder=folder, reads=[("scores", place) for place in scores], arms=arms)
+    reads = [("scores", place) for place in scores]
+    task = SimpleNamespace(recipe=ODD, folder=folder, reads=reads, arms=arms, asked=[], sources={})
     report.run(task)
     return json.loads((folder / "report.json").read_text()), (folder / "report.html").read_text()
 
