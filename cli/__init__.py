@@ -287,7 +287,7 @@ def report(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Print the table of a report and where its page is."""
+    """Print the table of a report and where its page, CSV and LaTeX are."""
     from . import show
 
     show.report(place, runs, as_json)

@@ -198,7 +198,7 @@ def _by_layer(metrics: Sequence[tuple[str, str]], where: str) -> None:
 
 
 def report(place: Path | None, runs: Path, as_json: bool) -> None:
-    """The table of a report stage's folder, by default the newest in a folder of runs, and where its page is."""
+    """The table of a report stage's folder, by default the newest in a folder of runs, and where its files are."""
     folder = place or _newest(runs)
     content = finished.report(folder)
     if as_json:
@@ -216,6 +216,8 @@ def report(place: Path | None, runs: Path, as_json: bool) -> None:
     out.print(metrics_table)
     _by_layer([(cell["bench"], cell["metric"]) for cell in cells], "plotted on the page, in full in report.json")
     out.print(f"page: {folder / 'report.html'}")
+    if kept := [str(place) for name in ("report.csv", "report.tex") if (place := folder / name).exists()]:
+        out.print(f"tables: {', '.join(kept)}")
 
 
 def _study_values(cell: finished.Row) -> list[str]:

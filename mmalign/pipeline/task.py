@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,10 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 from mmalign import __version__
 from mmalign.errors import RunError
 from mmalign.io import disk, document, files, seal, sums, yaml
+from mmalign.pipeline import software
 from mmalign.plan.cards import Card, foreign
 from mmalign.plan.graph import FORMAT, Finished, Node
 from mmalign.plan.interpolation import literal
-from mmalign.plan.recipe import KINDS, Stage
+from mmalign.plan.recipe import KINDS, Report, Stage
 
 AGAIN = "--force the stage, or another --runs folder"
 FULL = 28  # exit code of a stage that found no space left, so perhaps none for error.json
@@ -35,6 +36,8 @@ class Task:
     reads: list[tuple[str, Path]]  # (slot, the folder it is read from)
     what: dict[str, Any]  # everything that can change the result, as fingerprinted
     arms: list[str] = field(default_factory=list)  # of a study that use it; for its report: the arm of each of `reads`
+    asked: list[str] = field(default_factory=list)  # of a report: what `mmalign run` was asked for; empty: not known
+    sources: dict[str, str] = field(default_factory=dict)  # of a report: {recipe file: its text}
 
     def parent(self, slot: str) -> Path | None:
         """The folder that fills a slot, or None where the recipe leaves it open."""
@@ -52,6 +55,8 @@ class Stored(TypedDict):
     reads: list[tuple[str, str]]
     arms: list[str]
     what: dict[str, Any]
+    asked: NotRequired[list[str]]
+    sources: NotRequired[dict[str, str]]
 
 
 def save(node: Node) -> str:
@@ -69,6 +74,7 @@ def save(node: Node) -> str:
         "reads": [[slot, other.folder.name] for slot, other in node.reads],
         "arms": node.arms,
         "what": node.what,
+        **({"asked": node.recipe.asked, "sources": node.recipe.sources} if isinstance(node.stage, Report) else {}),
     }
     text = yaml.dump(about).encode()
     files.write(node.folder / "stage.yaml", text)
@@ -94,6 +100,7 @@ def load(folder: Path, written: str = "") -> Task:
     cards = {role: card(raw, role=role) for role, raw in about["cards"].items()}
     reads = [(slot, folder.parent / other) for slot, other in about["reads"]]
     basics = {key: about[key] for key in ("name", "recipe", "seed", "what", "arms")}
+    basics |= {key: about[key] for key in ("asked", "sources") if key in about}
     return Task(folder=folder, stage=stage, cards=cards, reads=reads, **basics)
 
 
@@ -135,6 +142,7 @@ def finish(task: Task, results: Mapping[str, Any], began: float, devices: int) -
         "seconds": round(time.time() - began, 2),
         "devices": devices,
         "hardware": {"machine": platform.machine(), "python": platform.python_version()},
+        "software": software.used(),
         "arms": task.arms,
         "reads": [[slot, folder.name] for slot, folder in task.reads],
         "what": task.what,

@@ -43,11 +43,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     Raises RecipeError with file:line for anything that is not a recipe.
     """
     layers, words = _extended(find(path), ()), [_override(word) for word in overrides]
-    base = _read([*layers, *words])
+    places = [Path(layer.root.rpartition(":")[0]) for layer in layers]  # root: its first line
+    sources = {place.name: place.read_text(encoding="utf-8") for place in places}
+    base = replace(_read([*layers, *words]), asked=[str(path), *overrides], sources=sources)
     if not base.matrix:
         return [base]
     return [
-        replace(variant, arm=arm, seed=seed)
+        replace(variant, arm=arm, seed=seed, asked=base.asked, sources=base.sources)
         for arm, changes in (base.matrix.arms or {"": {}}).items()
         for variant in [_read([*layers, _arm(base, arm, changes), *words])]
         for seed in base.matrix.seeds or [variant.seed]

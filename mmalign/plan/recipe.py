@@ -257,6 +257,7 @@ class Evaluate(Stage):
 class Report(Stage):
     """One table and one self-contained HTML page for everything the scores rest on."""
 
+    version = 2  # 2: the page begins with the verdict; report.csv, report.tex
     takes = ("scores",)
     seeded = False
     alone = True
@@ -384,4 +385,6 @@ class Recipe(RecipeFile):
     """One variant of a recipe, ready to be planned."""
 
     arm: str = ""  # the arm of the matrix this is; empty without one
+    asked: list[str] = field(default_factory=list)  # the words of its command: file or shipped name, key=value
+    sources: dict[str, str] = field(default_factory=dict)  # {file: its text}, the most basic first
     where: Callable[[str], str] = str  # dotted key -> file:line  key

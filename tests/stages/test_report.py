@@ -13,7 +13,7 @@ import pytest
 from mmalign.errors import RunError
 from mmalign.plan import graph
 from mmalign.plan import read as compose
-from mmalign.stages import charts, report
+from mmalign.stages import cells, charts, report
 from tests.conftest import command
 
 ACCURACY = {  # arm: that of each seed
@@ -83,14 +83,14 @@ def test_the_interval_is_that_of_every_way_to_draw_the_seeds_again():
     base, other = (dict(enumerate(ACCURACY[arm])) for arm in ("baseline", "better"))
     gaps = [other[seed] - base[seed] for seed in base]
     exact = np.percentile([statistics.mean(drawn) for drawn in itertools.product(gaps, repeat=5)], [2.5, 97.5])
-    difference, interval = report.paired(base, other)
+    difference, interval = cells.paired(base, other)
     assert difference == pytest.approx(statistics.mean(gaps))
     assert interval == pytest.approx(exact, abs=0.21)  # a step of the exact distribution is 0.2
 
 
 def test_only_seeds_that_both_arms_have_are_compared_and_one_pair_has_no_interval():
-    assert report.paired({"1": 5.0, "2": 9.0}, {"2": 10.0, "3": 0.0}) == (1.0, None)
-    assert report.paired({"1": 5.0}, {"2": 9.0}) == (None, None)
+    assert cells.paired({"1": 5.0, "2": 9.0}, {"2": 10.0, "3": 0.0}) == (1.0, None)
+    assert cells.paired({"1": 5.0}, {"2": 9.0}) == (None, None)
 
 
 def test_a_single_seed_has_no_spread(tmp_path):
@@ -188,7 +188,7 @@ def test_what_is_measured_by_layer_is_a_plot_and_no_rows(tmp_path, mmalign):
 
 def test_several_things_by_layer_are_told_apart():
     rows = [
-        report.Cell("", "align", f"{name}_layer_{layer}", {"1": float(layer)}, False)
+        cells.Cell("", "align", f"{name}_layer_{layer}", {"1": float(layer)}, False)
         for name in ("object", "background", "ceiling")
         for layer in (1, 2)
     ]

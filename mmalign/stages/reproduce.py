@@ -1,0 +1,53 @@
+"""How to make a report again: the command, the recipe's files, the versions, the dates and the time it took."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from mmalign.io import pages
+from mmalign.pipeline.task import Task
+
+Stages = Sequence[tuple[str, dict[str, Any]]]  # (folder's name, stage.json)
+
+
+def command(task: Task, stages: Stages) -> str:
+    """The line that runs all of it; empty where an older mmalign did not write down what it was asked for."""
+    if not task.asked:
+        return ""
+    devices = max((about["devices"] for _, about in stages), default=1)
+    return shlex.join(["mmalign", "run", *task.asked, *(["--devices", str(devices)] if devices > 1 else [])])
+
+
+def versions(stages: Stages) -> dict[str, str]:
+    """{what: its version} of all that the stages' records know; several where they differ."""
+    known: dict[str, dict[str, None]] = {}
+    for _, about in stages:
+        own = {"mmalign": about.get("mmalign"), **about.get("software", {}), **about.get("hardware", {})}
+        for name, version in own.items():
+            if version:
+                known.setdefault(name, {})[str(version)] = None
+    return {name: ", ".join(several) for name, several in known.items()}
+
+
+def took(seconds: float) -> str:
+    """A time in words: 3 h 20 min, 5 min 10 s, 12 s."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+def html(task: Task, stages: Stages) -> str:
+    """The section of the page."""
+    ends = sorted(about["finished"] for _, about in stages if about.get("finished"))
+    return pages.page(
+        "mmalign.stages",
+        "reproduce.html",
+        command=command(task, stages),
+        versions=versions(stages),
+        finished=[*dict.fromkeys((ends[0], ends[-1]))] if ends else [],
+        took=took(sum(about["seconds"] for _, about in stages)),
+        resumed=any(about.get("resumed") for _, about in stages),
+        sources=task.sources,
+    )
