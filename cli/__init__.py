@@ -16,7 +16,7 @@ from mmalign.io.environment import ALLOW_CODE
 from . import helping
 from .groups import data_app, labels_app
 from .lines import complain, escape, say
-from .options import SCHEMA, AllowCode, AnyFamily, Family, Json, Overrides, PartName, RecipeArg, Runs
+from .options import SCHEMA, AllowCode, AnyFamily, Family, Json, LogTo, Overrides, PartName, RecipeArg, Runs
 
 INTERRUPTED = 130  # Ctrl-C, as shells count it; Typer makes it an exit code without a word
 
@@ -46,6 +46,7 @@ def run(
     devices: Annotated[int, typer.Option(min=1, help="processes on this machine, one a device")] = 1,
     hosts: Annotated[Path | None, typer.Option(help="a DeepSpeed host file")] = None,
     force: Annotated[list[str] | None, typer.Option(help="run this stage again; its old folder is kept aside")] = None,
+    log_to: LogTo = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
@@ -55,7 +56,7 @@ def run(
 
     from . import live, scores, show
 
-    nodes, notes = show.planned(recipe, overrides or [], runs)
+    nodes, notes = show.planned(recipe, [*(overrides or []), *show.tracked(log_to)], runs)
     show.tell([*notes, *scores.unlooked([node for node in nodes if node.name not in (force or [])])])
     launch = Launch(devices, hosts)
     with live.display(nodes, launch) as display:
@@ -283,14 +284,24 @@ def new(
 
 @app.command()
 def report(
-    place: Annotated[Path | None, typer.Argument(help="a report folder; left out: the newest under --runs")] = None,
+    places: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUNS", help="a report folder; left out: the newest under --runs")
+    ] = None,
     runs: Runs = Path("runs"),
+    log_to: LogTo = None,
     as_json: Json = False,
 ) -> None:
-    """Print the table of a report and where its page, CSV and LaTeX are."""
+    """Print the table of a report and where its page, CSV and LaTeX are.
+
+    With --log-to, send the numbers of finished stages to trackers instead: of folders of runs, or of stages with all
+    that they rest on.
+    """
     from . import show
 
-    show.report(place, runs, as_json)
+    if log_to is not None:
+        show.track(places or [runs], log_to, as_json)
+    else:
+        show.report(show.one(places), runs, as_json)
 
 
 @app.command("status")

@@ -47,6 +47,10 @@ Runs = Annotated[Path, typer.Option(help="where stages are kept")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
+_TRACKERS = "trackers that get the numbers, of tensorboard, wandb, trackio, csv; separated by commas"
+LogTo = Annotated[str | None, typer.Option("--log-to", metavar="NAMES", help=_TRACKERS)]
+
+
 def _allow_code(allow: bool) -> bool:
     """For this process and the stages it starts; `main` takes it back."""
     if allow:

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from mmalign.errors import RunError
 from mmalign.io.visible import one_line
-from mmalign.pipeline import finished, recipes, standing
+from mmalign.pipeline import finished, recipes, standing, tracking
 from mmalign.pipeline.recipes import preview
-from mmalign.plan import estimate
+from mmalign.plan import estimate, trackers
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Evaluate, Label, Language, Report, Stage, Train
 
@@ -226,6 +226,33 @@ def _study_values(cell: finished.Row) -> list[str]:
     gap = "" if cell["difference"] is None else f"{cell['difference']:+.2f}"
     interval = f" [{cell['interval'][0]:+.2f}, {cell['interval'][1]:+.2f}]" if cell["interval"] else ""
     return [cell["arm"], f"{cell['mean']:.2f}{spread}", gap + interval]
+
+
+def tracked(log_to: str | None) -> list[str]:
+    """`--log-to` as the setting of a recipe that it is."""
+    return [] if log_to is None else [f"log_to=[{','.join(trackers.listed(log_to))}]"]
+
+
+def one(places: Sequence[Path] | None) -> Path | None:
+    """The only one of some folders; None where there is none."""
+    if places and len(places) > 1:
+        raise RunError(f"{len(places)} folders, and one report is printed", at=str(places[1]), fix="one, or --log-to")
+    return places[0] if places else None
+
+
+def track(places: Sequence[Path], log_to: str, as_json: bool) -> None:
+    """Send the numbers of finished stages to trackers, and say of which."""
+    names = trackers.listed(log_to)
+    for absent in trackers.absent(names, trackers.OPTION):
+        raise absent
+    folders = tracking.afterwards(places, names)
+    if as_json:
+        from . import dump
+
+        dump([{"folder": str(folder), "trackers": names} for folder in folders])
+        return
+    for folder in folders:
+        out.print(f"{folder}: its numbers are in {', '.join(names)}")
 
 
 def _newest(runs: Path) -> Path:

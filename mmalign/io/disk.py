@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from mmalign.errors import RunError
@@ -33,12 +34,18 @@ def settle(folder: Path) -> None:
     usual = _usual(folder)
     for above, _, names in os.walk(folder, topdown=False):
         for place in (Path(above, name) for name in names):
-            about = place.lstat()
-            if stat.S_ISREG(about.st_mode):
-                if about.st_uid == os.geteuid() and usual & ~about.st_mode:
-                    place.chmod(stat.S_IMODE(about.st_mode) | usual)
-                sync(place)
-        sync(Path(above))
+            with suppress(FileNotFoundError):  # a tracker renamed it meanwhile
+                _settle(place, usual)
+        with suppress(FileNotFoundError):
+            sync(Path(above))
+
+
+def _settle(place: Path, usual: int) -> None:
+    about = place.lstat()
+    if stat.S_ISREG(about.st_mode):
+        if about.st_uid == os.geteuid() and usual & ~about.st_mode:
+            place.chmod(stat.S_IMODE(about.st_mode) | usual)
+        sync(place)
 
 
 def _usual(folder: Path) -> int:

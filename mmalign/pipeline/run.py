@@ -20,6 +20,7 @@ from mmalign.pipeline import ended, task
 from mmalign.pipeline.lock import POLL, locked
 from mmalign.pipeline.records import recorded
 from mmalign.pipeline.stalled import Stalled
+from mmalign.pipeline.tracking import Tracking
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Language, Train, uneven
 
@@ -153,7 +154,9 @@ def _run_one(node: Node, launch: Launch, show: Show, record: Callable[[], None])
         began = time.monotonic()
         try:
             show.begin(node)
-            _watch(node, _start(node, launch, lock, written), lambda event: show.event(node, event))
+            with Tracking(node, lambda said: show.event(node, {"say": said})) as trackers:
+                child = _start(node, launch, lock, written)
+                _watch(node, child, lambda event: show.event(node, event), trackers.look)
         except BaseException as err:
             _leave_word(node, err)
             raise
@@ -177,7 +180,10 @@ def _start(node: Node, launch: Launch, lock: int, written: str) -> subprocess.Po
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, pass_fds=[lock])
 
 
-def _watch(node: Node, child: subprocess.Popen[bytes], tell: Callable[[dict[str, Any]], None]) -> None:
+def _watch(
+    node: Node, child: subprocess.Popen[bytes], tell: Callable[[dict[str, Any]], None], look: Callable[[], None]
+) -> None:
+    """Tell what the stage says until it ends. look: is called again and again meanwhile."""
     events = _events(node.folder / "events.jsonl")
     stalled = Stalled(node.folder, child.pid)
     try:
@@ -186,6 +192,7 @@ def _watch(node: Node, child: subprocess.Popen[bytes], tell: Callable[[dict[str,
                 tell(event)
             for said in stalled.look():
                 tell({"say": said})
+            look()
             time.sleep(POLL)
     except BaseException as err:
         child.terminate()

@@ -152,14 +152,16 @@ def finish(task: Task, results: Mapping[str, Any], began: float, devices: int) -
     seal.write(task.folder / "stage.json", about)
 
 
-RUNNING = ("lock", "log.txt", "events.jsonl", "error.json", "stage.json")  # what only the run itself needs
+TRACKED, CSV = "tracked", "metrics.csv"  # of trackers, see tracking.py
+# what only the run itself needs, and what may be written later
+RUNNING = ("lock", "log.txt", "events.jsonl", "error.json", "stage.json", TRACKED, CSV)
 
 
 def left(folder: Path) -> Iterator[Path]:
     """The files a stage left for others to read; its checkpoints and the shards of a label store have hashes apart."""
-    for place in folder.rglob("*"):
-        inside = place.relative_to(folder).parts
-        apart = inside[0] == "checkpoints" or inside[0] in RUNNING or (inside[0] == "labels" and place.suffix == ".bin")
+    tops = [top for top in folder.iterdir() if top.name != "checkpoints" and top.name not in RUNNING]
+    for place in (place for top in tops for place in (top, *top.rglob("*"))):
+        apart = place.suffix == ".bin" and place.relative_to(folder).parts[0] == "labels"
         if not apart and place.is_file() and not place.name.startswith("."):
             yield place
 

@@ -5,7 +5,7 @@ from itertools import combinations
 
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import bounds, packaged
-from mmalign.plan import checkpoints, facts, signatures, signs, unused, whole
+from mmalign.plan import checkpoints, facts, signatures, signs, trackers, unused, whole
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.graph import cards_of, named, order, showing
 from mmalign.plan.labelling import of_labels, word_list
@@ -40,6 +40,7 @@ def _equal_arms(variants: Sequence[Recipe]) -> Iterator[str]:
 
 def problems(recipe: Recipe, registry: Registry) -> Iterator[MMAlignError]:
     """Everything that is wrong with one variant of a recipe."""
+    yield from trackers.absent(recipe.log_to, recipe.where("log_to"))
     try:
         order(recipe)
     except MMAlignError as err:

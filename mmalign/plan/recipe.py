@@ -31,6 +31,7 @@ def _least(low: float, unit: str = "") -> dict[str, Any]:
 STEPS = "optimizer steps"
 TOKENS = "tokens"
 SHARE = "of the steps"
+Tracker = Literal["tensorboard", "wandb", "trackio", "csv"]
 SEED: dict[str, Any] = {"least": 0, "most": 2**32 - 1, "unit": ""}  # what every random generator takes
 
 
@@ -378,6 +379,8 @@ class RecipeFile:
     stages: dict[str, Any] = field(default_factory=dict)  # what is done, each under a name of its own, in any order
     matrix: Matrix | None = None  # arms and seeds that make it a study; None: it is one run
     registry: list[str] = field(default_factory=list)  # more folders of cards; ./ counts from the recipe's own
+    # trackers that get the numbers of its stages as they come; they change no result
+    log_to: list[Tracker] = field(default_factory=list, metadata=SILENT | {"once": "each tracker once"})
 
 
 @dataclass
