@@ -11,7 +11,7 @@ from mmalign.llms.rows import wide
 from mmalign.objectives import Objective, Step
 from mmalign.objectives.labelled import shares
 
-LIMIT = 64 << 20  # bytes of the embeddings of some patches' words at a time
+LIMIT = 16 << 20  # bytes of the embeddings of some patches' words at a time
 
 
 def patch_words_loss(tokens_ND: Tensor, embed_UD: Tensor, piece_NKT: Tensor, share_NK: Tensor) -> Tensor:
