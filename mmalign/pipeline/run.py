@@ -6,16 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from mmalign.errors import MMAlignError, RunError, StageError, Terminated, suggest
 from mmalign.io import files
+from mmalign.io.signals import on_sigterm
 from mmalign.pipeline import ended, task
 from mmalign.pipeline.lock import POLL, locked
 from mmalign.pipeline.records import recorded
@@ -96,26 +96,13 @@ def run(nodes: Sequence[Node], launch: Launch, show: Show, force: Sequence[str] 
         if node.name in force:
             set_aside(node)
     left = [node for node in nodes if not node.done]
-    with _heeding(), recorded(nodes, launch.size if left else 1) as record:
+    with on_sigterm(_terminate), recorded(nodes, launch.size if left else 1) as record:
         for node in left:
             _run_one(node, launch, show, record)
 
 
-@contextmanager
-def _heeding() -> Iterator[None]:
-    """SIGTERM is Terminated in the block, where the main thread runs it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(*_: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+def _terminate() -> None:
+    raise Terminated
 
 
 def _divides(node: Node, launch: Launch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmalign.errors import StageError, Stopped
+from mmalign.io.signals import on_sigterm
 from mmalign.plan.recipe import Optim
 from mmalign.training import checkpoint
 from mmalign.training.account import CUTS
 from mmalign.training.engine import Engine, world
 from mmalign.training.events import Events
 from mmalign.training.optim import factor
-from mmalign.training.stopping import heard
 
 UNITS = ("tokens", "images")  # what a loss is a mean over
 LINE = "line/"  # what the names of a checkpoint begin with that belong to the line of the log that is not written yet
@@ -72,8 +73,9 @@ class Fit:
 
         StageError where a loss or its gradient is not finite; Stopped where SIGTERM came.
         """
-        with heard() as asked:
-            return self._run(asked)
+        told = threading.Event()
+        with on_sigterm(told.set):
+            return self._run(told.is_set)
 
     def _run(self, asked: Callable[[], bool]) -> dict[str, float]:
         start = saved = self._resume()
