@@ -2,14 +2,15 @@
 
 What is resampled are clusters: a picture with all questions about it, for these fare alike, and copies of a question
 are the same question. The headline is computed anew on every resample, whatever it is (headline.py). An interval is
-about other pictures of this kind, not about other seeds of training. Clusters with equal sums are interchangeable, so
-a resample is drawn as counts of these: the same distribution, and quick.
+about other pictures of this kind; that of several seeds of training (`crossed`) about other seeds, too. Clusters with
+equal sums are interchangeable, so a resample is drawn as counts of these: the same distribution, and quick.
 
 Letters: C clusters, T kinds of clusters with equal sums, G parts of the headline, N resamples, F columns of sums, H of
-one run.
+one run, S seeds of training.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from mmalign.benchmarks.headline import Headline
@@ -68,37 +69,79 @@ def difference(
     return Difference(gap, *_ends(_resampled(sums, draws, seed), level), _exchanged(sums, abs(gap), draws, seed))
 
 
+def crossed(
+    seeds: Sequence[Sequence[Headline]],
+    clusters_of: Sequence[Mapping[str, str]],
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Over seeds of training that were asked about the same pictures: the mean of a headline, or of what a second run
+    has over the first, with an interval that is about other seeds and about other pictures.
+
+    seeds: of each seed one headline, or that of the first and the second run. clusters_of: of each seed, as
+    `interval` has it; what has one name is one cluster in all seeds. Seeds and clusters are drawn with repetition,
+    each by itself, and a seed keeps its answers to every picture (the pigeonhole bootstrap: Owen, The pigeonhole
+    bootstrap, Annals of Applied Statistics 1(2), 2007). Where seed and picture act on each other it is rather too
+    wide than too narrow; of few seeds, any bootstrap is too narrow by about sqrt(1 - 1/S).
+    """
+    import numpy as np
+
+    own = [[first, *(run.in_order_of(first) for run in others)] for first, *others in seeds]
+    numbers: dict[tuple[bool, str], int] = {}
+    for (first, *others), cluster_of in zip(own, clusters_of, strict=True):
+        if any(run.keys != first.keys for run in others):
+            raise DataError("the runs of a seed answered different questions", fix="score both on the same data")
+        for one in _numbers(first, cluster_of):
+            numbers.setdefault(one, len(numbers))
+    sums_S = [_Sums(runs, cluster_of, numbers) for runs, cluster_of in zip(own, clusters_of, strict=True)]
+    kinds_TF, counts_T = np.unique(np.concatenate([sums.table_CF for sums in sums_S], 1), axis=0, return_counts=True)
+    ends_S = np.cumsum([sums.table_CF.shape[1] for sums in sums_S])
+    kinds_S = np.split(kinds_TF, ends_S[:-1], axis=1)
+    random, values = np.random.default_rng(seed), []
+    for some in _batches(draws, len(kinds_TF)):
+        counts_NT = random.multinomial(counts_T.sum(), counts_T / counts_T.sum(), size=some)
+        drawn_NS = random.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), size=some)
+        values_NS = np.stack([sums.values(counts_NT @ kinds) for sums, kinds in zip(sums_S, kinds_S, strict=True)], 1)
+        values.append((values_NS * drawn_NS).sum(1) / len(seeds))
+    mean = fmean(runs[-1].value - (runs[0].value if len(runs) > 1 else 0.0) for runs in own)
+    return Interval(mean, *_ends(np.concatenate(values), level))
+
+
 def clusters(headline: Headline, cluster_of: Mapping[str, str]) -> int:
     """How many clusters the questions of a headline fall into."""
     return len(_numbers(headline, cluster_of))
 
 
 def _numbers(headline: Headline, cluster_of: Mapping[str, str]) -> dict[tuple[bool, str], int]:
-    """{cluster: its number}; the name of a question is no name of a picture."""
+    """{cluster: its number}."""
     numbers: dict[tuple[bool, str], int] = {}
     for own in headline.parts.values():
         for qid in own:
-            numbers.setdefault(_cluster(qid, cluster_of), len(numbers))
+            numbers.setdefault(cluster(qid, cluster_of), len(numbers))
     return numbers
 
 
-def _cluster(qid: str, cluster_of: Mapping[str, str]) -> tuple[bool, str]:
+def cluster(qid: str, cluster_of: Mapping[str, str]) -> tuple[bool, str]:
+    """What a question is drawn with; the name of a question is no name of a picture."""
     return (True, cluster_of[qid]) if qid in cluster_of else (False, qid)
 
 
 class _Sums:
     """The sums of each cluster: numerators and denominators of the first run's parts, then of the second's."""
 
-    def __init__(self, runs: list[Headline], cluster_of: Mapping[str, str]) -> None:
+    def __init__(
+        self, runs: list[Headline], cluster_of: Mapping[str, str], numbers: dict[tuple[bool, str], int] | None = None
+    ) -> None:
         import numpy as np  # only where intervals are asked for
 
-        numbers = _numbers(runs[0], cluster_of)
+        numbers = _numbers(runs[0], cluster_of) if numbers is None else numbers
         if not numbers:
             raise DataError("no items: an interval needs the values of single questions")
         self.runs, self.parts, self.least = len(runs), len(runs[0].parts), runs[0].least
         columns = []
         for parts in (run.parts for run in runs):
-            at = [np.array([numbers[_cluster(qid, cluster_of)] for qid in own], int) for own in parts.values()]
+            at = [np.array([numbers[cluster(qid, cluster_of)] for qid in own], int) for own in parts.values()]
             pairs = [np.array([*own.values()], float).reshape(-1, 2) for own in parts.values()]
             columns += [np.bincount(a, p[:, n], len(numbers)) for n in (0, 1) for a, p in zip(at, pairs, strict=True)]
         self.table_CF: ndarray = np.stack(columns, 1).round(9)  # F = 2 G for each run; equal sums stay equal

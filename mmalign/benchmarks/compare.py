@@ -10,7 +10,7 @@ from mmalign.benchmarks import Benchmark, Question, Score
 from mmalign.benchmarks.asked import Asked
 from mmalign.benchmarks.bootstrap import Difference, clusters, difference
 from mmalign.benchmarks.headline import Headline
-from mmalign.benchmarks.pairing import Pairing, pair
+from mmalign.benchmarks.pairing import Heads, Pairing, pair
 from mmalign.errors import DataError
 from mmalign.io import pages
 
@@ -89,6 +89,25 @@ def _row(bench: str, runs: Sequence[Run]) -> ComparisonRow:
 
 def _against(row: ComparisonRow, first: Run, run: Run) -> PairedComparison | None:
     """None where one of them has no values of single questions."""
+    if not (found := matched(row, first, run)):
+        return None
+    pairing, both = found
+    one, two = first.scores[row.bench], run.scores[row.bench]
+    steps = pairing.steps(one.items, two.items)
+    ordered = sorted(steps, key=lambda qid: -abs(steps[qid]))  # equal steps in the order of the questions
+    better, worse = ([qid for qid in ordered if sign * steps[qid] > 0] for sign in (1, -1))
+    other = {qid: pairing.ids[1][qid][0] for qid in ordered if steps[qid]}
+    compared = PairedComparison(len(pairing.ids[0]), None, None, "question", 0, better, worse, other)
+    if both:
+        compared.values, compared.difference = (both[0].value, both[1].value), difference(*both, pairing.cluster_of)
+        compared.clusters = clusters(both[0], pairing.cluster_of)
+        compared.cluster = "picture" if pairing.cluster_of else "question"
+    return compared
+
+
+def matched(row: ComparisonRow, first: Run, run: Run) -> tuple[Pairing, Heads | None] | None:
+    """The questions that two runs of a row's benchmark share, and both headlines on these; what a reader has to know of
+    it is told to the row. None where one run has no values of single questions."""
     bench = row.bench
     if not (bench in first.scores and bench in run.scores):
         return None
@@ -101,20 +120,12 @@ def _against(row: ComparisonRow, first: Run, run: Run) -> PairedComparison | Non
     ids = (list(heads[0].parts_of), list(heads[1].parts_of)) if heads else (list(one.items), list(two.items))
     pairing = pair(ids, heads, [first.asked.get(bench), run.asked.get(bench)])
     _tell(row, pairing, first, run)
-    steps = pairing.steps(one.items, two.items)
-    ordered = sorted(steps, key=lambda qid: -abs(steps[qid]))  # equal steps in the order of the questions
-    better, worse = ([qid for qid in ordered if sign * steps[qid] > 0] for sign in (1, -1))
-    other = {qid: pairing.ids[1][qid][0] for qid in ordered if steps[qid]}
-    compared = PairedComparison(len(pairing.ids[0]), None, None, "question", 0, better, worse, other)
-    if heads and compared.questions:
-        both = pairing.headlines(heads)
-        compared.values, compared.difference = (both[0].value, both[1].value), difference(*both, pairing.cluster_of)
-        compared.clusters = clusters(both[0], pairing.cluster_of)
-        compared.cluster = "picture" if pairing.cluster_of else "question"
-    return compared
+    if not pairing.ids[0]:
+        row.tell(f"{first.name} and {run.name} have no question in common")
+    return pairing, pairing.headlines(heads) if heads and pairing.ids[0] else None
 
 
-def _heads(row: ComparisonRow, first: Run, run: Run) -> tuple[Headline, Headline] | None:
+def _heads(row: ComparisonRow, first: Run, run: Run) -> Heads | None:
     """Both headlines as functions of their questions; None where that is not known, or they are not of one kind."""
     one, two = first.scores[row.bench], run.scores[row.bench]
     if one.headline != two.headline:

@@ -3,14 +3,15 @@
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from mmalign.errors import RunError
 from mmalign.io import document
 from mmalign.pipeline import task
 from mmalign.stages.lineage import ancestors
+from mmalign.stages.questions import Questions, Span, evaluations
 
 RESAMPLES = 10_000
 
@@ -24,7 +25,10 @@ class Evaluated(TypedDict):
 
 @dataclass
 class Cell:
-    """One metric of one arm over its seeds; `difference` and `interval` against the first arm, paired by seed."""
+    """One metric of one arm over its seeds; `difference` and `interval` against the first arm, paired.
+
+    An interval of a headline is from its questions where these are known (questions.py), any other is over seeds alone.
+    """
 
     arm: str
     bench: str  # or the training stage whose loss it is
@@ -32,7 +36,9 @@ class Cell:
     values: dict[str, float]  # seed: value
     headline: bool
     difference: float | None = None
-    interval: tuple[float, float] | None = None  # 95 %, bootstrap over the pairs; None: fewer than two
+    interval: Span | None = None  # of the difference
+    own: Span | None = None  # of a headline of one seed
+    notes: list[str] = field(default_factory=list)  # what a reader of the intervals has to know
 
     @property
     def mean(self) -> float:
@@ -57,20 +63,35 @@ def cells(scores: Sequence[Path], arms: Sequence[str]) -> list[Cell]:
             cell = of_arms.setdefault(arm, Cell(arm, bench, metric, {}, headline))
             cell.values[seed] = value
     first = arms[0].rpartition(" ")[0] if arms else ""
+    questions = Questions(scores, arms)
     for of_arms in table.values():
         for arm, cell in of_arms.items():
+            if cell.headline and len(cell.values) == 1:
+                cell.own = questions.interval(cell.bench, arm, *cell.values)
             if arm != first and first in of_arms:
                 cell.difference, cell.interval = paired(of_arms[first].values, cell.values)
+                if cell.headline:
+                    _from_questions(cell, of_arms[first], questions)
     return [cell for of_arms in table.values() for cell in of_arms.values()]
 
 
-def evaluations(scores: Sequence[Path], arms: Sequence[str]) -> Iterator[tuple[Path, str, str, str]]:
-    """(folder, arm, seed, what its benchmarks' names begin with: the stage's, where an arm has several evaluations)."""
-    several = len(set(arms)) < len(arms)
-    for folder, arm_seed in zip(scores, arms, strict=True):
-        arm, _, seed = arm_seed.rpartition(" ")
-        about = task.done(folder)
-        yield folder, arm, seed or str(about["seed"]), f"{about['name']}: " if several else ""
+def as_json(cell: Cell) -> dict[str, Any]:
+    """What report.json has of a cell. interval: its ends; drawn: what was drawn again for it."""
+    kept = {key: value for key, value in asdict(cell).items() if key not in ("own", "notes")}
+    span = cell.interval
+    ends = {"interval": span and (span.low, span.high), "drawn": span and span.drawn}
+    return {**kept, **ends, "mean": cell.mean, "spread": cell.spread}
+
+
+def _from_questions(cell: Cell, first: Cell, questions: Questions) -> None:
+    """The interval of a headline's difference from its single questions, where they are known."""
+    seeds = [seed for seed in first.values if seed in cell.values]
+    gap = questions.gap(cell.bench, first.arm, cell.arm, seeds, cell.notes)
+    if gap is None:
+        return
+    if not math.isclose(gap.mean, cell.difference or 0.0, abs_tol=1e-9):
+        cell.notes.append(f"{cell.bench}, {cell.arm}: the difference is on the {gap.questions} questions of both")
+    cell.difference, cell.interval = gap.mean, gap.span
 
 
 def _scored(folder: Path) -> Iterator[tuple[str, str, float, bool]]:
@@ -94,7 +115,7 @@ def _losses(folder: Path) -> Iterator[tuple[str, str, float, bool]]:
             yield about["name"], f"{term} loss", value, False
 
 
-def paired(base: dict[str, float], other: dict[str, float]) -> tuple[float | None, tuple[float, float] | None]:
+def paired(base: dict[str, float], other: dict[str, float]) -> tuple[float | None, Span | None]:
     """Mean difference over the seeds both have, and its 95 % bootstrap interval, which takes two of them."""
     import numpy as np
 
@@ -103,4 +124,4 @@ def paired(base: dict[str, float], other: dict[str, float]) -> tuple[float | Non
         return (float(gaps[0]) if len(gaps) else None), None
     drawn = np.random.default_rng(0).choice(gaps, (RESAMPLES, len(gaps))).mean(1)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(gaps.mean()), (float(low), float(high))
+    return float(gaps.mean()), Span(float(low), float(high), {"seed": len(gaps)})

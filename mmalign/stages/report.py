@@ -1,7 +1,6 @@
 """The report stage: scores, losses and a few explained images of everything the scores rest on, in one HTML page."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -11,7 +10,7 @@ from mmalign.io.document import Side
 from mmalign.pipeline import finished, task
 from mmalign.pipeline.task import Task
 from mmalign.stages import charts, reproduce, tables, verdict
-from mmalign.stages.cells import Cell, cells
+from mmalign.stages.cells import Cell, as_json, cells
 from mmalign.stages.charts import Chart
 from mmalign.stages.lineage import ancestors, unique
 
@@ -37,13 +36,12 @@ def run(stage_task: Task) -> dict[str, Any]:
     scores = [folder for slot, folder in stage_task.reads if slot == "scores"]
     arms = stage_task.arms if len(stage_task.arms) == len(scores) and any(stage_task.arms) else [""] * len(scores)
     rows = cells(scores, arms)
-    said = verdict.of(scores, arms, rows)
+    said = verdict.of(rows)
     again = reproduce.html(stage_task, _stages(scores))
     files.write(stage_task.folder / "report.html", html(stage_task, scores, arms, rows, said, again))
     files.write(stage_task.folder / "report.csv", tables.as_csv(rows, said))
     files.write(stage_task.folder / "report.tex", tables.as_tex(said))
-    table = [{**asdict(c), "mean": c.mean, "spread": c.spread} for c in rows]
-    summary = {"recipe": stage_task.recipe, "cells": table, "verdict": verdict.as_json(said)}
+    summary = {"recipe": stage_task.recipe, "cells": [as_json(cell) for cell in rows], "verdict": verdict.as_json(said)}
     files.write_json(stage_task.folder / "report.json", summary)
     return {"metrics": {}, "html": f"{stage_task.folder.name}/report.html"}
 

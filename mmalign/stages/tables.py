@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from mmalign.io.visible import one_line
 from mmalign.stages.cells import Cell
-from mmalign.stages.verdict import Row, Span, Verdict
+from mmalign.stages.questions import Span
+from mmalign.stages.verdict import Row, Verdict
 
 COLUMNS = ("arm", "seed", "bench", "metric", "headline", "value", "low", "high", "by", "of")
 

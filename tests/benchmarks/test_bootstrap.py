@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmalign.benchmarks import Score
-from mmalign.benchmarks.bootstrap import clusters, difference, interval
+from mmalign.benchmarks.bootstrap import clusters, crossed, difference, interval
 from mmalign.benchmarks.headline import Headline
 from mmalign.benchmarks.pope import confusion, f1_part
 from mmalign.errors import DataError
@@ -76,6 +76,58 @@ def test_a_difference_is_of_the_headlines_themselves() -> None:
     low, high = ends(gaps)
     assert result.mean == pytest.approx(slow_f1s(two, list(ITEMS)) - slow_f1s(one, list(ITEMS)))
     assert (result.low, result.high) == (pytest.approx(low, abs=0.015), pytest.approx(high, abs=0.015))
+
+
+def test_over_seeds_both_seeds_and_pictures_are_drawn() -> None:
+    """Beside slow loops: as many seeds and pictures as there are, with repetition, every seed's headline anew."""
+    runs = [(answered(0.6, seed), answered(0.75 + 0.03 * seed, 10 + seed)) for seed in range(3)]
+    result = crossed([[f1s(one), f1s(two)] for one, two in runs], [THREE] * 3)
+    rng, gaps = random.Random(3), []
+    for ids in slow_resamples(3000):
+        drawn = rng.choices(runs, k=3)
+        gaps.append(fmean(slow_f1s(two, ids) - slow_f1s(one, ids) for one, two in drawn))
+    low, high = ends(gaps)
+    assert result.mean == pytest.approx(fmean(slow_f1s(two, [*ITEMS]) - slow_f1s(one, [*ITEMS]) for one, two in runs))
+    assert (result.low, result.high) == (pytest.approx(low, abs=0.012), pytest.approx(high, abs=0.012))
+
+
+def test_over_seeds_of_one_headline_and_of_one_seed() -> None:
+    one, two = answered(0.6, seed=4), answered(0.8, seed=5)
+    alone = crossed([[f1s(one)]], [THREE])
+    assert alone == pytest.approx(interval(f1s(one), THREE), abs=0.006)  # other draws of the same distribution
+    both = crossed([[f1s(one), f1s(two)]], [THREE])
+    assert both == pytest.approx(difference(f1s(one), f1s(two), THREE)[:3], abs=0.006)
+
+
+def test_over_seeds_whose_pictures_differ_each_is_a_cluster_of_its_own() -> None:
+    """A picture that one seed was not asked about counts nothing there."""
+    first, second = {"a": 100.0, "b": 0.0}, {"c": 100.0, "d": 100.0}
+    result = crossed([[Headline.mean(first)], [Headline.mean(second)]], [{}, {}])
+    assert result.mean == 75
+    assert result.high == 100
+
+
+def test_over_seeds_a_pair_has_to_answer_the_same() -> None:
+    with pytest.raises(DataError, match="the runs of a seed answered different questions"):
+        crossed([[Headline.mean({"a": 1.0}), Headline.mean({"b": 1.0})]], [{}])
+
+
+def test_over_seeds_the_interval_holds_as_often_as_it_says() -> None:
+    """A true difference of 5 with effects of seed, of picture and of both: 95 of 100 intervals have it, or a few more;
+    over seeds alone, with five of them, far fewer where pictures vary more than seeds."""
+    rng, S, C, held, alone = np.random.default_rng(5), 8, 60, 0, 0
+    for _ in range(200):
+        gaps_SC = 5 + rng.normal(0, 1, (S, 1)) + rng.normal(0, 12, (1, C)) + rng.normal(0, 8, (S, C))
+        heads = [
+            [Headline.mean({str(c): 0.0 for c in range(C)}), Headline.mean({str(c): gap for c, gap in enumerate(row)})]
+            for row in gaps_SC
+        ]
+        result = crossed(heads, [{}] * S, draws=1000)
+        held += result.low <= 5 <= result.high
+        drawn = rng.choice(gaps_SC.mean(1), (1000, S)).mean(1)
+        alone += np.quantile(drawn, 0.025) <= 5 <= np.quantile(drawn, 0.975)
+    assert 184 <= held <= 200
+    assert alone < 150
 
 
 def test_the_p_value_is_that_of_runs_exchanged_picture_by_picture() -> None:

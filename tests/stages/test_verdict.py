@@ -14,25 +14,28 @@ from mmalign.benchmarks import Score, bootstrap
 from mmalign.benchmarks.asked import Asked
 from mmalign.benchmarks.headline import Headline
 from mmalign.stages import cells, forest, report, verdict
+from mmalign.stages.questions import Span
 from tests.stages.test_report import ACCURACY, finished, study
 
 ODD = r"50% _of_ <b>&#{a}$x$~^\ "
 
 
-def asked_study(runs: Path, arms: dict[str, list[float]], pictures: bool = True) -> tuple[list[Path], list[str]]:
+def asked_study(
+    runs: Path, arms: dict[str, list[float]], pictures: bool = True, seed: int = 5
+) -> tuple[list[Path], list[str]]:
     """One seed of some arms, each with its value on every question, two questions a picture."""
     scores, names = [], []
     for number, (arm, values) in enumerate(arms.items()):
         mean = sum(values) / len(values)
-        about = {"metrics": {"pope": {"accuracy": mean, "f1": 1.0}}, "headlines": {"pope": "accuracy"}, "seed": 5}
-        place = finished(runs / f"evaluate-{number}", "score", "evaluate", what={"settings": {}}, **about)
+        about = {"metrics": {"pope": {"accuracy": mean, "f1": 1.0}}, "headlines": {"pope": "accuracy"}, "seed": seed}
+        place = finished(runs / f"evaluate-{number}-{seed}", "score", "evaluate", what={"settings": {}}, **about)
         items = {str(question): value for question, value in enumerate(values)}
         (place / "pope.json").write_text(json.dumps(asdict(Score(about["metrics"]["pope"], "accuracy", items))))
         if pictures:
             questions = {qid: (f"text-{qid}", f"{int(qid) // 2}.png") for qid in items}
             Asked(questions, {}).write(place / "pope.asked.json")
         scores.append(place)
-        names.append(f"{arm} 5")
+        names.append(f"{arm} {seed}")
     return scores, names
 
 
@@ -56,45 +59,84 @@ def drawn(page: str) -> ElementTree.Element | None:
 def test_of_several_seeds_the_intervals_are_the_cells(tmp_path):
     scores, arms = study(tmp_path, ACCURACY)
     rows = cells.cells(scores, arms)
-    said = verdict.of(scores, arms, rows)
+    said = verdict.of(rows)
     own = {cell.arm: cell for cell in rows if cell.headline}
     assert [row.arm for row in said.rows] == list(own)
     for row in said.rows:
         cell = own[row.arm]
         assert (row.mean, row.spread, row.difference) == (cell.mean, cell.spread, cell.difference)
-        assert row.gap == (verdict.Span(*cell.interval, "seed", 5) if cell.interval else None)
+        assert row.gap == cell.interval
+        assert row.gap is None or row.gap.drawn == {"seed": 5}  # this study kept no questions
         assert row.interval is None
-    worse = "lower" if own["worse"].interval[1] < 0 else "not told apart"
+    worse = "lower" if own["worse"].interval.high < 0 else "not told apart"
     assert [row.told for row in said.rows] == ["", "higher", worse]
 
 
 def test_of_one_seed_they_are_those_of_compare_and_score_by_picture(tmp_path):
     scores, arms = asked_study(tmp_path, ANSWERS)
-    said = verdict.of(scores, arms, cells.cells(scores, arms))
+    said = verdict.of(cells.cells(scores, arms))
     pictures = {str(question): f"{question // 2}.png" for question in range(8)}
     heads = {arm: Headline.mean({str(n): value for n, value in enumerate(values)}) for arm, values in ANSWERS.items()}
     for row in said.rows:
         own = bootstrap.interval(heads[row.arm], pictures)
-        assert row.interval == verdict.Span(own.low, own.high, "picture", 4)
+        assert row.interval == Span(own.low, own.high, {"picture": 4})
         if row.arm == "base":
             assert (row.difference, row.gap) == (None, None)
         else:
             gap = bootstrap.difference(heads["base"], heads[row.arm], pictures)
             assert row.difference == gap.mean == pytest.approx(row.mean - said.rows[0].mean)
-            assert row.gap == verdict.Span(gap.low, gap.high, "picture", 4)
+            assert row.gap == Span(gap.low, gap.high, {"picture": 4})
     assert said.notes == []
+
+
+def test_of_several_seeds_with_questions_seeds_and_pictures_are_drawn(tmp_path):
+    """The cells of a study that kept its questions, on the page, in report.json and in the tables alike."""
+    by_seed = {
+        1: {"base": [100.0, 0, 0, 100, 100, 0, 0, 0], "better": [100.0, 100, 0, 100, 100, 100, 0, 0]},
+        2: {"base": [0.0, 0, 0, 100, 100, 0, 100, 0], "better": [100.0, 0, 100, 100, 100, 0, 0, 0]},
+        3: {"base": [100.0, 0, 0, 100, 0, 0, 0, 0], "better": [100.0, 0, 0, 100, 100, 0, 0, 100]},
+    }
+    places = [asked_study(tmp_path / "runs", answers, seed=seed) for seed, answers in by_seed.items()]
+    scores, arms = ([one for place in places for one in place[n]] for n in (0, 1))
+    pictures = {str(question): f"{question // 2}.png" for question in range(8)}
+    heads = [
+        [Headline.mean({str(n): v for n, v in enumerate(own)}) for own in one.values()] for one in by_seed.values()
+    ]
+    expected = bootstrap.crossed(heads, [pictures] * 3)
+    rows = cells.cells(scores, arms)
+    (row,) = [row for row in verdict.of(rows).rows if row.arm == "better"]
+    assert row.gap == Span(expected.low, expected.high, {"seed": 3, "picture": 4})
+    assert row.difference == pytest.approx(expected.mean)
+    over_seeds = cells.paired(
+        *({str(n): sum(one[arm]) / 8 for n, one in by_seed.items()} for arm in ("base", "better"))
+    )
+    assert row.gap.high - row.gap.low > over_seeds[1].high - over_seeds[1].low
+    kept, page = made(tmp_path / "report", scores, arms)
+    (cell,) = [one for one in kept["cells"] if one["arm"] == "better" and one["headline"]]
+    assert (cell["interval"], cell["drawn"]) == ([expected.low, expected.high], {"seed": 3, "picture": 4})
+    assert page.count("seed and picture (3 and 4)") == 2  # in the verdict and in the scores
+    assert "seed and picture (3 and 4)" in (tmp_path / "report" / "report.tex").read_text()
+
+
+def test_a_seed_without_questions_leaves_the_interval_to_the_seeds(tmp_path):
+    places = [asked_study(tmp_path, ANSWERS, seed=seed) for seed in (1, 2)]
+    scores, arms = ([one for place in places for one in place[n]] for n in (0, 1))
+    (scores[-1] / "pope.json").unlink()
+    rows = {cell.arm: cell for cell in cells.cells(scores, arms) if cell.headline}
+    assert rows["better"].interval.drawn == {"seed": 2, "picture": 4}
+    assert rows["same"].interval.drawn == {"seed": 2}
 
 
 def test_without_a_record_of_the_questions_the_interval_is_by_question_and_says_so(tmp_path):
     scores, arms = asked_study(tmp_path, ANSWERS, pictures=False)
-    said = verdict.of(scores, arms, cells.cells(scores, arms))
+    said = verdict.of(cells.cells(scores, arms))
     assert {row.interval.by for row in said.rows} == {"question"}
     assert any("may be too narrow" in note for note in said.notes)
 
 
 def test_a_difference_on_the_questions_of_both_says_of_how_many(tmp_path):
     scores, arms = asked_study(tmp_path, {"base": [100.0, 0, 0, 0], "more": [100.0, 100, 0, 0, 0, 0]})
-    said = verdict.of(scores, arms, cells.cells(scores, arms))
+    said = verdict.of(cells.cells(scores, arms))
     assert said.rows[1].difference == 25
     assert "pope, more: the difference is on the 4 questions of both" in said.notes
 
@@ -102,9 +144,9 @@ def test_a_difference_on_the_questions_of_both_says_of_how_many(tmp_path):
 def test_no_question_in_common_is_a_note_and_no_interval(tmp_path):
     scores, arms = asked_study(tmp_path, {"base": [100.0, 0], "other": [0.0, 0]})
     Asked({"0": ("other", None), "1": ("others", None)}, {}).write(scores[1] / "pope.asked.json")
-    said = verdict.of(scores, arms, cells.cells(scores, arms))
+    said = verdict.of(cells.cells(scores, arms))
     assert (said.rows[1].difference, said.rows[1].gap, said.rows[1].told) == (-50, None, "no interval")
-    assert any("no question of pope in common" in note for note in said.notes)
+    assert "pope: base and other have no question in common" in said.notes
 
 
 @pytest.mark.parametrize("kind", ["seeds", "questions"])
@@ -185,7 +227,7 @@ def test_any_difference_has_a_scale_with_zero_in_it(value):
 
 def test_fractions_have_more_digits(tmp_path):
     scores, arms = asked_study(tmp_path, {"base": [1.0, 0, 0, 0], "other": [1.0, 1, 0, 0]})
-    said = verdict.of(scores, arms, cells.cells(scores, arms))
+    said = verdict.of(cells.cells(scores, arms))
     assert [row.number(row.mean) for row in said.rows] == ["0.2500", "0.5000"]
 
 
@@ -193,7 +235,7 @@ def test_one_run_has_its_scores_with_intervals_and_no_plot(tmp_path):
     scores, _ = asked_study(tmp_path / "runs", {"": ANSWERS["base"]})
     kept, page = made(tmp_path / "report", scores, [])
     (row,) = kept["verdict"]["rows"]
-    assert row["interval"]["by"] == "picture"
+    assert row["interval"]["drawn"].keys() == {"picture"}
     assert f"{row['interval']['low']:.2f} to {row['interval']['high']:.2f}" in page
     assert drawn(page) is None
 
@@ -222,7 +264,7 @@ def test_without_benchmarks_there_is_a_page(tmp_path):
 
 def test_a_score_that_is_no_number_is_no_mark(tmp_path):
     scores, arms = study(tmp_path, {"base": [50.0, 51.0], "other": [math.nan, 52.0]})
-    said = verdict.of(scores, arms, cells.cells(scores, arms))
+    said = verdict.of(cells.cells(scores, arms))
     assert said.forests == []
     assert "nan" in verdict.html(said)
 
@@ -232,5 +274,5 @@ def test_evaluations_of_one_arm_have_verdicts_of_their_own(tmp_path):
     for place, name in zip(scores, ("before", "after"), strict=True):
         about = json.loads((place / "stage.json").read_text())
         (place / "stage.json").write_text(json.dumps({**about, "name": name}))
-    said = verdict.of(scores, ["base 1", "base 1"], cells.cells(scores, ["base 1", "base 1"]))
+    said = verdict.of(cells.cells(scores, ["base 1", "base 1"]))
     assert [(row.bench, row.mean) for row in said.rows] == [("before: pope", 37.5), ("after: pope", 62.5)]
