@@ -318,8 +318,17 @@ def status_(
 @app.command()
 def watch(
     runs: Annotated[Path, typer.Argument(metavar="RUNS", help="where stages are kept")] = Path("runs"),
+    page: Annotated[bool, typer.Option("--page", help="as a page that this machine alone can open")] = False,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="of --page; left out: any that is free")] = None,
 ) -> None:
-    """Show on the terminal how all runs of a folder fare, until none goes on."""
+    """Show on the terminal how all runs of a folder fare, until none goes on; or on a page, until Ctrl-C."""
+    if page:
+        from . import page as page_
+
+        page_.serve(runs, port)
+        return
+    if port is not None:
+        raise CheckError(f"--port {port} is the page's", at="--port", fix="mmalign watch --page --port NUMBER")
     from . import status
 
     status.watch(runs)
@@ -429,8 +438,13 @@ def _usage(err: Exception) -> int | None:
 
 
 def dump(value: Any) -> None:
-    """JSON on stdout; null for a number that JSON has not."""
-    say(json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str))
+    """JSON on stdout."""
+    say(as_text(value))
+
+
+def as_text(value: Any) -> str:
+    """JSON; null for a number that JSON has not."""
+    return json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str)
 
 
 def _finite(value: Any) -> Any:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from mmalign.data import Data, Record
 from mmalign.errors import CardError, DataError
 from mmalign.io import files
+from mmalign.io.times import lasting
 from mmalign.io.visible import one_line, visible
+from mmalign.pipeline.progress import Pace
 from mmalign.plan import building
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.read import setting
@@ -168,25 +170,34 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield _Lines(name)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    left = TextColumn("records  {task.fields[left]}", markup=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), left)
     with Progress(*columns, console=show.err, transient=True) as bar:
-        task = bar.add_task(one_line(name))
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task, pace = bar.add_task(one_line(name), total=None, left=""), Pace()
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, left=_left(pace, done, total))
+
+        yield tell
+
+
+def _left(pace: Pace, done: int, total: int) -> str:
+    seconds = pace.left(time.monotonic(), done, total)
+    return "" if seconds is None else f"{lasting(seconds)} left"
 
 
 class _Lines:
     def __init__(self, name: str) -> None:
-        self.name, self.began = name, time.monotonic()
-        self.last = self.began
+        self.name, self.pace = name, Pace()
+        self.last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self.last < live.EVERY:
-            return
-        self.last = time.monotonic()
-        left = (self.last - self.began) * (total - done) / max(1, done)
-        complain(f"{self.name}: {done}/{total}  {left:.0f} s left")
+        left = _left(self.pace, done, total)
+        if time.monotonic() - self.last >= live.EVERY:
+            self.last = time.monotonic()
+            complain(f"{self.name}: {live.far(done, total, 'records')}  {left}".rstrip())
 
 
 def look(

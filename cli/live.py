@@ -1,12 +1,14 @@
-"""Live progress: bars on a terminal, plain lines elsewhere, with the time left of the stage and of all."""
+"""Live progress: bars on a terminal (bars.py), plain lines elsewhere, with the time left of the stage and of all."""
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mmalign.io.times import lasting
 from mmalign.io.visible import one_line
+from mmalign.pipeline import progress
 from mmalign.pipeline.progress import Pace
 from mmalign.pipeline.records import planned
 from mmalign.pipeline.remaining import Times
@@ -24,6 +26,8 @@ def display(nodes: Sequence[Node], launch: Launch) -> Iterator[Show]:
     if not sys.stderr.isatty():
         yield Lines(Rest(nodes, launch))
         return
+    from .bars import Bars  # which needs a part of rich that nothing else does
+
     bars = Bars(Rest(nodes, launch))
     with bars.progress:
         yield bars
@@ -33,16 +37,6 @@ def name(node: Node) -> str:
     """A stage's name, with its arm where it is of one."""
     arm = f" ({node.arms[0]})" if any(node.arms) and len(node.arms) == 1 else ""
     return one_line(node.name + arm)
-
-
-def lasting(seconds: float) -> str:
-    """A time as people say it: 90 s, 4 min, 2 h 10 min."""
-    if not 0 <= seconds < 1e10:  # out of a damaged file
-        return "?"
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Rest:
@@ -83,6 +77,7 @@ class Lines:
     def begin(self, node: Node) -> None:
         self.last = 0.0  # seconds, when progress was last said; at once, and as soon as there is a time left
         self.pace, self.going = Pace(), False
+        self.numbers: dict[str, float] = {}  # that were not said yet
         self.rest.begin(node)
         self.say(begins(node))
 
@@ -91,10 +86,13 @@ class Lines:
             self.say(f"{name(node)}: {event['say']}")
             return
         now, done, total = time.monotonic(), event["done"], event["total"]
+        self.numbers = event["numbers"] or self.numbers
         left = self.pace.left(now, done, total)
         if now - self.last >= EVERY or (left is not None and not self.going):
             self.last, self.going = now, left is not None
-            self.say(f"{name(node)}: {done}/{total}  {numbers(event)}  {self.rest.text(left)}".rstrip())
+            told = [far(done, total, event.get("unit", "")), numbers(self.numbers), self.rest.text(left)]
+            self.say(f"{name(node)}: {'  '.join(filter(None, told))}")
+            self.numbers = {}
 
     def end(self, node: Node, seconds: float) -> None:
         self.say(f"{name(node)}: done in {seconds:.0f} s")
@@ -103,46 +101,25 @@ class Lines:
         complain(text)
 
 
-class Bars:
-    """A bar for the stage that runs; a line for each that ended."""
-
-    def __init__(self, rest: Rest) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        from .screen import Screen
-
-        self.progress = Progress(
-            TextColumn("{task.description:<14}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}", markup=False), TextColumn("{task.fields[numbers]}", markup=False),
-            transient=True, console=Screen(stderr=True, markup=False),
-        )  # fmt: skip
-        self.rest = rest
-
-    def begin(self, node: Node) -> None:
-        self.pace = Pace()
-        self.rest.begin(node)
-        self.progress.console.print(begins(node), style="dim", highlight=False)
-        self.bar = self.progress.add_task(name(node), total=None, left="", numbers="")
-
-    def event(self, node: Node, event: dict[str, Any]) -> None:
-        if "say" in event:
-            self.progress.console.print(f"{name(node)}: {event['say']}", style="dim", highlight=False)
-        else:
-            done, total = event["done"], event["total"]
-            left = self.rest.text(self.pace.left(time.monotonic(), done, total))
-            self.progress.update(self.bar, completed=done, total=total, left=left, numbers=numbers(event))
-
-    def end(self, node: Node, seconds: float) -> None:
-        self.progress.remove_task(self.bar)
-        done = f"✓ {name(node):<14} {seconds:6.1f} s   {node.folder}"
-        self.progress.console.print(done, style="green", highlight=False)
-
-
 def begins(node: Node) -> str:
     """Which stage, and where it works and writes its log."""
     return f"{name(node)}: begins   {node.folder}   log {node.folder / 'log.txt'}"
 
 
-def numbers(event: dict[str, Any]) -> str:
-    """The numbers beside a bar."""
-    return "  ".join(f"{one_line(key)} {value:g}" for key, value in event.get("numbers", {}).items())
+def far(done: int, total: int, unit: str) -> str:
+    """How much of the work is done: 12/48 questions."""
+    return f"{done}/{total} {one_line(unit)}".rstrip()
+
+
+# of numbers that have one, how they are told
+TOLD = {"steps_per_second": "steps/s {:g}", "peak_memory_gib": "peak memory {:.3g} GiB", "gpu_percent": "GPU {:.0f} %"}
+UNTOLD = {*progress.UNITS, "time"}  # their speed says more
+
+
+def numbers(of: Mapping[str, float]) -> str:
+    """The numbers beside a bar: every loss and norm, the learning rate, then how fast it goes, and what it takes."""
+    speeds = progress.speeds(of)
+    first = {name: value for name, value in of.items() if name not in TOLD and name not in speeds}
+    told = {name: value for name, value in first.items() if name not in UNTOLD or not speeds} | speeds
+    texts = [f"{one_line(name)} {value:.4g}" for name, value in told.items()]
+    return "  ".join(texts + [TOLD[name].format(of[name]) for name in TOLD if name in of])

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmalign.errors import RunError
+from mmalign.io.times import lasting
 from mmalign.io.visible import one_line, visible
 from mmalign.pipeline import stalled, standing, status
 from mmalign.pipeline.status import Row, Run
@@ -26,7 +27,7 @@ def show_runs(runs: Path, as_json: bool) -> None:
     if as_json:
         from . import dump
 
-        dump({"folder": str(runs), "time": round(time.time(), 3), "runs": [_as_json(run) for run in all_]})
+        dump({"folder": str(runs), "time": round(time.time(), 3), "runs": [plain(run) for run in all_]})
         return
     for part in parts(runs, all_):
         show.out.print(part)
@@ -43,7 +44,7 @@ def parts(runs: Path, all_: Sequence[Run]) -> Iterator[Text | Table]:
             if failed := standing.failure(row.standing, row.folder):
                 yield Text(visible(show.failure(row.title, failed)), style="red")
             if row.metrics:
-                yield Text(visible(f"{row.title}: {live.numbers({'numbers': row.metrics})}"))
+                yield Text(visible(f"{row.title}: {live.numbers(row.metrics)}"))
 
 
 def watch(runs: Path) -> None:
@@ -77,7 +78,7 @@ def left(run: Run) -> str:
     unknown = ", ".join(dict.fromkeys(map(one_line, run.unknown)))
     if run.left is None:
         return "time left not known yet"
-    told = f"{live.lasting(run.left)} left"
+    told = f"{lasting(run.left)} left"
     return f"over {told} (of {unknown} not known yet)" if unknown else f"about {told}"
 
 
@@ -85,27 +86,36 @@ def _table(run: Run) -> Table:
     stages = show.table("", "stage", "how far", "time", "folder")
     for row in run.rows:
         state = Text(one_line(row.state), style=STYLES.get(row.state, ""))
-        stages.add_row(state, one_line(row.title), _far(row), _time(row), str(row.folder))
+        stages.add_row(state, one_line(row.title), _far(row), spent(row), str(row.folder))
     return stages
 
 
 def _far(row: Row) -> str:
-    """Progress, and what else there is to say but a failure, which has lines of its own."""
-    told = [f"{row.progress.done}/{row.progress.total}"] if row.progress else []
-    if row.state not in ("done", "failed", "damaged"):
-        told.append(one_line(row.standing.why))
+    return "; ".join(filter(None, [far(row), remark(row)]))
+
+
+def far(row: Row) -> str:
+    """How much of its work a stage has done."""
+    return live.far(row.progress.done, row.progress.total, row.progress.unit) if row.progress else ""
+
+
+def remark(row: Row) -> str:
+    """What else there is to say of a stage but a failure, which has lines of its own."""
+    told = [] if row.state in ("done", "failed", "damaged") else [one_line(row.standing.why)]
     if row.silent is not None and row.silent > stalled.SILENT:
-        told.append(f"nothing heard of it for {live.lasting(row.silent)}")
+        told.append(f"nothing heard of it for {lasting(row.silent)}")
     return "; ".join(filter(None, told))
 
 
-def _time(row: Row) -> str:
+def spent(row: Row) -> str:
+    """The time that a stage took, or has left."""
     if row.seconds is not None:
-        return live.lasting(row.seconds)
-    return f"{live.lasting(row.left)} left" if row.left is not None else ""
+        return lasting(row.seconds)
+    return f"{lasting(row.left)} left" if row.left is not None else ""
 
 
-def _as_json(run: Run) -> dict[str, Any]:
+def plain(run: Run) -> dict[str, Any]:
+    """A run in plain values."""
     return {
         "recipe": run.recipe,
         "state": run.state,
@@ -130,6 +140,7 @@ def _row(row: Row) -> dict[str, Any]:
         "owner": row.standing.owner or None,
         "done": progress and progress.done,
         "total": progress and progress.total,
+        "unit": progress and progress.unit,
         "metrics": row.metrics,
         "seconds": row.seconds,
         "left": row.left,

@@ -3,14 +3,17 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from mmalign.io import document
 
-END = 1 << 16  # bytes at the beginning and at the end of the file that are looked at
+UNITS = ("tokens", "samples", "images")  # of a step, in the log
+POINTS = 200  # of a curve
+MOMENTS = 128  # that are remembered, at most
+END = 1 << 16  # bytes at the beginning, in the middle and at the end of a file that are looked at
 
 
 class Line(TypedDict):
@@ -18,6 +21,7 @@ class Line(TypedDict):
 
     done: document.Count
     total: document.Count
+    unit: NotRequired[str]  # of work, such as `steps`; 0.2.0 wrote none
     time: NotRequired[float]  # seconds since 1970; 0.1.0 wrote none
 
 
@@ -29,27 +33,34 @@ class Moment(NamedTuple):
 
 
 class Pace:
-    """The time left of one stage. It counts from where work is first seen to go on: a stage that was begun before has
-    some done already, and a model is loaded first."""
+    """The time left of one stage, at the speed of the newer half of what was done since work was first seen to go on.
+
+    A stage that was begun before has some done already, a model is loaded first, and the first steps are slower.
+    """
 
     def __init__(self) -> None:
-        self.first: Moment | None = None
+        self.moments: list[Moment] = []  # the first, and some of those since, evenly over the work
 
     def left(self, now: float, done: int, total: int) -> float | None:
         """Seconds, as of a new moment; None as long as nothing was done since the first."""
-        if self.first is None or done == self.first.done:
-            self.first = Moment(now, done)
-        began, before = self.first
-        return (now - began) * (total - done) / (done - before) if done > before else None
+        if not self.moments or done == self.moments[0].done:
+            self.moments = [Moment(now, done)]
+            return None
+        first, last = self.moments[0].done, self.moments[-1].done
+        since = [moment for moment in self.moments if moment.done <= (first + done) / 2][-1]
+        if done - last >= (total - first) / MOMENTS:
+            self.moments.append(Moment(now, done))
+        return (now - since.time) * (total - done) / (done - since.done)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """done, total: in the stage's own unit: steps, questions, images. left: seconds; None: not known."""
+    """done, total: in the stage's own `unit`: steps, questions, records. left: seconds; None: not known."""
 
     done: int
     total: int
     left: float | None
+    unit: str = ""
 
 
 def of(folder: Path) -> Progress | None:
@@ -64,21 +75,37 @@ def of(folder: Path) -> Progress | None:
         return None
     if left is not None and "time" in newest:
         left = max(0.0, left - (time.time() - newest["time"]))
-    return Progress(newest["done"], newest["total"], left)
+    return Progress(newest["done"], newest["total"], left, newest.get("unit", ""))
 
 
 def metrics(folder: Path) -> dict[str, float]:
     """The newest line of a stage's metrics.jsonl, with what it is a second; empty where there is none."""
     lines = (_parsed(line, dict[str, float]) for line in reversed(_lines(folder / "metrics.jsonl")))
     newest: dict[str, float] = next(filter(None, lines), {})
-    steps = newest.get("steps_per_second")
-    units = [unit for unit in ("tokens", "images") if unit in newest and steps is not None]
-    speeds = {f"{unit}/s": newest[unit] * newest["steps_per_second"] for unit in units}
-    return {name: value for name, value in newest.items() if name not in ("time", "step")} | speeds
+    return {name: value for name, value in newest.items() if name not in ("time", "step")} | speeds(newest)
+
+
+def curves(folder: Path) -> list[dict[str, float]]:
+    """Lines of a stage's metrics.jsonl, at most POINTS from all over the steps, with what they are a second; in the
+    place of what a step has of each unit."""
+    rows: dict[float, dict[str, float]] = {}
+    for row in filter(None, (_parsed(line, dict[str, float]) for line in _lines(folder / "metrics.jsonl"))):
+        numbers = {name: value for name, value in row.items() if name not in ("time", *UNITS)}
+        rows[row.get("step", -1)] = numbers | speeds(row)
+    steps = sorted(step for step in rows if step >= 0)
+    every = -(-len(steps) // POINTS)
+    return [rows[step] for step in reversed(steps[::-1][:: every or 1])]  # the newest among them
+
+
+def speeds(numbers: Mapping[str, float]) -> dict[str, float]:
+    """What a line of the log, whose tokens, images and samples are those of a step, says they are a second."""
+    steps = numbers.get("steps_per_second")
+    units = [unit for unit in UNITS if unit in numbers and steps is not None]
+    return {f"{unit}/s": numbers[unit] * numbers["steps_per_second"] for unit in units}
 
 
 def _events(place: Path) -> Iterator[Line]:
-    """The first and the last lines about progress."""
+    """The lines about progress that are looked at, in their order."""
     for line in _lines(place):
         if event := _parsed(line, Line):
             yield event
@@ -94,12 +121,15 @@ def _parsed(line: bytes, kind: Any) -> Any:
 
 
 def _lines(place: Path) -> list[bytes]:
+    """The first, some in the middle and the last; those at the edges may be cut."""
     try:
         with open(place, "rb") as source:
-            size = source.seek(0, os.SEEK_END)
-            source.seek(0)
-            begin = source.read(END)
-            source.seek(max(END, size - END))
-            return [*begin.splitlines(), *source.read().splitlines()]
+            size, end = source.seek(0, os.SEEK_END), 0
+            lines = []
+            for start in (0, (size - END) // 2, size - END):
+                source.seek(max(start, end))
+                lines += source.read(END).splitlines()
+                end = source.tell()
+            return lines
     except OSError:
         return []

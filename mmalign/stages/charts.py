@@ -66,16 +66,29 @@ def curves(scores: Sequence[Path], arms: Sequence[str]) -> list[Chart]:
     return list(charts.values())
 
 
-SHOWN = ("tokens", "images", "lr", "steps_per_second", "norm", "step", "time")  # in the log, but no curve of the report
+# in the log, but no curve of the report
+SHOWN = (
+    "tokens",
+    "images",
+    "samples",
+    "lr",
+    "steps_per_second",
+    "norm",
+    "step",
+    "time",
+    "peak_memory_gib",
+    "gpu_percent",
+)
 
 
 def _lines(place: Path) -> dict[str, Line]:
     lines: dict[str, Line] = defaultdict(list)
     for row in files.read_jsonl(place, kind=dict[str, float], fix=task.AGAIN):
-        row = {name: value for name, value in row.items() if name not in CUTS}
-        for name, value in row.items():
-            if name not in SHOWN and not (name == "loss" and len(row) - len(SHOWN) <= 2):
-                lines[name].append((row.get("step", 0), value))
+        curves = {name: value for name, value in row.items() if name not in (*CUTS, *SHOWN)}
+        if len(curves) <= 2:  # the loss is that of its only term
+            curves.pop("loss", None)
+        for name, value in curves.items():
+            lines[name].append((row.get("step", 0), value))
     return lines
 
 

@@ -26,6 +26,8 @@ from mmalign.vision import Frame, Vision
 from mmalign.vision.picture import upright_size
 from mmalign.vlm import sampling
 
+UNIT = "records"  # of which each may have several images, or none
+
 
 def source(
     task: Task, keep: int, data: Data, events: Events, own: Vision | None = None
@@ -90,7 +92,6 @@ def run(task: Task) -> dict[str, Any]:
         _shard(task, stage, labels, encoder, data, header, number, events)
         seen |= _counts(task.folder / "labels", number)
         _tolerated(stage, seen, len(data))
-        events.progress(min((number + ranks) * stage.shard, len(data)), len(data))
     if ranks > 1:
         dist.barrier()
     return _finish(task, stage, labels, header, shards, rank)
@@ -121,7 +122,8 @@ def _shard(
             each = (t.cpu().view(len(images), -1, header.keep).numpy() for t in (words_NK, scores_NK))
             rows += [store.pack(header, *one) for one in zip(*each, frames, strict=True)]
             keys += keys_B
-        events.progress(min(start + stage.batch, last), len(data))
+        own = min(start + stage.batch, last) - number * stage.shard
+        events.progress(min(number * stage.shard + own * world()[1], len(data)), len(data), UNIT)  # others label, too
     store.write_shard(folder, number, header, rows, keys, bad)
 
 

@@ -4,6 +4,8 @@ import time
 
 from mmalign.training.events import Events
 
+UNIT = "questions"
+
 
 class Progress:
     """Of all benchmarks of an evaluation. total: their questions; what measures the model itself counts as one."""
@@ -14,7 +16,7 @@ class Progress:
         self.questions = self.stored = self.fresh = 0  # of this one: all, answered before, answered now by us
         self.answered = self.seconds = 0.0  # answered of those that are done, by whom ever, and in which time
         self.share, self.began = 1.0, time.monotonic()
-        events.progress(0, total)
+        events.progress(0, total, UNIT)
 
     def begin(self, questions: int, stored: int, own: int) -> None:
         """A benchmark. stored: answers that are there already. own: questions that this process answers itself."""
@@ -34,7 +36,7 @@ class Progress:
         self.seconds += (time.monotonic() - self.began) * bool(self.fresh)
         self.before += questions
         self.questions = self.stored = self.fresh = 0
-        self.events.progress(self.before, self.total)
+        self.events.progress(self.before, self.total, UNIT)
 
     def _done(self) -> int:
         return self.before + self.stored + min(round(self.fresh * self.share), self.questions - self.stored)
@@ -43,4 +45,4 @@ class Progress:
         seconds = self.seconds + time.monotonic() - self.began
         answered = self.answered + self.fresh * self.share
         rate = {"questions/s": answered / seconds} if answered and seconds else {}
-        self.events.progress(self._done(), self.total, **rate)
+        self.events.progress(self._done(), self.total, UNIT, rate)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmalign.io import pages
+from mmalign.io.times import lasting
 from mmalign.pipeline.task import Task
 
 Stages = Sequence[tuple[str, dict[str, Any]]]  # (folder's name, stage.json)
@@ -29,15 +30,6 @@ def versions(stages: Stages) -> dict[str, str]:
     return {name: ", ".join(several) for name, several in known.items()}
 
 
-def took(seconds: float) -> str:
-    """A time in words: 3 h 20 min, 5 min 10 s, 12 s."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
-
-
 def html(task: Task, stages: Stages) -> str:
     """The section of the page."""
     ends = sorted(about["finished"] for _, about in stages if about.get("finished"))
@@ -47,7 +39,7 @@ def html(task: Task, stages: Stages) -> str:
         command=command(task, stages),
         versions=versions(stages),
         finished=[*dict.fromkeys((ends[0], ends[-1]))] if ends else [],
-        took=took(sum(about["seconds"] for _, about in stages)),
+        took=lasting(sum(about["seconds"] for _, about in stages)),
         resumed=any(about.get("resumed") for _, about in stages),
         sources=task.sources,
     )

@@ -21,6 +21,7 @@ from mmalign.training.account import CUTS
 from mmalign.training.engine import Engine, world
 from mmalign.training.events import Events
 from mmalign.training.optim import factor
+from mmalign.training.usage import Usage
 
 UNITS = ("tokens", "images")  # what a loss is a mean over
 LINE = "line/"  # what the names of a checkpoint begin with that belong to the line of the log that is not written yet
@@ -66,6 +67,7 @@ class Fit:
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)  # since the last line of the log
     _logged: int = field(default=0, init=False)  # the step of that line
     _clock: float = field(default=0.0, init=False)  # seconds, when it was written
+    _usage: Usage = field(init=False)
     _ending: Tensor | float = field(default=0.0, init=False)  # how many ranks heard SIGTERM before this step
 
     def run(self) -> dict[str, float]:
@@ -79,6 +81,7 @@ class Fit:
 
     def _run(self, asked: Callable[[], bool]) -> dict[str, float]:
         start = saved = self._resume()
+        self._usage = Usage(self.engine.device)
         self._clock = time.monotonic()
         metrics: dict[str, float] = {}
         if not start:
@@ -86,12 +89,14 @@ class Fit:
         for step, passes in enumerate(self.batches(start), start):
             norm = self._step(step, passes, asked())
             done = step + 1
+            self._usage.look()
 
             diverged = norm is not None and not math.isfinite(norm)  # DeepSpeed leaves such a step out, or writes NaN
             stopped = not diverged and self._watched(done)
             if diverged or stopped or done % self.log_every == 0 or done == self.steps:
                 metrics = self._log(done, norm, passes)
-            self.events.progress(done, self.steps, **({"loss": metrics["loss"]} if metrics else {}))
+            fresh = metrics if done == self._logged else {}
+            self.events.progress(done, self.steps, "steps", {k: v for k, v in fresh.items() if k != "step"})
             if stopped:
                 break
 
@@ -186,6 +191,7 @@ class Fit:
                 self._add(f"noted.{name}", 1.0)
             for unit in UNITS:
                 self._add(unit, batch.units[unit])
+            self._add("samples", len(batch.ids))
             for name, count in batch.cuts.items():
                 self._add(name, count)
 
@@ -219,11 +225,12 @@ class Fit:
             "step": done,
             **losses,
             **{name: sums[f"note.{name}"] / sums[f"noted.{name}"] for name in notes},
-            **{unit: sums[unit] / steps for unit in UNITS},
+            **{unit: sums[unit] / steps for unit in (*UNITS, "samples")},
             **{name: sums[name] for name in CUTS if name in sums},
             **({} if norm is None else {"norm": norm}),
             "lr": self.optim.lr * factor(done - 1, self.steps, self.optim),
             "steps_per_second": steps / max(1e-9, seconds),
+            **self._usage.line(),
         }
         if not world()[0]:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as log:

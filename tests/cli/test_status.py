@@ -263,15 +263,9 @@ def test_time_left_is_over_all_stages_and_says_of_which_it_is_not_known(rows, un
     assert verb.left(Run("tiny", rows, live=True, unknown=unknown)) == text
 
 
-def test_times_as_people_say_them():
-    assert [live.lasting(s) for s in (0, 4.4, 99.4, 100, 5940, 6000, 36060)] == [
-        "0 s", "4 s", "99 s", "2 min", "99 min", "1 h 40 min", "10 h 1 min",
-    ]  # fmt: skip
-
-
 def test_a_number_out_of_a_damaged_file_ends_no_look():
     for number in (float("inf"), float("nan"), -1.0, 1e300):
-        assert live.lasting(number) == show.clock(number) == "?"
+        assert show.clock(number) == "?"
 
 
 def test_silence_is_told_and_is_no_state(tiny, mmalign, plan):
@@ -328,6 +322,9 @@ def test_the_newest_losses_of_a_stage_that_runs(tiny, mmalign, plan):
     with records.recorded(plan(), 1) as begin, lock.locked(folder):
         begin()
         (folder / "metrics.jsonl").write_text('{"step": 2, "lm": 2.5, "lr": 0.001, "time": 1e9}\n')
+        (folder / "events.jsonl").write_text('{"done": 2, "total": 6, "unit": "steps"}\n')
+        assert "2/6 steps; process" in mmalign("status").out
+        assert json.loads(mmalign("status", "--json").out)["runs"][0]["stages"][1]["unit"] == "steps"
         assert mmalign("status").out.splitlines()[-1] == "align: lm 2.5  lr 0.001"
         (run_,) = json.loads(mmalign("status", "--json").out)["runs"]
         assert [row["metrics"] for row in run_["stages"][:3]] == [{}, {"lm": 2.5, "lr": 0.001}, {}]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mmalign.cli import lines, live
+from mmalign.cli import bars, lines, live
 from mmalign.cli.listing import table
 from mmalign.cli.screen import Screen
 from rich.table import Table
@@ -88,7 +88,7 @@ def test_progress(hostile, capsys):
         name, arms, folder = hostile, [hostile], Path("runs/x")
 
     rest = live.Rest([Stage], Launch())
-    for display in (live.Lines(rest), live.Bars(rest)):
+    for display in (live.Lines(rest), bars.Bars(rest)):
         display.begin(Stage)
         display.event(Stage, {"say": hostile})
         display.event(Stage, {"done": 1, "total": 2, "numbers": {hostile: 0.5}})

@@ -50,6 +50,55 @@ def test_of_a_long_file_the_ends_are_looked_at(tmp_path, monkeypatch):
     assert progress.of(tmp_path) == progress.Progress(2000, 4000, 2000.0)
 
 
+def test_a_long_file_whose_first_lines_are_slower(tmp_path, monkeypatch):
+    """50 s each for the first 100, then a second each: at the file's middle the speed is that of now."""
+    monkeypatch.setattr(progress.time, "time", lambda: 1e4)
+    times = [50 * min(n, 100) + max(0, n - 100) for n in range(4001)]
+    write(tmp_path, [line(1e4 - times[-1] + time, n, 8000) for n, time in enumerate(times)])
+    assert progress.of(tmp_path).left == pytest.approx(4000, rel=0.02)
+
+
+def left_at_half(seconds):
+    """(what is told, what it takes) when half of some work is done, each item of which takes so many seconds."""
+    now, told, pace = 30.0, None, progress.Pace()  # 30 s: a model was loaded
+    pace.left(0.0, 0, len(seconds))
+    pace.left(now, 0, len(seconds))
+    half = len(seconds) // 2
+    for done, each in enumerate(seconds[:half], 1):
+        now += each
+        told = pace.left(now, done, len(seconds))
+    return told, sum(seconds[half:])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "within"),
+    [
+        ([2.0] * 100, 0.0),
+        ([60.0, 20.0, 10.0] + [1.0] * 97, 0.0),  # something is compiled, files are not in memory yet
+        ([5.0] * 20 + [1.0] * 80, 0.0),
+        ([1.0 + n / 200 for n in range(100)], 0.2),  # rows become longer
+        ([1.0, 3.0] * 500, 0.02),
+        ([0.1] * 100_000, 0.02),  # more moments than are remembered
+    ],
+)
+def test_the_time_left_at_half_time_is_that_of_the_other_half(seconds, within):
+    told, true = left_at_half(seconds)
+    assert told == pytest.approx(true, rel=max(within, 1e-6))
+
+
+def test_a_stage_that_goes_on_counts_from_there():
+    pace = progress.Pace()
+    assert pace.left(0.0, 60, 100) is None
+    assert [pace.left(4.0 * n, 60 + n, 100) for n in (1, 2, 20)] == pytest.approx([156.0, 152.0, 80.0])
+
+
+def test_of_many_moments_few_are_remembered():
+    pace = progress.Pace()
+    for n in range(10_000):
+        pace.left(float(n), n, 20_000)
+    assert len(pace.moments) <= progress.MOMENTS + 1
+
+
 def test_the_newest_metrics_with_what_they_are_a_second(tmp_path):
     assert progress.metrics(tmp_path) == {}
     rows = [{"step": n, "lm": 9.0 / n, "lr": 0.5, "tokens": 100, "steps_per_second": 3.0, "time": 1e9} for n in (1, 3)]

@@ -350,6 +350,7 @@ def test_progress_counts_questions_and_says_how_fast(vizwiz, tmp_path, monkeypat
     now, before = [100.0], time.time() - 1
     for room in (progress, events):
         monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(events, "EVERY", 0.0)
     given = stage_of(tmp_path / "stage", monkeypatch, VizWiz(str(vizwiz)), Quiz())
     (given.folder / "bench1.jsonl").write_text('{"id": "0-0", "text": "blue"}\n{"id": "0-1", "text": "blue"}\n')
 
@@ -363,8 +364,8 @@ def test_progress_counts_questions_and_says_how_fast(vizwiz, tmp_path, monkeypat
     lines = [json.loads(line) for line in (given.folder / "events.jsonl").read_text().splitlines()]
     assert {line["total"] for line in lines} == {27}
     assert all(before <= line.pop("time") <= time.time() for line in lines)
-    assert lines[0] == {"done": 0, "total": 27, "numbers": {}}
-    assert lines[1] == {"done": 1, "total": 27, "numbers": {"questions/s": 2.0}}
+    assert lines[0] == {"done": 0, "total": 27, "unit": "questions", "numbers": {}}
+    assert lines[1] == {"done": 1, "total": 27, "unit": "questions", "numbers": {"questions/s": 2.0}}
     assert [line["done"] for line in lines] == [0, 1, 2, 3, *range(6, 28), 27]  # two were there
 
 

@@ -5,8 +5,6 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 from mmalign.pipeline import software, task
 from mmalign.plan import graph
 from mmalign.plan import read as compose
@@ -74,20 +72,13 @@ def test_versions_that_differ_are_all_told():
     assert reproduce.versions([*stages, ("c", {})]) == {"mmalign": "1", "torch": "2.1, 2.2"}
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (310, "5 min 10 s"), (12000, "3 h 20 min")]
-)
-def test_times_in_words(seconds, words):
-    assert reproduce.took(seconds) == words
-
-
 def test_the_section():
     about = {"devices": 1, "seconds": 40.0, "finished": "2026-01-02T03:04:05Z", "hardware": {"python": "3.11.7"}}
     later = {**about, "finished": "2026-01-03T00:00:00Z", "resumed": True}
     page = reproduce.html(of(["<x>"], **{"<x>.yaml": "name: <b>\nseed: 1\n"}), [("a", later), ("b", about)])
     assert "<pre>mmalign run &#39;&lt;x&gt;&#39;</pre>" in page
     assert "2026-01-02T03:04:05Z to 2026-01-03T00:00:00Z" in page
-    assert "1 min 20 s, and more" in page
+    assert "80 s, and more" in page
     assert "<details><summary>&lt;x&gt;.yaml</summary><pre>name: &lt;b&gt;\nseed: 1\n</pre></details>" in page
 
 

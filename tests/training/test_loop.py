@@ -99,7 +99,8 @@ def test_losses_and_gradients_are_those_of_the_whole_step(tmp_path):
         assert line["lm"] == pytest.approx(lm, rel=1e-5)
         assert line["sea"] == pytest.approx(sea, rel=1e-5)
         assert line["loss"] == pytest.approx(lm + 0.5 * sea, rel=1e-5)
-        assert (line["tokens"], line["images"]) == (15, 5)
+        assert (line["tokens"], line["images"], line["samples"]) == (15, 5, 4)
+        assert line["peak_memory_gib"] > 0
         assert line["pairs"] == 2.5  # over the two passes that noted it
     assert torch.allclose(net.adapter.weight, expected.adapter.weight, rtol=1e-5)
 

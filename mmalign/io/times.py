@@ -1,0 +1,11 @@
+"""Times in words."""
+
+
+def lasting(seconds: float) -> str:
+    """A time as people say it: 90 s, 4 min, 2 h 10 min."""
+    if not 0 <= seconds < 1e10:  # out of a damaged file
+        return "?"
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
