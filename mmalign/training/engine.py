@@ -6,6 +6,8 @@ of processes: a checkpoint of eight devices goes on with two.
 
 import logging
 import os
+import resource
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -19,6 +21,7 @@ from mmalign.errors import RunError
 from mmalign.plan import recipe
 from mmalign.training.optim import ParamGroup, optimizer
 
+GIB = 2**30
 WAIT = timedelta(hours=4)  # for the slowest rank to write or to ask; NCCL's own 10 minutes would end the stage
 KEYS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW, and of Muon
 
@@ -33,6 +36,14 @@ def device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def peak_memory() -> float:
+    """The most memory this process has held so far, GiB: on its GPU, of tensors; on the CPU, of all (resident)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated(device()) / GIB
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024) / GIB
 
 
 def connect() -> None:

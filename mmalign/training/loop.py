@@ -18,7 +18,7 @@ from mmalign.io.signals import on_sigterm
 from mmalign.plan.recipe import Optim
 from mmalign.training import checkpoint
 from mmalign.training.account import CUTS
-from mmalign.training.engine import Engine, world
+from mmalign.training.engine import Engine, peak_memory, world
 from mmalign.training.events import Events
 from mmalign.training.optim import factor
 
@@ -47,7 +47,7 @@ class Fit:
     `to(device)`; the engine's module makes ({objective: its loss}, {note: value}) of it. save_every, log_every: steps.
 
     Every number logged is the exact mean over its unit: over passes, ranks and the steps since the last line; cuts are
-    added up.
+    added up. peak_memory: of the first process.
 
     SIGTERM, to any rank, ends the run behind the step in work, with a checkpoint, which a later run goes on from.
     """
@@ -224,6 +224,7 @@ class Fit:
             **({} if norm is None else {"norm": norm}),
             "lr": self.optim.lr * factor(done - 1, self.steps, self.optim),
             "steps_per_second": steps / max(1e-9, seconds),
+            "peak_memory": peak_memory(),  # GiB
         }
         if not world()[0]:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as log:

@@ -19,7 +19,7 @@ from tests.io.test_sums import flip
 from tests.test_layers import loads
 
 RUN = [sys.executable, "-c", "from mmalign.cli import entry; entry()", "run", "tiny.yaml"]
-TIMING = {"steps_per_second", "time"}
+TIMING = {"steps_per_second", "peak_memory", "time"}
 ALIGN = ["stages.tune=~", "stages.score=~", "stages.report=~"]
 
 
