@@ -291,7 +291,7 @@ def report(
     log_to: LogTo = None,
     as_json: Json = False,
 ) -> None:
-    """Print the table of a report and where its page, CSV and LaTeX are.
+    """Print the table of a report and where its page, CSV, LaTeX and figures are.
 
     With --log-to, send the numbers of finished stages to trackers instead: of folders of runs, or of stages with all
     that they rest on.

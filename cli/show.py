@@ -218,6 +218,8 @@ def report(place: Path | None, runs: Path, as_json: bool) -> None:
     out.print(f"page: {folder / 'report.html'}")
     if kept := [str(place) for name in ("report.csv", "report.tex") if (place := folder / name).exists()]:
         out.print(f"tables: {', '.join(kept)}")
+    if (folder / "figures").exists():
+        out.print(f"figures: {folder / 'figures'}")
 
 
 def _study_values(cell: finished.Row) -> list[str]:

@@ -220,19 +220,25 @@ def _read_stages(folder: Path, broken: Path | None) -> None:
 def _read_reports(folder: Path, broken: Path | None) -> None:
     """As `report` and the report stage do."""
     from cli import show
-    from mmalign.stages import charts, report
+    from mmalign.stages import charts, curves, draw, measures, report, samples, settings
 
     evaluations, arms = sorted(folder.glob("runs/evaluate-*")), ["own 1"]
 
     def charted() -> None:
-        drawn = [one for of in (charts.curves, charts.premise, charts.evaluations) for one in of(evaluations, arms)]
-        assert all(charts._mean(seeds.values()) is not None for chart in drawn for seeds in chart.lines.values())
+        drawn = [one for of in (charts.premise, charts.evaluations) for one in of(evaluations, arms)]
+        drawn += curves.curves(evaluations, arms).all
+        assert all(draw.mean(seeds.values()) is not None for chart in drawn for seeds in chart.lines.values())
+
+    def explained() -> None:
+        assert measures.known(evaluations, arms)
+        assert settings.varied(evaluations, arms) is None
+        assert samples.shown(evaluations, arms)
 
     def pictured() -> None:
         assert report._pictures(evaluations, arms) is not None
         assert report.told(evaluations, arms, "warnings")
 
-    _every(charted, pictured, lambda: show.report(None, folder / "runs", False))
+    _every(charted, explained, pictured, lambda: show.report(None, folder / "runs", False))
 
 
 def _read_scores(folder: Path, broken: Path | None) -> None:

@@ -36,6 +36,9 @@ class Cut(str):
     __slots__ = ()
 
 
+# {metric, or a pattern with * for several: (what it is, its unit, whether `higher` or `lower` is better, or neither)}
+Meanings = Mapping[str, tuple[str, str, str]]
+
 # What to do about questions without an answer and answers without a question. strict: DataError. lenient: a missing
 # answer is an empty one, an unknown one is left out. official: as the official tool does, where it goes on at all.
 Gaps = Literal["strict", "lenient", "official"]
@@ -65,6 +68,7 @@ class Benchmark:
     protocols: ClassVar[tuple[str, ...]] = ("official",)  # whose rules `score` can follow, where there are several
     joint: ClassVar[bool] = False  # whether several questions count as one, so that not any choice of them has a score
     submits: ClassVar[str] = "json"  # the kind of file its server takes
+    meanings: ClassVar[Meanings] = {}  # of its metrics, in a literal, for it is read from the text; the first that fits
     data_files: str = ""  # which files were read, and in which layout
 
     def questions(self) -> Sequence[Question]:
@@ -102,6 +106,10 @@ class Benchmark:
         """The official metric on {question id: answer text}."""
         raise NotImplementedError
 
+    def right(self, qid: str) -> str:
+        """What the answer to a question is judged by, for a reader of it; empty: it is not told."""
+        return ""
+
     def submission(self, answers: Mapping[str, str], target: Path) -> None:
         """Write the file that the benchmark's server takes; DataError where there is no server."""
         raise DataError(f"{type(self).__name__} has no server to submit to", fix="score the answers: mmalign score")
@@ -111,6 +119,7 @@ class Probe:
     """A measurement of the model itself, not of its answers."""
 
     shows: ClassVar[bool] = True  # False: it shows no picture, so that a language model alone can be measured
+    meanings: ClassVar[Meanings] = {}  # as a benchmark's
 
     def limited(self, items: int) -> "Probe":
         """The same on at most so many items, from all over; itself where it does not measure items."""

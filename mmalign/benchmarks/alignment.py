@@ -95,6 +95,17 @@ class Alignment(Probe):
     not in the list, and where the data has no words for the background (COCO), it has no share.
     """
 
+    meanings = {
+        "object": ("share of object patches whose nearest word is true of them", "percent", "higher"),
+        "object_strict": ("the same without other spellings of a word", "percent", "higher"),
+        "object_shuffled": ("the same with the patches of other images: what chance gives", "percent", ""),
+        "background": ("share of background patches whose nearest word is true of them", "percent", "higher"),
+        "background_shuffled": ("the same with the patches of other images: what chance gives", "percent", ""),
+        "distinct": ("how many words are nearest to some patch", "words", ""),
+        "object_layer_*": ("share of object patches, read at a layer of the language model", "percent", "higher"),
+        "ceiling_layer_*": ("the same of perfect visual tokens: what can be read there at all", "percent", ""),
+    }
+
     def __init__(
         self, data: "Data", images: int = 200, words: str | None = None,
         readout: Literal["input", "same-layer", "lens"] = "input",

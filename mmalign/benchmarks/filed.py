@@ -2,7 +2,8 @@
 
 import os
 import types
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -140,6 +141,12 @@ class FiledBenchmark(Benchmark):
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """The metric of one of `protocols`, on answers whose gaps are treated already."""
         raise NotImplementedError
+
+
+def by_people(answers: Iterable[str]) -> str:
+    """What several people said, the most frequent first."""
+    said = Counter(answers).most_common()
+    return ", ".join(f"{text} ({count})" if count > 1 else text for text, count in said)
 
 
 def no_answers(benchmark: str, layout_files: LayoutFiles, server: str) -> NoAnswersError:

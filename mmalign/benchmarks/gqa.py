@@ -30,6 +30,17 @@ class GQA(FiledBenchmark):
 
     protocols = ("official", "lmms-eval", "vlmevalkit")
     picture_folders = ("data/images", "images")
+    meanings = {
+        "accuracy": ("share of answers that are the right word", "percent", "higher"),
+        "exact_match": ("the same, as lmms-eval gives it", "fraction", "higher"),
+        "binary": ("accuracy on questions of yes or no, or of two choices", "percent", "higher"),
+        "open": ("accuracy on open questions", "percent", "higher"),
+        "validity": ("share of answers of the kind that is asked for, a color for a color", "percent", "higher"),
+        "plausibility": ("share of answers that occur of such objects", "percent", "higher"),
+        "distribution": ("distance of the answers' distribution from the true one (chi-square)", "none", "lower"),
+        "consistency": ("share of right answers among the questions a right answer entails", "percent", "higher"),
+        "*/*": ("accuracy on questions of one structure, topic, number of steps or of words", "percent", "higher"),
+    }
     official_gaps = GapRule(unknown="skip")
 
     def __init__(
@@ -98,6 +109,9 @@ class GQA(FiledBenchmark):
         if not rows or not all("answer" in row for row in rows.values()):
             raise no_answers("GQA", self.files, "EvalAI")
         return rows
+
+    def right(self, qid: str) -> str:
+        return str(self.truth[qid]["answer"])
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """Accuracy by exact match, in percent, with the official sub-scores."""

@@ -48,6 +48,12 @@ class MMBench(FiledBenchmark):
     """
 
     max_new_tokens = 1024
+    meanings = {
+        "Overall": ("share of questions that are right in every pass (CircularEval)", "fraction", "higher"),
+        "first_pass": ("share of questions that are right as they are first asked", "fraction", "higher"),
+        "all_passes": ("share of passes that are right", "fraction", "higher"),
+        "*": ("share of right questions of one ability", "fraction", "higher"),
+    }
     joint = True  # the rounds of a question
     protocols = official_protocols = ("official", "vlmevalkit")  # VLMEvalKit is the official tool
     submits = "xlsx"
@@ -117,6 +123,10 @@ class MMBench(FiledBenchmark):
             what = f"an answer to round {turn} of question {row.id}, whose options were rotated; here they stay"
             raise DataError(what, at=row.at, fix="all_rounds=true")
         return f"{row.id}/{turn}" if turn else row.id
+
+    def right(self, qid: str) -> str:
+        row = self.truth[qid]
+        return f"{row['answer']}. {row.get(row['answer'], '')}"
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """CircularEval: a question counts when every pass of it is right; as fractions, with the first pass beside it.

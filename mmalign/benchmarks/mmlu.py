@@ -37,6 +37,11 @@ class MMLU(FiledBenchmark):
     """
 
     max_new_tokens = 1
+    meanings = {
+        "average": ("share of right answers over all questions, text alone", "fraction", "higher"),
+        "macro_average": ("mean of the subjects' shares of right answers", "fraction", "higher"),
+        "*/*": ("share of right answers of one subject, area or group", "fraction", "higher"),
+    }
     shows = False
 
     def __init__(
@@ -120,6 +125,10 @@ class MMLU(FiledBenchmark):
         """Rows with `logprobs` ({letter: log-probability}) as their likeliest letter; others as their text."""
         lines = answer_rows(source, instead="logprobs")
         return Answers((row.id, _letter(row.raw["logprobs"]) if "logprobs" in row.raw else row.text) for row in lines)
+
+    def right(self, qid: str) -> str:
+        one = self.truth[qid]
+        return f"{one.answer}. {one.choices[LETTERS.index(one.answer)]}"
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """The share of right letters over all questions, and by subject, area and group; fractions."""

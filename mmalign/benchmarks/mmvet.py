@@ -33,6 +33,13 @@ class MMVet(FiledBenchmark):
 
     max_new_tokens = 1024
     picture_folders = ("mm-vet/images", "images")
+    meanings = {
+        "total": ("mean grade of the judge, a language model", "percent", "higher"),
+        "std": ("standard deviation of the total over the judge's runs", "percent", "lower"),
+        "run/*": ("total of one run of the judge", "percent", "higher"),
+        "set/*": ("mean grade of the questions that need exactly these abilities", "percent", "higher"),
+        "*": ("mean grade of the questions that need this ability", "percent", "higher"),
+    }
     index_is_id = True  # counted as LLaVA counts
     official_gaps = GapRule(unknown="skip")
 
@@ -92,6 +99,9 @@ class MMVet(FiledBenchmark):
 
     def question_id(self, row: AnswerRow) -> str:
         return official_id(row.id)
+
+    def right(self, qid: str) -> str:
+        return str(self.truth[qid]["answer"])
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """The mean grade, in percent, in total, by ability and by set of abilities."""

@@ -25,6 +25,11 @@ class Perplexity(Probe):
     """
 
     shows = False
+    meanings = {
+        "perplexity": ("exp of the mean loss per token of texts without pictures, after training", "none", "lower"),
+        "before": ("the same of the language model before any training", "none", "lower"),
+        "change": ("what training added to it", "none", "lower"),
+    }
 
     def __init__(self, data: "Data", texts: int = 200) -> None:
         if texts < 1:

@@ -35,6 +35,21 @@ class POPE(FiledBenchmark):
     protocols = ("official", "lmms-eval", "vlmevalkit")
     logs_have_ids = False  # its question_id counts from 1 in each category
     picture_folders = ("val2014", "images/val2014")
+    meanings = {
+        "f1": ("F1 of `yes`, the mean of the kinds of questions", "fraction", "higher"),
+        "accuracy": ("share of right answers, the mean of the kinds of questions", "fraction", "higher"),
+        "precision": ("share of the answers `yes` that are right, the mean of the kinds", "fraction", "higher"),
+        "recall": ("share of the objects there that are said to be, the mean of the kinds", "fraction", "higher"),
+        "yes_ratio": ("share of answers `yes`, the mean of the kinds; half of the true ones are", "fraction", ""),
+        "all/yes_ratio": ("share of `yes`, of all questions in one pool", "fraction", ""),
+        "all/*": ("the same of all questions in one pool", "fraction; percent with vlmevalkit", "higher"),
+        "*/TP": ("objects there, and said to be", "questions", "higher"),
+        "*/TN": ("objects not there, and said not to be", "questions", "higher"),
+        "*/FP": ("objects not there, and said to be: hallucinated", "questions", "lower"),
+        "*/FN": ("objects there, and said not to be", "questions", "lower"),
+        "*/yes_ratio": ("the same of one kind of questions", "fraction", ""),
+        "*/*": ("the same of one kind of questions", "fraction; percent with vlmevalkit", "higher"),
+    }
 
     def layouts(self) -> Sequence[Layout]:
         labels = {"labels": "coco_pope_*.json"}
@@ -79,6 +94,9 @@ class POPE(FiledBenchmark):
             with reading.shape(self.files.one("llava")):
                 return [Question(str(row["question_id"]), row["text"], row["image"]) for row in self._llava]
         return [Question(qid, f"{labeled.question}\n{SHORT}", labeled.image) for qid, labeled in self.truth.items()]
+
+    def right(self, qid: str) -> str:
+        return "yes" if self.truth[qid].yes else "no"
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """F1 of yes in each category and their mean, as fractions; joined by id, never by position."""

@@ -39,6 +39,12 @@ class ScienceQA(FiledBenchmark):
     max_new_tokens = 1024
     protocols = ("official", "lmms-eval", "vlmevalkit")
     picture_folders = ("images/test", "images/val", "images/train", "test", "val", "train")
+    meanings = {
+        "img_acc": ("share of right answers to the questions with a picture", "percent", "higher"),
+        "acc": ("share of right answers to all questions", "percent", "higher"),
+        "exact_match": ("share of right answers, as other toolkits give it", "fraction", "higher"),
+        "*": ("share of right answers of one group of questions", "percent", "higher"),
+    }
     rgb = False
     official_gaps = GapRule(missing="skip", unknown="skip")
 
@@ -82,6 +88,10 @@ class ScienceQA(FiledBenchmark):
         source = self.files.one("llava")
         with reading.shape(source):
             return [_from_llava(row) for row in reading.json_file(source)]
+
+    def right(self, qid: str) -> str:
+        problem = self.truth[qid]
+        return f"{LETTERS[problem.answer]}. {problem.choices[problem.answer]}"
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """Accuracy in percent over the questions with a picture (the published number) and over all."""

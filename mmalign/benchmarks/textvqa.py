@@ -11,7 +11,7 @@ from typing import Any
 
 from mmalign.benchmarks import Question, Score, means, reading, vqatext
 from mmalign.benchmarks.answers import AnswerRow, GapRule, JoinedAnswers
-from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
+from mmalign.benchmarks.filed import SHORT, FiledBenchmark, by_people, no_answers
 from mmalign.benchmarks.layouts import Layout
 from mmalign.benchmarks.pictures import vlmevalkit_rows
 from mmalign.errors import DataError
@@ -31,6 +31,7 @@ class TextVQA(FiledBenchmark):
     protocols = ("official", "lmms-eval", "vlmevalkit")
     official_protocols = ("official", "lmms-eval")
     picture_folders = ("train_images", "test_images")
+    meanings = {"accuracy": ("agreement with ten people: 100 where three or more say so", "percent", "higher")}
     official_gaps = GapRule(missing="skip")
 
     def __init__(self, data: str, split: str = "val", ocr: bool = True, images: str | None = None) -> None:
@@ -134,6 +135,9 @@ class TextVQA(FiledBenchmark):
     def references(self) -> dict[str, Any]:
         """Of the annotations: questions that lack the OCR tokens of their prompts have pictures all the same."""
         return {str(row["question_id"]): _picture(row) for row in self.annotations}
+
+    def right(self, qid: str) -> str:
+        return by_people(self.truth[qid])
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """The M4C evaluator's accuracy, in percent; lmms-eval's is the same."""

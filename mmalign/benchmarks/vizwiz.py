@@ -9,7 +9,7 @@ from typing import Any
 
 from mmalign.benchmarks import Question, Score, means, reading, vqatext
 from mmalign.benchmarks.answers import AnswerRow, GapRule, JoinedAnswers
-from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
+from mmalign.benchmarks.filed import SHORT, FiledBenchmark, by_people, no_answers
 from mmalign.benchmarks.layouts import Layout
 from mmalign.benchmarks.pictures import vlmevalkit_rows
 from mmalign.errors import DataError, suggest
@@ -24,6 +24,14 @@ class VizWiz(FiledBenchmark):
 
     protocols = ("official", "llava", "lmms-eval", "vlmevalkit")
     picture_folders = SPLITS
+    meanings = {
+        "overall": ("agreement with ten people: 100 where three or more say so", "percent", "higher"),
+        "lmms-eval": ("the same with lmms-eval's rule for spelling", "percent", "higher"),
+        "exact_match": ("the same with lmms-eval's rule, as it gives it", "fraction", "higher"),
+        "answer_type/*": ("the same of the questions with one type of answer", "percent", "higher"),
+        "answerability/average_precision": ("of finding the questions without an answer", "percent", "higher"),
+        "answerability/f1": ("F1 of finding the questions without an answer", "percent", "higher"),
+    }
     official_gaps = GapRule(unknown="skip")
 
     def __init__(self, data: str, split: str | None = None, images: str | None = None) -> None:
@@ -84,6 +92,9 @@ class VizWiz(FiledBenchmark):
 
     def question_id(self, row: AnswerRow) -> str:
         return row.id if row.id in self._rows else self._names.get(row.id, row.id)
+
+    def right(self, qid: str) -> str:
+        return by_people(self.truth[qid])
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """Consensus with ten people, in percent: the answer normalised, theirs raw.

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmalign.benchmarks import Question, Score, means, reading, vqatext
 from mmalign.benchmarks.answers import JoinedAnswers
-from mmalign.benchmarks.filed import SHORT, FiledBenchmark, no_answers
+from mmalign.benchmarks.filed import SHORT, FiledBenchmark, by_people, no_answers
 from mmalign.benchmarks.layouts import Layout
 from mmalign.benchmarks.reading import Row
 from mmalign.errors import DataError, suggest
@@ -28,6 +28,11 @@ class VQAv2(FiledBenchmark):
 
     protocols = ("official", "llava", "lmms-eval")
     picture_folders = ("val2014", "test2015", "train2014", "images/val2014", "images/test2015")
+    meanings = {
+        "overall": ("agreement with ten people: 100 where three or more say so", "percent", "higher"),
+        "exact_match": ("the same with lmms-eval's rule, as it gives it", "fraction", "higher"),
+        "*/*": ("the same of one type of answer or of question", "percent", "higher"),
+    }
 
     def __init__(self, data: str, split: str | None = None, images: str | None = None) -> None:
         if split is not None and split not in SPLITS:
@@ -76,6 +81,9 @@ class VQAv2(FiledBenchmark):
         if self.files.has("answers") and all("image_id" in row for row in self.truth.values()):
             return {qid: row["image_id"] for qid, row in self.truth.items()}  # the questions need not be read for it
         return {question.id: question.image for question in self.questions()}
+
+    def right(self, qid: str) -> str:
+        return by_people(person["answer"] for person in _people(self.truth[qid]))
 
     def score_joined(self, joined: JoinedAnswers, protocol: str) -> Score:
         """Consensus with ten people, overall, by type of answer and by type of question; percent."""

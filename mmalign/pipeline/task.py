@@ -1,7 +1,6 @@
 """What a stage is handed (stage.yaml) and what it leaves behind (stage.json)."""
 
 import hashlib
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mmalign import __version__
 from mmalign.errors import RunError
 from mmalign.io import disk, document, files, seal, sums, yaml
-from mmalign.pipeline import software
+from mmalign.pipeline import hardware, software
 from mmalign.plan.cards import Card, foreign
 from mmalign.plan.graph import FORMAT, Finished, Node
 from mmalign.plan.interpolation import literal
@@ -141,7 +140,7 @@ def finish(task: Task, results: Mapping[str, Any], began: float, devices: int) -
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.time() - began, 2),
         "devices": devices,
-        "hardware": {"machine": platform.machine(), "python": platform.python_version()},
+        "hardware": hardware.used(),
         "software": software.used(),
         "arms": task.arms,
         "reads": [[slot, folder.name] for slot, folder in task.reads],

@@ -70,6 +70,7 @@ class Benchmark(TypedDict, total=False):
     shows: bool
     questions: Count
     max_new_tokens: Positive
+    meanings: dict[str, list[str]]  # as the class's, for one that has none: {metric: [what it is, unit, better]}
 
 
 class VLM(TypedDict, total=False):

@@ -258,7 +258,7 @@ class Evaluate(Stage):
 class Report(Stage):
     """One table and one self-contained HTML page for everything the scores rest on."""
 
-    version = 2  # 2: the page begins with the verdict; report.csv, report.tex
+    version = 3  # 2: the page begins with the verdict; report.csv, report.tex; 3: figures, samples, meanings
     takes = ("scores",)
     seeded = False
     alone = True

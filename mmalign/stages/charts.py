@@ -1,19 +1,18 @@
-"""The charts of a report: what was logged, watched and measured over the steps, as inline SVG."""
+"""The charts of a report: what was watched and measured over the steps, and what a chart is."""
 
-import io
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
 from mmalign.io import files
-from mmalign.io.visible import one_line
 from mmalign.pipeline import task
+from mmalign.plan.recipe import BESIDE
+from mmalign.stages import measures
 from mmalign.stages.lineage import ancestors
-from mmalign.training.account import CUTS
 
 Line = list[tuple[float, float]]  # (step or layer, value)
 Shares = dict[str, float]  # by `layer N` and `refined`
@@ -47,52 +46,21 @@ class Chart:
     """Lines by name, usually an arm, one for each of its seeds. dashed: what each could be at most."""
 
     title: str
-    across: str = "step"
+    across: str = "optimizer step"
+    unit: str = ""  # of the values, as the axis says it
     lines: dict[str, dict[str, Line]] = field(default_factory=dict)  # name: {folder or seed: line}
     dashed: dict[str, dict[str, Line]] = field(default_factory=dict)
     level: float | None = None  # a grey line
-
-
-def curves(scores: Sequence[Path], arms: Sequence[str]) -> list[Chart]:
-    """A chart for every loss term of every training stage."""
-    charts: dict[tuple[str, str], Chart] = {}
-    for folder, arm_seed in zip(scores, arms, strict=True):
-        for place, about in ancestors(folder):
-            if not (place / "metrics.jsonl").exists():
-                continue
-            for term, line in _lines(place / "metrics.jsonl").items():
-                chart = charts.setdefault((about["name"], term), Chart(f"{about['name']}: {term}"))
-                chart.lines.setdefault(arm_seed.rpartition(" ")[0] or about["name"], {})[place.name] = line
-    return list(charts.values())
-
-
-# in the log, but no curve of the report
-SHOWN = (
-    "tokens",
-    "images",
-    "samples",
-    "lr",
-    "steps_per_second",
-    "norm",
-    "step",
-    "time",
-    "peak_memory_gib",
-    "gpu_percent",
-)
-
-
-def _lines(place: Path) -> dict[str, Line]:
-    lines: dict[str, Line] = defaultdict(list)
-    for row in files.read_jsonl(place, kind=dict[str, float], fix=task.AGAIN):
-        curves = {name: value for name, value in row.items() if name not in (*CUTS, *SHOWN)}
-        if len(curves) <= 2:  # the loss is that of its only term
-            curves.pop("loss", None)
-        for name, value in curves.items():
-            lines[name].append((row.get("step", 0), value))
-    return lines
+    intervals: dict[str, dict[float, tuple[float, float]]] = field(default_factory=dict)  # name: {x: its ends}
+    places: list[str] = field(default_factory=list)  # what x = 0, 1, ... are, where they are names
+    points: bool = False  # a mark at each value
+    counted: bool = False  # a histogram
+    log: bool = False  # powers of ten, where the values need them
+    zero: bool = False  # the axis begins at 0
 
 
 NEAREST = {"words": "nearest to a word", "right": "nearest to a true word"}  # of visual tokens: the premise's shares
+SHARE = "share of visual tokens"
 READOUTS = ("input", "same-layer", "lens")
 BEFORE, REFINED = "as the adapter makes them", "refined by the shallow layers"
 
@@ -111,10 +79,13 @@ def premise(scores: Sequence[Path], arms: Sequence[str]) -> list[Chart]:
                     continue
                 what = NEAREST[kind] + ("" if readout == "input" else f", read by {readout}")
                 title = f"{' '.join(filter(None, (stage, arm)))}: {what}"
-                over = charts.setdefault((stage, arm, kind, readout), Chart(title))
+                over = charts.setdefault((stage, arm, kind, readout), Chart(title, unit=SHARE))
                 for name, key in ((BEFORE, "layer 0"), (REFINED, "refined")):
                     over.lines.setdefault(name, {})[place.name] = _over(reads, kind, key)
-                by = charts.setdefault((stage, kind, readout), Chart(f"{stage}: {what}, by layer", across="layer"))
+                by = charts.setdefault(
+                    (stage, kind, readout),
+                    Chart(f"{stage}: {what}, by layer", across="layer", unit=SHARE),
+                )
                 by.lines.setdefault(arm or stage, {})[place.name] = _by_layer(reads[-1][1][kind])
                 if "ceiling" in reads[-1][1]:
                     over.dashed.setdefault(REFINED, {})[place.name] = _over(reads, "ceiling", "refined")
@@ -138,7 +109,8 @@ def evaluations(scores: Sequence[Path], arms: Sequence[str]) -> list[Chart]:
         for place, about in ancestors(folder):
             for bench, metric, line in _measured(place / "evaluations.jsonl"):
                 title = f"{about['name']}: {bench} {metric}"
-                chart = charts.setdefault((about["name"], bench, metric), Chart(title))
+                unit = measures.of(measures.cards(place).get(BESIDE + bench), metric).axis(metric)
+                chart = charts.setdefault((about["name"], bench, metric), Chart(title, unit=unit))
                 chart.lines.setdefault(arm_seed.rpartition(" ")[0] or about["name"], {})[place.name] = line
     for chart in charts.values():
         firsts = [line[0][1] for seeds in chart.lines.values() for line in seeds.values() if line[0][0] == 0]
@@ -162,40 +134,3 @@ def _looks(place: Path) -> list[dict[str, Any]]:
 def _by_layer(shares: dict[str, float]) -> Line:
     numbers = [(name.removeprefix("layer "), share) for name, share in shares.items()]
     return [(float(number), share) for number, share in numbers if number.isdecimal()]
-
-
-def svg(chart: Chart) -> str:
-    """A chart as inline SVG: the seeds of an arm thin, their mean thick."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(4.2, 2.4))
-    plain = {"parse_math": False}  # a name with $ in it is no formula
-    for number, (arm, seeds) in enumerate(chart.lines.items()):
-        for one in seeds.values() if len(seeds) > 1 else ():
-            axes.plot(*zip(*one, strict=True), color=f"C{number}", linewidth=0.5, alpha=0.35)
-        axes.plot(*zip(*_mean(seeds.values()), strict=True), color=f"C{number}", label=one_line(arm), linewidth=1.2)
-        if most := chart.dashed.get(arm):
-            axes.plot(*zip(*_mean(most.values()), strict=True), color=f"C{number}", linewidth=0.8, linestyle="--")
-    if chart.level is not None:
-        axes.axhline(chart.level, color="0.6", linewidth=1.2, zorder=0)
-    axes.set_title(one_line(chart.title), fontsize=9, **plain)
-    axes.set_xlabel(chart.across, fontsize=8)
-    axes.tick_params(labelsize=7)
-    if len(chart.lines) > 1:
-        for text in axes.legend(fontsize=6).get_texts():
-            text.set(**plain)
-    figure.tight_layout()
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return out.getvalue()[out.getvalue().index("<svg") :]
-
-
-def _mean(seeds: Iterable[Line]) -> Line:
-    """The mean of several lines, at the steps that all of them have."""
-    values = [dict(line) for line in seeds]
-    shared = [step for step in values[0] if all(step in line for line in values)]
-    return [(step, statistics.fmean(line[step] for line in values)) for step in shared]

@@ -24,6 +24,7 @@ from mmalign.pipeline.existing import WHOLE
 from mmalign.pipeline.task import AGAIN, Task
 from mmalign.plan import building, cards
 from mmalign.plan.recipe import Evaluate
+from mmalign.stages import samples
 from mmalign.stages.progress import Progress
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
@@ -114,6 +115,9 @@ def _keep(task: Task, model: VLM | VLLM, bench: Benchmark | Probe, name: str, sc
     files.write_json(task.folder / f"{name}.json", asdict(score))
     if isinstance(bench, Probe):
         of_items(score.items).write(task.folder / f"{name}.asked.json")
+    if isinstance(bench, Benchmark):
+        answers = stored(bench, task.folder / f"{name}.jsonl")
+        files.write_json(task.folder / f"{name}.samples.json", samples.of(bench, score, answers))
     if isinstance(model, VLM) and isinstance(bench, Benchmark) and not (task.folder / "pictures.json").exists():
         files.write_json(task.folder / "pictures.json", pictures(model, bench))
 

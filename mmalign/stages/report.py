@@ -1,20 +1,19 @@
 """The report stage: scores, losses and a few explained images of everything the scores rest on, in one HTML page."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
 from mmalign.errors import RunError
 from mmalign.io import files, pages
 from mmalign.io.document import Side
-from mmalign.pipeline import finished, task
+from mmalign.pipeline import task
 from mmalign.pipeline.task import Task
-from mmalign.stages import charts, reproduce, tables, verdict
+from mmalign.stages import measures, plots, provenance, reproduce, samples, tables, verdict
+from mmalign.stages import scores as scored
 from mmalign.stages.cells import Cell, as_json, cells
-from mmalign.stages.charts import Chart
 from mmalign.stages.lineage import ancestors, unique
-
-CEILING = "ceiling"  # of a layer: what can be read there at all
 
 
 class Picture(TypedDict):
@@ -37,34 +36,22 @@ def run(stage_task: Task) -> dict[str, Any]:
     arms = stage_task.arms if len(stage_task.arms) == len(scores) and any(stage_task.arms) else [""] * len(scores)
     rows = cells(scores, arms)
     said = verdict.of(rows)
-    again = reproduce.html(stage_task, _stages(scores))
-    files.write(stage_task.folder / "report.html", html(stage_task, scores, arms, rows, said, again))
+    known, stages = measures.known(scores, arms), _stages(scores)
+    drawn = plots.of(scores, arms, rows, said, known)
+    again = reproduce.html(stage_task, stages)
+    files.write(stage_task.folder / "report.html", html(stage_task, scores, arms, rows, said, again, drawn))
     files.write(stage_task.folder / "report.csv", tables.as_csv(rows, said))
     files.write(stage_task.folder / "report.tex", tables.as_tex(said))
-    summary = {"recipe": stage_task.recipe, "cells": [as_json(cell) for cell in rows], "verdict": verdict.as_json(said)}
+    plots.write(drawn, stage_task.folder / "figures")
+    summary = {
+        "recipe": stage_task.recipe,
+        "cells": [as_json(cell) for cell in rows],
+        "verdict": verdict.as_json(said),
+        "measures": [{"bench": bench, "metric": metric, **asdict(one)} for (bench, metric), one in known.items()],
+        "stages": provenance.as_json(stages),
+    }
     files.write_json(stage_task.folder / "report.json", summary)
     return {"metrics": {}, "html": f"{stage_task.folder.name}/report.html"}
-
-
-def by_layer(rows: Sequence[Cell]) -> list[Chart]:
-    """A chart for every benchmark that measures the layers one by one (`object_layer_3`), layer 0 being the metric
-    without one; dashed: `ceiling_layer_3`, beside each arm's own."""
-    values = {(cell.bench, cell.arm, cell.metric): cell.values for cell in rows}
-    layered = {key: layer for key in values if (layer := finished.layer_of(key[2]))}
-    several = len({(bench, name) for (bench, _, _), (name, _) in layered.items() if name != CEILING}) > len(
-        {bench for bench, _, _ in layered}
-    )
-    of_bench: dict[str, Chart] = {}
-    for (bench, arm, metric), (name, number) in layered.items():
-        chart = of_bench.setdefault(bench, Chart(f"{bench}: {name}, by layer", across="layer"))
-        drawn = chart.dashed if name == CEILING else chart.lines
-        seeds = drawn.setdefault(" ".join(filter(None, (arm, name if several and name != CEILING else ""))), {})
-        for seed, value in values[bench, arm, metric].items():
-            first = values.get((bench, arm, name), {})
-            line = seeds.setdefault(seed, [(0.0, first[seed])] if seed in first else [])
-            line.append((float(number), value))
-            line.sort()
-    return [chart for chart in of_bench.values() if chart.lines]
 
 
 def told(scores: Sequence[Path], arms: Sequence[str], key: str) -> list[tuple[str, str]]:
@@ -84,25 +71,25 @@ def html(
     rows: Sequence[Cell],
     said: verdict.Verdict | None = None,
     again: str = "",
+    drawn: plots.Plots | None = None,
 ) -> str:
     """The page: nothing in it is loaded from elsewhere. said: what it begins with. again: the section on how to
-    make it again."""
+    make it again. drawn: its charts, where they are known already."""
+    known, names = measures.known(scores, arms), list(dict.fromkeys(cell.arm for cell in rows))
+    groups = scored.groups(rows, known, measures.summaries(scores, arms))
+    drawn = drawn or plots.of(scores, arms, rows, said, known)
     return pages.page(
         "mmalign.stages",
         "report.html",
         recipe=stage_task.recipe,
         verdict=verdict.html(said) if said else "",
-        cells=[cell for cell in rows if not finished.layer_of(cell.metric)],
-        arms=list(dict.fromkeys(cell.arm for cell in rows)),
-        study=len({cell.arm for cell in rows}) > 1,
-        layers=[charts.svg(chart) for chart in by_layer(rows)],
-        evaluations=[charts.svg(chart) for chart in charts.evaluations(scores, arms)],
-        charts=[charts.svg(chart) for chart in charts.curves(scores, arms)],
-        premise=[charts.svg(chart) for chart in charts.premise(scores, arms)],
+        scores=scored.html(groups, names),
+        by_arm=plots.by_arm_html(drawn),
+        samples=samples.html(samples.shown(scores, arms), len(names) > 1),
+        plots=plots.html(drawn),
         warnings=told(scores, arms, "warnings"),
-        accounts=told(scores, arms, "account"),
         pictures=_pictures(scores, arms),
-        stages=_stages(scores),
+        stages=provenance.html(_stages(scores), told(scores, arms, "account")),
         reproduce=again,
     )
 

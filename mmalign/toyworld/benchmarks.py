@@ -59,6 +59,13 @@ class Quiz(Benchmark):
     def questions(self) -> Sequence[Question]:
         return [item.question for item in self.items]
 
+    def right(self, qid: str) -> str:
+        return self._right[qid]
+
+    @cached_property
+    def _right(self) -> dict[str, str]:
+        return {item.question.id: item.answer for item in self.items}
+
     def image(self, reference: int) -> Image.Image:
         return self.scenes.image(reference)
 
@@ -86,6 +93,13 @@ class Pope(Quiz):
     """
 
     splits = ("random", "popular", "adversarial")
+    meanings = {
+        "accuracy": ("share of right answers, the mean of three kinds of questions; chance 50", "percent", "higher"),
+        "f1": ("F1 of `yes`, the mean of three kinds of questions; always yes: 67", "percent", "higher"),
+        "yes_share": ("share of answers `yes`; half of the true ones are", "percent", ""),
+        "*_yes_share": ("the same of one kind of questions", "percent", ""),
+        "*": ("the same of one kind of questions", "percent", "higher"),
+    }
 
     def scene_questions(self, number: int, scene: Scene) -> Iterable[tuple[str, SceneQuestion]]:
         present = [shape for shape in SHAPES if shape in scene.shapes]
@@ -122,6 +136,11 @@ class Attributes(Quiz):
     topics: of color, shape, size, place, count and background.
     """
 
+    meanings = {
+        "accuracy": ("share of right answers, the mean of the topics", "percent", "higher"),
+        "*": ("share of right answers of one topic", "percent", "higher"),
+    }
+
     def __init__(self, images: int = 200, split: str = "eval", seed: int = 0, topics: Sequence[str] = TOPICS) -> None:
         super().__init__(images, split, seed)
         for topic in topics:
@@ -148,6 +167,11 @@ class Lookup(Quiz):
 
     shows = False
     groups = ("yes", "no", *TOPICS)
+    meanings = {
+        "gate": ("the worse of the accuracies where the answer is yes and where it is no", "percent", "higher"),
+        "attributes": ("share of right answers, the mean of the topics", "percent", "higher"),
+        "*": ("share of right answers of one group of questions", "percent", "higher"),
+    }
 
     def scene_questions(self, number: int, scene: Scene) -> Iterable[tuple[str, SceneQuestion]]:
         random = self.scenes.stream("lookup", number)

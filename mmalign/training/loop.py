@@ -48,7 +48,7 @@ class Fit:
     `to(device)`; the engine's module makes ({objective: its loss}, {note: value}) of it. save_every, log_every: steps.
 
     Every number logged is the exact mean over its unit: over passes, ranks and the steps since the last line; cuts are
-    added up.
+    added up, and the peak of memory is that of the process that took the most.
 
     SIGTERM, to any rank, ends the run behind the step in work, with a checkpoint, which a later run goes on from.
     """

@@ -23,6 +23,8 @@ from mmalign.toyworld.data import Texts
 from mmalign.vlm.model import VLM
 from tests.stages.test_train_labels import labelled
 
+TIMING = {"steps_per_second", "peak_memory_gib", "time"}
+
 ALONE = ["stages.label=~", "stages.align.reads=~", "stages.align.objectives.sea=~", "stages.align.steps=3"]
 ALONE += ["stages.align.trains=[adapter, llm]", "stages.align.engine.save_every=100"]
 ASKED = [
@@ -71,10 +73,7 @@ def test_training_is_the_same_to_the_bit_with_and_without(left):
     for file, weights in before.items():
         assert all(torch.equal(weights[name], after[file][name]) for name in weights)
     logs = [rows(folder / "metrics.jsonl") for folder in (without, with_)]
-    told = [
-        [{k: v for k, v in line.items() if k not in ("steps_per_second", "time", "peak_memory_gib")} for line in log]
-        for log in logs
-    ]
+    told = [[{k: v for k, v in line.items() if k not in TIMING} for line in log] for log in logs]
     assert told[0] == told[1]
     assert not (without / "evaluations.jsonl").exists()
 

@@ -13,7 +13,7 @@ import pytest
 from mmalign.errors import RunError
 from mmalign.plan import graph
 from mmalign.plan import read as compose
-from mmalign.stages import cells, charts, report
+from mmalign.stages import cells, charts, curves, draw, plots, report
 from tests.conftest import command
 
 ACCURACY = {  # arm: that of each seed
@@ -121,13 +121,13 @@ def test_the_answer_beside_an_image_is_that_of_its_own_benchmark(tmp_path):
 
 
 def test_charts_have_a_line_for_every_seed_and_their_mean(tmp_path):
-    (chart,) = charts.curves(*study(tmp_path, ACCURACY))
+    (chart,) = curves.curves(*study(tmp_path, ACCURACY)).losses
     assert chart.title == "align: lm"
     assert {arm: len(seeds) for arm, seeds in chart.lines.items()} == dict.fromkeys(ACCURACY, 5)
-    assert charts._mean(chart.lines["baseline"].values()) == [(10, pytest.approx(5.5)), (20, pytest.approx(2.75))]
-    assert charts._mean([[(1, 2.0), (2, 4.0)], [(2, 6.0)]]) == [(2, 5.0)]
-    drawn = charts.svg(chart)
-    assert drawn.startswith("<svg")
+    assert draw.mean(chart.lines["baseline"].values()) == [(10, pytest.approx(5.5)), (20, pytest.approx(2.75))]
+    assert draw.mean([[(1, 2.0), (2, 4.0)], [(2, 6.0)]]) == [(2, 5.0)]
+    drawn = draw.svg(chart)
+    assert drawn.startswith('<svg role="img" aria-label="align: lm"')
 
 
 def test_what_was_measured_over_training(tmp_path):
@@ -145,9 +145,9 @@ def test_what_was_measured_over_training(tmp_path):
     assert chart.level == pytest.approx(0.4)
     page = report.html(SimpleNamespace(recipe="x"), scores, names, [])
     assert "<h2>Over training</h2>" in page
-    assert "#999999" in charts.svg(chart)  # grey
+    assert "#999999" in draw.svg(chart)  # grey
     chart.level = None
-    assert "#999999" not in charts.svg(chart)
+    assert "#999999" not in draw.svg(chart)
 
 
 def layered(folder):
@@ -167,8 +167,8 @@ def test_what_is_measured_by_layer_is_a_plot_and_no_rows(tmp_path, mmalign):
     scores, names = layered(tmp_path)
     rows = report.cells(scores, names)
     assert sum("_layer_" in cell.metric for cell in rows) == 12
-    (chart,) = report.by_layer(rows)
-    assert (chart.title, chart.across) == ("align: object, by layer", "layer")
+    (chart,) = plots.by_layer(rows)
+    assert (chart.title, chart.across, chart.unit) == ("align: object, by layer", "layer", "object")
     assert chart.lines == {
         "base": {"1": [(0, 10), (1, 10), (2, 20), (10, 100)], "2": [(0, 11), (1, 11), (2, 21), (10, 101)]},
         "other": {"1": [(0, 12), (1, 12), (2, 22), (10, 102)]},
@@ -192,9 +192,9 @@ def test_several_things_by_layer_are_told_apart():
         for name in ("object", "background", "ceiling")
         for layer in (1, 2)
     ]
-    (chart,) = report.by_layer(rows)
+    (chart,) = plots.by_layer(rows)
     assert {name: len(seeds) for name, seeds in chart.lines.items()} == {"object": 1, "background": 1}
-    assert report.by_layer(rows[:0]) == []
+    assert plots.by_layer(rows[:0]) == []
 
 
 def test_the_study_in_the_terminal(tmp_path):
@@ -279,5 +279,5 @@ def test_texts_in_the_page_are_texts(tmp_path):
 
 def test_a_name_with_dollars_is_no_formula(tmp_path):
     scores, names = study(tmp_path, {"$\\frac{a": [50.0], "b $x$\x1b": [51.0]})
-    drawn = [charts.svg(chart) for chart in charts.curves(scores, names)]
+    drawn = [draw.svg(chart) for chart in curves.curves(scores, names).losses]
     assert all(one.startswith("<svg") for one in drawn)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmalign.stages import charts, report
+from mmalign.stages import charts, draw, report
 
 WARNING = "BASIC's premise does not hold here: 50.0% before, 20.0% after"
 CUT = "2 of 400 samples were cut at max_length 100: 20 trained tokens lost"
@@ -48,7 +48,7 @@ def test_the_curves(study):
         for name, by in (("tune basic", ""), ("tune", ", by layer"))
     ]
     over = drawn["tune basic: nearest to a word"]
-    assert over.across == "step"
+    assert over.across == "optimizer step"
     both = {"train-1": [(30, 0.4), (60, 0.5)], "train-2": [(30, 0.4), (60, 0.5)]}
     assert over.lines[charts.BEFORE] == both
     assert over.lines[charts.REFINED]["train-1"] == [(30, 0.25), (60, 0.2)]
@@ -57,7 +57,7 @@ def test_the_curves(study):
     assert by.lines == {
         "basic": {"train-1": [(0, 0.25), (1, 0.1), (2, 0.05)], "train-2": [(0, 0.25), (1, 0.1), (2, 0.1)]}
     }
-    assert "<svg" in charts.svg(by)
+    assert "<svg" in draw.svg(by)
 
 
 def test_what_was_warned_of_stands_on_the_page(study):
@@ -70,7 +70,7 @@ def test_what_was_warned_of_stands_on_the_page(study):
 
 def test_what_was_left_out_and_cut_stands_on_the_page(study):
     page = report.html(SimpleNamespace(recipe="mine"), *study, [])
-    assert "<h2>Left out and cut</h2>" in page
+    assert "<h3>Left out and cut</h3>" in page
     assert f"<li><b>tune basic 2</b>: {CUT}</li>" in page
 
 
@@ -101,6 +101,6 @@ def test_each_readout_has_charts_with_its_own_ceiling(tmp_path):
     by = drawn[f"{lens}, by layer"]
     assert by.lines == {"tune": {"train-0": [(0, 0.4), (1, 0.6)]}}
     assert by.dashed == {"tune": {"train-0": [(1, 0.9)]}}
-    assert "stroke-dasharray" in charts.svg(by)
+    assert "stroke-dasharray" in draw.svg(by)
     by.dashed = {}
-    assert "stroke-dasharray" not in charts.svg(by)
+    assert "stroke-dasharray" not in draw.svg(by)

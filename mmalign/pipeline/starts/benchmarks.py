@@ -16,6 +16,7 @@ class {{ cls }}(Benchmark):
     """
 
     max_new_tokens = 4
+    meanings = {"accuracy": ("share of colors that are named", "percent", "higher")}  # for the report
 
     def __init__(self, size: int = 72) -> None:
         self.size = size
@@ -26,6 +27,10 @@ class {{ cls }}(Benchmark):
 
     def image(self, reference: Any) -> Image.Image:
         return Image.new("RGB", (self.size, self.size), COLORS[reference])
+
+    def right(self, qid: str) -> str:
+        """What the answer should be, shown in the report."""
+        return qid.removeprefix("color-")
 
     def score(self, answers: Mapping[str, str]) -> Score:
         """Accuracy in percent; a question without an answer counts as wrong."""

@@ -1,0 +1,48 @@
+"""What a stage runs on: processor, memory and GPUs; nothing heavy is imported to know it."""
+
+import os
+import platform
+import sys
+from collections import Counter
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+GIB = 2**30
+
+
+@cache
+def used() -> dict[str, str]:
+    """{what: its name} of this machine: architecture, Python, processor, memory; GPUs where the stage has loaded torch.
+
+    cores: those this process may run on. gpus: of this machine, `8 x NVIDIA H200`.
+    """
+    about = {"machine": platform.machine(), "python": platform.python_version(), "cpu": _cpu(), "cores": str(_cores())}
+    return {name: value for name, value in {**about, "memory": _memory(), "gpus": _gpus()}.items() if value}
+
+
+def _cpu() -> str:
+    """The processor's name; empty where the system does not tell it."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return platform.processor()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> str:
+    with suppress(ValueError, OSError, AttributeError):
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB:.0f} GiB"
+    return ""
+
+
+def _gpus() -> str:
+    """Empty where there are none, or torch, which knows them, is not in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return ""
+    names = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    return ", ".join(f"{count} x {name}" for name, count in names.items())
