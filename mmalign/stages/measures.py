@@ -12,8 +12,8 @@ from mmalign.io import yaml
 from mmalign.io.visible import one_line
 from mmalign.pipeline import task
 from mmalign.plan import signatures
-from mmalign.stages.questions import evaluations
 from mmalign.stages.lineage import ancestors
+from mmalign.stages.questions import evaluations
 
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better"}
 

@@ -9,6 +9,7 @@ from mmalign.plan import graph
 from mmalign.plan import read as compose
 from mmalign.stages import draw, settings, verdict
 from mmalign.stages.measures import Measure
+from mmalign.stages.questions import Span
 from mmalign.stages.settings import Setting
 
 
@@ -76,7 +77,7 @@ def test_a_second_difference_and_two_values_are_no_line(tmp_path):
 
 
 def row(arm: str, mean: float, ends: tuple[float, float] | None = None, spread: float | None = None) -> verdict.Row:
-    span = verdict.Span(*ends, "picture", 9) if ends else None
+    span = Span(*ends, {"picture": 9}) if ends else None
     return verdict.Row(arm, "pope", "accuracy", 1 if spread is None else 3, mean, spread, span, None, None, 2)
 
 
