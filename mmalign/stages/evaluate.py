@@ -15,6 +15,7 @@ from mmalign.benchmarks import Benchmark, Cut, Probe, Question, Score
 from mmalign.benchmarks.asked import Asked, look, of_items, refuse
 from mmalign.benchmarks.filed import FiledBenchmark, NoAnswersError, score
 from mmalign.benchmarks.resume import stored
+from mmalign.explore import png
 from mmalign.integrations import vllm
 from mmalign.integrations.vllm import VLLM
 from mmalign.io import files
@@ -28,7 +29,6 @@ from mmalign.stages.progress import Progress
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
 from mmalign.vlm.model import VLM
-from mmalign.vlm.wordmap import png
 
 PICTURES = 6  # images shown in the report
 

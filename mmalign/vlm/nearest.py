@@ -81,7 +81,8 @@ def word_map(
             rows = zip(number_QK.tolist(), cosine_QK.tolist(), strict=True)
             said[layer].append([[(text_of(n), c) for n, c in zip(*row, strict=True)] for row in rows])
     names = [str(number) for number in range(len(pictures))] if names is None else list(names)
-    seen = [frame.seen() for frame in model.frames(pictures)] if model.grid else None
+    frames = model.frames(pictures) if model.grid else []
+    seen = [frame.seen() for frame in frames] if model.grid else None
     shown_pictures = [model.shown(picture) for picture in pictures]
     ceiling = {layer: share for layer, share in ceilings(model, read).items() if layer} if any(layers) else {}
-    return WordMap(names, shown_pictures, model.grid, said, seen, kind, ceiling)
+    return WordMap(names, shown_pictures, model.grid, said, seen, kind, ceiling, frames)
