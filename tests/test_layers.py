@@ -26,16 +26,17 @@ LAYERS: dict[str, set[str]] = {
     "mmalign": set(),  # the version, and the front door's names, each imported when first used
     "errors": {"io"},  # how its text may be shown
     "io": {"errors"},
+    "explore": {"errors", "io"},  # pages of words on patches
     "plan": {"mmalign", "errors", "io"},
     **dict.fromkeys(FAMILIES, FAMILY),
-    "vlm": {"errors", "io", "family", "plan"},
+    "vlm": {"errors", "io", "family", "plan", "explore"},
     "training": {"errors", "io", "family", "plan", "vlm"},
     "toyworld": {"errors", "io", "family"},
     "testing": {"errors", "io", "family", "plan", "vlm"},
     "pipeline": {"mmalign", "errors", "io", "plan", "family", "vlm", "integrations"},
     "integrations": {"errors", "io", "family", "plan", "vlm", "pipeline"},
-    "stages": {"errors", "io", "family", "plan", "vlm", "training", "integrations", "pipeline"},
-    "cli": {"mmalign", "errors", "io", "plan", "pipeline", "family", "vlm", "integrations"},
+    "stages": {"errors", "io", "family", "plan", "vlm", "training", "integrations", "pipeline", "explore"},
+    "cli": {"mmalign", "errors", "io", "plan", "pipeline", "family", "vlm", "integrations", "explore"},
 }
 # What others may know of a family beside its contract: its formats (label store, chat template, GGUF, frames, upright
 # pictures), why a row cannot be used, what a model makes of one, how an LLM decodes, products over a vocabulary.

@@ -153,6 +153,13 @@ class Alignment(Probe):
         counts, notes = _counts(images, sum(map(len, objects))), _notes(ceilings, self.readout)
         return Score(metrics, "object", items, counts, notes, parts={"": sums})
 
+    def first(self, model: Subject, count: int) -> "tuple[list[Image], list[Comparison]]":
+        """The first `count` of the images, and what is true and right of each; the model has not looked at them."""
+        part = self._references()[:count]
+        images = list(self._truths(model, part))
+        self._judge(model, images)
+        return [self.data.image(reference) for _, reference in part], images
+
     def _compared(self, model: Subject) -> list[Comparison]:
         """What is right is known for all images before the model looks at any."""
         parts = list(_parts(self._references()))

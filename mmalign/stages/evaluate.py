@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch.distributed as dist
 
 from mmalign.benchmarks import Benchmark, Cut, Probe, Question, Score
+from mmalign.benchmarks.alignment import Alignment
 from mmalign.benchmarks.asked import Asked, look, of_items, refuse
 from mmalign.benchmarks.filed import FiledBenchmark, NoAnswersError, score
 from mmalign.benchmarks.resume import stored
@@ -24,14 +25,11 @@ from mmalign.pipeline.existing import WHOLE
 from mmalign.pipeline.task import AGAIN, Task
 from mmalign.plan import building, cards
 from mmalign.plan.recipe import Evaluate
-from mmalign.stages import samples
+from mmalign.stages import explained, samples
 from mmalign.stages.progress import Progress
 from mmalign.training.engine import connect, device, world
 from mmalign.training.events import Events
 from mmalign.vlm.model import VLM
-from mmalign.vlm.wordmap import png
-
-PICTURES = 6  # images shown in the report
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -119,7 +117,9 @@ def _keep(task: Task, model: VLM | VLLM, bench: Benchmark | Probe, name: str, sc
         answers = stored(bench, task.folder / f"{name}.jsonl")
         files.write_json(task.folder / f"{name}.samples.json", samples.of(bench, score, answers))
     if isinstance(model, VLM) and isinstance(bench, Benchmark) and not (task.folder / "pictures.json").exists():
-        files.write_json(task.folder / "pictures.json", pictures(model, bench))
+        files.write_json(task.folder / "pictures.json", explained.asked(model, bench))
+    if isinstance(model, VLM) and isinstance(bench, Alignment) and not (task.folder / "judged.json").exists():
+        files.write_json(task.folder / "judged.json", explained.judged(model, bench, score))
 
 
 def bench_of(task: Task, role: str) -> Benchmark | Probe:
@@ -222,25 +222,3 @@ def _untrained(task: Task, stage: Evaluate) -> VLM:
 
 def _only(task: Task, slot: str) -> list[tuple[str, Path]]:
     return [(name, folder) for name, folder in task.reads if name == slot]
-
-
-def pictures(vlm: VLM, bench: Benchmark) -> list[dict[str, Any]]:
-    """A few images with the vocabulary token nearest to each visual token, and one question each."""
-    first: dict[Any, Question] = {}
-    for question in bench.questions():
-        if question.image is not None and len(first) < PICTURES:
-            first.setdefault(question.image, question)
-    images = [bench.image(reference) for reference in first]
-    if not images:
-        return []
-    seen = vlm.nearest_words(images, top_k=1)
-    words = [[nearest[0][0] for nearest in tokens] for tokens in seen.words[0]]
-    return [
-        {"png": _png(picture), "grid": vlm.grid, "words": own, "question": question.text, "id": question.id}
-        for picture, own, question in zip(seen.pictures, words, first.values(), strict=True)
-    ]
-
-
-def _png(image: Any) -> str:
-    image.thumbnail((336, 336))
-    return png(image.convert("RGB"))

@@ -3,32 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from mmalign.errors import RunError
 from mmalign.io import files, pages
-from mmalign.io.document import Side
-from mmalign.pipeline import task
 from mmalign.pipeline.task import Task
-from mmalign.stages import measures, plots, provenance, reproduce, samples, tables, verdict
+from mmalign.stages import explored, measures, plots, provenance, reproduce, samples, tables, verdict
 from mmalign.stages import scores as scored
 from mmalign.stages.cells import Cell, as_json, cells
 from mmalign.stages.lineage import ancestors, unique
-
-
-class Picture(TypedDict):
-    """An image of pictures.json, its nearest words in the order of the visual tokens."""
-
-    png: str
-    grid: tuple[Side, Side] | None
-    words: list[str]
-    question: str
-    id: str
-
-
-class Answer(TypedDict):
-    id: str
-    text: str
 
 
 def run(stage_task: Task) -> dict[str, Any]:
@@ -88,7 +70,7 @@ def html(
         samples=samples.html(samples.shown(scores, arms), len(names) > 1),
         plots=plots.html(drawn),
         warnings=told(scores, arms, "warnings"),
-        pictures=_pictures(scores, arms),
+        pictures=explored.html(scores, arms),
         stages=provenance.html(_stages(scores), told(scores, arms, "account")),
         reproduce=again,
     )
@@ -97,39 +79,3 @@ def html(
 def _stages(scores: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
     """(folder's name, stage.json) of all that the scores rest on."""
     return [(place.name, about) for place, about in unique(ancestors(folder) for folder in scores)]
-
-
-def _pictures(scores: Sequence[Path], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """The explained images of each arm's first seed, with the model's answer to each question."""
-    pictures = []
-    done: set[str] = set()
-    for folder, arm_seed in zip(scores, arms, strict=True):
-        arm = arm_seed.rpartition(" ")[0]
-        if arm in done or not (folder / "pictures.json").exists():
-            continue
-        done.add(arm)
-        answers = _answers(folder)
-        for picture in _explained(folder / "pictures.json"):
-            pictures.append({**picture, "arm": arm, "answer": answers.get(picture["id"], "")})
-    return pictures
-
-
-def _explained(place: Path) -> list[dict[str, Any]]:
-    """The pictures of an evaluation, each {png, grid, rows of words, question, id}; a RunError for anything else."""
-    pictures = []
-    try:
-        for raw in files.read_json(place, kind=list[Picture], fix=task.AGAIN):
-            rows, columns = pages.grid(raw["grid"], len(raw["words"]))
-            lines = [raw["words"][row * columns : (row + 1) * columns] for row in range(rows)]
-            texts = {key: raw[key] for key in ("question", "id")}
-            pictures.append({"png": pages.png(raw["png"]), "grid": (rows, columns), "rows": lines, **texts})
-    except ValueError as err:
-        raise RunError(f"pictures.json is damaged: {err}", at=str(place), fix="evaluate again: --force") from err
-    return pictures
-
-
-def _answers(folder: Path) -> dict[str, str]:
-    """{question id: answer} of the benchmark whose images are shown: the first that asks questions."""
-    places = (folder / f"{bench}.jsonl" for bench in task.done(folder)["metrics"])
-    asked = next((place for place in places if files.exists(place)), None)
-    return {row["id"]: row["text"] for row in files.read_jsonl(asked, kind=Answer, fix=task.AGAIN)} if asked else {}

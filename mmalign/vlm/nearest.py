@@ -3,7 +3,7 @@
 Letters: B images, Q visual tokens of an image, D width of the language model, K kept (top_k).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mmalign.vlm.model import VLM
+
+Near = dict[int, tuple[list[list[float]], list[list[int]]]]  # {layer: (cosine_QK, number_QK)}
 
 HELD = 1 << 30  # bytes of hidden states at a time, in fp32, of all layers up to the deepest; of one image all are held
 
@@ -71,17 +73,41 @@ def word_map(
     names: Sequence[str] | None, words: Sequence[str] | None, kind: ReadoutKind = "input",
 ) -> WordMap:  # fmt: skip
     """See `VLM.nearest_words`."""
-    pictures, tokenizer = listed(images), model.llm.chat.tokenizer
+    pictures, text_of = listed(images), texts(model, words)
     read = reading(model, kind, layers, words, top_k)
-    text_of = words.__getitem__ if words else partial(spelled, tokenizer)
     said: dict[int, list[list[list[tuple[str, float]]]]] = {layer: [] for layer in layers}
-    for picture in pictures:  # one at a time: all layers of many pictures would be held together
-        for layer, hidden_BQD in model.hidden_states(picture, layers).items():
-            cosine_QK, number_QK = read(layer, hidden_BQD[0], top_k)
-            rows = zip(number_QK.tolist(), cosine_QK.tolist(), strict=True)
-            said[layer].append([[(text_of(n), c) for n, c in zip(*row, strict=True)] for row in rows])
+    for near in _each(model, pictures, read, layers, top_k):
+        for layer, both in near.items():
+            rows = zip(*both, strict=True)
+            said[layer].append([[(text_of(n), c) for c, n in zip(*row, strict=True)] for row in rows])
     names = [str(number) for number in range(len(pictures))] if names is None else list(names)
-    seen = [frame.seen() for frame in model.frames(pictures)] if model.grid else None
+    frames = model.frames(pictures) if model.grid else []
+    seen = [frame.seen() for frame in frames] if model.grid else None
     shown_pictures = [model.shown(picture) for picture in pictures]
     ceiling = {layer: share for layer, share in ceilings(model, read).items() if layer} if any(layers) else {}
-    return WordMap(names, shown_pictures, model.grid, said, seen, kind, ceiling)
+    return WordMap(names, shown_pictures, model.grid, said, seen, kind, ceiling, frames)
+
+
+@torch.no_grad()
+def numbered(
+    model: "VLM", images: "Sequence[Image]", layers: Sequence[int], top_k: int, words: Sequence[str] | None,
+    kind: ReadoutKind = "input",
+) -> Iterator[Near]:  # fmt: skip
+    """Image by image, {layer: (cosine_QK, number_QK)}; what a number says is told by `texts`."""
+    yield from _each(model, images, reading(model, kind, layers, words, top_k), layers, top_k)
+
+
+def texts(model: "VLM", words: Sequence[str] | None) -> Callable[[int], str]:
+    """The text of a token by its number; with a list, of a word of it."""
+    return words.__getitem__ if words else partial(spelled, model.llm.chat.tokenizer)
+
+
+def _each(
+    model: "VLM", pictures: "Sequence[Image]", read: Readout, layers: Sequence[int], top_k: int
+) -> Iterator[Near]:
+    for picture in pictures:  # one at a time: all layers of many pictures would be held together
+        near = {}
+        for layer, hidden_BQD in model.hidden_states(picture, layers).items():
+            cosine_QK, number_QK = read(layer, hidden_BQD[0], top_k)
+            near[layer] = cosine_QK.tolist(), number_QK.tolist()
+        yield near

@@ -1,19 +1,26 @@
 """What visual tokens say, laid over the pictures: as a table, a page, a DataFrame, or in a notebook."""
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmalign.io import files, pages
+from mmalign.errors import CheckError
+from mmalign.explore import Explorer, Pane, Picture, page, png
+from mmalign.io import files
 from mmalign.io.legible import told
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-WIDE = 336  # pixels of the shown picture, at least
+    from mmalign.labels import PatchLabels
+    from mmalign.vision.frame import Frame
+
+NEAREST = {
+    "input": "whose embedding is nearest",
+    "same-layer": "whose state at the same layer is nearest",
+    "lens": "whose state is expected nearest by the layer's lens",
+}
 
 
 @dataclass
@@ -40,7 +47,8 @@ class WordMap:
     names: of the images. pictures: as the encoder was given them. grid: (rows, columns) of the tokens, None where a
     token is no patch. words[layer][image][token]: (word, cosine) pairs, the nearest first. seen[image][token]: whether
     its patch shows picture; None: all do, or a token is no patch. readout: how layers were read, see readout.py.
-    ceiling[layer]: the share of perfect visual tokens that is read right so; of layer 0 not measured.
+    ceiling[layer]: the share of perfect visual tokens that is read right so; of layer 0 not measured. frames: of each
+    image, where its patches lie. labels: what a label source says of the same patches, see `with_labels`.
     """
 
     names: list[str]
@@ -50,6 +58,8 @@ class WordMap:
     seen: list[list[bool]] | None = None
     readout: str = "input"
     ceiling: Mapping[int, float] = field(default_factory=dict)
+    frames: "Sequence[Frame]" = ()
+    labels: "PatchLabels | None" = None
 
     def __iter__(self) -> Iterator[LayerWords]:
         """Image by image, and of each the layers in the order asked for."""
@@ -82,15 +92,49 @@ class WordMap:
         """The rows as a pandas.DataFrame; a RunError where pandas is not installed."""
         return files.data_frame(list(self.rows()))
 
+    def beside(self, *others: "WordMap", names: Sequence[str] = ()) -> "SideBySide":
+        """This and what other models say of the same images, in panes of one page. names: of the models.
+
+        A CheckError where others are of other images, or names are not one for each.
+        """
+        return SideBySide([self, *others], names)
+
+    def with_labels(self, labels: "PatchLabels") -> "WordMap":
+        """The same, and on each patch the words of a label source (`mmalign.label`) for the same images.
+
+        A CheckError where tokens are no patches, or labels are of another number of images.
+        """
+        if self.grid is None:
+            raise CheckError("labels lie on patches, and these visual tokens are none", at="labels")
+        if len(labels) != len(self.names):
+            raise CheckError(f"labels of {len(labels)} images, and words of {len(self.names)}", at="labels")
+        labels = labels.onto(self.frames) if self.frames and labels.frames is not None else labels.on(self.grid)
+        return replace(self, labels=labels)
+
+    def pane(self, number: int, name: str = "") -> Pane:
+        """What is said of one image, for an explorer; `name` is the model's."""
+        layers = self._layers(number)
+        return Pane(
+            name,
+            png(self.pictures[number]),
+            self.grid,
+            {one.layer: one.words for one in layers},
+            layers[0].seen if layers else None,
+            _ranked(self.labels, number) if self.labels else None,
+            remarks={one.layer: one.remark for one in layers},
+        )
+
+    @property
+    def told(self) -> str:
+        """How its words came to be the nearest, for a reader."""
+        return (
+            f"On each visual token, the word {NEAREST[self.readout]} by cosine, of those it was compared with. "
+            "The picture is what the encoder was given."
+        )
+
     def html(self, title: str = "What visual tokens say", whole: bool = True) -> str:
         """A page that needs nothing else; not `whole`: a piece of one."""
-        pictures = [
-            {"name": self.names[number], "png": png(picture), "layers": self._layers(number)}
-            for number, picture in enumerate(self.pictures)
-        ]
-        return pages.page(
-            "mmalign.vlm", "wordmap.html", title=title, pictures=pictures, wide=WIDE, whole=whole, readout=self.readout
-        )
+        return SideBySide([self]).html(title, whole)
 
     def save(self, target: str | Path, title: str = "What visual tokens say") -> None:
         """Write the page, whole or not at all."""
@@ -100,8 +144,40 @@ class WordMap:
         return self.html(whole=False)
 
 
-def png(picture: "Image") -> str:
-    """A picture's PNG file in base64."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+@dataclass
+class SideBySide:
+    """What several models say of the same images; see `WordMap.beside`."""
+
+    maps: Sequence[WordMap]
+    names: Sequence[str] = ()  # of the models; none: their numbers
+
+    def __post_init__(self) -> None:
+        first = self.maps[0]
+        if odd := next((one for one in self.maps if one.names != first.names), None):
+            raise CheckError(f"words of the images {odd.names} beside those of {first.names}", at="others")
+        if self.names and len(self.names) != len(self.maps):
+            raise CheckError(f"{len(self.names)} names of {len(self.maps)} models", at="names")
+
+    def html(self, title: str = "What visual tokens say", whole: bool = True) -> str:
+        """A page that needs nothing else, a pane for each model; not `whole`: a piece of one."""
+        numbers = [str(number) for number in range(1, len(self.maps) + 1)] if len(self.maps) > 1 else [""]
+        models = list(zip(self.maps, self.names or numbers, strict=True))
+        pictures = [
+            Picture(image, [words.pane(number, name) for words, name in models])
+            for number, image in enumerate(self.maps[0].names)
+        ]
+        explained = " ".join(dict.fromkeys(words.told for words in self.maps))
+        return page.html(Explorer(pictures, explained), title, whole)
+
+    def save(self, target: str | Path, title: str = "What visual tokens say") -> None:
+        """Write the page, whole or not at all."""
+        files.write(Path(target), self.html(title))
+
+    def _repr_html_(self) -> str:
+        return self.html(whole=False)
+
+
+def _ranked(labels: "PatchLabels", number: int) -> list[list[tuple[str, float]]]:
+    """The words of each patch of one image that has any, best first."""
+    rows = zip(labels.words_BPK[number].tolist(), labels.scores_BPK[number].tolist(), strict=True)
+    return [[(labels.words[n], score) for n, score in zip(*row, strict=True) if score > 0] for row in rows]

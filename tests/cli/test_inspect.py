@@ -16,8 +16,9 @@ def test_table_json_and_page(model, mmalign):
     assert last["layer"] == 4
     assert all(len(words) == 2 for words in last["words"])
     page = Path("x.html").read_text()
-    assert page.count('<div class="seen"') == 2
-    assert first["words"][0][0][0] in page
+    data = json.loads(page.split('class="mmx-data">')[1].split("</script>")[0])
+    assert [(pane["grid"], pane["layers"]) for pane in data["pictures"][0]["panes"]] == [([6, 6], [0, 4])]
+    assert first["words"][0][0][0] in data["words"]
     lines = mmalign("inspect", "runs", "a.png", "--keep", "1").out.splitlines()
     assert len(lines) == 37
     word, cosine = first["words"][7][0]

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmalign.errors import RunError
+from mmalign.explore import png
 from mmalign.plan import graph
 from mmalign.plan import read as compose
-from mmalign.stages import cells, charts, curves, draw, plots, report
+from mmalign.stages import cells, charts, curves, draw, explored, plots, report
 from tests.conftest import command
 
 ACCURACY = {  # arm: that of each seed
@@ -117,7 +119,7 @@ def test_the_answer_beside_an_image_is_that_of_its_own_benchmark(tmp_path):
     for bench, text in (("zoo", "a cat\u2028or two"), ("pope", "Yes")):
         line = json.dumps({"id": "1", "text": text}, ensure_ascii=False)
         (folder / f"{bench}.jsonl").write_text(f"{line}\n", encoding="utf-8")
-    assert report._answers(folder) == {"1": "a cat\u2028or two"}  # the pictures are those of the first that asks
+    assert explored._answers(folder) == {"1": "a cat\u2028or two"}  # the pictures are those of the first that asks
 
 
 def test_charts_have_a_line_for_every_seed_and_their_mean(tmp_path):
@@ -245,12 +247,65 @@ def shown(folder: Path, **changes: object) -> str:
     return report.html(task, scores, names, report.cells(scores, names))
 
 
-def test_pictures_stand_in_the_page(tmp_path):
-    assert f"url(data:image/png;base64,{PNG}); grid-template: repeat(1, 1fr) / repeat(2, 1fr)" in shown(tmp_path)
+def carried(text: str) -> dict:
+    """What the page's explorer carries."""
+    return json.loads(text.split('class="mmx-data">')[1].split("</script>")[0])
 
 
-def test_tokens_that_are_no_patches_stand_in_one_row(tmp_path):
-    assert "grid-template: repeat(1, 1fr) / repeat(2, 1fr)" in shown(tmp_path, grid=None)
+def test_pictures_of_an_older_mmalign_stand_in_the_page(tmp_path):
+    data = carried(shown(tmp_path))
+    assert [image["png"] for image in data["images"]] == [PNG]
+    (picture,) = data["pictures"]
+    assert (picture["name"], picture["texts"]) == ("1: What?", [["question", "What?"], ["base answers", ""]])
+    (pane,) = picture["panes"]
+    assert (pane["name"], pane["grid"], pane["layers"], pane["k"]) == ("base", [1, 2], [0], 1)
+    assert data["words"] == ["", "red", "blue"]
+
+
+def test_tokens_that_are_no_patches(tmp_path):
+    assert carried(shown(tmp_path, grid=None))["pictures"][0]["panes"][0]["grid"] is None
+
+
+LAYERS = {
+    "0": {"numbers": [[0, 1], [1, 0]], "cosines": [[0.5, 0.25], [0.5, 0.125]]},
+    "4": {"numbers": [[1, 0], [1, 0]], "cosines": [[0.5, 0.25], [0.5, 0.125]]},
+}
+
+
+def arm(folder: Path, right: list[bool], answer: str) -> None:
+    """What an evaluation leaves: a picture asked about whose truth is known, and another that is judged alone."""
+    row = {
+        "png": PNG,
+        "grid": [1, 2],
+        "words": ["red", "blue"],
+        "table": ["red", "blue"],
+        "layers": LAYERS,
+        "seen": None,
+    }
+    other = {**row, "png": png(Image.new("RGB", (2, 1))), "question": "", "id": "eval-1"}
+    truth = {"words": [["red"], ["sky"]], "object": [True, True], "right": {"0": right, "4": [False, None]}}
+    judged = {**row, "question": "", "id": "eval-0", "truth": truth, "remarks": {"4": "40% of perfect"}}
+    (folder / "pictures.json").write_text(json.dumps([{**row, "question": "What?", "id": "7"}]))
+    (folder / "judged.json").write_text(json.dumps([judged, {**other, "truth": truth}]))
+    (folder / "pope.jsonl").write_text(json.dumps({"id": "7", "text": answer}) + "\n")
+    (folder / "pope.json").write_text(json.dumps({"metrics": {}, "headline": "accuracy", "items": {"7": 100.0}}))
+
+
+def test_arms_are_panes_of_one_picture_with_question_answers_and_truth(tmp_path):
+    scores, names = study(tmp_path, {"base": [50.0, 60.0], "sea": [53.0, 61.0]})
+    arm(scores[0], [True, False], "yes")
+    arm(scores[2], [True, True], "no")
+    data = carried(report.html(SimpleNamespace(recipe="x"), scores, names, report.cells(scores, names)))
+    both, alone = data["pictures"]
+    assert [pane["name"] for pane in both["panes"]] == ["base", "sea"]
+    assert {pane["image"] for pane in both["panes"]} == {0}
+    assert both["texts"] == [
+        ["question", "What?"], ["base answers", "yes (scored 100)"], ["sea answers", "no (scored 100)"],
+    ]  # fmt: skip
+    assert [pane["remarks"] for pane in both["panes"]] == [["", "40% of perfect"]] * 2
+    assert (alone["name"], alone["texts"], len(alone["panes"])) == ("2: eval-1", [], 2)
+    assert data["shares"]["base"] == [[0, {"2": [2, 4]}], [4, {"2": [0, 2]}]]  # over both pictures
+    assert data["shares"]["sea"] == [[0, {"2": [4, 4]}], [4, {"2": [0, 2]}]]
 
 
 @pytest.mark.parametrize(
@@ -271,10 +326,18 @@ def test_pictures_that_are_none_of_ours(tmp_path, changes, what):
     assert "pictures.json" in caught.value.at
 
 
+def test_numbers_that_are_no_words_of_the_table(tmp_path):
+    with pytest.raises(RunError, match="pictures.json is damaged: list index out of range"):
+        shown(tmp_path, layers=LAYERS, table=["red"])
+    with pytest.raises(RunError, match="pictures.json is damaged: layer 0 of 2 patches, and base has 3"):
+        shown(tmp_path / "other", layers=LAYERS, table=["red", "blue"], words=["a", "b", "c"], grid=[1, 3])
+
+
 def test_texts_in_the_page_are_texts(tmp_path):
     text = shown(tmp_path, question="</figcaption><script>\x1b[31m\u202e", words=["<b>", "{{ 7 * 7 }}"])
-    assert "&lt;/figcaption&gt;&lt;script&gt;\\u001b[31m\\u202e" in text
-    assert "<span>&lt;b&gt;</span><span>{{ 7 * 7 }}</span>" in text
+    assert "</figcaption><script>" not in text
+    assert carried(text)["pictures"][0]["texts"][0] == ["question", "</figcaption><script>\\u001b[31m\\u202e"]
+    assert carried(text)["words"] == ["", "<b>", "{{ 7 * 7 }}"]
 
 
 def test_a_name_with_dollars_is_no_formula(tmp_path):

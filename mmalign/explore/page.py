@@ -1,0 +1,24 @@
+"""An explorer as HTML that needs nothing else: a page, or a piece of one."""
+
+import json
+from importlib.resources import files
+
+from mmalign.explore import Explorer
+from mmalign.explore.packed import packed
+from mmalign.io import pages
+
+SCRIPTS = ("data.js", "grid.js", "detail.js", "figure.js", "explorer.js")  # in the order in which they are read
+
+
+def html(explorer: Explorer, title: str = "What visual tokens say", whole: bool = True) -> str:
+    """The page; not `whole`: a piece that may stand in a page several times, as notebooks' output does.
+
+    Texts reach the page as JSON and are shown as texts. A ValueError for a picture that is no PNG.
+    """
+    parts = {"style": _text("explorer.css"), "script": "\n".join(map(_text, SCRIPTS))}
+    data = json.dumps(packed(explorer), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return pages.page("mmalign.explore", "explorer.html", title=title, whole=whole, data=data, **parts)
+
+
+def _text(name: str) -> str:
+    return files("mmalign.explore").joinpath(name).read_text(encoding="utf-8")
