@@ -21,8 +21,9 @@ from mmalign.llms import LLM, Look, Places
 from mmalign.objectives import Words
 from mmalign.vision import Frame, Vision
 from mmalign.vision.picture import upright_size
-from mmalign.vlm import nearest, replacement
+from mmalign.vlm import meaningful, nearest, replacement
 from mmalign.vlm.batch import IGNORED, Sample, collate
+from mmalign.vlm.meaningful import Meaning
 from mmalign.vlm.pictures import listed, shown
 from mmalign.vlm.prefix import Group, Pass
 from mmalign.vlm.readout import ceilings
@@ -339,6 +340,17 @@ class VLM(nn.Module):
         DataFrame.
         """
         return nearest.word_map(self, images, layers, top_k, names, words, readout)
+
+    def meaningful(
+        self, images: "Image | Sequence[Image]", layers: Sequence[int] = (0,), names: Sequence[str] | None = None,
+        words: Sequence[str] | None = None, readout: ReadoutKind = "input",
+    ) -> list[Meaning]:  # fmt: skip
+        """How many of the visual tokens of each image mean something at each layer, by the rule of meaningful.py, and
+        how many would that have no meaning. Image by image, and of each the layers in the order asked for.
+
+        layers, names, words, readout: as in `nearest_words`, and so are the errors.
+        """
+        return meaningful.meaningful(self, images, layers, names, words, readout)
 
     def replaced(
         self, images: "Image | Sequence[Image]", question: str = QUESTION, layers: Sequence[int] = (0,),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmalign.benchmarks import ReadoutKind
 from mmalign.errors import CheckError
+from mmalign.io import pages
 from mmalign.vlm import nearest
 from mmalign.vlm.control import lists
 from mmalign.vlm.pictures import named
@@ -71,6 +72,11 @@ def replaced(
             own, other = ([text_of(number) for number in one_Q.tolist()] for one_Q in (number_Q, other_Q))
             answers.append(Replaced(name, layer, question, answer, said, control, own, other))
     return answers
+
+
+def html(answers: Sequence[Replaced]) -> str:
+    """The answers side by side: a piece of a page."""
+    return pages.page("mmalign.vlm", "replacement.html", answers=answers)
 
 
 def others(number_Q: Tensor, word_T: Tensor, alike: Callable[[int], set[int]], seed: int) -> Tensor:

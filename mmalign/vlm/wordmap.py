@@ -82,19 +82,20 @@ class WordMap:
         """The rows as a pandas.DataFrame; a RunError where pandas is not installed."""
         return files.data_frame(list(self.rows()))
 
-    def html(self, title: str = "What visual tokens say", whole: bool = True) -> str:
-        """A page that needs nothing else; not `whole`: a piece of one."""
+    def html(self, title: str = "What visual tokens say", whole: bool = True, below: str = "") -> str:
+        """A page that needs nothing else; not `whole`: a piece of one. below: a piece of ours that ends it."""
         pictures = [
             {"name": self.names[number], "png": png(picture), "layers": self._layers(number)}
             for number, picture in enumerate(self.pictures)
         ]
         return pages.page(
-            "mmalign.vlm", "wordmap.html", title=title, pictures=pictures, wide=WIDE, whole=whole, readout=self.readout
-        )
+            "mmalign.vlm", "wordmap.html", title=title, pictures=pictures, wide=WIDE, whole=whole, readout=self.readout,
+            below=below,
+        )  # fmt: skip
 
-    def save(self, target: str | Path, title: str = "What visual tokens say") -> None:
-        """Write the page, whole or not at all."""
-        files.write(Path(target), self.html(title))
+    def save(self, target: str | Path, title: str = "What visual tokens say", below: str = "") -> None:
+        """Write the page, whole or not at all. below: see `html`."""
+        files.write(Path(target), self.html(title, below=below))
 
     def _repr_html_(self) -> str:
         return self.html(whole=False)

@@ -7,6 +7,8 @@ import pytest
 
 from tests.plan.test_mistakes import assert_mistake
 
+COUNTS = {"tokens", "words", "meaningful", "distinct", "words_control", "control", "cosine"}
+
 
 def test_table_json_and_page(model, mmalign):
     result = mmalign("inspect", model, "a.png", "--layers", "0,4", "--keep", "2", "--json", "--out", "x.html")
@@ -19,9 +21,13 @@ def test_table_json_and_page(model, mmalign):
     assert page.count('<div class="seen"') == 2
     assert first["words"][0][0][0] in page
     lines = mmalign("inspect", "runs", "a.png", "--keep", "1").out.splitlines()
-    assert len(lines) == 37
+    assert len(lines) == 38
     word, cosine = first["words"][7][0]
     assert lines[8].split() == ["a.png", "0", "1,1", *word.split(), f"{cosine:.3f}"]
+    told = first["meaningful"]
+    assert (told["tokens"], set(told)) == (36, COUNTS)
+    assert told["meaningful"] <= told["words"] <= 36
+    assert lines[-1].startswith(f"a.png, layer 0: {told['meaningful']} of 36 tokens mean something, ")
 
 
 def test_the_words_of_a_list(model, mmalign):
@@ -35,6 +41,56 @@ def test_the_words_of_a_list(model, mmalign):
     tokens = json.loads(mmalign("inspect", model, "a.png", "--keep", "999", "--json").out)[0]["words"]
     for listed, single in zip(first["words"], tokens, strict=True):  # a word of one piece is that token
         assert dict(listed)["blue"] == pytest.approx(dict(map(tuple, single))["blue"], abs=1e-5)
+
+
+def test_answers_side_by_side(model, mmalign):
+    """As the visual tokens are, by their nearest words, by other words: printed, as JSON and on the page."""
+    asked = "inspect", model, "a.png", "--layers", "0,2", "--keep", "1", "--replace", "--question", "what is this ?"
+    result = mmalign(*asked, "--json", "--out", "x.html")
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)
+    first, last = (row["replaced"] for row in rows)
+    assert set(first) == {"question", "answer", "replaced", "control", "words", "others"}
+    assert (first["question"], first["answer"]) == ("what is this ?", last["answer"])
+    for row in rows:
+        assert row["replaced"]["words"] == [words[0][0] for words in row["words"]]
+        assert len(row["replaced"]["others"]) == 36
+    page = Path("x.html").read_text()
+    assert "Asked by its words" in page
+    assert page.count("<td>a.png</td>") == 2
+    head, *under = mmalign(*asked).out.splitlines()[-6:]
+    assert head.split() == ["image", "layer", "asked", "of", "answer"]
+    shown = [["visual", "tokens", first["answer"]]]
+    for row in rows:
+        for what, name in (("their", "replaced"), ("other", "control")):
+            shown.append([str(row["layer"]), what, "words", row["replaced"][name]])
+    assert [line.split() for line in under] == [["a.png", *" ".join(cells).split()] for cells in shown]
+
+
+def test_what_is_asked_when_nothing_is_said(model, mmalign):
+    result = mmalign("inspect", model, "a.png", "--replace", "--out", "x.html")
+    assert result.out.splitlines()[-6] == "Describe this image."
+    assert "<caption>Describe this image.</caption>" in Path("x.html").read_text()
+    mmalign("inspect", model, "a.png", "--out", "y.html")
+    assert "Asked by its words" not in Path("y.html").read_text()
+
+
+def test_answers_on_a_page_are_text(model, mmalign):
+    mmalign("inspect", model, "a.png", "--replace", "--question", "<script>what ?", "--out", "x.html")
+    page = Path("x.html").read_text()
+    assert "<caption>&lt;script&gt;what ?</caption>" in page
+    assert "<script>" not in page
+
+
+def test_a_question_that_nobody_asks(model, mmalign):
+    result = mmalign("inspect", model, "a.png", "--question", "what ?")
+    assert_mistake(result, "--question is asked by --replace alone", "command line", "--replace")
+
+
+def test_a_list_too_short_for_a_control(model, mmalign):
+    Path("words.txt").write_text("red\n")
+    result = mmalign("inspect", model, "a.png", "--words", "words.txt", "--replace")
+    assert_mistake(result, "all 1 words are nearest to some visual token", "words", "a longer list of words")
 
 
 @pytest.mark.parametrize("readout", ["input", "same-layer", "lens"])
