@@ -189,14 +189,28 @@ def inspect(
         Literal["input", "same-layer", "lens"],
         typer.Option(help="nearest input embedding; nearest state of a word there; word whose state its lens expects"),
     ] = "input",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="also ask with each token replaced by its nearest word, and by another")
+    ] = False,
+    question: Annotated[str | None, typer.Option(help="of --replace; left out: Describe this image.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="beside the labels of a card, or of runs/label-...: IMAGE is a key there"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="write a page there, as .html, in place of the table")] = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Show the words nearest to each visual token, and how far each layer can be read so."""
+    """Show the words nearest to each visual token, how many mean something, and how far each layer can be read so."""
+    if labels is not None:
+        from . import misaligned
+
+        others = (layers, words, readout, replace, question, out) != ("0", None, "input", False, None, None)
+        misaligned.inspect(checkpoint, images, labels, keep, others, as_json)
+        return
     from . import inspecting
 
-    inspecting.inspect(checkpoint, images, layers, keep, words, readout, out, as_json)
+    inspecting.inspect(checkpoint, images, layers, keep, words, readout, out, as_json, replace, question)
 
 
 @app.command()

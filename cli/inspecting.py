@@ -9,12 +9,14 @@ from mmalign.io.legible import told
 from mmalign.io.wordlist import read_words
 from mmalign.pipeline import existing
 
+from . import replacing
 from .images import open_rgb
 from .models import loaded
 from .show import out, table
 
 if TYPE_CHECKING:
     from mmalign.benchmarks import ReadoutKind
+    from mmalign.vlm.meaningful import Meaning
     from mmalign.vlm.wordmap import WordMap
 
 
@@ -27,7 +29,10 @@ def inspect(
     readout: "ReadoutKind",
     target: Path | None,
     as_json: bool,
+    replace: bool = False,
+    question: str | None = None,
 ) -> None:
+    replacing.check(replace, question)
     place, depths = existing.find(spec), numbers(layers)
     existing.seeing(place, "it has no visual tokens")
     listed = read_words(word_list) if word_list is not None else None
@@ -35,20 +40,25 @@ def inspect(
     if target and not (target.absolute().parent).is_dir():
         raise RunError(f"no folder {target.parent}", at=str(target), fix="--out in a folder that is there")
     model = loaded(place)
-    words = model.nearest_words(list(pictures.values()), depths, keep, list(pictures), listed, readout)
+    images_, names = list(pictures.values()), list(pictures)
+    words = model.nearest_words(images_, depths, keep, names, listed, readout)
+    meanings = model.meaningful(images_, depths, names, listed, readout)
+    answers = replacing.answers(model, pictures, question, depths, listed, readout) if replace else []
     if target:
-        words.save(target, f"What the visual tokens of {spec} say")
+        words.save(target, f"What the visual tokens of {spec} say", replacing.section(answers))
     if as_json:
         from . import dump
 
-        dump([vars(one) for one in words])
-    elif target:
-        out.print(f"page: {target}")
-    else:
-        out.print(_table(words))
-        for layer in words.words:
-            if remark := told(words.ceiling.get(layer)):
-                out.print(f"layer {layer}: {remark}")
+        rows = [{**vars(one), "meaningful": _counts(own)} for one, own in zip(words, meanings, strict=True)]
+        dump([row | own for row, own in zip(rows, replacing.as_json(answers) or [{}] * len(rows), strict=True)])
+        return
+    out.print(f"page: {target}" if target else _table(words))
+    for own in meanings:
+        out.print(f"{own.image}, {own}")
+    for layer in words.words:
+        if remark := told(words.ceiling.get(layer)):
+            out.print(f"layer {layer}: {remark}")
+    replacing.show(answers)
 
 
 def numbers(layers: str) -> list[int]:
@@ -58,6 +68,10 @@ def numbers(layers: str) -> list[int]:
     except ValueError as err:
         raise RunError(f"--layers {layers!r} is no list of numbers", at="command line", fix="--layers 0,8,16") from err
     return depths
+
+
+def _counts(meaning: "Meaning") -> dict[str, Any]:
+    return {name: value for name, value in vars(meaning).items() if name not in ("image", "layer")}
 
 
 def _table(words: "WordMap") -> Any:

@@ -15,6 +15,7 @@ from mmalign.labels.store import Store
 from mmalign.labels.summary import html
 from mmalign.pipeline import task
 from mmalign.plan.building import build
+from mmalign.plan.cards import Card
 from mmalign.vision.picture import rgb
 
 from . import dump
@@ -48,12 +49,10 @@ def stats(place: str, target: Path | None, as_json: bool) -> None:
 def show(place: str, keys: Sequence[str], target: Path) -> None:
     """The labels of some images, drawn onto them; the images come from the data the stage labelled."""
     labels = store(place)
-    if not (Path(place) / "stage.yaml").exists():
-        fix = "the folder of a finished stage of kind label, runs/label-..."
-        raise RunError(f"{place} does not say which data it labels", at=place, fix=fix)
+    card = data_card(place)
     if missing := ", ".join(key for key in keys if key not in labels):
         raise RunError(f"no labels for {missing}", at=place, fix="keys are the ids of the data's records")
-    data, left = build(task.load(Path(place)).cards["data"]), set(keys)
+    data, left = build(card), set(keys)
     for key, reference in _images(data):
         if key in left if keys else key in labels:
             left.discard(key)
@@ -63,8 +62,31 @@ def show(place: str, keys: Sequence[str], target: Path) -> None:
             out.print(f"{key}   {name}")
             if not left:
                 return
-    missing = ", ".join(sorted(left)) or "with labels"
-    raise RunError(f"no image {missing} in the data", at=place, fix="the data as it was when it was labelled")
+    raise _missing(left, place)
+
+
+def data_card(place: str) -> Card:
+    """The card of the data that a label stage labelled; a RunError for what is no folder of one."""
+    if not (Path(place) / "stage.yaml").exists():
+        fix = "the folder of a finished stage of kind label, runs/label-..."
+        raise RunError(f"{place} does not say which data it labels", at=place, fix=fix)
+    return task.load(Path(place)).cards["data"]
+
+
+def references(data: Data, place: str, keys: Sequence[str]) -> list[Any]:
+    """The references of the images of these keys, in their order; a RunError for one that the data no longer has."""
+    found: dict[str, Any] = {}
+    for key, reference in _images(data):
+        if key in keys:
+            found[key] = reference
+            if len(found) == len(keys):
+                return [found[one] for one in keys]
+    raise _missing(set(keys) - found.keys(), place)
+
+
+def _missing(keys: set[str], place: str) -> RunError:
+    missing = ", ".join(sorted(keys)) or "with labels"
+    return RunError(f"no image {missing} in the data", at=place, fix="the data as it was when it was labelled")
 
 
 def _images(data: Data) -> Iterator[tuple[str, Any]]:

@@ -10,14 +10,15 @@ from mmalign.io import pages
 SCRIPTS = ("data.js", "grid.js", "detail.js", "figure.js", "explorer.js")  # in the order in which they are read
 
 
-def html(explorer: Explorer, title: str = "What visual tokens say", whole: bool = True) -> str:
-    """The page; not `whole`: a piece that may stand in a page several times, as notebooks' output does.
+def html(explorer: Explorer, title: str = "What visual tokens say", whole: bool = True, below: str = "") -> str:
+    """The page; not `whole`: a piece that may stand in a page several times, as notebooks' output does. below: a piece
+    of HTML of ours that ends it.
 
     Texts reach the page as JSON and are shown as texts. A ValueError for a picture that is no PNG.
     """
     parts = {"style": _text("explorer.css"), "script": "\n".join(map(_text, SCRIPTS))}
     data = json.dumps(packed(explorer), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return pages.page("mmalign.explore", "explorer.html", title=title, whole=whole, data=data, **parts)
+    return pages.page("mmalign.explore", "explorer.html", title=title, whole=whole, data=data, below=below, **parts)
 
 
 def _text(name: str) -> str:

@@ -24,6 +24,7 @@ from mmalign.errors import CheckError, RunError
 from mmalign.integrations import declared, layouts
 from mmalign.integrations.asking import Asking, Images
 from mmalign.integrations.declared import Parts
+from mmalign.integrations.substituted import substituted
 from mmalign.llms import LLM, Look, Places, head, watch
 from mmalign.llms.chat import Chat
 from mmalign.llms.vocabulary import vocabulary_kl
@@ -238,6 +239,11 @@ class WholeVLM(VLM):
         return self._asking.before(text)
 
     # Answers
+
+    def ask_about(self, question: str, image: "Image", visual_QD: Tensor, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+        """See `VLM.ask_about`. Raises CheckError as `substituted` does."""
+        with substituted(self._parts, visual_QD):
+            return self.generate([[Turn("user", f"{MARK}\n{question}")]], [[image]], max_new_tokens)[0]
 
     def prepared(self, image: "Image") -> Any:
         """The picture itself. Raises DataError for one that the processor refuses."""

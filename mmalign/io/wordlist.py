@@ -44,6 +44,22 @@ def tokens(text: str) -> set[str]:
     return set(re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower()))
 
 
+# English function words: they stand in texts about anything
+STOP = tokens(
+    """
+    a an the this that these those some any each every either neither both all no none other another such same own
+    i me my mine myself we us our ours you your yours he him his she her hers it its itself they them their theirs
+    themselves who whom whose which what one ones someone something anything everything nothing
+    and or but nor so yet if then than because while although though unless until whether as
+    of at by for with without about against between into onto through during before after above below to from up down
+    in out on off over under again further near along across behind beside around among within toward towards upon via
+    am is are was were be been being have has had having do does did doing done can could may might must shall should
+    will would let lets get gets got
+    not only very too also just even more most less least much many few there here when where why how now once still
+    ever never always often
+    """
+)
+
 SIBILANT = re.compile(r"(s|x|z|ch|sh|o)$")  # behind these the plural is -es
 
 

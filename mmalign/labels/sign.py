@@ -18,27 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmalign.errors import DataError
-from mmalign.io.wordlist import tokens
+from mmalign.io.wordlist import STOP, tokens
 
 LOOK = 256  # images that decide the sign
 LEVEL = 0.01  # of each test; a sign has to pass two
 DRAWS, SEED = 10_000, 0  # of a test
 COMMON = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # shares of captions; a word in more of them than such a share is left out
 TOLD = 0.5  # share of captions in which the words that stay must be, else those of the next share are taken
-STOP = tokens(
-    """
-    a an the this that these those some any each every either neither both all no none other another such same own
-    i me my mine myself we us our ours you your yours he him his she her hers it its itself they them their theirs
-    themselves who whom whose which what one ones someone something anything everything nothing
-    and or but nor so yet if then than because while although though unless until whether as
-    of at by for with without about against between into onto through during before after above below to from up down
-    in out on off over under again further near along across behind beside around among within toward towards upon via
-    am is are was were be been being have has had having do does did doing done can could may might must shall should
-    will would let lets get gets got
-    not only very too also just even more most less least much many few there here when where why how now once still
-    ever never always often
-    """
-)
 FIX = "sign: -1 (the paper's, for CLIP) or sign: 1; mmalign labels sign CARD DATA draws a few images under both"
 
 

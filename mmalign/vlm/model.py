@@ -21,11 +21,13 @@ from mmalign.llms import LLM, Look, Places
 from mmalign.objectives import Words
 from mmalign.vision import Frame, Vision
 from mmalign.vision.picture import upright_size
-from mmalign.vlm import nearest
+from mmalign.vlm import meaningful, nearest, replacement
 from mmalign.vlm.batch import IGNORED, Sample, collate
+from mmalign.vlm.meaningful import Meaning
 from mmalign.vlm.pictures import listed, shown
 from mmalign.vlm.prefix import Group, Pass
 from mmalign.vlm.readout import ceilings
+from mmalign.vlm.replacement import QUESTION, Replaced
 from mmalign.vlm.vocabulary import token_spellings
 from mmalign.vlm.wordmap import WordMap
 
@@ -339,6 +341,32 @@ class VLM(nn.Module):
         """
         return nearest.word_map(self, images, layers, top_k, names, words, readout)
 
+    def meaningful(
+        self, images: "Image | Sequence[Image]", layers: Sequence[int] = (0,), names: Sequence[str] | None = None,
+        words: Sequence[str] | None = None, readout: ReadoutKind = "input",
+    ) -> list[Meaning]:  # fmt: skip
+        """How many of the visual tokens of each image mean something at each layer, by the rule of meaningful.py, and
+        how many would that have no meaning. Image by image, and of each the layers in the order asked for.
+
+        layers, names, words, readout: as in `nearest_words`, and so are the errors.
+        """
+        return meaningful.meaningful(self, images, layers, names, words, readout)
+
+    def replaced(
+        self, images: "Image | Sequence[Image]", question: str = QUESTION, layers: Sequence[int] = (0,),
+        names: Sequence[str] | None = None, words: Sequence[str] | None = None, readout: ReadoutKind = "input",
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> list[Replaced]:  # fmt: skip
+        """What the model says of images, and what of the words nearest to their visual tokens, which stand in their
+        place (BASIC, arXiv 2508.06895, figures 3 and 9); beside it a control, other words. Image by image, and of each
+        the layers in the order asked for.
+
+        question: put to each image alone, answered greedily. layers, names, words, readout: as in `nearest_words`; of a
+        layer behind the first, its words stand in front of the language model. Raises CheckError as that does, and for
+        a list of which no word is left for the control.
+        """
+        return replacement.replaced(self, images, question, layers, names, words, readout, max_new_tokens)
+
     @torch.no_grad()
     def perplexity(self, texts: Sequence[str]) -> float:
         """exp of the mean loss per token over texts without images or chat format, begun as `Chat.plain` says."""
@@ -386,6 +414,10 @@ class VLM(nn.Module):
             by_id = {question.id: text for question, text in self.answers(asking, asking.questions(), batch=32)}
         replies = [by_id[str(n)] for n in range(len(texts))]
         return replies[0] if isinstance(questions, str) else replies
+
+    def ask_about(self, question: str, image: "Image", visual_QD: Tensor, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+        """The greedy answer to a question about an image, with other visual tokens in the place of its own, as many."""
+        return self.generate([[Turn("user", f"{MARK}\n{question}")]], [[visual_QD]], max_new_tokens)[0]
 
     def prepared(self, image: "Image") -> Any:
         """A PIL image as `generate` takes it again and again: its visual_QD."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from mmalign.errors import CheckError
 from mmalign.vision import Vision
 
 if TYPE_CHECKING:
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 def listed(images: Any) -> Sequence[Any]:
     """Images in their order, be it one or several."""
     return images if isinstance(images, Sequence) else [images]
+
+
+def named(images: Any, names: Sequence[str] | None) -> "list[tuple[str, Image]]":
+    """(name, image) of one or several; without names, their numbers. Raises CheckError where they differ in number."""
+    pictures = listed(images)
+    own = [str(number) for number in range(len(pictures))] if names is None else names
+    if len(own) != len(pictures):
+        raise CheckError(f"{len(own)} names of {len(pictures)} images", at="names", fix="a name for each image")
+    return list(zip(own, pictures, strict=True))
 
 
 def shown(vision: Vision, image: "Image") -> "Image":

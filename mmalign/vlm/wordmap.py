@@ -132,13 +132,13 @@ class WordMap:
             "The picture is what the encoder was given."
         )
 
-    def html(self, title: str = "What visual tokens say", whole: bool = True) -> str:
-        """A page that needs nothing else; not `whole`: a piece of one."""
-        return SideBySide([self]).html(title, whole)
+    def html(self, title: str = "What visual tokens say", whole: bool = True, below: str = "") -> str:
+        """A page that needs nothing else; not `whole`: a piece of one. below: a piece of ours that ends it."""
+        return SideBySide([self]).html(title, whole, below)
 
-    def save(self, target: str | Path, title: str = "What visual tokens say") -> None:
-        """Write the page, whole or not at all."""
-        files.write(Path(target), self.html(title))
+    def save(self, target: str | Path, title: str = "What visual tokens say", below: str = "") -> None:
+        """Write the page, whole or not at all. below: see `html`."""
+        files.write(Path(target), self.html(title, below=below))
 
     def _repr_html_(self) -> str:
         return self.html(whole=False)
@@ -158,8 +158,8 @@ class SideBySide:
         if self.names and len(self.names) != len(self.maps):
             raise CheckError(f"{len(self.names)} names of {len(self.maps)} models", at="names")
 
-    def html(self, title: str = "What visual tokens say", whole: bool = True) -> str:
-        """A page that needs nothing else, a pane for each model; not `whole`: a piece of one."""
+    def html(self, title: str = "What visual tokens say", whole: bool = True, below: str = "") -> str:
+        """A page that needs nothing else, a pane for each model; not `whole`: a piece of one. below: as in WordMap."""
         numbers = [str(number) for number in range(1, len(self.maps) + 1)] if len(self.maps) > 1 else [""]
         models = list(zip(self.maps, self.names or numbers, strict=True))
         pictures = [
@@ -167,7 +167,7 @@ class SideBySide:
             for number, image in enumerate(self.maps[0].names)
         ]
         explained = " ".join(dict.fromkeys(words.told for words in self.maps))
-        return page.html(Explorer(pictures, explained), title, whole)
+        return page.html(Explorer(pictures, explained), title, whole, below)
 
     def save(self, target: str | Path, title: str = "What visual tokens say") -> None:
         """Write the page, whole or not at all."""

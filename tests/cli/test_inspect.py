@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from mmalign.labels.store import Store
+from mmalign.pipeline import task
+from mmalign.plan import graph
+from mmalign.plan import read as compose
+from mmalign.stages import label
+from mmalign.toyworld.data import Captions
+from mmalign.vision import Frame
 from tests.plan.test_mistakes import assert_mistake
+
+COUNTS = {"tokens", "words", "meaningful", "distinct", "words_control", "control", "cosine"}
 
 
 def test_table_json_and_page(model, mmalign):
@@ -20,9 +29,13 @@ def test_table_json_and_page(model, mmalign):
     assert [(pane["grid"], pane["layers"]) for pane in data["pictures"][0]["panes"]] == [([6, 6], [0, 4])]
     assert first["words"][0][0][0] in data["words"]
     lines = mmalign("inspect", "runs", "a.png", "--keep", "1").out.splitlines()
-    assert len(lines) == 37
+    assert len(lines) == 38
     word, cosine = first["words"][7][0]
     assert lines[8].split() == ["a.png", "0", "1,1", *word.split(), f"{cosine:.3f}"]
+    told = first["meaningful"]
+    assert (told["tokens"], set(told)) == (36, COUNTS)
+    assert told["meaningful"] <= told["words"] <= 36
+    assert lines[-1].startswith(f"a.png, layer 0: {told['meaningful']} of 36 tokens mean something, ")
 
 
 def test_the_words_of_a_list(model, mmalign):
@@ -36,6 +49,56 @@ def test_the_words_of_a_list(model, mmalign):
     tokens = json.loads(mmalign("inspect", model, "a.png", "--keep", "999", "--json").out)[0]["words"]
     for listed, single in zip(first["words"], tokens, strict=True):  # a word of one piece is that token
         assert dict(listed)["blue"] == pytest.approx(dict(map(tuple, single))["blue"], abs=1e-5)
+
+
+def test_answers_side_by_side(model, mmalign):
+    """As the visual tokens are, by their nearest words, by other words: printed, as JSON and on the page."""
+    asked = "inspect", model, "a.png", "--layers", "0,2", "--keep", "1", "--replace", "--question", "what is this ?"
+    result = mmalign(*asked, "--json", "--out", "x.html")
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)
+    first, last = (row["replaced"] for row in rows)
+    assert set(first) == {"question", "answer", "replaced", "control", "words", "others"}
+    assert (first["question"], first["answer"]) == ("what is this ?", last["answer"])
+    for row in rows:
+        assert row["replaced"]["words"] == [words[0][0] for words in row["words"]]
+        assert len(row["replaced"]["others"]) == 36
+    page = Path("x.html").read_text()
+    assert "Asked by its words" in page
+    assert page.count("<td>a.png</td>") == 2
+    head, *under = mmalign(*asked).out.splitlines()[-6:]
+    assert head.split() == ["image", "layer", "asked", "of", "answer"]
+    shown = [["visual", "tokens", first["answer"]]]
+    for row in rows:
+        for what, name in (("their", "replaced"), ("other", "control")):
+            shown.append([str(row["layer"]), what, "words", row["replaced"][name]])
+    assert [line.split() for line in under] == [["a.png", *" ".join(cells).split()] for cells in shown]
+
+
+def test_what_is_asked_when_nothing_is_said(model, mmalign):
+    result = mmalign("inspect", model, "a.png", "--replace", "--out", "x.html")
+    assert result.out.splitlines()[-6] == "Describe this image."
+    assert "<caption>Describe this image.</caption>" in Path("x.html").read_text()
+    mmalign("inspect", model, "a.png", "--out", "y.html")
+    assert "Asked by its words" not in Path("y.html").read_text()
+
+
+def test_answers_on_a_page_are_text(model, mmalign):
+    mmalign("inspect", model, "a.png", "--replace", "--question", "<script>what ?", "--out", "x.html")
+    page = Path("x.html").read_text()
+    assert "<caption>&lt;script&gt;what ?</caption>" in page
+    assert "<script>" not in page
+
+
+def test_a_question_that_nobody_asks(model, mmalign):
+    result = mmalign("inspect", model, "a.png", "--question", "what ?")
+    assert_mistake(result, "--question is asked by --replace alone", "command line", "--replace")
+
+
+def test_a_list_too_short_for_a_control(model, mmalign):
+    Path("words.txt").write_text("red\n")
+    result = mmalign("inspect", model, "a.png", "--words", "words.txt", "--replace")
+    assert_mistake(result, "all 1 words are nearest to some visual token", "words", "a longer list of words")
 
 
 @pytest.mark.parametrize("readout", ["input", "same-layer", "lens"])
@@ -112,3 +175,72 @@ def test_mistakes(model, mmalign):
     assert_mistake(result, "no layer 5: the language model has 4", "layers", "0 (what the adapter makes) to 4")
     assert_mistake(mmalign("inspect", model, "a.png", "--out", "no/x.html"), "no folder no", "x.html", "--out")
     assert_mistake(mmalign("inspect", model), "Missing argument 'IMAGE...'", "", "mmalign inspect --help")
+
+
+# Beside labels
+
+
+@pytest.fixture
+def labels(model, here, monkeypatch):
+    """The label stage of the same recipe, finished."""
+    monkeypatch.setenv("MMALIGN_CACHE", str(here / "cache"))
+    node = next(node for node in graph.plan(compose.load("tiny.yaml"), here / "runs") if node.name == "label")
+    task.save(node)
+    stage_task = task.load(node.folder)
+    task.finish(stage_task, label.run(stage_task), 0, 1)
+    return node.folder.relative_to(here)
+
+
+def test_beside_the_labels_of_a_stage(model, labels, mmalign):
+    """The data of the toy world knows what is right."""
+    given = "inspect", model, "train-3", "train-0", "--labels", labels
+    result = mmalign(*given, "--json", "--keep", "2")
+    assert result.code == 0, result.err
+    said = json.loads(result.out)
+    patches, counts = said["patches"], said["counts"]
+    assert [one["image"] for one in patches] == ["train-3"] * 36 + ["train-0"] * 36
+    assert set(counts) == {"all", "object", "background"}
+    assert 0 < counts["object"]["known"] <= counts["object"]["patches"] < counts["all"]["patches"] == 72
+    store = Store(labels / "labels")
+    for n, key in enumerate(("train-3", "train-0")):
+        words_PK, scores_PK, _ = store[key]
+        for one, numbers, scores in zip(patches[36 * n :], words_PK, scores_PK, strict=False):
+            best = [store.words[number] for number, score in zip(numbers[:2], scores[:2], strict=True) if score > 0]
+            assert [word for word, _ in one["labels"]] == best
+        truth = Captions(48).truth(int(key[6:]), Frame("squash", (48, 48), (6, 6)))
+        assert [tuple(one["true"]) for one in patches[36 * n : 36 * n + 36]] == truth.words
+    lines = mmalign(*given).out.splitlines()
+    assert len(lines) == 1 + 72 + 3
+    assert lines[1].split()[:4] == ["train-3", "0,0", patches[0]["word"], f"{patches[0]['cosine']:.3f}"]
+    own = counts["object"]
+    assert lines[-2].startswith(
+        f"object: {own['agree']} of {own['labelled']} labelled patches are near to one of their"
+    )
+    told = f"{own['right']} visual tokens and {own['label_right']} labels are right, {own['misaligned']} labels alone"
+    assert lines[-2].endswith(f"; of {own['known']} whose words are known {told}")
+
+
+def test_beside_the_labels_of_a_card(model, mmalign):
+    """Of a picture file nobody knows what is right."""
+    result = mmalign("inspect", model, "a.png", "--labels", "toy-words", "--json")
+    assert result.code == 0, result.err
+    said = json.loads(result.out)
+    assert len(said["patches"]) == 36
+    assert {one["right"] for one in said["patches"]} == {None}
+    assert [*said["counts"]] == ["all"]
+    last = mmalign("inspect", model, "a.png", "--labels", "toy-words").out.splitlines()[-1]
+    assert last.startswith("all: ")
+    assert last.endswith(" labelled patches are near to one of their labels")
+
+
+def test_mistakes_beside_labels(model, labels, mmalign, monkeypatch):
+    monkeypatch.setattr("mmalign.cli.misaligned.loaded", None)  # known before a model is loaded
+    result = mmalign("inspect", model, "a.png", "--labels", "toy-wrods")
+    assert_mistake(result, "no labels card named 'toy-wrods'", "", "toy-words")
+    result = mmalign("inspect", model, "a.png", "train-1", "--labels", labels)
+    assert_mistake(result, "no labels for a.png", str(labels), "--labels CARD")
+    for option in (["--layers", "1"], ["--words", "x.txt"], ["--replace"], ["--out", "x.html"], ["--readout", "lens"]):
+        result = mmalign("inspect", model, "a.png", "--labels", "toy-words", *option)
+        assert_mistake(
+            result, "--labels compares layer 0 with the labels' own words", "command line", "without --layers"
+        )

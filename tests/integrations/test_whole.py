@@ -581,3 +581,39 @@ def test_a_family_that_cannot_be_served_is_refused_before_weights_are_read(tmp_p
     (place / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckError, match="no"):
         whole.read(place)
+
+
+# Words in the place of visual tokens
+
+
+@and_more
+def test_other_visual_tokens_stand_in_the_place_of_the_models_own(family):
+    """Its own change nothing; with others, two pictures of one size are the same picture."""
+    vlm, text = model_of(family), Quiz.TEXTS[0]
+    pictures = [picture(*SIZES[0], seed=n) for n in (0, 1)]
+    tokens_QD = vlm.visual_tokens(pictures[0])[0]
+    if family == "qwen3_vl":
+        with pytest.raises(CheckError, match="Qwen3VLForConditionalGeneration adds what it sees of a picture to later"):
+            vlm.ask_about(text, pictures[0], tokens_QD, 8)
+        return
+    assert vlm.ask_about(text, pictures[0], tokens_QD, 8) == by_transformers(vlm, text, pictures[:1])
+    words_QD = vlm.llm.embed(torch.arange(len(tokens_QD)) % 40 + 20).detach()
+    first, second = (vlm.ask_about(text, one, words_QD, 8) for one in pictures)
+    assert first == second
+    with pytest.raises(CheckError, match=f"1 visual tokens for {len(tokens_QD)} places of an image") as error:
+        vlm.ask_about(text, pictures[0], words_QD[:1])
+    assert error.value.fix == "as many as the model makes of the image"
+    assert vlm.ask_about(text, pictures[1], vlm.visual_tokens(pictures[1])[0], 8) == by_transformers(
+        vlm, text, pictures[1:]
+    )
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_the_replacement_experiment(family):
+    vlm = model_of(family)
+    image = picture(*SIZES[0], seed=0)
+    (one,) = vlm.replaced(image, Quiz.TEXTS[0], max_new_tokens=8)
+    number_Q = vlm.nearest_tokens(image)[0][1][0, :, 0]
+    assert one.answer == by_transformers(vlm, Quiz.TEXTS[0], [image])
+    assert one.replaced == vlm.ask_about(Quiz.TEXTS[0], image, vlm.llm.embed(number_Q), 8)
+    assert len(one.words) == len(one.others) == len(number_Q)
