@@ -54,9 +54,9 @@ def run(
     from mmalign.pipeline.run import Launch
     from mmalign.pipeline.run import run as run_
 
-    from . import live, scores, show
+    from . import live, missing, scores, show
 
-    nodes, notes = show.planned(recipe, [*(overrides or []), *show.tracked(log_to)], runs)
+    nodes, notes = missing.reached(recipe, [*(overrides or []), *show.tracked(log_to)], runs)
     show.tell([*notes, *scores.unlooked([node for node in nodes if node.name not in (force or [])])])
     launch = Launch(devices, hosts)
     with live.display(nodes, launch) as display:
@@ -76,18 +76,15 @@ def plan(
     """Show the stages of a recipe: which are done, why the others are not, and what they will take."""
     from . import show
 
-    nodes, notes = show.planned(recipe, overrides or [], runs, ahead=True)
-    show.plan(nodes, notes, devices, as_json)
+    show.plan(show.planned(recipe, overrides or [], runs, ahead=True), devices, as_json)
 
 
 @app.command()
-def check(recipe: RecipeArg, overrides: Overrides = None, allow_code: AllowCode = False) -> None:
-    """Say what is wrong with a recipe; nothing is run."""
+def check(recipe: RecipeArg, overrides: Overrides = None, as_json: Json = False, allow_code: AllowCode = False) -> None:
+    """Say what is wrong with a recipe, and all that is not there yet; nothing is run."""
     from . import show
 
-    nodes, notes = show.planned(recipe, overrides or [], Path("runs"))
-    show.tell(notes)
-    show.out.print(f"{nodes[0].recipe.name}: {len(nodes)} stages, nothing wrong")
+    show.checked(recipe, overrides or [], as_json)
 
 
 @app.command("list")

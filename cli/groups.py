@@ -8,7 +8,7 @@ import typer
 from .helping import Verbs
 from .options import AllowCode, Json
 
-data_app = typer.Typer(cls=Verbs, no_args_is_help=True, help="Look at a data set.")
+data_app = typer.Typer(cls=Verbs, no_args_is_help=True, help="Look at a data set, or get one.")
 DataArg = Annotated[str, typer.Argument(metavar="DATA", help="a card's name, or a file or folder of records")]
 DataArgs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="arguments of the reader")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="tokens a sample is cut at; left out: none is cut")]
@@ -48,6 +48,23 @@ def data_show(
     from . import data as verbs
 
     verbs.look(data, overrides or [], llm, vision, rows, as_json, max_length)
+
+
+@data_app.command("get")
+def data_get(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RECIPE|CARD...", help="recipes, with key=value behind them, or cards")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be fetched; no network")] = False,
+    as_json: Json = False,
+) -> int:
+    """Fetch the files, word lists and weights that recipes or cards need and this machine lacks.
+
+    What broke off goes on with the same command. HF_HUB_OFFLINE=1: nothing is fetched. HF_ENDPOINT: another hub.
+    """
+    from . import getting
+
+    return getting.get(names, dry_run, as_json)
 
 
 labels_app = typer.Typer(cls=Verbs, no_args_is_help=True, help="Look at a label store, or decide a source's sign.")

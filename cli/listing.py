@@ -1,6 +1,7 @@
 """`list` and `show`: what the registry holds. Imports only what reading cards needs."""
 
 import ast
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from mmalign.errors import CardError, RecipeError, suggest
 from mmalign.io import yaml
 from mmalign.io.document import words
 from mmalign.io.visible import one_line
-from mmalign.plan import definitions
+from mmalign.plan import definitions, downloads
 from mmalign.plan.arguments import Argument, of
-from mmalign.plan.cards import FAMILIES, Card, Registry
+from mmalign.plan.cards import FAMILIES, Card, Registry, as_dict
+from mmalign.plan.downloads import File
 from mmalign.plan.references import GIVEN
 
 from .lines import folded, say
@@ -83,16 +85,29 @@ def part(family: str, name: str | None, as_json: bool) -> None:
     card = Registry().card(family, name)
     known = arguments(card)
     if as_json:
-        dump({**asdict(card), "arguments": [_as_json(one, card) for one in known]})
+        dump({**as_dict(card), "source": _sources_json(card), "arguments": [_as_json(one, card) for one in known]})
         return
     for key, item in asdict(card).items():
-        if key != "args" and item not in ("", {}, None):
+        if key not in ("args", "source") and item not in ("", {}, None):
             say(f"{key:<8} {item}")
+    for line in _sources(card):
+        say(f"source   {line}")
     for one in known:
         say(f"\n{one.name}: {_value(one, card)}")
         kind = f"{words(one.kind)}: " if one.kind is not Any else ""
         for line in folded(kind + one.about, 2):
             say(f"  {line}")
+
+
+def _sources(card: Card) -> Iterator[str]:
+    """Where what a card reads comes from, a line for each file: address, size, licence, and gate."""
+    for source in Registry().sources(card):
+        terms = f"{source.license}; gate: {source.gate}" if source.gate else source.license
+        every: list[File | None] = [*source.files]
+        for file in every or [None]:
+            size = downloads.told(file.size if file else source.size)
+            name = f" {file.name}" if file and not source.url else ""
+            yield f"{source.address(file)}{name}, {size}, {terms}"
 
 
 def arguments(card: Card) -> list[Argument]:
@@ -124,6 +139,10 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def _sources_json(card: Card) -> list[dict[str, Any]]:
+    return [downloads.as_json(source) for source in Registry().sources(card)]
 
 
 def _value(one: Argument, card: Card) -> str:

@@ -12,8 +12,8 @@ from rich.text import Text
 from mmalign.errors import RunError
 from mmalign.io.visible import one_line
 from mmalign.pipeline import finished, recipes, standing, tracking
-from mmalign.pipeline.recipes import preview
-from mmalign.plan import estimate, trackers
+from mmalign.pipeline.recipes import Preview, preview
+from mmalign.plan import estimate, gaps, trackers
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Evaluate, Label, Language, Report, Stage, Train
 
@@ -23,13 +23,29 @@ from .screen import Screen, Whole
 WIDE = None if sys.stdout.isatty() else 1000  # columns; in a file or a pipe no cell is folded
 
 out = Screen(highlight=False, soft_wrap=True, markup=False, width=WIDE)  # a path may hold what looks like markup
-err = Screen(stderr=True, highlight=False, soft_wrap=True, markup=False)
+err = Screen(stderr=True, highlight=False, soft_wrap=True, markup=False, width=None if sys.stderr.isatty() else 1000)
 
 
-def planned(recipe: str, overrides: Sequence[str], runs: Path, ahead: bool = False) -> tuple[list[Node], list[str]]:
-    """The plan of a recipe, checked, and the notes a reader should see. ahead: before its data is there."""
-    plan = preview(recipe, *overrides, runs=runs, ahead=ahead)
-    return plan.stages, plan.notes
+def planned(recipe: str, overrides: Sequence[str], runs: Path, ahead: bool = False, as_json: bool = False) -> Preview:
+    """The plan of a recipe, checked; what is missing is told before the error. ahead: before its data is there."""
+    from . import missing
+
+    with missing.told(" ".join([recipe, *overrides]), as_json):
+        return preview(recipe, *overrides, runs=runs, ahead=ahead)
+
+
+def checked(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
+    """Say what is missing, and that nothing is wrong."""
+    from . import dump, missing
+
+    plan = planned(recipe, overrides, Path("runs"), as_json=as_json)
+    name, stages = plan.stages[0].recipe.name, len(plan.stages)
+    if as_json:
+        dump({"recipe": name, "stages": stages, "notes": plan.notes, "gaps": gaps.as_json(plan.gaps)})
+        return
+    tell(plan.notes)
+    missing.tell(plan.gaps, " ".join([recipe, *overrides]))
+    out.print(f"{name}: {stages} stages, nothing wrong")
 
 
 def table(*columns: str) -> Table:
@@ -46,13 +62,19 @@ def tell(notes: Sequence[str]) -> None:
         err.print(f"note: {note}", style="yellow")
 
 
-def plan(nodes: Sequence[Node], notes: Sequence[str], devices: int, as_json: bool) -> None:
-    """The stages of a recipe as a table, with what they will take on so many devices."""
+def plan(whole: Preview, devices: int, as_json: bool) -> None:
+    """The stages of a recipe as a table, with what they will take on so many devices, and what is missing."""
+    from . import missing
+
+    nodes, notes = whole.stages, whole.notes
     rows = [_row(node, devices) for node in nodes]
     if as_json:
         from . import dump
 
-        dump({"recipe": nodes[0].recipe.name, "devices": devices, "stages": rows, "notes": notes})
+        dump(
+            {"recipe": nodes[0].recipe.name, "devices": devices, "stages": rows, "notes": notes}
+            | {"gaps": gaps.as_json(whole.gaps)}
+        )
         return
     recipe = nodes[0].recipe
     parts = [p.card for p in (recipe.model.vision, recipe.model.adapter, recipe.model.llm, recipe.model.vlm) if p]
@@ -66,6 +88,7 @@ def plan(nodes: Sequence[Node], notes: Sequence[str], devices: int, as_json: boo
     for row in rows:
         if row["failed"]:
             out.print(failure(_with_arm(row), row["failed"]), style="red")
+    missing.tell(whole.gaps, gaps.asked([recipe]), out)
     for note in notes:
         out.print(f"note: {note}")
 

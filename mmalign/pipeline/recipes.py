@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,24 @@ from mmalign.io.visible import visible
 from mmalign.pipeline import finished, sample, standing
 from mmalign.pipeline.run import Launch, Show
 from mmalign.pipeline.run import run as run_nodes
-from mmalign.plan import graph, read
+from mmalign.plan import gaps, graph, read
 from mmalign.plan.cards import Registry
 from mmalign.plan.check import check
+from mmalign.plan.gaps import Gap
 from mmalign.plan.graph import Node
+from mmalign.plan.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Preview:
-    """What a recipe will do. stages: in the order they run, `done` or not; notes: what a reader should see."""
+    """What a recipe will do. stages: in the order they run, `done` or not; notes: what a reader should see; gaps: what
+    is not there yet."""
 
     stages: list[Node]
     notes: list[str]
+    gaps: list[Gap] = field(default_factory=list)
 
     def __iter__(self) -> Any:
         return iter(self.stages)
@@ -85,8 +89,8 @@ def preview(recipe: str | Path, *overrides: str, runs: str | Path = "runs", ahea
     Of rows in files of this machine a few are rendered as training would, in a process of its own (3 s).
 
     recipe: a YAML file, or the name of a shipped recipe. overrides: `key=value`. ahead: what the data folder lacks is
-    a note, and no row is looked at. Raises RecipeError, CardError, GraphError or CheckError for what is wrong, with the
-    line it stands at.
+    no error, and no row is looked at. Raises RecipeError, CardError, GraphError or CheckError for what is wrong, with
+    the line it stands at, and GapsError for all that is missing.
     """
     variants = read.load(recipe, overrides)
     registry = Registry(variants[0].registry)
@@ -95,7 +99,23 @@ def preview(recipe: str | Path, *overrides: str, runs: str | Path = "runs", ahea
         notes = [f"no file {recipe} here: the shipped recipe {name}", *notes]
     stages = graph.plan(variants, Path(runs), registry)
     notes += [note for node in stages for note in graph.unseen(node)]
-    return Preview(stages, notes if ahead else [*notes, *sample.look(stages)])
+    lacking = [] if all(node.done for node in stages) else gaps.of(variants, registry)
+    if not ahead:
+        refuse(lacking, variants[0])
+    return Preview(stages, notes if ahead else [*notes, *sample.look(stages)], lacking)
+
+
+def refuse(lacking: Sequence[Gap], recipe: Recipe) -> None:
+    """Raise a GapsError where something is missing that no run can do without."""
+    if any(gap.blocks for gap in lacking):
+        raise gaps.GapsError(lacking, gaps.asked([recipe]))
+
+
+def reached(plan: Preview) -> Preview:
+    """A plan that is about to run; a GapsError where weights are to be fetched and the hub does not answer (3 s)."""
+    if plan.stages:
+        refuse(gaps.unreachable(plan.gaps), plan.stages[0].recipe)
+    return plan
 
 
 def run(
@@ -112,7 +132,7 @@ def run(
     devices: processes on this machine. hosts: a DeepSpeed host file. force: stages to run again. show: is told of
     progress; None: the log is. Raises what `preview` raises, and StageError where a stage fails.
     """
-    plan = preview(recipe, *overrides, runs=runs)
+    plan = reached(preview(recipe, *overrides, runs=runs))
     for note in plan.notes:
         log.warning("%s", visible(note))
     run_nodes(plan.stages, Launch(devices, Path(hosts) if hosts else None), show or _Log(), force)

@@ -10,14 +10,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import chain
 from typing import Any, NotRequired, TypedDict
 
 from mmalign.errors import CheckError, MMAlignError
 from mmalign.io import files
 from mmalign.plan import estimate, trust
-from mmalign.plan.cards import Card, members
+from mmalign.plan.cards import Card, as_dict, members
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Language, Train
 
@@ -77,7 +76,7 @@ def _job(node: Node, stage: Train | Language) -> dict[str, Any]:
     llm, vision = node.cards["llm"], node.cards.get("vision")
     tokens = estimate.visual_tokens(node.cards.get("adapter"), vision.facts.get("grid") if vision else None)
     return {
-        "data": asdict(node.cards["data"]),
+        "data": as_dict(node.cards["data"]),
         "registry": list(node.recipe.registry),
         "checkpoint": llm.args.get("checkpoint"),
         "template": getattr(stage, "template", None) or llm.args.get("template"),

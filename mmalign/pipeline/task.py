@@ -15,7 +15,7 @@ from mmalign import __version__
 from mmalign.errors import RunError
 from mmalign.io import disk, document, files, seal, sums, yaml
 from mmalign.pipeline import hardware, software
-from mmalign.plan.cards import Card, foreign
+from mmalign.plan.cards import Card, as_dict, foreign
 from mmalign.plan.graph import FORMAT, Finished, Node
 from mmalign.plan.interpolation import literal
 from mmalign.plan.recipe import KINDS, Report, Stage
@@ -69,7 +69,7 @@ def save(node: Node) -> str:
         "name": node.name,
         "seed": node.recipe.seed,
         "stage": asdict(node.stage),
-        "cards": {role: asdict(card) for role, card in node.cards.items()},
+        "cards": {role: as_dict(card) for role, card in node.cards.items()},
         "reads": [[slot, other.folder.name] for slot, other in node.reads],
         "arms": node.arms,
         "what": node.what,

@@ -12,13 +12,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mmalign.errors import CardError, suggest
 from mmalign.io import files, packaged, packages, yaml
-from mmalign.plan import definitions, fact_types, installed, signatures, trust
+from mmalign.plan import definitions, downloads, fact_types, installed, signatures, trust
+from mmalign.plan.downloads import Source
 
 FAMILIES = tuple(trust.CONTRACTS)
 # arguments of a card that name another card: (argument, in these families, the family it names)
@@ -34,6 +35,7 @@ class Card:
     facts: dict[str, Any] = field(default_factory=dict)  # what the built part promises: dim, grid, ...
     paper: str = ""
     license: str = ""
+    source: list[Source] = field(default_factory=list)  # where what it reads comes from, see downloads.py
     name: str = ""
     family: str = ""
     origin: str = SHIPPED  # who brings it: mmalign, a shelf, or a package and its version
@@ -48,11 +50,13 @@ class ForeignCard(Card):
 _TYPES: dict[str, type] = {
     "summary": str, "target": str, "args": dict, "facts": dict, "paper": str, "license": str,
     "packaged": dict,  # arguments that count where the package they name is installed
+    "source": object,  # see downloads.py
 }  # fmt: skip
 
 
 _WORDS: dict[type, str] = {str: "text", dict: "a mapping"}
 _FIXES: dict[type, str] = {str: "put it in quotes", dict: "{name: value}"}
+SOURCE = "{hub: OWNER/NAME, license: ..., size: 13.5 GB}   (mmalign show llms vicuna-7b)"
 
 
 def _environment() -> list[str]:
@@ -107,6 +111,19 @@ class Registry:
         if owner in self._brought and _told(card) is None:
             trust.allow(family, name, card.target, f"{card.path}  target")
         return card
+
+    def sources(self, card: Card, above: tuple[str, ...] = ()) -> list[Source]:
+        """Where what a card reads comes from, the cards followed that it says it is `like`. A CardError for no card."""
+        whole: list[Source] = []
+        for one in card.source:
+            if not one.like:
+                whole.append(one)
+                continue
+            family, _, name = one.like.partition("/")
+            if one.like in above:
+                raise CardError(f"the source of {one.like} is like itself", at=card.path, fix="like: another card")
+            whole += downloads.wanted(self.sources(self.card(family, name), (*above, one.like)), one)
+        return whole
 
     def adopted(self, card: Card) -> Card:
         """A card out of a file that may come from others as one that may be built; the members of a mixture, too.
@@ -276,8 +293,24 @@ def read(place: Path, family: str = "", owner: str = SHIPPED) -> Card:
         fix = "what the part does; a fact that is not known is left out"
         raise CardError(f"the card {place.stem!r}: {key} {what}", at=document.where(f"facts.{key}"), fix=fix)
     given = {**document.raw.get("args", {}), **_installed(document.raw.pop("packaged", {}))}
-    raw = {**document.raw, "args": files.anchored(given, place.parent)}
+    raw = {**document.raw, "args": files.anchored(given, place.parent), "source": _sources(document)}
     return Card(**raw, name=place.stem, family=family, origin=owner, path=str(place))
+
+
+def _sources(document: yaml.Document) -> list[Source]:
+    """The sources of a card's file, or a CardError at the key that is wrong."""
+    if document.raw.get("source") is None:
+        return []
+    try:
+        return downloads.read(document.raw["source"])
+    except downloads.Wrong as err:
+        key = f"source.{err.key}".rstrip(".")
+        raise CardError(f"{key} {err.what}", at=document.where(key), fix=SOURCE) from err
+
+
+def as_dict(card: Card) -> dict[str, Any]:
+    """A card as files keep it that travel: without its sources, which only the card's own file tells."""
+    return {key: value for key, value in asdict(card).items() if key != "source"}
 
 
 def _installed(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,7 +321,7 @@ def _installed(args: Mapping[str, Any]) -> dict[str, Any]:
 
 def foreign(raw: Mapping[str, Any], file: Path, role: str) -> ForeignCard:
     """A card as a file has it that may come from others; TypeError for what is none."""
-    card = ForeignCard(**{**raw, "path": f"{file}  cards.{role}"})
+    card = ForeignCard(**{**raw, "source": [], "path": f"{file}  cards.{role}"})
     for name, kind in (("target", str), ("args", dict), ("name", str), ("family", str)):
         if not isinstance(getattr(card, name), kind):
             raise TypeError(f"{name!r} of the card {role!r} is {getattr(card, name)!r}")

@@ -5,28 +5,31 @@ from itertools import combinations
 
 from mmalign.errors import CheckError, MMAlignError, suggest
 from mmalign.io import bounds, packaged
-from mmalign.plan import checkpoints, facts, signatures, signs, trackers, unused, whole
+from mmalign.plan import checkpoints, facts, gaps, signatures, signs, trackers, unused, whole
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.graph import cards_of, named, order, showing
 from mmalign.plan.labelling import of_labels, word_list
 from mmalign.plan.mistake import mistake, takes
 from mmalign.plan.objectives import lens_texts, of_objective
 from mmalign.plan.recipe import BESIDE, Contrast, Evaluate, Label, Language, Recipe, Report, Stage, Train, uneven
-from mmalign.plan.references import NotThereError, paths, targets
+from mmalign.plan.references import NoFileError, NotThereError, paths, targets
 
 
 def check(variants: Sequence[Recipe], registry: Registry | None = None, ahead: bool = False) -> list[str]:
-    """Raise the first thing that is wrong; returns notes a reader should see.
+    """Raise the first thing that is wrong, then a GapsError for all that is missing; returns notes for a reader.
 
-    ahead: what the data folder lacks are notes, so that a recipe can be planned before its data is fetched.
+    ahead: what the data folder lacks is no error, so that a recipe can be planned before its data is fetched, and a
+    package that is not installed a note.
     """
     registry = registry or Registry(variants[0].registry)
     told = []
-    for recipe in variants:
-        for problem in problems(recipe, registry):
-            if not (ahead and isinstance(problem, NotThereError)):
-                raise problem
-            told.append(problem.what)
+    for problem in (problem for recipe in variants for problem in problems(recipe, registry)):
+        if not (isinstance(problem, NoFileError) or (ahead and isinstance(problem, NotThereError))):
+            raise problem
+        told += [] if isinstance(problem, NoFileError) else [problem.what]
+    lacking = [] if ahead else gaps.of(variants, registry)
+    if any(gap.blocks and not gap.fetched for gap in lacking):
+        raise gaps.GapsError(lacking, gaps.asked(variants))
     told += [note for recipe in variants for note in [*notes(recipe, registry), *signs.undecided(recipe, registry)]]
     return list(dict.fromkeys([*told, *_equal_arms(variants)]))
 

@@ -16,7 +16,11 @@ GIVEN = {"adapters": ("patch_dim", "llm_dim", "grid"), "labels": ("keep",)}
 
 
 class NotThereError(CheckError):
-    """Something of the user's data folder that is not there yet."""
+    """Something that a recipe needs besides itself, and that is not there yet."""
+
+
+class NoFileError(NotThereError):
+    """A file or folder of the user's data folder."""
 
 
 def targets(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAlignError]:
@@ -80,10 +84,10 @@ def paths(cards: dict[str, Card]) -> Iterator[MMAlignError]:
         for key, spec in [*card.args.items(), *(pair for _, one in members(card) for pair in one.args.items())]:
             if isinstance(spec, str) and spec.startswith(packaged.PREFIX):
                 yield from _packaged(card, key, spec)
-            elif isinstance(spec, str) and (place := files.local(spec)) and not files.exists(_sure(place)):
+            elif isinstance(spec, str) and (place := files.local(spec)) and not files.exists(sure(place)):
                 what, at = f"{card.family} {card.name!r}: {key} {spec} does not exist", f"{card.path}  args.{key}"
                 if spec.startswith("data:"):
-                    yield NotThereError(what, at=at, fix="put it there, or set MMALIGN_DATA")
+                    yield NoFileError(what, at=at, fix=f"mmalign data get {card.name}, or set MMALIGN_DATA")
                 else:
                     yield CheckError(what, at=at, fix="check the path")
 
@@ -97,7 +101,7 @@ def _packaged(card: Card, key: str, spec: str) -> Iterator[MMAlignError]:
         yield CheckError(what, at=f"{card.path}  args.{key}", fix=err.fix)
 
 
-def _sure(place: Path) -> Path:
+def sure(place: Path) -> Path:
     """The part of a path that must be there, where the rest is a pattern: shards/{000..099}.tar."""
     fixed = takewhile(lambda part: not set(part) & {"*", "{"}, place.parts)
     return place if files.exists(place) else Path(*fixed)

@@ -6,7 +6,7 @@ Written for models that plain transformers has no class for; read by `mmalign.lo
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mmalign.errors import RunError
 from mmalign.io import files, sums
 from mmalign.llms import LLM
 from mmalign.plan import building, cards, exported
-from mmalign.plan.cards import Card
+from mmalign.plan.cards import Card, as_dict
 from mmalign.plan.exported import AGAIN, FORMAT, ROLES
 from mmalign.vision import Vision
 from mmalign.vlm.model import VLM
@@ -57,7 +57,7 @@ def _portable(card: Card) -> dict[str, Any]:
     if _of_this_machine(args.get("template")):
         args["template"] = Path(args["template"]).read_text(encoding="utf-8")
     origin = "shelf" if card.origin.startswith("shelf ") else card.origin
-    return asdict(replace(card, args=args, origin=origin, path=""))
+    return as_dict(replace(card, args=args, origin=origin, path=""))
 
 
 def _of_this_machine(value: Any) -> bool:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from mmalign.plan.read import shipped
+from tests.plan.test_gaps import last
 from tests.plan.test_mistakes import assert_mistake
 from tests.test_layers import HEAVY
 
@@ -57,11 +58,17 @@ def test_what_is_printed(here, mmalign):
     assert result.code == 0
     assert "parameters: vision 304 M, adapter 21 M, llm 6.74 B; trained 21 M" in result.out
     assert "tokens a sample: about 640, 576 of them visual; steps: 2,181" in result.out
-    assert "note: data 'llava-pretrain-558k': path data:LLaVA-Pretrain/" in result.out
+    row = next(line for line in result.out.splitlines() if line.startswith("data llava-pretrain-558k"))
+    assert "blip_laion_cc_sbu_558k.json" in row
+    assert "hub datasets/liuhaotian/LLaVA-Pretrain" in row
+    assert "about 181 MB" in row
+    assert str(here / "data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json") in row
+    assert "all that can be fetched: mmalign data get llava_vicuna7b" in result.out
     assert "label store: 1.6 MiB" in mmalign("plan", "quickstart").out
 
 
 def test_data_that_is_not_there_stops_a_run(here, mmalign):
-    result = mmalign("run", "llava_vicuna7b")
-    assert_mistake(result, "llava-pretrain-558k", "args.path", "MMALIGN_DATA")
-    assert_mistake(mmalign("check", "llava_vicuna7b"), "does not exist", "args.path", "MMALIGN_DATA")
+    result = last(mmalign("run", "llava_vicuna7b"))
+    assert_mistake(result, "llava-pretrain-558k", "data/LLaVA-Pretrain", "mmalign data get llava_vicuna7b")
+    result = last(mmalign("check", "llava_vicuna7b"))
+    assert_mistake(result, "more things are missing", "data/LLaVA-Pretrain", "MMALIGN_DATA")
