@@ -12,7 +12,8 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from mmalign import __version__
-from tests.test_readme import blocks
+from tests.reader import blocks
+from tests.test_readme import README
 
 ROOT = Path(__file__).parent.parent
 FORMS = ROOT / ".github" / "ISSUE_TEMPLATE"
@@ -40,7 +41,7 @@ def runs(job: str) -> list[str]:
 
 def of_the_readme() -> list[str]:
     """The commands of its two lines: install and quickstart, install and tests."""
-    lines = [block.text.strip() for block in blocks() if block.kind == "sh" and "pip install" in block.text]
+    lines = [block.text.strip() for block in blocks(README) if block.kind == "sh" and "pip install" in block.text]
     return [command for line in lines[:2] for command in line.split(" && ")]
 
 

@@ -3,103 +3,33 @@
 python -m tests.test_readme   writes what the commands print now into the README, for a reader to look over.
 """
 
-import os
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from mmalign.cli import app
-from typer.main import get_command
 
 from mmalign.pipeline.run import Launch
 from mmalign.plan.cards import FAMILIES
-from mmalign.plan.read import shipped
+from tests.reader import Terminal, blocks, commands, form, matches, named, place, problem
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# What a reader's shell does not have, and the tests of this process may have set: DeepSpeed names a rank to itself.
-NOT_A_READERS = ("PYTHONPATH", "MMALIGN_REGISTRY", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 SMALL = """
 stages.label.data.args.size=64 stages.align.data.args.size=64 stages.tune.data.args.size=64 stages.align.steps=2
 stages.tune.steps=2 stages.score.bench=[{bench}]
 """
 
 
-@dataclass
-class Block:
-    """One fenced block: its language, the file it is (or nothing), its text."""
-
-    kind: str
-    file: str
-    text: str
-
-
-def blocks(text: str = README) -> Iterator[Block]:
-    for kind, file, inner in re.findall(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", text, re.S | re.M):
-        yield Block(kind, file, inner)
-
-
-def commands(block: Block) -> list[tuple[str, list[str]]]:
-    """(command, the lines it is said to print) of a console block."""
-    parts = re.split(r"^\$ ", block.text, flags=re.M)[1:]
-    return [(part.splitlines()[0], part.splitlines()[1:]) for part in parts]
-
-
-class Terminal:
-    """Runs the README's commands in one folder, with one environment, as a reader would."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.env = {key: value for key, value in os.environ.items() if key not in NOT_A_READERS}
-        self.site = str(folder / "site")
-
-    def run(self, line: str) -> list[str]:
-        """The lines it prints."""
-        words = shlex.split(line)
-        if words[0] == "export":
-            given = dict(word.split("=", 1) for word in words[1:])
-            self.env |= {key: str(self.folder / value) for key, value in given.items()}
-            return []
-        if words[0] == "pip":
-            return self.python("-m", "pip", *words[1:], "--no-deps", "--no-build-isolation", "--target", self.site)
-        assert words[0] == "mmalign", line
-        return self.python("-c", "from mmalign.cli import entry; entry()", *words[1:])
-
-    def python(self, *words: str) -> list[str]:
-        path = os.pathsep.join(filter(None, [self.env.get("PYTHONPATH"), self.site]))
-        done = subprocess.run(
-            [sys.executable, *words], cwd=self.folder, env={**self.env, "PYTHONPATH": path},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        )  # fmt: skip
-        assert "Traceback" not in done.stdout, done.stdout
-        return [line.rstrip() for line in done.stdout.splitlines()]
-
-
-def matches(said: list[str], real: list[str]) -> bool:
-    """Whether the lines are those, however wide their columns; a line `...` stands for any number of them."""
-    pattern = "".join(r"(?:.*\n)*" if line == "..." else re.escape(_narrow(line)) + r"\n" for line in said)
-    return re.fullmatch(pattern, "".join(f"{_narrow(line)}\n" for line in real)) is not None
-
-
-def _narrow(line: str) -> str:
-    return " ".join(line.split())
-
-
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, list[str], list[str]]]]:
     """The folder of somebody who did all that the README says, and (command, said, real) of each command."""
     terminal, found = Terminal(tmp_path_factory.mktemp("reader")), []
-    for block in blocks():
+    for block in blocks(README):
         if block.file:
-            place = terminal.folder / block.file
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(block.text)
+            place(block, terminal.folder)
         elif block.kind == "console":
             found += [(line, said, terminal.run(line)) for line, said in commands(block)]
     return terminal.folder, found
@@ -137,7 +67,7 @@ def test_the_first_recipe_runs_with_the_part(followed):
 
 def test_its_scripts_run(tmp_path):
     """Each at most 15 lines of code, on a quickstart of a few steps."""
-    scripts = [block for block in blocks() if block.file in ("words.py", "supervised.py")]
+    scripts = [block for block in blocks(README) if block.file in ("words.py", "supervised.py")]
     assert len(scripts) == 2
     terminal = Terminal(tmp_path)
     small = SMALL.format(bench="toy-perplexity").split()
@@ -158,7 +88,7 @@ def test_its_scripts_run(tmp_path):
 
 def test_the_quickstart_prints_the_table_of_the_readme(tmp_path):
     """The same rows and columns; the numbers are those of another machine and of more steps."""
-    (shown,) = [block.text for block in blocks() if block.kind == "text"]
+    (shown,) = [block.text for block in blocks(README) if block.kind == "text"]
     bench = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())["stages"]["score"]["bench"]
     small = SMALL.format(bench=",".join(bench)).split()
     real = Terminal(tmp_path).run(" ".join(["mmalign run quickstart", *small]))
@@ -166,13 +96,10 @@ def test_the_quickstart_prints_the_table_of_the_readme(tmp_path):
     assert form(table) == form(shown)
 
 
-def form(text: str) -> list[list[str]]:
-    """The words of every line, numbers and fingerprints left out."""
-    return [re.sub(r"-[0-9a-f]{12}|[-+]?\d[\d.,]*|\s[-–]\s", " ", line).split() for line in text.splitlines()]
-
-
 def test_the_two_commands_are_those_of_ci():
-    first, second = (block.text.strip() for block in blocks() if block.kind == "sh" and "pip install" in block.text)
+    first, second = (
+        block.text.strip() for block in blocks(README) if block.kind == "sh" and "pip install" in block.text
+    )
     ci = (ROOT / ".ci" / "run").read_text()
     assert first.startswith('pip install -c constraints.txt -e ".[train]" && mmalign run quickstart')
     for part in (*first.split(" && "), *second.split(" && ")):
@@ -180,21 +107,8 @@ def test_the_two_commands_are_those_of_ci():
 
 
 def test_every_other_command_it_names_exists():
-    group = get_command(app)
-    verbs = group.commands
-    own = {option for parameter in group.params for option in parameter.opts}
-    scripts = "".join(block.text for block in blocks() if block.kind == "sh")
-    for line in re.findall(r"`mmalign ([^`]+)`", README) + re.findall(r"^mmalign (.+)$", scripts, re.M):
-        words = line.replace("\\|", "|").split()
-        if words[0] in own:
-            continue
-        assert words[0] in verbs, line
-        inner = getattr(verbs[words[0]], "commands", None)
-        assert inner is None or set(words[1].split("|")) <= set(inner), line
-        options = {option for parameter in verbs[words[0]].params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= options, line
-        if words[0] in ("run", "plan", "check") and "_" in words[1]:
-            assert words[1] in shipped(), line
+    assert [line for line in named(README) if problem(line)] == []
+    assert len(list(named(README))) > 30
 
 
 def test_what_it_says_of_folders_groups_and_options():
@@ -217,11 +131,9 @@ def _write() -> None:
     import tempfile
 
     text, terminal = README, Terminal(Path(tempfile.mkdtemp()))
-    for block in blocks():
+    for block in blocks(README):
         if block.file:
-            place = terminal.folder / block.file
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(block.text)
+            place(block, terminal.folder)
         for line, said in commands(block) if block.kind == "console" else ():
             real = terminal.run(line)
             if not matches(said, real):
