@@ -193,6 +193,9 @@ class Train(Stage):
     # inside it (LLaVA); epoch: a step is of samples of like length, which pads least; both read all rows once and keep
     # their lengths. None: at random
     group_by_length: Literal["step", "epoch"] | None = None
+    # what becomes of a step whose loss or gradient is not finite, which moves no weights: stop ends the stage there;
+    # skip leaves it out and goes on, up to ten in a row. Its samples are in nonfinite.jsonl of the stage's folder
+    on_nan: Literal["stop", "skip"] = field(default="stop", metadata=SILENT)
     pack: bool = field(default=False, metadata=SILENT)  # samples of a pass share rows, each seeing itself alone
     # how the stage is run, which does not change its result
     engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)

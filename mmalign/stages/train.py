@@ -78,11 +78,15 @@ def run(task: Task) -> dict[str, Any]:
     engine = _engine(stage, model, batches)
 
     watchers = [watcher for watcher in (premise, scores) if watcher]
-    last = _fit(task, stage, engine, batches, steps, model, events, watchers).run()
+    fit = _fit(task, stage, engine, batches, steps, model, events, watchers)
+    last = fit.run()
     for watcher in watchers:
         events.say(watcher.cost())
 
     told = {} if rank else _account(task, stage, collate, int(last["step"]), premise)
+    if told and fit.skipped:
+        warning = f"{fit.skipped:,} of {steps:,} steps were not finite and left out"
+        told["warnings"].append(f"{warning}, see {task.folder.name}/nonfinite.jsonl")
     for line in [*told.get("account", []), *told.get("warnings", [])]:
         events.say(line)
     return {
@@ -243,6 +247,7 @@ def _fit(
         stage.engine.save_every,
         stage.log_every,
         watchers=watchers,
+        skip=stage.on_nan == "skip",
     )
 
 

@@ -5,6 +5,7 @@ of processes: a checkpoint of eight devices goes on with two.
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -129,6 +130,7 @@ class Engine:
         """After every pass; at the `last` of a step the weights move. Returns the gradient's norm then.
 
         factor: what the peak rate of every group is multiplied by. The norm is that before clipping; None: unknown.
+        Where it is not finite, on all ranks then, weights and optimizer stay as they are.
         """
         if not last:
             self.engine.step()
@@ -136,10 +138,18 @@ class Engine:
         for group, torch_group in zip(self.groups, self._torch_groups(), strict=True):
             torch_group["lr"] = group.lr * factor
         norm = self._norm() if not self.zero and self.precision == "fp32" else None
+        if norm is not None and not math.isfinite(norm):  # DeepSpeed leaves such steps out itself, but for plain fp32
+            self._leave_out()
+            return norm
         self.engine.step()
         self.steps += 1
         norm = self.engine.get_global_grad_norm() if norm is None else norm
         return None if norm is None else float(norm)
+
+    def _leave_out(self) -> None:
+        """End a step without the optimizer: no gradients, and the next pass is the first of another step."""
+        self.engine.zero_grad()
+        self.engine.micro_steps += 1
 
     def _norm(self) -> float:
         grads = [p.grad for group in self.groups for p in group.params if p.grad is not None]

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmalign.errors import StageError, Stopped
+from mmalign.io import files
 from mmalign.io.signals import on_sigterm
 from mmalign.plan.recipe import Optim
 from mmalign.training import checkpoint
@@ -24,6 +25,9 @@ from mmalign.training.optim import factor
 from mmalign.training.usage import Usage
 
 UNITS = ("tokens", "images")  # what a loss is a mean over
+SKIPPED = "skipped"  # in a checkpoint: steps that were left out before it
+CALM = "a lower learning rate, or precision: fp32"
+IN_A_ROW = 10  # steps that may be left out one behind the other
 LINE = "line/"  # what the names of a checkpoint begin with that belong to the line of the log that is not written yet
 
 
@@ -51,6 +55,10 @@ class Fit:
     added up, and the peak of memory is that of the process that took the most.
 
     SIGTERM, to any rank, ends the run behind the step in work, with a checkpoint, which a later run goes on from.
+
+    A step with a loss or a gradient that is not finite never moves weights. It ends the run, or with `skip` is left
+    out, on all ranks, of weights, optimizer and log alike, up to IN_A_ROW of them; its samples are written down in
+    nonfinite.jsonl either way.
     """
 
     engine: Engine
@@ -64,16 +72,20 @@ class Fit:
     log_every: int
     # called with the steps done, before the first one (0) and after each; a True after a step: enough
     watchers: Sequence[Callable[[int], bool]] = ()
+    skip: bool = False  # leave steps out that are not finite
+    skipped: int = field(default=0, init=False)  # such steps, over all sessions of the run
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)  # since the last line of the log
     _logged: int = field(default=0, init=False)  # the step of that line
     _clock: float = field(default=0.0, init=False)  # seconds, when it was written
     _usage: Usage = field(init=False)
+    _out: int = field(default=0, init=False)  # steps left out since that line
+    _row: int = field(default=0, init=False)  # steps left out since the last that was not
     _ending: Tensor | float = field(default=0.0, init=False)  # how many ranks heard SIGTERM before this step
 
     def run(self) -> dict[str, float]:
         """Train to the end; returns the last line of the log.
 
-        StageError where a loss or its gradient is not finite; Stopped where SIGTERM came.
+        StageError where a loss or its gradient is not finite and is not left out; Stopped where SIGTERM came.
         """
         told = threading.Event()
         with on_sigterm(told.set):
@@ -87,14 +99,18 @@ class Fit:
         if not start:
             self._watched(0)
         for step, passes in enumerate(self.batches(start), start):
+            sums = dict(self._sums)
             norm = self._step(step, passes, asked())
             done = step + 1
             self._usage.look()
 
-            diverged = norm is not None and not math.isfinite(norm)  # DeepSpeed leaves such a step out, or writes NaN
-            stopped = not diverged and self._watched(done)
-            if diverged or stopped or done % self.log_every == 0 or done == self.steps:
-                metrics = self._log(done, norm, passes)
+            if norm is not None and not math.isfinite(norm):
+                self._not_finite(done, norm, passes, sums)
+            else:
+                self._row = 0
+            stopped = self._watched(done)
+            if stopped or done % self.log_every == 0 or done == self.steps:
+                metrics = self._log(done, norm) or metrics
             fresh = metrics if done == self._logged else {}
             self.events.progress(done, self.steps, "steps", {k: v for k, v in fresh.items() if k != "step"})
             if stopped:
@@ -107,14 +123,25 @@ class Fit:
                 saved = done
             if done < self.steps and ending:
                 raise Stopped("ended by SIGTERM", at=f"step {done}", fix="the same command goes on")
-        return metrics
+        return metrics or self._last()
+
+    def _last(self) -> dict[str, float]:
+        """The last line of the log, of a run that left out every step since it was resumed."""
+        log = self.folder / "metrics.jsonl"
+        lines: list[dict[str, float]] = files.read_jsonl(log, kind=dict[str, float]) if log.exists() else []
+        if lines:
+            return lines[-1]
+        raise StageError(f"none of {self.steps} steps was finite", at="nonfinite.jsonl", fix=CALM)
 
     def _state(self, done: int) -> Iterator[tuple[str, Tensor]]:
         """What a checkpoint holds: the engine's, and the line of the log that has begun, to be ended as if nothing
         had happened."""
         yield from self.engine.state()
+        if self.skipped:
+            yield SKIPPED, torch.tensor(self.skipped)
         if self._logged < done:
             yield f"{LINE}logged", torch.tensor(float(self._logged))
+            yield f"{LINE}out", torch.tensor(float(self._out))
             for name, value in self._reduced().items():  # of all ranks
                 yield LINE + name, torch.tensor(value)
 
@@ -131,7 +158,8 @@ class Fit:
         step = self._logged = 0
         if newest:
             step, state = newest
-            self.engine.load_state(state, step)
+            self.skipped = int(state.get(SKIPPED, 0))
+            self.engine.load_state(state, step - self.skipped)
             self._take_up(state, step)
             self.events.say(f"goes on from step {step}")
         if not world()[0]:
@@ -143,7 +171,7 @@ class Fit:
     def _take_up(self, state: dict[str, Tensor], step: int) -> None:
         """Go on with the line of the log that a checkpoint stands in; its sums, of all ranks, count once."""
         line = {name.removeprefix(LINE): float(value) for name, value in state.items() if name.startswith(LINE)}
-        self._logged = int(line.pop("logged", step))
+        self._logged, self._out = int(line.pop("logged", step)), int(line.pop("out", 0))
         if not world()[0]:
             for name, value in line.items():
                 self._add(name, value)
@@ -195,7 +223,8 @@ class Fit:
             for name, count in batch.cuts.items():
                 self._add(name, count)
 
-            self.engine.backward(loss * scale)
+            # a loss that is not finite has such a gradient, and is caught by its norm, with all ranks agreeing
+            self.engine.backward(loss * scale * (loss.detach() * 0 + 1))
             norm = self.engine.step(factor(step, self.steps, self.optim), last=number == len(passes) - 1)
         return norm
 
@@ -204,22 +233,36 @@ class Fit:
         value = torch.as_tensor(value, dtype=torch.float32, device=self.engine.device).detach()
         self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
 
-    def _log(self, done: int, norm: float | None, passes: list[Any]) -> dict[str, float]:
-        """Write a line to metrics.jsonl: means since the last one; StageError where a loss or norm is not finite."""
-        steps, seconds = done - self._logged, time.monotonic() - self._clock
-        self._logged, self._clock = done, time.monotonic()
+    def _not_finite(self, done: int, norm: float, passes: list[Any], sums: dict[str, Tensor]) -> None:
+        """Write down a step that is not finite, and leave it out of the line of the log; a StageError where it ends the
+        run. sums: as they were before it."""
+        own = {name: value - sums.get(name, 0) for name, value in self._sums.items()}
+        self._sums = own
+        values = self._reduced()
+        self._sums = sums
+        terms = {f"loss term {name!r}": values[name] for name in self.terms if not math.isfinite(values[name])}
+        what, value = next(iter((terms or {"norm of the gradient": norm}).items()))
+        samples = _gathered([name for batch in passes for name in batch.ids])
+        if not world()[0]:
+            with open(self.folder / "nonfinite.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps({"step": done, "what": what, "value": str(value), "samples": samples}) + "\n")
+        self._out, self._row, self.skipped = self._out + 1, self._row + 1, self.skipped + 1
+        told = f"the {what} is {value} by step {done}"
+        if not self.skip or self._row == IN_A_ROW:
+            many = f", and so were the {IN_A_ROW - 1} before it" if self.skip else ""
+            names = f"samples {', '.join(samples[:4])}{', ...' if len(samples) > 4 else ''}, see nonfinite.jsonl"
+            raise StageError(told + many, at=names, fix=CALM + ("" if self.skip else ", or on_nan: skip"))
+        self.events.say(f"{told}: left out, see nonfinite.jsonl")
+
+    def _log(self, done: int, norm: float | None) -> dict[str, float]:
+        """Write a line to metrics.jsonl: means since the last one; nothing where all steps since then were left out."""
+        steps, seconds = done - self._logged - self._out, time.monotonic() - self._clock
+        self._logged, self._out, self._clock = done, 0, time.monotonic()
+        if not steps:
+            return {}
         sums = self._reduced()
 
         losses = {name: sums[name] / steps for name in ("loss", *self.terms)}
-        checked = {f"loss term {name!r}": losses[name] for name in self.terms}
-        for what, value in (checked | ({} if norm is None else {"norm of the gradient": norm})).items():
-            if not math.isfinite(value):
-                raise StageError(
-                    f"the {what} is {value} by step {done}",
-                    at=f"samples {', '.join(passes[-1].ids[:4])}",
-                    fix="a lower learning rate, or precision: fp32",
-                )
-
         notes = [name.removeprefix("note.") for name in sums if name.startswith("note.")]
         line = {
             "step": done,
@@ -227,7 +270,7 @@ class Fit:
             **{name: sums[f"note.{name}"] / sums[f"noted.{name}"] for name in notes},
             **{unit: sums[unit] / steps for unit in (*UNITS, "samples")},
             **{name: sums[name] for name in CUTS if name in sums},
-            **({} if norm is None else {"norm": norm}),
+            **({} if norm is None or not math.isfinite(norm) else {"norm": norm}),
             "lr": self.optim.lr * factor(done - 1, self.steps, self.optim),
             "steps_per_second": steps / max(1e-9, seconds),
             **self._usage.line(),
@@ -250,3 +293,12 @@ class Fit:
             dist.all_reduce(sums)
         self._sums.clear()
         return dict(zip(names, sums.tolist(), strict=True))
+
+
+def _gathered(names: list[str]) -> list[str]:
+    """The lists of all ranks as one."""
+    if world()[1] == 1:
+        return names
+    of_rank: list[list[str]] = [[] for _ in range(world()[1])]
+    dist.all_gather_object(of_rank, names)
+    return [name for own in of_rank for name in own]

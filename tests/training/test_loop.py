@@ -247,7 +247,7 @@ def test_training_in_another_thread_hears_no_signal(tmp_path):
 
 def test_a_term_that_is_not_a_number_is_named(tmp_path):
     _, run = fit(tmp_path, make=lambda step: [Pass(p.x * float("nan"), p.images, 0, ("row-7",)) for p in passes(step)])
-    with pytest.raises(StageError, match=r"the loss term 'lm' is nan by step 1\n  at   samples row-7"):
+    with pytest.raises(StageError, match=r"the loss term 'lm' is nan by step 1\n  at   samples row-7, row-7, "):
         run.run()
 
 
@@ -263,6 +263,141 @@ class Sharp(Net):
 def test_a_gradient_that_is_not_a_number_ends_the_run_at_its_step(tmp_path, zero):
     _, run = fit(tmp_path, steps=3, log_every=3, net=Sharp(), zero=zero)
     with pytest.raises(StageError, match=r"norm of the gradient is (nan|inf) by step 1\n"):
+        run.run()
+
+
+def spoilt(bad):
+    """Passes of which those of some steps have a number that is none in their second pass."""
+
+    def make(step):
+        own = passes(step)
+        if step in bad:
+            own[1].x = own[1].x * float("nan")
+            own[1].ids = (f"row-{step}",)
+        return own
+
+    return make
+
+
+class Constant(Net):
+    """Some terms are not finite in a pass whose first number is not: as a constant, with a gradient that is finite."""
+
+    def __init__(self, term):
+        super().__init__()
+        self.term = term
+
+    def forward(self, batch):
+        bad = not batch.x.isfinite().all()
+        batch = replace(batch, x=batch.x.nan_to_num())
+        terms, notes = super().forward(batch)
+        return (terms | {self.term: terms[self.term] + float("inf")} if bad else terms), notes
+
+
+class Steep(Constant):
+    """The same, but the gradient of a term that is finite."""
+
+    def forward(self, batch):
+        bad = not batch.x.isfinite().all()
+        terms, notes = Net.forward(self, replace(batch, x=batch.x.nan_to_num()))
+        if bad:
+            terms[self.term] = terms[self.term] + (self.adapter(batch.x.nan_to_num()) * 0).sqrt().sum()
+        return terms, notes
+
+
+BROKEN = {
+    "input": (Net, "loss term 'lm'"), "loss of a token": (lambda: Constant("lm"), "loss term 'lm'"),
+    "loss of an image": (lambda: Constant("sea"), "loss term 'sea'"),
+    "gradient": (lambda: Steep("lm"), "norm of the gradient"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_step_that_is_not_finite_is_left_out_as_if_it_had_not_been(tmp_path, kind, zero):
+    """Weights, optimizer and log are those of AdamW that never saw the step; its samples are written down."""
+    make, what = BROKEN[kind]
+    net, run = fit(tmp_path, steps=6, make=spoilt({2, 3}), net=make(), zero=zero)
+    run.skip = True
+    assert run.run()["step"] == 6
+    expected, by_step = by_hand_without({2, 3}, 6)
+    assert torch.allclose(net.adapter.weight, expected.adapter.weight, atol=1e-6)
+    assert [line["step"] for line in log(tmp_path)] == [1, 2, 5, 6]
+    for line in log(tmp_path):
+        assert line["lm"] == pytest.approx(by_step[line["step"]], rel=1e-5)
+    lines = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["what"]) for line in lines] == [(3, what), (4, what)]
+    assert lines[0]["samples"] == ["a", "row-2", "a", "a"]
+    assert run.skipped == 2
+
+
+def by_hand_without(bad, steps):
+    """AdamW that never sees some steps, whose rate goes on as if it had; {step: its lm}."""
+    net, optim = Net(), Optim(lr=1e-2, clip=0.0)
+    adam = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.0)
+    lm = {}
+    for step in range(steps):
+        if step in bad:
+            continue
+        own = passes(step)
+        tokens, images = sum(len(p.x) for p in own), sum(p.images for p in own)
+        loss = 0.0
+        for one in own:
+            terms, _ = net(one)
+            loss = loss + terms["lm"] * len(one.x) / tokens + 0.5 * terms["sea"] * one.images / images
+            lm[step + 1] = lm.get(step + 1, 0.0) + float(terms["lm"].detach()) * len(one.x) / tokens
+        adam.param_groups[0]["lr"] = 1e-2 * factor(step, steps, optim)
+        loss.backward()
+        adam.step()
+        adam.zero_grad()
+    return net, lm
+
+
+def test_a_run_that_left_steps_out_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    net, run = fit(one, steps=8, make=spoilt({1, 4}), log_every=3)
+    run.skip = True
+    run.run()
+
+    def killed(step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return spoilt({1, 4})(step)
+
+    _, run = fit(two, steps=8, make=killed, log_every=3, save_every=3)
+    run.skip = True
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    again, run = fit(two, steps=8, make=spoilt({1, 4}), log_every=3)
+    run.skip = True
+    run.run()
+    assert torch.equal(again.adapter.weight, net.adapter.weight)
+    assert run.skipped == 2
+    keep = ("step", "loss", "lm", "sea", "tokens", "images", "lr")
+    assert [[line[k] for k in keep] for line in log(two)] == [[line[k] for k in keep] for line in log(one)]
+    assert (two / "nonfinite.jsonl").read_text() == (one / "nonfinite.jsonl").read_text()
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_end_a_run_that_leaves_steps_out(tmp_path):
+    _, run = fit(tmp_path, steps=30, make=spoilt({1, *range(3, 30)}))
+    run.skip = True
+    with pytest.raises(StageError, match=r"nan by step 13, and so were the 9 before it\n  at   samples a, row-12"):
+        run.run()
+
+
+def test_a_run_without_a_step_that_is_finite_says_so(tmp_path):
+    _, run = fit(tmp_path, steps=3, make=spoilt(range(3)))
+    run.skip = True
+    with pytest.raises(StageError, match="none of 3 steps was finite"):
+        run.run()
+
+
+def test_a_run_that_stops_says_how_it_could_go_on(tmp_path):
+    _, run = fit(tmp_path, make=spoilt({2}))
+    with pytest.raises(
+        StageError, match=r"is nan by step 3\n  at   samples a, row-2, a, a, see nonfinite.jsonl\n.*on_nan: skip"
+    ):
         run.run()
 
 
