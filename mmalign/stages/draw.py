@@ -53,7 +53,9 @@ def picture(chart: Chart, arms: Sequence[str] = ()) -> tuple[str, bytes]:
             legend = figure.legend(loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
             for text in legend.get_texts():
                 text.set(**PLAIN)
-        figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(
+            vector, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
         figure.set_layout_engine("none")  # it is laid out now
         figure.savefig(pixels, format="png", dpi=DPI, facecolor="white")
     return vector.getvalue().decode("utf-8"), pixels.getvalue()
@@ -111,7 +113,7 @@ def _settings(axes: Any, xs: Sequence[float]) -> None:
     positive = [x for x in xs if x > 0]
     if xs[0] > 0 and xs[-1] / xs[0] >= SPREAD / 2:
         axes.set_xscale("log")
-    elif xs[0] == 0 and xs[-1] / positive[0] >= SPREAD / 2:
+    elif xs[0] == 0 and positive and xs[-1] / positive[0] >= SPREAD / 2:
         axes.set_xscale("symlog", linthresh=positive[0])
     axes.set_xticks(xs, [f"{x:g}" for x in xs])
     axes.set_xticks([], minor=True)

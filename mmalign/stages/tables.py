@@ -35,7 +35,8 @@ def as_csv(rows: Sequence[Cell], verdict: Verdict) -> str:
 BEGIN = r"""% needs \usepackage{booktabs}; \input{report} in a document, or pdflatex report.tex
 \makeatletter
 \ifx\@nodocument\relax\makeatother\else\makeatother
-\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}\pagestyle{empty}
+\documentclass{article}\usepackage[T1]{fontenc}\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}
+\usepackage{booktabs}\pagestyle{empty}
 \def\reportends{\end{document}}
 \begin{document}\noindent
 \fi

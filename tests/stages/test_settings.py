@@ -33,7 +33,7 @@ LAYERS = [  # BASIC's figure 6: what goes along with each other is one setting
     [
         ("basic_ablation_layers", "layers", LAYERS, [4, 8, 12, 16, 20, 24, 28, 32]),
         ("sea_study_words_kept", "keep of labels", ["align.labels.keep"], [10, 1, 3, 5, 20]),
-        ("sea_study_window", "window of objectives.sea", ["align.objectives.sea.window"], [2, 1, 3, 4]),
+        ("sea_study_window", "window of sea", ["align.objectives.sea.window"], [2, 1, 3, 4]),
         ("sea_study_lambda", "weight of sea", ["align.objectives.sea.weight"], [1, 0, 0.1, 0.3, 3]),
     ],
 )
