@@ -67,14 +67,9 @@ def _stored(source: str, keys: Sequence[str], keep: int) -> "tuple[list[Image], 
         fix = "keys are the ids of the data's records; for picture files, --labels CARD"
         raise RunError(f"no labels for {missing}", at=source, fix=fix)
     data = build(card)
-    own, rows = references(data, source, keys), [labels[key] for key in keys]
-    import torch
+    from mmalign.vlm.labelling import stored
 
-    from mmalign.labels import PatchLabels
-
-    words_BPK = torch.stack([torch.from_numpy(words_PK[:, :keep].astype("i8")) for words_PK, _, _ in rows])
-    scores_BPK = torch.stack([torch.from_numpy(scores_PK[:, :keep].astype("f4")) for _, scores_PK, _ in rows])
-    laid = PatchLabels(labels.words, words_BPK, scores_BPK, labels.header.grid, [frame for _, _, frame in rows])
+    own, laid = references(data, source, keys), stored(labels, keys, keep)
     knows = card.facts.get("truth", True) and type(data).truth is not Data.truth
     return [data.image(reference) for reference in own], laid, (data, own) if knows else None
 

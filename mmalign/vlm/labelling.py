@@ -1,4 +1,4 @@
-"""Words for the patches of pictures at hand, by a label source of the registry."""
+"""Words for the patches of pictures at hand, by a label source of the registry, or out of a store."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmalign.errors import CheckError, DataError
 from mmalign.labels import LabelSource, PatchLabels
+from mmalign.labels.store import Store
 from mmalign.plan import building, cards
 from mmalign.plan.cards import Registry
 from mmalign.vision import Vision
@@ -86,6 +87,14 @@ def labelled(source: LabelSource, encoder: Vision, images: "Sequence[Image]") ->
     words_BPK, scores_BPK = (each.view(count, patches, -1) for each in (words_NK, scores_NK))
     frames = [encoder.frame(upright_size(image)) for image in images]
     return PatchLabels(source.words, words_BPK, scores_BPK, encoder.grid, frames).onto(frames)
+
+
+def stored(store: Store, keys: Sequence[str], top_k: int) -> PatchLabels:
+    """The best `top_k` words of each patch of images in a label store, by their keys; DataError for one without."""
+    rows = [store[key] for key in keys]
+    words_BPK = torch.stack([torch.from_numpy(words_PK[:, :top_k].astype("i8")) for words_PK, _, _ in rows])
+    scores_BPK = torch.stack([torch.from_numpy(scores_PK[:, :top_k].astype("f4")) for _, scores_PK, _ in rows])
+    return PatchLabels(store.words, words_BPK, scores_BPK, store.header.grid, [frame for _, _, frame in rows])
 
 
 def label(images: "Image | Sequence[Image]", source: str = "siglip-words", top_k: int = 10, **args: Any) -> PatchLabels:
