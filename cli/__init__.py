@@ -190,13 +190,14 @@ def inspect(
         typer.Option(help="nearest input embedding; nearest state of a word there; word whose state its lens expects"),
     ] = "input",
     out: Annotated[Path | None, typer.Option(help="write a page there, as .html, in place of the table")] = None,
+    beside: Annotated[list[str] | None, typer.Option(help="another checkpoint, beside it on the page")] = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
     """Show the words nearest to each visual token, and how far each layer can be read so."""
     from . import inspecting
 
-    inspecting.inspect(checkpoint, images, layers, keep, words, readout, out, as_json)
+    inspecting.inspect(checkpoint, images, layers, keep, words, readout, out, as_json, beside or [])
 
 
 @app.command()

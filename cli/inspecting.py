@@ -27,6 +27,7 @@ def inspect(
     readout: "ReadoutKind",
     target: Path | None,
     as_json: bool,
+    beside: Sequence[str] = (),
 ) -> None:
     place, depths = existing.find(spec), numbers(layers)
     existing.seeing(place, "it has no visual tokens")
@@ -34,10 +35,19 @@ def inspect(
     pictures = {str(image): open_rgb(image) for image in images}  # each once
     if target and not (target.absolute().parent).is_dir():
         raise RunError(f"no folder {target.parent}", at=str(target), fix="--out in a folder that is there")
-    model = loaded(place)
-    words = model.nearest_words(list(pictures.values()), depths, keep, list(pictures), listed, readout)
+    others = [existing.find(other) for other in beside]
+    for other in others:
+        existing.seeing(other, "it has no visual tokens")
+    if beside and not target:
+        raise RunError("--beside lays models side by side on a page", at="command line", fix="--out FILE.html")
+
+    def said(place: Path | str) -> "WordMap":
+        return loaded(place).nearest_words(list(pictures.values()), depths, keep, list(pictures), listed, readout)
+
+    words = said(place)
     if target:
-        words.save(target, f"What the visual tokens of {spec} say")
+        names = [spec, *beside] if beside else [""]
+        words.beside(*map(said, others), names=names).save(target, f"What the visual tokens of {spec} say")
     if as_json:
         from . import dump
 
