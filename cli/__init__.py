@@ -195,6 +195,7 @@ def inspect(
         typer.Option(metavar="SOURCE", help="beside the labels of a card, or of runs/label-...: IMAGE is a key there"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="write a page there, as .html, in place of the table")] = None,
+    beside: Annotated[list[str] | None, typer.Option(help="another checkpoint, beside it on the page")] = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
@@ -202,12 +203,12 @@ def inspect(
     if labels is not None:
         from . import misaligned
 
-        others = (layers, words, readout, replace, question, out) != ("0", None, "input", False, None, None)
+        others = (layers, words, readout, replace, question, out, beside) != ("0", None, "input", False, *[None] * 3)
         misaligned.inspect(checkpoint, images, labels, keep, others, as_json)
         return
     from . import inspecting
 
-    inspecting.inspect(checkpoint, images, layers, keep, words, readout, out, as_json, replace, question)
+    inspecting.inspect(checkpoint, images, layers, keep, words, readout, out, as_json, replace, question, beside or [])
 
 
 @app.command()

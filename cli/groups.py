@@ -87,10 +87,10 @@ def labels_stats(
 def labels_show(
     place: Store,
     keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="record ids; left out: the first")] = None,
-    out: Annotated[Path, typer.Option(help="the picture")] = Path("labels.png"),
+    out: Annotated[Path, typer.Option(help="a page, .html; or .png, one a picture")] = Path("labels.html"),
     allow_code: AllowCode = False,
 ) -> None:
-    """Draw the labels of images onto them."""
+    """Show the labels of images on their patches."""
     from . import labels as verbs
 
     verbs.show(place, keys or [], out)

@@ -17,6 +17,7 @@ from .show import out, table
 if TYPE_CHECKING:
     from mmalign.benchmarks import ReadoutKind
     from mmalign.vlm.meaningful import Meaning
+    from mmalign.vlm.model import VLM
     from mmalign.vlm.wordmap import WordMap
 
 
@@ -31,6 +32,7 @@ def inspect(
     as_json: bool,
     replace: bool = False,
     question: str | None = None,
+    beside: Sequence[str] = (),
 ) -> None:
     replacing.check(replace, question)
     place, depths = existing.find(spec), numbers(layers)
@@ -39,13 +41,24 @@ def inspect(
     pictures = {str(image): open_rgb(image) for image in images}  # each once
     if target and not (target.absolute().parent).is_dir():
         raise RunError(f"no folder {target.parent}", at=str(target), fix="--out in a folder that is there")
+    others = [existing.find(other) for other in beside]
+    for other in others:
+        existing.seeing(other, "it has no visual tokens")
+    if beside and not target:
+        raise RunError("--beside lays models side by side on a page", at="command line", fix="--out FILE.html")
+
+    def said(model: "VLM") -> "WordMap":
+        return model.nearest_words(list(pictures.values()), depths, keep, list(pictures), listed, readout)
+
     model = loaded(place)
-    images_, names = list(pictures.values()), list(pictures)
-    words = model.nearest_words(images_, depths, keep, names, listed, readout)
-    meanings = model.meaningful(images_, depths, names, listed, readout)
+    words = said(model)
+    meanings = model.meaningful(list(pictures.values()), depths, list(pictures), listed, readout)
     answers = replacing.answers(model, pictures, question, depths, listed, readout) if replace else []
     if target:
-        words.save(target, f"What the visual tokens of {spec} say", replacing.section(answers))
+        del model  # before the others are loaded
+        maps, title = [said(loaded(other)) for other in others], f"What the visual tokens of {spec} say"
+        names = [spec, *beside] if beside else [""]
+        words.beside(*maps, names=names).save(target, title, replacing.section(answers))
     if as_json:
         from . import dump
 

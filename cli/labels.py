@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmalign.data import Data
 from mmalign.errors import DataError, RunError
+from mmalign.explore import Explorer, Pane, Picture, page, png
 from mmalign.io import files
 from mmalign.labels.figures import as_json as plain
 from mmalign.labels.figures import overlay
@@ -16,10 +17,16 @@ from mmalign.labels.summary import html
 from mmalign.pipeline import task
 from mmalign.plan.building import build
 from mmalign.plan.cards import Card
-from mmalign.vision.picture import rgb
+from mmalign.vision.picture import covered, rgb
 
 from . import dump
 from .show import out
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SIDE = 672  # pixels of a picture's longer side on a page
+TOLD = "On each patch, its words by the label source, best first; a word counts where its score is above 0."
 
 
 def store(place: str) -> Store:
@@ -47,22 +54,38 @@ def stats(place: str, target: Path | None, as_json: bool) -> None:
 
 
 def show(place: str, keys: Sequence[str], target: Path) -> None:
-    """The labels of some images, drawn onto them; the images come from the data the stage labelled."""
+    """The labels of some images on them, as one page or as pictures; the images are those of the data labelled."""
     labels = store(place)
     card = data_card(place)
     if missing := ", ".join(key for key in keys if key not in labels):
         raise RunError(f"no labels for {missing}", at=place, fix="keys are the ids of the data's records")
     data, left = build(card), set(keys)
+    is_page, shown = target.suffix.lower() in (".html", ".htm"), list[Picture]()
     for key, reference in _images(data):
         if key in left if keys else key in labels:
             left.discard(key)
-            picture = overlay(rgb(data.image(reference)), *labels[key], labels.words)
-            name = target if len(keys) < 2 else target.with_stem(f"{target.stem}-{key.replace('/', '_')}")
-            files.write(name, picture)
-            out.print(f"{key}   {name}")
+            picture = rgb(data.image(reference))
+            if is_page:
+                shown.append(_picture(key, picture, labels))
+            else:
+                name = target if len(keys) < 2 else target.with_stem(f"{target.stem}-{key.replace('/', '_')}")
+                files.write(name, overlay(picture, *labels[key], labels.words))
+                out.print(f"{key}   {name}")
             if not left:
-                return
-    raise _missing(left, place)
+                break
+    else:
+        raise _missing(left, place)
+    if is_page:
+        files.write(target, page.html(Explorer(shown, TOLD, "score"), f"Labels of {place}"))
+        out.print(f"page: {target}")
+
+
+def _picture(key: str, picture: "Image", labels: Store) -> Picture:
+    words_PK, scores_PK, frame = labels[key]
+    rows = zip(words_PK.tolist(), scores_PK.tolist(), strict=True)
+    ranked = [[(labels.words[n], score) for n, score in zip(*row, strict=True) if score > 0] for row in rows]
+    shown = covered(picture, frame, SIDE)
+    return Picture(key, [Pane("", png(shown), frame.grid, {}, frame.seen(), ranked)])
 
 
 def data_card(place: str) -> Card:

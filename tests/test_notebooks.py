@@ -72,7 +72,7 @@ def test_it_runs_from_top_to_bottom(place, desk):
     (desk / "outputs.json").unlink(missing_ok=True)
     code, said, outputs = play(place, desk)
     assert code == 0, said
-    assert any('<div class="seen"' in (shown or "") for shown in outputs.values())
+    assert any('<section class="mmx"' in (shown or "") for shown in outputs.values())
     if place.stem == "words_of_visual_tokens":
         assert (desk / "words.html").read_text("utf-8").startswith("<!doctype html>")
 

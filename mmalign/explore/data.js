@@ -26,6 +26,7 @@ async function pane(raw, images) { // a pane with its numbers unpacked
   [own.rows, own.columns] = raw.grid || [Math.ceil(tokens / Math.min(8, tokens || 1)), Math.min(8, tokens || 1)];
   for (const name of ["seen", "right", "object"]) own[name] = raw[name] ? await inflated(raw[name]) : null;
   own.labels = raw.labels ? await ranked(raw.labels) : null;
+  if (own.labels && !raw.layers.length) Object.assign(own, own.labels, { labels: null }); // labels alone: they are its words
   return own;
 }
 

@@ -65,8 +65,8 @@ function asTable(view) { // every patch of the layer that is shown, pane by pane
       return element("tr", {}, element("th", { scope: "row", text: head }), ...words.map(text => element("td", { text, dir: "auto" })));
     });
     const head = element("thead", {}, element("tr", {}, ...names.map(text => element("th", { scope: "col", text }))));
-    return element("table", {}, element("caption", { text: `${pane.name || view.name}, ${layerName(pane)}` }), head, element("tbody", {}, ...lines));
+    return element("table", {}, element("caption", { text: [pane.name || view.name, layerName(pane)].filter(Boolean).join(", ") }), head, element("tbody", {}, ...lines));
   });
 }
 
-const layerName = pane => pane.layers.length ? `layer ${pane.layers[pane.now]}` : "no layer";
+const layerName = pane => pane.layers.length ? `layer ${pane.layers[pane.now]}` : "";

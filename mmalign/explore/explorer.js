@@ -141,7 +141,7 @@ async function begin(root) {
   }
   function counted() {
     status.textContent = view.found ? view.panes.map(one => {
-      const counts = one.layers.map((_, layer) => one.cells.filter(cell => view.found(one, layer, cell.token)).length), most = counts.indexOf(Math.max(...counts));
+      const counts = (one.layers.length ? one.layers : [0]).map((_, layer) => one.cells.filter(cell => view.found(one, layer, cell.token)).length), most = counts.indexOf(Math.max(...counts));
       return `${[one.name, `“${view.query}”`].filter(Boolean).join(": ")} is near ${counts[one.now] ?? 0} of ${one.tokens} patches here` + (one.layers.length > 1 ? `, and near most at layer ${one.layers[most]}: ${counts[most]}` : "");
     }).join("; ") : "";
   }

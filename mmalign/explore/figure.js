@@ -36,7 +36,7 @@ function saved(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-const fileName = view => `${view.name}-${layerName(view.panes[0]).replace(" ", "-")}`.replace(/[^\w.-]+/g, "_");
+const fileName = view => [view.name, layerName(view.panes[0])].filter(Boolean).join("-").replace(/[^\w.-]+/g, "-");
 const saveSvg = view => saved(new Blob([svg(view)], { type: "image/svg+xml" }), `${fileName(view)}.svg`);
 
 async function savePng(view) { // two pixels for one

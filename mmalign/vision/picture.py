@@ -26,6 +26,16 @@ def _upright(image: Image) -> Image:
         return image
 
 
+def covered(image: Image, frame: Frame, side: int) -> Image:
+    """What a frame's patches cover of an upright RGB image, no longer than `side` pixels; gray beyond its edges."""
+    (width, height), (x0, y0, x1, y1) = image.size, frame.region
+    left, top, right, bottom = round(x0 * width), round(y0 * height), round(x1 * width), round(y1 * height)
+    shown = Pillow.new("RGB", (max(1, right - left), max(1, bottom - top)), (128, 128, 128))
+    shown.paste(image, (-left, -top))
+    shown.thumbnail((side, side))
+    return shown
+
+
 def upright_size(image: Image) -> tuple[int, int]:
     """(width, height) of what `rgb` makes of an image."""
     return _upright(image).size

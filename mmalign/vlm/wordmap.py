@@ -48,7 +48,8 @@ class WordMap:
     token is no patch. words[layer][image][token]: (word, cosine) pairs, the nearest first. seen[image][token]: whether
     its patch shows picture; None: all do, or a token is no patch. readout: how layers were read, see readout.py.
     ceiling[layer]: the share of perfect visual tokens that is read right so; of layer 0 not measured. frames: of each
-    image, where its patches lie. labels: what a label source says of the same patches, see `with_labels`.
+    image, where its patches lie. labels: what a label source says of the same patches, see `with_labels`. attention:
+    how much the text looks at each token, see `with_attention`.
     """
 
     names: list[str]
@@ -60,6 +61,7 @@ class WordMap:
     ceiling: Mapping[int, float] = field(default_factory=dict)
     frames: "Sequence[Frame]" = ()
     labels: "PatchLabels | None" = None
+    attention: Sequence[Sequence[float]] = ()
 
     def __iter__(self) -> Iterator[LayerWords]:
         """Image by image, and of each the layers in the order asked for."""
@@ -111,6 +113,18 @@ class WordMap:
         labels = labels.onto(self.frames) if self.frames and labels.frames is not None else labels.on(self.grid)
         return replace(self, labels=labels)
 
+    def with_attention(self, share_BQ: Any) -> "WordMap":
+        """The same, and how much each visual token counts by BASIC: `mmalign.attention_share`, of the same images.
+
+        share_BQ: a tensor, or lists of numbers. A CheckError for another number of images or tokens.
+        """
+        shares = [[float(share) for share in own] for own in share_BQ]
+        tokens = [len(one.words) for one in (self._layers(number)[0] for number in range(len(self.names)))]
+        if [len(own) for own in shares] != tokens:
+            what = f"shares of {[len(own) for own in shares]} tokens, and the images have {tokens}"
+            raise CheckError(what, at="share_BQ", fix="one for each visual token of each image")
+        return replace(self, attention=shares)
+
     def pane(self, number: int, name: str = "") -> Pane:
         """What is said of one image, for an explorer; `name` is the model's."""
         layers = self._layers(number)
@@ -121,6 +135,7 @@ class WordMap:
             {one.layer: one.words for one in layers},
             layers[0].seen if layers else None,
             _ranked(self.labels, number) if self.labels else None,
+            self.attention[number] if self.attention else None,
             remarks={one.layer: one.remark for one in layers},
         )
 
@@ -169,9 +184,9 @@ class SideBySide:
         explained = " ".join(dict.fromkeys(words.told for words in self.maps))
         return page.html(Explorer(pictures, explained), title, whole, below)
 
-    def save(self, target: str | Path, title: str = "What visual tokens say") -> None:
-        """Write the page, whole or not at all."""
-        files.write(Path(target), self.html(title))
+    def save(self, target: str | Path, title: str = "What visual tokens say", below: str = "") -> None:
+        """Write the page, whole or not at all. below: see `html`."""
+        files.write(Path(target), self.html(title, below=below))
 
     def _repr_html_(self) -> str:
         return self.html(whole=False)

@@ -38,6 +38,17 @@ def test_table_json_and_page(model, mmalign):
     assert lines[-1].startswith(f"a.png, layer 0: {told['meaningful']} of 36 tokens mean something, ")
 
 
+def test_two_checkpoints_side_by_side(model, mmalign):
+    result = mmalign("inspect", model, "a.png", "--layers", "0,2", "--beside", model, "--out", "both.html")
+    assert result.code == 0, result.err
+    data = json.loads(Path("both.html").read_text().split('class="mmx-data">')[1].split("</script>")[0])
+    assert [pane["name"] for pane in data["pictures"][0]["panes"]] == [str(model)] * 2
+    assert len(data["images"]) == 1
+    result = mmalign("inspect", model, "a.png", "--beside", model)
+    assert_mistake(result, "--beside lays models side by side on a page", "command line", "--out FILE.html")
+    assert mmalign("inspect", model, "a.png", "--beside", "nowhere", "--out", "both.html").code == 2
+
+
 def test_the_words_of_a_list(model, mmalign):
     Path("words.txt").write_text("# mine\nred star\nblue\n\nring\nblue\n")
     result = mmalign("inspect", model, "a.png", "--words", "words.txt", "--layers", "0,2", "--json", "--out", "x.html")

@@ -42,7 +42,14 @@ def labels(here, monkeypatch) -> Path:
 def test_show_and_stats(labels, mmalign):
     result = mmalign("labels", "show", labels)
     assert result.code == 0, result.err
-    assert result.out.split() == ["a@2", "labels.png"]  # the first that has labels
+    assert result.out.split() == ["page:", "labels.html"]
+    assert [one["name"] for one in carried("labels.html")["pictures"]] == ["a@2"]  # the first that has labels
+    assert mmalign("labels", "show", labels, "b@3", "a@2").code == 0
+    data = carried("labels.html")
+    assert [one["name"] for one in data["pictures"]] == ["a@2", "b@3"]
+    pane = data["pictures"][0]["panes"][0]
+    assert (pane["grid"], pane["layers"], pane["labels"]["k"], data["measure"]) == ([6, 6], [], 3, "score")
+    assert mmalign("labels", "show", labels, "--out", "labels.png").out.split() == ["a@2", "labels.png"]
     result = mmalign("labels", "show", labels, "b@3", "a@2", "--out", "of.png")
     assert sorted(result.out.split()) == ["a@2", "b@3", "of-a@2.png", "of-b@3.png"]
     assert all(Image.open(name).format == "PNG" for name in ("labels.png", "of-a@2.png", "of-b@3.png"))
@@ -57,6 +64,11 @@ def test_show_and_stats(labels, mmalign):
     assert "page        figure.html" in mmalign("labels", "stats", labels, "--out", "figure").out
 
 
+def carried(page: str) -> dict:
+    """What a page's explorer carries."""
+    return json.loads(Path(page).read_text("utf-8").split('class="mmx-data">')[1].split("</script>")[0])
+
+
 def test_mistakes(labels, mmalign):
     assert_mistake(mmalign("labels", "show", labels, "a@2", "c"), "no labels for c", str(labels), "ids of the data's")
     result = mmalign("labels", "show", labels / "labels")
@@ -68,7 +80,7 @@ def test_mistakes(labels, mmalign):
         mmalign("labels", "show", labels, "a@2"), "no image a@2 in the data", "label-", "when it was labelled"
     )
     assert_mistake(mmalign("labels", "show", labels), "no image with labels in the data", "label-", "as it was")
-    assert not Path("labels.png").exists()
+    assert not Path("labels.html").exists()
 
 
 # labels sign

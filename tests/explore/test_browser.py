@@ -258,6 +258,18 @@ def test_labels_and_attention_lie_over_the_picture(shown):
     assert "labels: star 0.300, red 0.100" in tab.do("document.querySelector('.mmx-patch').innerText")
 
 
+def test_labels_alone_are_the_words(shown):
+    labels = [[("star", 0.3), ("red", 0.1)], [], [("sky", 0.2)]]
+    own = Pane("", png(noise(8)), (1, 3), {}, labels=labels)
+    tab = shown(Explorer([Picture("p", [own])], measure="score"))
+    assert tab.do(f"{VIEW}.panes[0].cells.map(cell => cell.word)") == ["star", "", "sky"]
+    point(tab, 0)
+    assert tab.do(TIP)[0].split("\n") == ["star", "0.300", "red", "0.100"]
+    assert "score 0.200 to 0.300" in tab.do("document.querySelector('.mmx-legend').innerText")
+    find(tab, "s")
+    assert "is near 2 of 3 patches" in tab.do("document.querySelector('.mmx-status').innerText")
+
+
 def test_what_no_pane_has_is_not_offered(shown):
     tab = shown(one())
     assert tab.do(OFFERED) == [["words", "nothing"], ["cosine", "word", "nothing"]]
@@ -311,7 +323,7 @@ def test_figures_for_a_paper(shown):
     tab.do(CAUGHT)
     tab.do("[...document.querySelectorAll('.mmx-save button')].slice(0, 2).forEach(one => one.click())")
     tab.do("new Promise(done => { const look = () => saved.length > 1 ? done() : setTimeout(look, 20); look(); })")
-    assert tab.do("saved") == ["a_b-layer-0.svg", "a_b-layer-0.png"]
+    assert tab.do("saved") == ["a-b-layer-0.svg", "a-b-layer-0.png"]
     drawn = tab.do(f"{VIEW}.figure()")
     assert drawn.count("<rect") == 1 + 2 * 15
     assert drawn.count("<image") == 2

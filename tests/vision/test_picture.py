@@ -8,7 +8,8 @@ from PIL import Image
 
 from mmalign.data import decode
 from mmalign.vision import picture
-from mmalign.vision.picture import middle, rgb, square
+from mmalign.vision.frame import Frame
+from mmalign.vision.picture import covered, middle, rgb, square
 from tests.vision import tiny
 
 
@@ -156,3 +157,14 @@ def test_padding_comes_before_the_processor(folders):
     squared = Image.fromarray(by_hand(image, vision.processor.image_mean))
     expected = vision.processor(images=squared, return_tensors="pt")["pixel_values"][0]
     assert (vision.pixels(image) == expected).all()
+
+
+def test_what_patches_cover_of_a_picture():
+    image = tiny.picture(60, 40)
+    wide = covered(image, Frame("pad", (60, 40), (6, 6), (0.0, -0.25, 1.0, 1.25)), 600)
+    assert wide.size == (60, 60)
+    assert wide.crop((0, 10, 60, 50)).tobytes() == image.tobytes()
+    assert {wide.getpixel((x, y)) for x in (0, 59) for y in (0, 9, 50, 59)} == {(128, 128, 128)}
+    middle_ = covered(image, Frame("crop", (60, 40), (6, 6), (1 / 6, 0.0, 5 / 6, 1.0)), 600)
+    assert middle_.tobytes() == image.crop((10, 0, 50, 40)).tobytes()
+    assert covered(image, Frame("squash", (60, 40), (6, 6)), 30).size == (30, 20)

@@ -148,6 +148,14 @@ def test_labels_lie_on_the_patches(words):
     assert words.with_labels(own).pane(0).labels == [[], [("star", 0.5), ("red", 0.25)]]
 
 
+def test_how_much_tokens_count(words):
+    attentive = words.with_attention(torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
+    assert [attentive.pane(number).attention for number in (0, 1)] == [[0.25, 0.75], [1.0, 0.0]]
+    assert words.pane(0).attention is None
+    with pytest.raises(CheckError, match=r"shares of \[2, 1\] tokens, and the images have \[2, 2\]"):
+        words.with_attention([[0.5, 0.5], [1.0]])
+
+
 def test_labels_that_do_not_fit(words):
     labels = PatchLabels(["red"], torch.zeros(1, 2, 1).long(), torch.ones(1, 2, 1), (2, 1))
     with pytest.raises(CheckError, match="labels of 1 images, and words of 2"):
