@@ -203,8 +203,8 @@ def inspect(
     if labels is not None:
         from . import misaligned
 
-        others = (layers, words, readout, replace, question, out, beside) != ("0", None, "input", False, *[None] * 3)
-        misaligned.inspect(checkpoint, images, labels, keep, others, as_json)
+        others = (layers, words, readout, replace, question, beside) != ("0", None, "input", False, None, None)
+        misaligned.inspect(checkpoint, images, labels, keep, others, out, as_json)
         return
     from . import inspecting
 

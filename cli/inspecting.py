@@ -12,7 +12,7 @@ from mmalign.pipeline import existing
 from . import replacing
 from .images import open_rgb
 from .models import loaded
-from .show import out, table
+from .show import folder_of, out, table
 
 if TYPE_CHECKING:
     from mmalign.benchmarks import ReadoutKind
@@ -39,8 +39,7 @@ def inspect(
     existing.seeing(place, "it has no visual tokens")
     listed = read_words(word_list) if word_list is not None else None
     pictures = {str(image): open_rgb(image) for image in images}  # each once
-    if target and not (target.absolute().parent).is_dir():
-        raise RunError(f"no folder {target.parent}", at=str(target), fix="--out in a folder that is there")
+    folder_of(target)
     others = [existing.find(other) for other in beside]
     for other in others:
         existing.seeing(other, "it has no visual tokens")

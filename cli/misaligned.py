@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmalign.data import Data
 from mmalign.errors import RunError
+from mmalign.io import files
 from mmalign.pipeline import existing
 from mmalign.plan.building import build
 from mmalign.plan.cards import Registry
@@ -13,7 +14,7 @@ from mmalign.plan.cards import Registry
 from .images import open_rgb
 from .labels import data_card, references, store
 from .models import loaded
-from .show import out, table
+from .show import folder_of, out, table
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,26 +25,34 @@ if TYPE_CHECKING:
     from mmalign.vlm.model import VLM
 
 
-def inspect(spec: str, images: Sequence[Path], source: str, keep: int, others: bool, as_json: bool) -> None:
+def inspect(
+    spec: str, images: Sequence[Path], source: str, keep: int, others: bool, target: Path | None, as_json: bool
+) -> None:
     """others: whether something is asked for that is not shown of labels."""
     if others:
-        what = "--labels compares layer 0 with the labels' own words, as a table or as JSON"
-        raise RunError(what, at="command line", fix="--labels without --layers, --words, --readout, --replace, --out")
+        what = "--labels compares layer 0 with the labels' own words"
+        fix = "--labels without --layers, --words, --readout, --replace, --beside"
+        raise RunError(what, at="command line", fix=fix)
+    folder_of(target)
     place = existing.find(spec)
     existing.seeing(place, "it has no visual tokens")
     names = list(dict.fromkeys(map(str, images)))
     pictures, labels, known = (_stored if Path(source).exists() else _made)(source, names, keep)
     model = loaded(place)
-    from mmalign.vlm.misalignment import misalignment, tally
+    from mmalign.explore import page
+    from mmalign.vlm.misalignment import explorer, misalignment, tally
 
     patches = misalignment(model, pictures, labels, _truths(model, known, pictures), names)
     counts = tally(patches)
+    if target:
+        title = f"What {spec} and {source} say of patches"
+        files.write(target, page.html(explorer(model, pictures, patches, names), title))
     if as_json:
         from . import dump
 
         dump({"patches": [vars(one) for one in patches], "counts": counts})
         return
-    out.print(_table(patches))
+    out.print(f"page: {target}" if target else _table(patches))
     for kind, own in counts.items():
         out.print(f"{kind}: {_told(own)}")
 

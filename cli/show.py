@@ -253,6 +253,12 @@ def _study_values(cell: finished.Row) -> list[str]:
     return [cell["arm"], f"{cell['mean']:.2f}{spread}", gap + interval]
 
 
+def folder_of(target: Path | None) -> None:
+    """Refuse a file that is to be written into no folder, before any work."""
+    if target and not target.absolute().parent.is_dir():
+        raise RunError(f"no folder {target.parent}", at=str(target), fix="--out in a folder that is there")
+
+
 def tracked(log_to: str | None) -> list[str]:
     """`--log-to` as the setting of a recipe that it is."""
     return [] if log_to is None else [f"log_to=[{','.join(trackers.listed(log_to))}]"]

@@ -80,11 +80,12 @@ class Picture:
 @dataclass
 class Explorer:
     """Pictures to be looked at, one at a time. told: how a word came to be the nearest. measure: what is written beside
-    the words."""
+    the words. colour: of the patches at first, where it can be had: cosine, word, truth or attention."""
 
     pictures: Sequence[Picture]
     told: str = ""
     measure: str = "cosine"
+    colour: str = "cosine"
 
     def shares(self) -> dict[str, dict[int, dict[bool, tuple[int, int]]]]:
         """{pane: {layer: {object or background: (right, of so many)}}} over all pictures, as the alignment metric

@@ -5,7 +5,7 @@ const COLOURS = { cosine: "", word: "word", truth: "right or wrong", attention: 
 
 async function begin(root) {
   const data = JSON.parse(root.querySelector(".mmx-data").textContent);
-  const view = { table: data.words, told: data.told, measure: data.measure, layer: 0, colour: "cosine", shown: "words", zoom: 1, query: "", found: null, kept: false, panes: [] };
+  const view = { table: data.words, told: data.told, measure: data.measure, layer: 0, colour: data.colour, shown: "words", zoom: 1, query: "", found: null, kept: false, panes: [] };
   COLOURS.cosine = "cosine or score";
   const layers = () => [...new Set(view.panes.flatMap(pane => pane.layers))].sort((one, other) => one - other);
 
@@ -56,7 +56,8 @@ async function begin(root) {
     const has = { words: true, nothing: true, cosine: true, word: true, labels: view.panes.some(one => one.labels), truth: view.panes.some(one => one.right), attention: view.panes.some(one => one.attention) };
     for (const box of [shownBox, colourBox]) for (const option of box.options) option.hidden = option.disabled = !has[option.value];
     if (!has[view.shown]) shownBox.value = view.shown = "words";
-    if (!has[view.colour]) colourBox.value = view.colour = "cosine";
+    if (!has[view.colour]) view.colour = "cosine";
+    colourBox.value = view.colour;
   }
 
   view.turn = layer => { // to a layer; a pane that has it not shows the nearest that it has

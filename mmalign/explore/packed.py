@@ -41,7 +41,8 @@ def packed(explorer: Explorer) -> dict[str, Any]:
     shares = {visible(name): [_shares(*layer) for layer in each.items()] for name, each in explorer.shares().items()}
     images = [_image(text) for text in list(files.numbers)[1:]]
     return {
-        "told": visible(explorer.told), "measure": visible(explorer.measure), "words": words.list(), "images": images,
+        "told": visible(explorer.told), "measure": visible(explorer.measure),
+        "colour": explorer.colour, "words": words.list(), "images": images,
         "pictures": pictures, "shares": shares,
     }  # fmt: skip
 

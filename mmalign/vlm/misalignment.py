@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from mmalign.data import Truth
 from mmalign.errors import CheckError
+from mmalign.explore import Explorer, Pane, Picture, Ranked, png
+from mmalign.explore import Truth as Shown
 from mmalign.io.wordlist import forms
 from mmalign.labels import PatchLabels
 from mmalign.vlm import nearest
@@ -122,6 +124,33 @@ def _label_cosines(image: _Image, read: Readout) -> list[float | None]:
 def _among(word: str, others: Sequence[str]) -> bool | None:
     """Whether a word is one of some, in any spelling; None where there are none."""
     return any(word.casefold() in forms(other) for other in others) if others else None
+
+
+def explorer(
+    model: "VLM", images: "Image | Sequence[Image]", patches: Sequence[PatchWords], names: Sequence[str] | None = None
+) -> Explorer:
+    """The picture of SEA's figure 1: each image as the visual tokens say it and as the labels do, side by side, right
+    and wrong apart where that is known. patches, names: of `misalignment`, for the same images."""
+    shown = []
+    for name, picture in named(images, names):
+        file, own = png(model.shown(picture)), [one for one in patches if one.image == name]
+        tokens: Ranked = [[(one.word, one.cosine)] for one in own]
+        panes = [
+            _pane("visual tokens", file, model, own, tokens, [one.right for one in own]),
+            _pane("labels", file, model, own, [one.labels for one in own], [one.label_right for one in own]),
+        ]
+        shown.append(Picture(name, panes))
+    told = "On each patch, the word of the labels' list nearest to its visual token (SEA, eq. 8), and its best label."
+    known = any(one.right is not None for one in patches)
+    return Explorer(shown, told, "cosine or score", "truth" if known else "word")
+
+
+def _pane(
+    name: str, file: str, model: "VLM", own: Sequence[PatchWords], words: Ranked, right: Sequence[bool | None]
+) -> Pane:
+    known = any(one is not None for one in right)
+    truth = Shown([one.true for one in own], [one.object for one in own], {0: right}) if known else None
+    return Pane(name, file, model.grid, {0: words}, [not one.padding for one in own], truth=truth)
 
 
 KINDS = {"object": True, "background": False}

@@ -1,6 +1,7 @@
 """`inspect` and `chat` on a model that lies in a runs folder."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_answers_on_a_page_are_text(model, mmalign):
     mmalign("inspect", model, "a.png", "--replace", "--question", "<script>what ?", "--out", "x.html")
     page = Path("x.html").read_text()
     assert "<caption>&lt;script&gt;what ?</caption>" in page
-    assert "<script>" not in page
+    assert "<script>what" not in page
 
 
 def test_a_question_that_nobody_asks(model, mmalign):
@@ -231,6 +232,23 @@ def test_beside_the_labels_of_a_stage(model, labels, mmalign):
     assert lines[-2].endswith(f"; of {own['known']} whose words are known {told}")
 
 
+def test_the_page_of_labels_colours_right_and_wrong_as_the_counts_have_it(model, labels, mmalign, tmp_path):
+    page = tmp_path / "figure.html"
+    given = "inspect", model, "train-3", "train-0", "--labels", labels
+    counts = json.loads(mmalign(*given, "--json").out)["counts"]
+    result = mmalign(*given, "--out", page)
+    assert (result.code, result.out.splitlines()[0]) == (0, f"page: {page}"), result.err
+    data = json.loads(re.search(r'class="mmx-data">(.*?)</script>', page.read_text(), re.S)[1])
+    assert [picture["name"] for picture in data["pictures"]] == ["train-3", "train-0"]
+    assert data["colour"] == "truth"
+    kinds = {"1": "background", "2": "object"}
+    shares = {name: {kinds[kind]: own for kind, own in layers[0][1].items()} for name, layers in data["shares"].items()}
+    for name, right in (("visual tokens", "right"), ("labels", "label_right")):
+        assert shares[name]["object"][0] == counts["object"][right]
+        assert shares[name]["background"][0] == counts["background"][right]
+    assert shares["visual tokens"]["object"][1] == counts["object"]["known"]
+
+
 def test_beside_the_labels_of_a_card(model, mmalign):
     """Of a picture file nobody knows what is right."""
     result = mmalign("inspect", model, "a.png", "--labels", "toy-words", "--json")
@@ -250,7 +268,7 @@ def test_mistakes_beside_labels(model, labels, mmalign, monkeypatch):
     assert_mistake(result, "no labels card named 'toy-wrods'", "", "toy-words")
     result = mmalign("inspect", model, "a.png", "train-1", "--labels", labels)
     assert_mistake(result, "no labels for a.png", str(labels), "--labels CARD")
-    for option in (["--layers", "1"], ["--words", "x.txt"], ["--replace"], ["--out", "x.html"], ["--readout", "lens"]):
+    for option in (["--layers", "1"], ["--words", "x.txt"], ["--replace"], ["--beside", "x"], ["--readout", "lens"]):
         result = mmalign("inspect", model, "a.png", "--labels", "toy-words", *option)
         assert_mistake(
             result, "--labels compares layer 0 with the labels' own words", "command line", "without --layers"
