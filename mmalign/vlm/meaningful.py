@@ -16,7 +16,11 @@ of such tokens, others than those the bound is taken from, that the rule calls m
 Its limits: it does not know whether a word is true of the picture (the alignment benchmarks do). A word that tokens of
 all pictures are near to counts each time (`distinct` tells). Words of other languages and of program code count, words
 spelled in several tokens do not. Where some coordinates of the embeddings are far larger than others, a shuffled token
-points less to them than a visual token may, and the rule is generous.
+points less to them than a visual token may, and the rule is generous. Tokens that are all alike are one chance, not
+many: the toy encoder behind an adapter of random weights had one picture with 33 of 36 near to one word.
+
+On SmolLM2-135M it counts 571 of 576 embeddings of random words; under noise twice as long as they are 404, eight times
+as long 5; of tokens in the cone alone 4, though their cosines with the nearest are 0.81.
 
 Letters: N visual tokens of an image, D width of the language model.
 """
@@ -69,8 +73,8 @@ class Meaning:
         """In a line, without the image's name."""
         return (
             f"layer {self.layer}: {self.meaningful} of {self.tokens} tokens mean something, {self.distinct} different "
-            f"words ({self.control:.1%} of tokens without meaning); nearest to a word {self.words} "
-            f"({self.words_control:.1%})"
+            f"word{'s' * (self.distinct != 1)} ({self.control:.1%} of tokens without meaning); nearest to a word "
+            f"{self.words} ({self.words_control:.1%})"
         )
 
 
