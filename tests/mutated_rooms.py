@@ -232,7 +232,7 @@ def _read_reports(folder: Path, broken: Path | None) -> None:
     def explained() -> None:
         assert measures.known(evaluations, arms)
         assert settings.varied(evaluations, arms) is None
-        assert samples.shown(evaluations, arms)
+        assert samples.shown(evaluations, arms) is not None
 
     def pictured() -> None:
         assert report._pictures(evaluations, arms) is not None
