@@ -37,3 +37,15 @@ def test_mistakes(here, mmalign):
     assert_mistake(result, f"cannot write to {here / 'x.jsonl'}", "x.jsonl", "another folder")
     assert_mistake(mmalign("data", "check", place, "--quarantine", here), "is a folder", "", "--quarantine FILE")
     assert_mistake(mmalign("data", "check", "toy-chats"), "no data card named 'toy-chats'", "", "'toy-chat'")
+
+
+def test_the_time_left_of_a_check_leaves_its_start_out(monkeypatch, capsys):
+    """A minute for processes to start, then 200 records a second."""
+    from mmalign.cli import data
+
+    now = [0.0]
+    monkeypatch.setattr(data.time, "monotonic", lambda: now[0])
+    lines = data._Lines("mine")
+    for now[0], done in ((60.0, 200), (61.0, 400), (70.0, 2200)):
+        lines(done, 4000)
+    assert capsys.readouterr().err.splitlines() == ["mine: 200/4000 records", "mine: 2200/4000 records  9 s left"]

@@ -57,6 +57,28 @@ def states(mmalign, command="status"):
     return {row["stage"]: row["state"] for row in rows}
 
 
+@pytest.fixture
+def watched(monkeypatch, capsys):
+    """What `mmalign watch runs` draws last, in lines: until it ends by itself, or of what goes on once."""
+
+    def once(_):
+        raise KeyboardInterrupt
+
+    def draw():
+        capsys.readouterr()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys.stdout, "isatty", lambda: True)
+            patched.setattr(verb.time, "sleep", once)
+            try:
+                verb.watch(Path("runs"))
+                goes_on = False
+            except KeyboardInterrupt:
+                goes_on = True
+        return goes_on, squeezed(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out).strip())
+
+    return draw
+
+
 def finish(nodes, seconds=60):
     """As if the stages had taken so long."""
     for node in nodes:
@@ -68,18 +90,19 @@ def squeezed(text):
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-def test_after_success(tiny, mmalign, scripted, plan):
+def test_after_success(tiny, mmalign, scripted, plan, watched):
     assert mmalign("run", "tiny.yaml").code == 0
     assert states(mmalign) == dict.fromkeys(ORDER, "done")
     assert states(mmalign, "plan") == dict.fromkeys(ORDER, "done")
     lines = squeezed(mmalign("status", "runs").out)
     assert re.fullmatch(r"tiny done: began at [-\d]{10} [:\d]{8}, 5 of 5 stages done", lines[0])
     assert lines[1] == "stage how far time folder"
-    assert lines[3] == f"done align 60 s {plan()[1].folder}"
+    assert re.fullmatch(rf"done align \d+ s {plan()[1].folder}", lines[3])
     assert len(lines) == 7
+    assert watched() == (False, lines)
 
 
-def test_after_a_failure(tiny, mmalign, scripted, plan):
+def test_after_a_failure(tiny, mmalign, scripted, plan, watched):
     scripted(align=ALIGN)
     said = mmalign("run", "tiny.yaml")
     folder = plan()[1].folder
@@ -101,6 +124,7 @@ def test_after_a_failure(tiny, mmalign, scripted, plan):
     assert lines[0].startswith("tiny failed: began at ")
     assert lines[0].endswith(", 1 of 5 stages done")
     assert f"not run tune after align {plan()[2].folder}" in lines
+    assert watched() == (False, lines)
     for words in (["status"], ["plan", "tiny.yaml"]):
         content = json.loads(mmalign(*words, "--json").out)
         rows = content["stages"] if words[0] == "plan" else content["runs"][0]["stages"]
@@ -134,7 +158,7 @@ def free():
         time.sleep(0.01)
 
 
-def test_while_it_runs_beside_another_and_after_kill_9_and_ctrl_c(tiny, mmalign):
+def test_while_it_runs_beside_another_and_after_kill_9_and_ctrl_c(tiny, mmalign, watched):
     """With the real command and its real first stage."""
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # behind a shell it is deaf
 
@@ -155,18 +179,27 @@ def test_while_it_runs_beside_another_and_after_kill_9_and_ctrl_c(tiny, mmalign)
         assert re.fullmatch(rf"tiny running: {owner} since .*, 0 of 5 stages done, time left not known yet", lines[0])
         assert lines[2].startswith(f"running label {owner}")
         assert lines[3].startswith("waits align after label runs/train-")
+        goes_on, drawn = watched()
+        assert goes_on
+        assert any(line.startswith(f"running label {owner}") or "/48 records" in line for line in drawn)
         one.kill()
     free()
     not_run = dict.fromkeys(ORDER[1:], "not run")
     assert states(mmalign) == {"label": "killed", **not_run}
     assert states(mmalign, "plan")["label"] == "killed; goes on"
     assert squeezed(mmalign("status").out)[0].startswith("tiny killed: began at ")
+    goes_on, drawn = watched()
+    assert (goes_on, drawn[0].partition(":")[0]) == (False, "tiny killed")
+    assert any(line.startswith("killed label ") for line in drawn)
     with begun() as one:
         one.send_signal(signal.SIGINT)
         assert one.wait() == 130
     free()
     assert states(mmalign) == {"label": "interrupted", **not_run}
     assert states(mmalign, "plan")["label"] == "interrupted (Ctrl-C); goes on"
+    goes_on, drawn = watched()
+    assert (goes_on, drawn[0].partition(":")[0]) == (False, "tiny interrupted")
+    assert any(line.startswith("interrupted label ") and "(Ctrl-C); goes on" in line for line in drawn)
 
 
 def test_two_runs_of_different_recipes_in_one_folder(tiny, mmalign, plan, monkeypatch):
