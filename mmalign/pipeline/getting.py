@@ -16,10 +16,10 @@ from typing import Any, Protocol
 from mmalign.errors import DataError, MMAlignError
 from mmalign.io import files, hub, transfer, unpack
 from mmalign.plan.downloads import DATASETS, File, Source
-from mmalign.plan.gaps import Gap
+from mmalign.plan.gaps import CONFIGURATION, Gap
 
 WAITING = ".get"  # in the data folder: what is being fetched
-CONFIGURATION = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+SETTINGS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 OFFLINE = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE"
 
 
@@ -70,7 +70,7 @@ def _one(gap: Gap, there: dict[tuple[str, str], Path], show: Show) -> str:
     """Fetch one thing; how it came. there: {(address, which part of it): its place} of what came before."""
     assert gap.source
     if gap.file is None:
-        return _model(gap.source, show)
+        return _model(gap.source, show, weights=gap.what != CONFIGURATION)
     place = Path(gap.place)
     key = (f"{gap.source.address(gap.file)}/{gap.file.name}", gap.file.member)
     if key in there and not files.exists(place):
@@ -133,11 +133,11 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _model(source: Source, show: Show) -> str:
-    """What transformers, timm or open_clip read of a model, into the hub's cache."""
+def _model(source: Source, show: Show, weights: bool = True) -> str:
+    """What transformers, timm or open_clip read of a model, into the hub's cache; without weights the rest of it."""
     about = _repository(source)
     siblings = {one.rfilename: one for one in about.siblings or []}
-    names = chosen(list(siblings))
+    names = [name for name in chosen(list(siblings)) if weights or name.endswith(SETTINGS)]
     if not names:
         raise DataError(f"{source.address()} holds no model", at=source.hub, fix="check `source:` of the card")
     have = hub.folder_of(source.repo)
@@ -156,7 +156,7 @@ def chosen(names: Sequence[str]) -> list[str]:
     Weights as safetensors where there are any, else as PyTorch's; those of open_clip where it is one of its models.
     """
     top = [name for name in names if "/" not in name]
-    settings = [name for name in top if name.endswith(CONFIGURATION) and not name.endswith(".index.json")]
+    settings = [name for name in top if name.endswith(SETTINGS) and not name.endswith(".index.json")]
     prefix = "open_clip_" if any(name.startswith("open_clip_") for name in top) else ""
     for ending in (".safetensors", ".bin"):
         weights = [name for name in top if name.endswith(ending) and name.startswith(prefix) and _main(name)]

@@ -23,6 +23,7 @@ MINE = "or put it there, or set MMALIGN_DATA"
 SETS = ("data", "benchmarks", "labels")  # families whose cards name files of the data folder
 PLACE = "data:"
 WEIGHTS = "weights"
+CONFIGURATION = "configuration"  # of a model whose weights are drawn at random
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Gap:
     @property
     def fetched(self) -> bool:
         """Whether a stage would fetch it by itself, where the hub answers."""
-        return self.what == WEIGHTS
+        return self.what in (WEIGHTS, CONFIGURATION)
 
 
 class GapsError(NotThereError):
@@ -68,10 +69,15 @@ def of(variants: Sequence[Recipe], registry: Registry) -> list[Gap]:
     """Everything that the variants of a recipe lack, once each, in the order of the stages that need it."""
     found: dict[tuple[str, str], Gap] = {}
     search = _Search(registry)
+    seen = set()  # arms of a study have most cards in common
     for recipe in variants:
         for name, stage in recipe.stages.items():
             for card in cards_of(recipe, name, registry).values():
-                for gap in search.of_card(card, _fresh(stage, card)):
+                fresh = _fresh(stage, card)
+                if (key := repr((card.family, card.name, card.args, fresh))) in seen:
+                    continue
+                seen.add(key)
+                for gap in search.of_card(card, fresh):
                     known = found.get((gap.what, gap.place))
                     if known is None or (gap.blocks and not known.blocks):
                         found[gap.what, gap.place] = gap
@@ -145,9 +151,9 @@ class _Search:
         if place is None or not hub.whole(place, weights=not fresh):
             what, where = f"{card.family} {card.name}", str(hub.folder_of(repo))
             get = f"{GET} {card.name}" if own is told_of else f"hf download {repo}"
-            size = told(own.size)
-            blocks = hub.offline()
-            yield Gap(what, WEIGHTS, own.address(), size, own.license, own.gate, where, get, blocks, own)
+            size = "a few MB" if fresh else told(own.size)
+            kind, blocks = CONFIGURATION if fresh else WEIGHTS, hub.offline()
+            yield Gap(what, kind, own.address(), size, own.license, own.gate, where, get, blocks, own)
 
     def repository(self, card: Card, source: Source | None) -> str:
         """The hub's id of the weights that a card's part loads; empty where they are here, or it has none."""
