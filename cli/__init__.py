@@ -178,7 +178,7 @@ def eval_(
 @app.command()
 def inspect(
     checkpoint: Checkpoint,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="picture files")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="picture files, or URLs")],
     layers: Annotated[str, typer.Option(help="0: as the adapter makes them; N: behind layer N of the LLM")] = "0",
     keep: Annotated[int, typer.Option(min=1, help="words a token")] = 5,
     words: Annotated[str | None, typer.Option(metavar="LIST", help="nearest of a list's words: one a line")] = None,
@@ -238,7 +238,7 @@ def ceilings(
 @app.command("chat")
 def chat_(
     checkpoint: Checkpoint,
-    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE...", help="shown before the first line")] = None,
+    images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", help="shown before the first line")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="of an answer")] = 256,
     allow_code: AllowCode = False,
 ) -> None:

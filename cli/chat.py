@@ -1,7 +1,6 @@
 """`chat`: questions and answers in the terminal, with images."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmalign.errors import CheckError, DataError
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 HELP = "/image FILE shows an image, /forget begins anew, /quit ends"
 
 
-def chat(spec: str, images: Sequence[Path], most: int) -> None:
+def chat(spec: str, images: Sequence[str], most: int) -> None:
     """Read lines, answer each; the turns so far, and their images, are part of every question."""
     place = existing.find(spec)
     if images:
@@ -36,7 +35,7 @@ def chat(spec: str, images: Sequence[Path], most: int) -> None:
             return
         try:
             if line.startswith("/image "):
-                talk.show(open_rgb(Path(line.removeprefix("/image ").strip())))
+                talk.show(open_rgb(line.removeprefix("/image ").strip()))
             elif line == "/forget":
                 talk.forget()
             elif line.startswith("/"):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def inspect(
     spec: str,
-    images: Sequence[Path],
+    images: Sequence[str],
     layers: str,
     keep: int,
     word_list: str | None,

@@ -92,6 +92,19 @@ def test_the_commands_of_a_page_print_what_it_says(name, tmp_path, monkeypatch):
         assert (alike if varies else matches)(said, real), "\n".join([f"$ {line}", *real])
 
 
+def test_the_script_of_the_exports_page_answers(tmp_path, monkeypatch):
+    """In plain transformers, on an export made in the same way."""
+    desk = Desk(tmp_path, monkeypatch)
+    a_model(tmp_path)
+    desk.run("mmalign export runs my-llava")
+    (script,) = [block for block in blocks(PAGES["exports"].read_text(encoding="utf-8")) if block.file == "plain.py"]
+    place(script, tmp_path)
+    line = [sys.executable, "plain.py"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "what is this ?" in done.stdout
+
+
 def test_the_comparison_can_fail():
     assert alike(["a 1 b-0123456789ab", "...", "c"], ["a 2 b-ba9876543210", "x", "y", "c"])
     assert not alike(["a 1"], ["b 1"])

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -149,7 +150,8 @@ def _in_processes(make: MakeData, jobs: int, starts: range, make_render: MakeRen
     try:
         for _ in starts:
             while len(waiting) < jobs * AHEAD and (start := next(left, None)) is not None:
-                waiting.append((start, pool.submit(_check_chunk, start)))
+                with _deaf():  # a submit may start a process
+                    waiting.append((start, pool.submit(_check_chunk, start)))
             yield waiting[0][1].result()
             waiting.popleft()
     except BrokenProcessPool as err:
@@ -157,6 +159,16 @@ def _in_processes(make: MakeData, jobs: int, starts: range, make_render: MakeRen
         raise DataError(what, fix="fewer --jobs if memory ran out; --jobs 1 shows where it crashes") from err
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C waits, and processes that are started meanwhile never hear it: the first process stops the others."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _context() -> Any:
@@ -168,7 +180,6 @@ def _context() -> Any:
 def _init_process(make: MakeData, make_render: MakeRender | None) -> None:
     """In a process of the pool."""
     global _examiner
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process stops the others
     _examiner = Examiner(make(), make_render and make_render())
 
 

@@ -1,6 +1,14 @@
 """`data check` and `data show` as verbs: what they print, and their exit codes."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
 
 from tests.data.samples import images, jsonl, row
 from tests.plan.test_mistakes import assert_mistake
@@ -22,6 +30,30 @@ def test_faults_are_code_1_until_a_quarantine_leaves_them_out(here, mmalign):
     result = mmalign("data", "check", place, "--jobs", "1", "--quarantine", "q.jsonl")
     assert result.code == 0
     assert "gone" in (here / "q.jsonl").read_text()
+
+
+CHECK = """
+import multiprocessing
+from mmalign.data import check
+check._context = lambda: multiprocessing.get_context({context!r})
+from mmalign.cli import entry
+entry()
+"""
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_ctrl_c_is_one_line(here, context):
+    """As soon as there are workers, which import what they need; a terminal tells all of its processes."""
+    line = [sys.executable, "-c", CHECK.format(context=context), "data", "check", "toy-chat", "size=9000", "--jobs=2"]
+    ran = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(psutil.Process(ran.pid).children()) < 2:
+        assert ran.poll() is None
+        time.sleep(0.01)
+    os.killpg(ran.pid, signal.SIGINT)
+    said = ran.communicate(timeout=300)[1]
+    assert ran.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted; the same command goes on"
+    assert "Traceback" not in said, said
 
 
 def test_show(mmalign):

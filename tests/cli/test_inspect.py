@@ -13,6 +13,7 @@ from mmalign.plan import read as compose
 from mmalign.stages import label
 from mmalign.toyworld.data import Captions
 from mmalign.vision import Frame
+from tests.data.test_web import site as site
 from tests.plan.test_mistakes import assert_mistake
 
 COUNTS = {"tokens", "words", "meaningful", "distinct", "words_control", "control", "cosine"}
@@ -178,6 +179,31 @@ def test_a_conversation(model, mmalign, monkeypatch):
 )
 def test_an_image_that_cannot_be_read(model, mmalign, verb, name, what):
     assert_mistake(mmalign(verb, model, "a.png", name), what, name, "PNG, JPEG")
+
+
+@pytest.mark.parametrize("verb", ["inspect", "chat"])
+@pytest.mark.parametrize(
+    ("name", "what", "fix"),
+    [
+        (".", "cannot open the image .: it is a folder", "as a pattern of the shell: ./*.png"),
+        ("-", "cannot open the image -: pictures are not read from standard input", "the name of a file, or a URL"),
+        ("{site}/none.jpg", "cannot open the image {site}/none.jpg: missing: {site}/none.jpg: 404", "PNG, JPEG"),
+        ("{site}/to?http://elsewhere.test/x.jpg", "nobody allowed to fetch pictures from elsewhere.test", "images: ["),
+        ("none://x/a.png", "cannot open the image none://x/a.png: Protocol not known: none", "PNG, JPEG"),
+    ],
+)
+def test_what_is_no_file_is_told_as_it_is(model, mmalign, site, verb, name, what, fix):
+    url, _ = site
+    name, what = name.format(site=url), what.format(site=url)
+    assert_mistake(mmalign(verb, model, name), what, name, fix)
+
+
+def test_a_picture_behind_a_url(model, mmalign, site):
+    url, asked = site
+    result = mmalign("inspect", model, f"{url}/x.jpg", "--keep", "1", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)[0]["image"] == f"{url}/x.jpg"
+    assert asked == ["127.0.0.1/x.jpg"]
 
 
 def test_mistakes(model, mmalign):
