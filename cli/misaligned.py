@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    spec: str, images: Sequence[Path], source: str, keep: int, others: bool, target: Path | None, as_json: bool
+    spec: str, images: Sequence[str], source: str, keep: int, others: bool, target: Path | None, as_json: bool
 ) -> None:
     """others: whether something is asked for that is not shown of labels."""
     if others:
@@ -63,7 +63,7 @@ Known = tuple[Data, list[Any]]  # data that knows what a patch shows, and its re
 def _made(source: str, names: Sequence[str], keep: int) -> "tuple[list[Image], PatchLabels, Known | None]":
     """Picture files, with labels by a card, made now."""
     Registry().card("labels", source)  # a misspelt one is known before anything is loaded
-    pictures = [open_rgb(Path(name)) for name in names]
+    pictures = [open_rgb(name) for name in names]
     from mmalign.vlm.labelling import Labeller
 
     return pictures, Labeller(source, keep, pictures)(pictures), None

@@ -8,6 +8,7 @@ python -m tests.test_guide [PAGE ...]   writes what the commands print now into 
 import io
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
