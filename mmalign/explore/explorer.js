@@ -124,7 +124,7 @@ async function begin(root) {
     Object.assign(view, { panes: opened, name: picture.name, kept: false, number });
     for (const one of opened) Object.assign(one, { on: null, most: one.attention ? Math.max(...one.attention) : 0 });
     const tops = opened
-      .flatMap(one => Array.from({ length: one.k ? one.cosine.length / one.k : 0 }, (_, at) => one.cosine[at * one.k]))
+      .flatMap(one => [...one.cosine].filter((_, at) => at % one.k === 0 && one.word[at])) // of the nearest words
       .filter(value => value !== UNKNOWN);
     view.low = tops.reduce((a, b) => Math.min(a, b), tops.length ? Infinity : 0);
     view.high = tops.reduce((a, b) => Math.max(a, b), tops.length ? -Infinity : 1);
