@@ -7,7 +7,7 @@ from mmalign.explore import Explorer
 from mmalign.explore.packed import packed
 from mmalign.io import pages
 
-SCRIPTS = ("data.js", "grid.js", "detail.js", "figure.js", "explorer.js")  # in the order in which they are read
+SCRIPTS = ("data.js", "grid.js", "detail.js", "legend.js", "figure.js", "explorer.js")  # as they are read
 
 
 def html(explorer: Explorer, title: str = "What visual tokens say", whole: bool = True, below: str = "") -> str:
@@ -16,7 +16,8 @@ def html(explorer: Explorer, title: str = "What visual tokens say", whole: bool 
 
     Texts reach the page as JSON and are shown as texts. A ValueError for a picture that is no PNG.
     """
-    parts = {"style": _text("explorer.css"), "script": "\n".join(map(_text, SCRIPTS))}
+    script = "\n".join(map(_text, SCRIPTS))
+    parts = {"style": _text("explorer.css"), "script": f'"use strict";\n(() => {{\n{script}}})();\n'}
     data = json.dumps(packed(explorer), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return pages.page("mmalign.explore", "explorer.html", title=title, whole=whole, data=data, below=below, **parts)
 
