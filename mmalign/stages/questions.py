@@ -28,6 +28,11 @@ class Span:
     def of(self) -> str:
         return " and ".join(map(str, self.drawn.values()))
 
+    @property
+    def told(self) -> str:
+        """5 seeds, 200 pictures"""
+        return ", ".join(f"{count} {what}{'s' if count != 1 else ''}" for what, count in self.drawn.items())
+
 
 @dataclass(frozen=True)
 class Gap:

@@ -49,7 +49,7 @@ def as_tex(verdict: Verdict) -> str:
     heads = ["Benchmark", "Metric"]
     heads += ["Arm"] if verdict.study else []
     heads += ["Value", r"$\pm$ sd" if verdict.seeds else r"95\,\% interval"]
-    heads += ["Difference", r"95\,\% interval", "by"] if verdict.study else []
+    heads += ["Difference", r"95\,\% interval", "over"] if verdict.study else []
     align = "l" * (3 if verdict.study else 2) + "r" * (len(heads) - (3 if verdict.study else 2))
     groups = ["".join(_line(verdict, row) for row in own) for own in verdict.by_bench.values()]
     lines = "\\midrule\n".join(groups) or f"\\multicolumn{{{len(heads)}}}{{l}}{{no benchmark}} \\\\\n"
@@ -67,7 +67,7 @@ def _columns(verdict: Verdict, row: Row) -> list[str]:
     columns += [_number(row.number(row.mean))]
     columns += [_number(row.number(row.spread))] if verdict.seeds else [_ends(row, row.interval)]
     if verdict.study:
-        by = f"{row.gap.by} ({row.gap.of})" if row.gap else ""
+        by = row.gap.told if row.gap else ""
         columns += [_number(row.number(row.difference, signed=True)), _ends(row, row.gap, signed=True), by]
     return columns
 

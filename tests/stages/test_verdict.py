@@ -114,8 +114,8 @@ def test_of_several_seeds_with_questions_seeds_and_pictures_are_drawn(tmp_path):
     kept, page = made(tmp_path / "report", scores, arms)
     (cell,) = [one for one in kept["cells"] if one["arm"] == "better" and one["headline"]]
     assert (cell["interval"], cell["drawn"]) == ([expected.low, expected.high], {"seed": 3, "picture": 4})
-    assert page.count("seed and picture (3 and 4)") == 2  # in the verdict and in the scores
-    assert "seed and picture (3 and 4)" in (tmp_path / "report" / "report.tex").read_text()
+    assert page.count("3 seeds, 4 pictures") == 2  # in the verdict and in the scores
+    assert "3 seeds, 4 pictures" in (tmp_path / "report" / "report.tex").read_text()
 
 
 def test_a_seed_without_questions_leaves_the_interval_to_the_seeds(tmp_path):
