@@ -107,6 +107,8 @@ def test_every_cell_of_the_scores_is_that_cell_of_report_json(report):
             assert difference == ("" if gap is None else f"{gap:+.{digits}f}")
             ends = cell["interval"]
             assert line["95 % interval"] == (" to ".join(f"{e:+.{digits}f}" for e in ends) if ends else "")
+            told = [f"{n} {what}{'s' if n != 1 else ''}" for what, n in (cell["drawn"] or {}).items()]
+            assert line["over"] == ", ".join(told)
 
 
 def test_the_page_is_whole_and_loads_nothing(report):
