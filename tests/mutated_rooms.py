@@ -15,6 +15,8 @@ from mmalign.io import document, files
 from mmalign.plan.cards import Card, Registry
 from tests.conftest import TINY
 
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one pixel
+
 
 @dataclass
 class Room:
@@ -167,7 +169,7 @@ def _runs(folder: Path) -> None:
             score = Score({"perplexity": 4.5, "before": 4.0}, "perplexity", {"a": 1.0}, {"asked": 1}, ["a note"])
             files.write_json(node.folder / "toy-perplexity.json", asdict(score))
             (node.folder / "toy-perplexity.jsonl").write_text('{"id": "a", "text": "yes"}\n{"id": "b", "text": "no"}\n')
-            picture = {"png": "iVBORw0KGgo=", "grid": [1, 2], "words": ["a", "b"], "question": "what?", "id": "a"}
+            picture = {"png": PNG, "grid": [1, 2], "words": ["a", "b"], "question": "what?", "id": "a"}
             files.write_json(node.folder / "pictures.json", [picture])
         if node.stage.kind == "report":
             rows = report.cells([other.folder for _, other in node.reads], [""])
@@ -220,7 +222,7 @@ def _read_stages(folder: Path, broken: Path | None) -> None:
 def _read_reports(folder: Path, broken: Path | None) -> None:
     """As `report` and the report stage do."""
     from cli import show
-    from mmalign.stages import charts, curves, draw, measures, report, samples, settings
+    from mmalign.stages import charts, curves, draw, explored, measures, report, samples, settings
 
     evaluations, arms = sorted(folder.glob("runs/evaluate-*")), ["own 1"]
 
@@ -235,7 +237,7 @@ def _read_reports(folder: Path, broken: Path | None) -> None:
         assert samples.shown(evaluations, arms) is not None
 
     def pictured() -> None:
-        assert report._pictures(evaluations, arms) is not None
+        assert explored.html(evaluations, arms) is not None
         assert report.told(evaluations, arms, "warnings")
 
     _every(charted, explained, pictured, lambda: show.report(None, folder / "runs", False))

@@ -33,7 +33,7 @@ def lines(text: str) -> dict[str, list[str]]:
             (cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))) if line.startswith("|") else [""]
         )
         for name in re.findall(r"`([^`]+)`", first):
-            rows.setdefault(name, []).extend(cells)
+            rows.setdefault(name.replace("\\|", "|"), []).extend(cells)
     return rows
 
 

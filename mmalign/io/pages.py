@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import struct
 from importlib.resources import files
 from typing import Any
 
@@ -31,7 +32,8 @@ def png(value: Any) -> str:
         data = base64.b64decode(value, validate=True)
     except (TypeError, binascii.Error, ValueError) as err:
         raise ValueError(f"`png` is no base64: {err}") from err
-    if not data.startswith(SIGNATURE):
+    begins = data.startswith(SIGNATURE) and data[12:16] == b"IHDR" and len(data) >= 24
+    if not begins or not all(struct.unpack(">II", data[16:24])):  # width and height
         raise ValueError("`png` is no PNG file")
     return base64.b64encode(data).decode()
 

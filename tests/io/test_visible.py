@@ -102,7 +102,7 @@ def test_logs(hostile):
 
 
 def test_pages(hostile):
-    parts = {"whole": True, "data": "", "style": "", "script": ""}
+    parts = {"whole": True, "data": "", "style": "", "script": "", "below": ""}
     text = pages.page("mmalign.explore", "explorer.html", title=f"{hostile}<b>", **parts)
     shown(text, hostile)
     assert "<b>" not in text

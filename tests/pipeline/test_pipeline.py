@@ -69,6 +69,10 @@ def result(folder: Path) -> dict[str, Any]:
             found[name] = rows(place)
         elif name in ("report.json", "labels/header.json") or name.startswith("labels/shard"):
             found[name] = json.loads(place.read_text())
+            if name == "report.json":  # when and how long
+                unlike = {"finished", "seconds", "device_hours"}
+                stages = found[name]["stages"]
+                found[name]["stages"] = [{k: v for k, v in one.items() if k not in unlike} for one in stages]
     about = json.loads((folder / "stage.json").read_text())
     found["metrics"] = {key: value for key, value in about["metrics"].items() if key not in TIMING}
     return found | {key: about.get(key) for key in ("what", "parts", "reads", "seed", "bad")}

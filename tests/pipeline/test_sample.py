@@ -78,6 +78,8 @@ def test_a_model_that_is_not_here_is_no_mistake(looked, place, monkeypatch):
     card = {"summary": "x", "target": "mmalign.llms.causal.CausalLM", "args": {"checkpoint": "nobody/has-this"}}
     (place / "shelf" / "llms" / "far.yaml").write_text(json.dumps(card))
     monkeypatch.setenv("MMALIGN_REGISTRY", str(place / "shelf"))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "0")  # a stage would fetch it
     (note,) = looked(plain(3), "model.llm=far")
     assert note == "stage 'tune': no row of conversations was rendered, for far is not here yet"
 

@@ -77,7 +77,7 @@ def test_what_training_logged(tmp_path):
         "align: trained tokens a second": ("trained tokens / s", [(10, 100)]),
         "align: images a second": ("images / s", [(10, 8)]),
         "align: samples a second": ("samples / s", [(10, 16)]),
-        "align: peak memory": ("GiB, first process", [(10, 1.5)]),
+        "align: peak memory": ("GiB, the fullest process", [(10, 1.5)]),
     }
     assert [chart.title for chart in drawn.speed if not chart.zero] == []
 

@@ -1,6 +1,9 @@
 """`fit` of a stage through the real commands: recorded, and followed by whoever reads its weights."""
 
+import base64
 import json
+import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -78,7 +81,9 @@ def test_inspect_tells_padding(stage, mmalign):
     assert done.code == 0, done.err
     (rows,) = json.loads(done.out)
     assert rows["seen"] == [False] * 6 + [True] * 24 + [False] * 6  # half of rows 1 and 4 is picture
-    assert Path("wide.html").read_text().count('class="padding"') == 12
+    data = json.loads(re.search(r'class="mmx-data">(.*?)</script>', Path("wide.html").read_text(), re.S)[1])
+    seen = zlib.decompress(base64.b64decode(data["pictures"][0]["panes"][0]["seen"]))
+    assert seen == bytes(rows["seen"])
     (cropped,) = json.loads(mmalign("inspect", stage("align"), "wide.png", "--keep", "1", "--json").out)
     assert all(cropped["seen"])
 

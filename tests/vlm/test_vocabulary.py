@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from mmalign.benchmarks.alignment import Alignment
 from mmalign.data import Data, Record, Truth, Turn
 from mmalign.objectives.basic import Direction
-from mmalign.stages import evaluate
+from mmalign.stages import explained
 from mmalign.training.premise import Premise
 from mmalign.vlm.vocabulary import Spellings, among_tokens, token_spellings
 from tests.objectives.test_basic import batch_of, build, folders  # noqa: F401
@@ -42,7 +42,7 @@ def inspect(model, tmp_path):
 
 
 def report(model, tmp_path):
-    return [page["words"] for page in evaluate.pictures(model.vlm, Quiz(images=2, each=1))]
+    return [page["words"] for page in explained.asked(model.vlm, Quiz(images=2, each=1))]
 
 
 def premise(model, tmp_path):
