@@ -175,7 +175,8 @@ def _write(names: list[str]) -> None:
         text = page.read_text(encoding="utf-8")
         for line, said, real, varies in follow(page, Desk(Path(tempfile.mkdtemp()), patch)):
             if not (alike if varies else matches)(said, real):
-                old, new_ = (("".join(f"{one}\n" for one in [f"$ {line}", *lines])) for lines in (said, real))
+                shown = ["..." if str(ROOT) in one else one for one in real]  # no path of this machine
+                old, new_ = (("".join(f"{one}\n" for one in [f"$ {line}", *lines])) for lines in (said, shown))
                 text = text.replace(old, new_)
         patch.undo()
         page.write_text(text, encoding="utf-8")
