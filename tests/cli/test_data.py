@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -45,7 +46,8 @@ entry()
 def test_ctrl_c_is_one_line(here, context):
     """As soon as there are workers, which import what they need; a terminal tells all of its processes."""
     line = [sys.executable, "-c", CHECK.format(context=context), "data", "check", "toy-chat", "size=9000", "--jobs=2"]
-    ran = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are deaf to it
+    ran = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard)
     while len(psutil.Process(ran.pid).children()) < 2:
         assert ran.poll() is None
         time.sleep(0.01)
