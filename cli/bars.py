@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from mmalign.io.visible import one_line
-from mmalign.pipeline.progress import Pace
+from mmalign.pipeline.progress import Pace, work
 from mmalign.plan.graph import Node
 
 from .live import Rest, begins, name, numbers
@@ -51,7 +51,7 @@ class Bars:
             return
         done, total, unit = event["done"], event["total"], one_line(event.get("unit", ""))
         self.progress.below = numbers(event["numbers"]) or self.progress.below
-        left = self.rest.text(self.pace.left(time.monotonic(), done, total))
+        left = self.rest.text(self.pace.left(time.monotonic(), *work(event)))
         self.progress.update(self.bar, completed=done, total=total, left=left, unit=unit)
 
     def end(self, node: Node, seconds: float) -> None:

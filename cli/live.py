@@ -87,7 +87,7 @@ class Lines:
             return
         now, done, total = time.monotonic(), event["done"], event["total"]
         self.numbers = event["numbers"] or self.numbers
-        left = self.pace.left(now, done, total)
+        left = self.pace.left(now, *progress.work(event))
         if now - self.last >= EVERY or (left is not None and not self.going):
             self.last, self.going = now, left is not None
             told = [far(done, total, event.get("unit", "")), numbers(self.numbers), self.rest.text(left)]

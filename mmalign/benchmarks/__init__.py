@@ -125,6 +125,10 @@ class Probe:
         """The same on at most so many items, from all over; itself where it does not measure items."""
         return self
 
+    def takes(self) -> int:
+        """How many questions of a benchmark take about as long as all of it: for the time left of an evaluation."""
+        return 1
+
     def measure(self, model: "Subject") -> Score:
         """The score of a model. Raises CheckError for a model it cannot look at."""
         raise NotImplementedError

@@ -122,6 +122,9 @@ class Alignment(Probe):
         limited.most = max(2, items)
         return limited
 
+    def takes(self) -> int:
+        return 6 * min(self.images, self.most or self.images)  # a picture is seen whole, questions share theirs
+
     def measure(self, model: Subject) -> Score:
         if model.grid is None:
             raise CheckError(

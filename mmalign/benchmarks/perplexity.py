@@ -42,6 +42,9 @@ class Perplexity(Probe):
         limited.most = items
         return limited
 
+    def takes(self) -> int:
+        return 2 * 3 * min(self.texts, self.most or self.texts)  # now and before; a text is longer than an answer
+
     def measure(self, model: Subject) -> Score:
         texts = self._texts()
         metrics = {"perplexity": (now := model.perplexity(texts))}

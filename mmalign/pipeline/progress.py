@@ -22,6 +22,7 @@ class Line(TypedDict):
     done: document.Count
     total: document.Count
     unit: NotRequired[str]  # of work, such as `steps`; 0.2.0 wrote none
+    work: NotRequired[tuple[document.Count, document.Count]]  # done and total as they take time; none: as above
     time: NotRequired[float]  # seconds since 1970; 0.1.0 wrote none
 
 
@@ -53,6 +54,12 @@ class Pace:
         return (now - since.time) * (total - done) / (done - since.done)
 
 
+def work(event: Line | Mapping[str, Any]) -> tuple[int, int]:
+    """Done and total of a line about progress, as they take time."""
+    done, total = event.get("work") or (event["done"], event["total"])
+    return done, total
+
+
 @dataclass(frozen=True)
 class Progress:
     """done, total: in the stage's own `unit`: steps, questions, records. left: seconds; None: not known."""
@@ -70,7 +77,7 @@ def of(folder: Path) -> Progress | None:
     left: float | None = None
     for event in _events(folder / "events.jsonl"):
         newest = event
-        left = pace.left(event["time"], event["done"], event["total"]) if "time" in event else None
+        left = pace.left(event["time"], *work(event)) if "time" in event else None
     if newest is None:
         return None
     if left is not None and "time" in newest:

@@ -42,7 +42,8 @@ def run(task: Task) -> dict[str, Any]:
         if isinstance(bench, FiledBenchmark):
             bench.ready()
     questions = {name: len(bench.questions()) if isinstance(bench, Benchmark) else 1 for name, bench in benches.items()}
-    progress = Progress(Events(task.folder, rank), sum(questions.values()))
+    takes = {name: bench.takes() for name, bench in benches.items() if isinstance(bench, Probe)}
+    progress = Progress(Events(task.folder, rank), sum(questions.values()), sum((questions | takes).values()))
     for name, bench in benches.items():
         if isinstance(bench, Benchmark):
             if not rank:
@@ -52,7 +53,7 @@ def run(task: Task) -> dict[str, Any]:
     scores: dict[str, Score] = {}
     for name, bench in benches.items():
         scores[name] = measure(model, bench, task.folder / f"{name}.jsonl", stage.batch, stage.protocol, progress)
-        progress.end(questions[name])
+        progress.end(questions[name], takes.get(name))
         if not rank:
             _keep(task, model, bench, name, scores[name])
     account = [

@@ -26,16 +26,23 @@ class Events:
         """A line for the reader."""
         self._write({"say": text})
 
-    def progress(self, done: int, total: int, unit: str, numbers: Mapping[str, float] | None = None) -> None:
+    def progress(
+        self,
+        done: int,
+        total: int,
+        unit: str,
+        numbers: Mapping[str, float] | None = None,
+        work: tuple[int, int] | None = None,
+    ) -> None:
         """How far the stage is, in units of its work, such as `steps`. numbers: new ones, to be shown beside the bar
-        until there are others.
+        until there are others. work: done and total as they take time, where a unit is not like another.
 
         Of what comes all at once, as the answers of a pass do, the last is written, a moment later.
         """
         if self.rank:
             return
         with self.lock:
-            self.newest = {"done": done, "total": total, "unit": unit}
+            self.newest = {"done": done, "total": total, "unit": unit} | ({"work": work} if work else {})
             self.numbers |= {name: float(f"{value:.4g}") for name, value in (numbers or {}).items()}
             if done >= total or time.monotonic() - self.last >= EVERY:
                 self._tell()

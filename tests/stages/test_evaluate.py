@@ -364,12 +364,28 @@ def test_progress_counts_questions_and_says_how_fast(vizwiz, tmp_path, monkeypat
     lines = [json.loads(line) for line in (given.folder / "events.jsonl").read_text().splitlines()]
     assert {line["total"] for line in lines} == {27}
     assert all(before <= line.pop("time") <= time.time() for line in lines)
+    assert [line.pop("work") for line in lines] == [[line["done"], 27] for line in lines]
     assert lines[0] == {"done": 0, "total": 27, "unit": "questions", "numbers": {}}
     first = next(line for line in lines if line["done"])
     assert first == {"done": 1, "total": 27, "unit": "questions", "numbers": {"questions/s": 2.0}}
     done = [line["done"] for line in lines]
     assert done == sorted(done)
     assert set(done) == {*range(28)} - {4}  # two were there
+
+
+def test_what_measures_the_model_itself_takes_as_long_as_many_questions(tmp_path, monkeypatch):
+    """12 questions, then a probe that takes as long as 8: when they are answered, 8 of 20 are left."""
+    monkeypatch.setattr(events, "EVERY", 0.0)
+    counter = progress.Progress(events.Events(tmp_path), 13, 20)
+    counter.begin(12, 0, 12)
+    for _ in range(12):
+        counter.add()
+    counter.end(12)
+    told = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])
+    assert (told["done"], told["total"], told["work"]) == (12, 13, [12, 20])
+    counter.end(1, 8)
+    told = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])
+    assert (told["done"], told["total"], told["work"]) == (13, 13, [20, 20])
 
 
 def test_of_several_processes_one_counts_for_all(tmp_path):
