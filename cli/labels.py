@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmalign.data import Data
 from mmalign.errors import DataError, RunError
-from mmalign.explore import Explorer, Pane, Picture, page, png
+from mmalign.explore import Explorer, Pane, Picture, page
 from mmalign.io import files
+from mmalign.io.pictures import base64_png
 from mmalign.labels.figures import as_json as plain
 from mmalign.labels.figures import overlay
 from mmalign.labels.figures import stats as count
@@ -85,7 +86,7 @@ def _picture(key: str, picture: "Image", labels: Store) -> Picture:
     rows = zip(words_PK.tolist(), scores_PK.tolist(), strict=True)
     ranked = [[(labels.words[n], score) for n, score in zip(*row, strict=True) if score > 0] for row in rows]
     shown = covered(picture, frame, SIDE)
-    return Picture(key, [Pane("", png(shown), frame.grid, {}, frame.seen(), ranked)])
+    return Picture(key, [Pane("", base64_png(shown), frame.grid, {}, frame.seen(), ranked)])
 
 
 def data_card(place: str) -> Card:

@@ -1,10 +1,8 @@
 """Runs side by side: headlines, what one has over the first on the same questions, and which questions flipped."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmalign.benchmarks import Benchmark, Question, Score
 from mmalign.benchmarks.asked import Asked
@@ -13,9 +11,7 @@ from mmalign.benchmarks.headline import Headline
 from mmalign.benchmarks.pairing import Heads, Pairing, pair
 from mmalign.errors import DataError
 from mmalign.io import pages
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from mmalign.io.pictures import base64_png
 
 SHOWN = 12  # questions shown of each benchmark and run, in each direction
 SIDE = 336  # pixels of a picture's longer side
@@ -192,15 +188,6 @@ def _case(qid: str, flip: Flip, question: Question | None, bench: Benchmark | No
 def _picture(bench: Benchmark, reference: Any) -> str | None:
     """None where it is not there any more: the page does without it."""
     try:
-        return png(bench.image(reference))
+        return base64_png(bench.image(reference), SIDE)
     except DataError:
         return None
-
-
-def png(image: "Image") -> str:
-    """A picture of at most 336 pixels a side, base64."""
-    small = image.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -3,14 +3,8 @@
 Letters: P patches of a picture (or visual tokens that are no patches), K words of each, L layers.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Ranked = Sequence[Sequence[tuple[str, float]]]  # words_PK: of every patch, the nearest first, each with its cosine
 Right = Sequence[bool | None]  # right_P; None: of this patch nothing could be right
@@ -100,10 +94,3 @@ class Explorer:
                         before = own.get(kind, (0, 0))
                         own[kind] = before[0] + right, before[1] + 1
         return shares
-
-
-def png(picture: "Image") -> str:
-    """A picture's PNG file in base64."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()

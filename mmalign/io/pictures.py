@@ -187,6 +187,16 @@ def _openers() -> list[Opener]:
     return [(factory, accepts) for factory, accepts in plugins if accepts]
 
 
+def base64_png(image: "Image", side: int | None = None) -> str:
+    """A picture as a page carries it: a PNG file in base64, RGB. side: pixels of its longer side at most; None: all."""
+    shown = image.convert("RGB")  # a copy
+    if side:
+        shown.thumbnail((side, side))
+    out = io.BytesIO()
+    shown.save(out, "PNG", optimize=True)
+    return base64.b64encode(out.getvalue()).decode()
+
+
 def rgb(image: "Image") -> "Image":
     """8-bit RGB. Transparency is dropped, not blended, as `convert` and so LLaVA do.
 

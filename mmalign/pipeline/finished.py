@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from mmalign.benchmarks import Score
 from mmalign.io import files, seal, sums
@@ -16,6 +16,13 @@ class Evaluated(TypedDict):
     """Of an evaluation's stage.json."""
 
     metrics: dict[str, dict[str, float]]
+
+
+class Answer(TypedDict):
+    """A line of an evaluation's BENCH.jsonl."""
+
+    id: str
+    text: str
 
 
 class Trained(TypedDict, total=False):
@@ -37,6 +44,7 @@ class Row(TypedDict):
     spread: float | None
     difference: float | None
     interval: tuple[float, float] | None
+    drawn: NotRequired[dict[str, int] | None]  # what was drawn again for it: seeds, pictures; an older mmalign: seeds
 
 
 class Table(TypedDict):
@@ -61,6 +69,12 @@ def score(folder: Path, bench: str) -> Score:
     """The whole score of one benchmark of a finished evaluation."""
     about: dict[str, Any] = files.read_json(folder / f"{bench}.json", kind=Score, fix=EVALUATION)
     return Score(**about)
+
+
+def answers(folder: Path, bench: str) -> dict[str, str]:
+    """{question id: answer} of one benchmark of a finished evaluation."""
+    rows = files.read_jsonl(folder / f"{bench}.jsonl", kind=Answer, fix=EVALUATION)
+    return {row["id"]: row["text"] for row in rows}
 
 
 def report(folder: Path) -> Table:

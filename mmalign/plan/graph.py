@@ -313,7 +313,7 @@ def _latest(node: Node) -> dict[str, Any] | None:
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], cards: Mapping[str, Card]) -> list[str]:
     """What differs, in a reader's words. The code of a part is not told where its class is another one anyway."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flat(before)), dict(flat(now))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     code = {f"cards.{role}.code": card.name for role, card in cards.items() if f"cards.{role}.target" not in keys}
     told = [f"{CODE}{code[key]}" if key in code else _change(key, old.get(key), new.get(key)) for key in keys]
@@ -330,12 +330,13 @@ def _change(key: str, old: Any, new: Any) -> str:
     return f"{key.removeprefix('settings.').removeprefix('cards.')} {old} -> {new}"
 
 
-def _flat(item: Any, under: str = "") -> Iterator[tuple[str, Any]]:
+def flat(item: Any, under: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested mappings and lists of them; a list of plain values is a value."""
     if isinstance(item, Mapping):
         for key, inner in item.items():
-            yield from _flat(inner, f"{under}.{key}".lstrip("."))
+            yield from flat(inner, f"{under}.{key}".lstrip("."))
     elif isinstance(item, list) and any(isinstance(inner, (dict, list)) for inner in item):
         for number, inner in enumerate(item):
-            yield from _flat(inner, f"{under}.{number}")
+            yield from flat(inner, f"{under}.{number}")
     else:
         yield under, item

@@ -96,6 +96,10 @@ class Optim:
 # is an argument of the encoder's card by the time a stage is planned, and counts in the fingerprint there.
 Fit = Literal["crop", "pad", "squash"]
 
+# What becomes of a step that is not finite. A stage that is done left out what it says; another word for the steps to
+# come does not make it begin again, so that one that stopped goes on from its checkpoint.
+OnNan = Literal["stop", "skip"]
+
 
 @dataclass
 class EngineSettings:
@@ -195,7 +199,7 @@ class Train(Stage):
     group_by_length: Literal["step", "epoch"] | None = None
     # what becomes of a step whose loss or gradient is not finite, which moves no weights: stop ends the stage there;
     # skip leaves it out and goes on, up to ten in a row. Its samples are in nonfinite.jsonl of the stage's folder
-    on_nan: Literal["stop", "skip"] = field(default="stop", metadata=SILENT)
+    on_nan: OnNan = field(default="stop", metadata=SILENT)
     pack: bool = field(default=False, metadata=SILENT)  # samples of a pass share rows, each seeing itself alone
     # how the stage is run, which does not change its result
     engine: EngineSettings = field(default_factory=EngineSettings, metadata=SILENT)
@@ -293,6 +297,8 @@ class Contrast(Stage):
     fit: Fit | None = field(default=None, metadata=SILENT)
     # what stands for an image. mean: patches carry the words (dense labels are good); cls: CLIP's own
     pool: Literal["mean", "cls"] = "mean"
+    # a step whose loss or gradient is not finite: as in a stage of kind train
+    on_nan: OnNan = field(default="stop", metadata=SILENT)
     batch: int = field(default=MISSING, metadata=_above(0, "images"))  # per step; all contrasted with each other
     steps: int = field(default=MISSING, metadata=_above(0, STEPS))  # how many
     precision: Literal["bf16", "fp32"] = "bf16"  # of the weights in a pass; the optimizer's copy is fp32
@@ -325,6 +331,8 @@ class Language(Stage):
     optim: Optim = field(default_factory=Optim)  # learning rates and how weights step
     prompt_weight: float = field(default=0.0, metadata=_least(0))  # of tokens that are no answer, in the loss
     gate: GateSettings | None = None  # go on until a benchmark is answered well enough; None: train all steps
+    # a step whose loss or gradient is not finite: as in a stage of kind train
+    on_nan: OnNan = field(default="stop", metadata=SILENT)
     batch: int = field(default=MISSING, metadata=_above(0, "samples"))  # per optimizer step
     steps: int = field(default=MISSING, metadata=_above(0, STEPS))  # how many
     max_length: int = field(default=2048, metadata=_above(0, TOKENS))  # longer samples are cut

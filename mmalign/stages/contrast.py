@@ -114,12 +114,16 @@ def run(task: Task) -> dict[str, Any]:
     batch, workers = stage.batch, stage.engine.workers
     batches = Batches(cast(Any, reader), len(data), batch, batch, task.seed, rank, ranks, workers)
     engine = Engine(module, groups, stage.optim, stage.engine, stage.precision, stage.batch, 1)
-    last = Fit(
-        engine, _passes(batches, stage.steps), stage.steps, stage.optim, {"contrast": Term()}, task.folder,
-        Events(task.folder, rank), stage.engine.save_every, stage.log_every,
-    ).run()  # fmt: skip
+    events = Events(task.folder, rank)
+    fit = Fit(
+        engine, _passes(batches, stage.steps), stage.steps, stage.optim, {"contrast": Term()}, task.folder, events,
+        stage.engine.save_every, stage.log_every, skip=stage.on_nan == "skip",
+    )  # fmt: skip
+    last = fit.run()
+    for line in fit.warnings():
+        events.say(line)
     _write(task, engine, clip, encoder, stage)
-    return {"metrics": last, "parts": {"vision": f"{task.folder.name}/weights/vision"}}
+    return {"metrics": last, "warnings": fit.warnings(), "parts": {"vision": f"{task.folder.name}/weights/vision"}}
 
 
 def _passes(batches: Batches, steps: int) -> Any:

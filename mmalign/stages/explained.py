@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from mmalign.benchmarks import Benchmark, Question, ReadoutKind, Score
 from mmalign.benchmarks.alignment import Alignment, Comparison
-from mmalign.explore import png
 from mmalign.io.document import Count, Side
 from mmalign.io.legible import told
+from mmalign.io.pictures import base64_png
 from mmalign.vlm import nearest
 from mmalign.vlm.model import VLM
 
@@ -115,8 +115,8 @@ def _row(vlm: VLM, look: Look, words: Sequence[str] | None, question: str, id: s
     }
     nearest_P = [table[row[0]] for row in layers["0"]["numbers"]]
     return Explained(
-        png=_png(vlm.shown(look.image)), grid=vlm.grid, words=nearest_P, question=question, id=id, table=table,
-        layers=layers, seen=look.seen,
+        png=base64_png(vlm.shown(look.image), SIDE), grid=vlm.grid, words=nearest_P, question=question, id=id,
+        table=table, layers=layers, seen=look.seen,
     )  # fmt: skip
 
 
@@ -134,8 +134,3 @@ def _truth(compared: Comparison, near: Mapping[int, tuple[Any, list[list[int]]]]
 def _remark(score: Score, layer: int) -> str:
     ceiling = score.metrics.get(f"ceiling_layer_{layer}")
     return told(None if ceiling is None else ceiling / 100)
-
-
-def _png(image: Any) -> str:
-    image.thumbnail((SIDE, SIDE))
-    return png(image.convert("RGB"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 from mmalign.errors import RunError
 from mmalign.explore import Explorer, Pane, Picture, Ranked, Truth, page
@@ -14,11 +14,6 @@ from mmalign.stages.explained import Ranked as Stored
 NEAREST = (
     "For every visual token, the word whose embedding is nearest by cosine. The picture is what the encoder was given."
 )
-
-
-class Answer(TypedDict):
-    id: str
-    text: str
 
 
 class Shown(NamedTuple):
@@ -117,5 +112,5 @@ def _answers(folder: Path) -> dict[str, str]:
     if place is None:
         return {}
     items = finished.score(folder, bench).items if (folder / f"{bench}.json").exists() else {}
-    rows = files.read_jsonl(place, kind=Answer, fix=task.AGAIN)
-    return {row["id"]: row["text"] + (f" (scored {items[row['id']]:g})" if row["id"] in items else "") for row in rows}
+    texts = finished.answers(folder, bench)
+    return {qid: text + (f" (scored {items[qid]:g})" if qid in items else "") for qid, text in texts.items()}

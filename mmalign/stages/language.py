@@ -51,12 +51,14 @@ def run(task: Task) -> dict[str, Any]:
     fit = Fit(
         engine, lambda start: batches.run(start, stage.steps), stage.steps, stage.optim, {"lm": Term(unit="tokens")},
         task.folder, events, stage.engine.save_every, stage.log_every, watchers=[gate] if gate else [],
+        skip=stage.on_nan == "skip",
     )  # fmt: skip
     last = fit.run()
     state = engine.weights("vlm.llm")
     if not rank:
         llm.save(task.folder / "weights" / "llm", in_precision(state, DTYPES[stage.precision]))
     told = {} if rank else account.of(task.folder, int(last["step"]) * stage.batch, stage.max_length, {}, data.left_out)
+    told |= {"warnings": [*told["warnings"], *fit.warnings()]} if told else {}
     for line in [*told.get("account", []), *told.get("warnings", [])]:
         events.say(line)
     return {

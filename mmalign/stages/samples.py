@@ -1,8 +1,6 @@
 """A few questions of each benchmark with picture, truth and answers: some right, some wrong, drawn by a rule."""
 
-import base64
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -10,11 +8,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from mmalign.benchmarks import Benchmark, Score
 from mmalign.errors import RunError
 from mmalign.io import files, pages
+from mmalign.io.pictures import base64_png
 from mmalign.pipeline import finished, task
 from mmalign.stages.questions import evaluations
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 EACH = 3  # right, and as many that are not
 SIDE = 168  # pixels of a picture's longer side
@@ -31,11 +30,6 @@ class Sample(TypedDict):
     answer: str
     value: float
     png: str | None
-
-
-class Answer(TypedDict):
-    id: str
-    text: str
 
 
 def full(items: Mapping[str, float]) -> float:
@@ -62,7 +56,7 @@ def of(bench: Benchmark, score: Score, answers: Mapping[str, str]) -> list[Sampl
             truth=_short(bench.right(qid)),
             answer=_short(answers[qid]),
             value=known[qid],
-            png=None if questions[qid].image is None else _png(bench.image(questions[qid].image)),
+            png=None if questions[qid].image is None else base64_png(bench.image(questions[qid].image), SIDE),
         )
         for qid in drawn(known)
     ]
@@ -70,14 +64,6 @@ def of(bench: Benchmark, score: Score, answers: Mapping[str, str]) -> list[Sampl
 
 def _short(text: str) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-
-
-def _png(image: "Image") -> str:
-    small = image.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
-    out = io.BytesIO()
-    small.save(out, "PNG", optimize=True)
-    return base64.b64encode(out.getvalue()).decode()
 
 
 def shown(scores: Sequence[Path], arms: Sequence[str]) -> list[dict[str, Any]]:
@@ -119,8 +105,7 @@ def _read(place: Path) -> list[Sample]:
 def _answers(folder: Path, bench: str, ids: set[str]) -> dict[str, tuple[str, float, str]]:
     """{question id: (answer, its value, what that means)} of some questions in an evaluation."""
     items = finished.score(folder, bench).items
-    rows = files.read_jsonl(folder / f"{bench}.jsonl", kind=Answer, fix=task.AGAIN)
-    texts = {row["id"]: row["text"] for row in rows if row["id"] in ids and row["id"] in items}
+    texts = {qid: text for qid, text in finished.answers(folder, bench).items() if qid in ids and qid in items}
     return {qid: (_short(text), items[qid], told(items[qid], full(items))) for qid, text in texts.items()}
 
 

@@ -4,7 +4,7 @@ An objective that an arm does not have weighs 0 there; its arguments and its lab
 """
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from mmalign.errors import MMAlignError
 from mmalign.plan import signatures
+from mmalign.plan.graph import flat
 from mmalign.stages.charts import Chart
 from mmalign.stages.lineage import ancestors
 from mmalign.stages.measures import Measure
@@ -84,10 +85,10 @@ def _arm(folder: Path) -> _Arm:
         stage, what = about["name"], about["what"]
         settings = what.get("settings", {})
         arm.flat[f"{stage}.kind"] = about["kind"]
-        arm.flat |= {f"{stage}.{key}": value for key, value in _flat(settings) if ".args" not in f".{key}"}
+        arm.flat |= {f"{stage}.{key}": value for key, value in flat(settings) if ".args" not in f".{key}"}
         for role, card in what.get("cards", {}).items():
             arm.flat[f"{stage}.{role}.target"] = card["target"]
-            arm.flat |= {f"{stage}.{role}.{key}": value for key, value in _flat(_arguments(card))}
+            arm.flat |= {f"{stage}.{role}.{key}": value for key, value in flat(_arguments(card))}
         if isinstance(objectives := settings.get("objectives"), Mapping):
             arm.objectives[stage] = set(objectives)
         if "labels" in settings and settings["labels"] is None:
@@ -104,15 +105,6 @@ def _arguments(card: Mapping[str, Any]) -> dict[str, Any]:
             with suppress(ValueError, TypeError, SyntaxError):
                 known[name] = ast.literal_eval(parameter.default) if parameter.default else ABSENT
     return {name: value for name, value in {**known, **card["args"]}.items() if value is not ABSENT}
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested mappings; a list is a value."""
-    if not isinstance(value, Mapping):
-        yield key, value
-        return
-    for name, inner in value.items():
-        yield from _flat(inner, f"{key}.{name}" if key else str(name))
 
 
 def _said(known: Mapping[str, _Arm], key: str) -> dict[str, Any]:

@@ -84,9 +84,7 @@ def run(task: Task) -> dict[str, Any]:
         events.say(watcher.cost())
 
     told = {} if rank else _account(task, stage, collate, int(last["step"]), premise)
-    if told and fit.skipped:
-        warning = f"{fit.skipped:,} of {steps:,} steps were not finite and left out"
-        told["warnings"].append(f"{warning}, see {task.folder.name}/nonfinite.jsonl")
+    told |= {"warnings": [*told["warnings"], *fit.warnings()]} if told else {}
     for line in [*told.get("account", []), *told.get("warnings", [])]:
         events.say(line)
     return {

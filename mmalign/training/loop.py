@@ -91,6 +91,13 @@ class Fit:
         with on_sigterm(told.set):
             return self._run(told.is_set)
 
+    def warnings(self) -> list[str]:
+        """That steps were left out, and how many; nothing where none was."""
+        if not self.skipped:
+            return []
+        told = f"{self.skipped:,} of {self.steps:,} steps were not finite and left out"
+        return [f"{told}, see {self.folder.name}/nonfinite.jsonl"]
+
     def _run(self, asked: Callable[[], bool]) -> dict[str, float]:
         start = saved = self._resume()
         self._usage = Usage(self.engine.device)

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from mmalign.data import Truth
 from mmalign.errors import CheckError
-from mmalign.explore import Explorer, Pane, Picture, Ranked, png
+from mmalign.explore import Explorer, Pane, Picture, Ranked
 from mmalign.explore import Truth as Shown
+from mmalign.io.pictures import base64_png
 from mmalign.io.wordlist import forms
 from mmalign.labels import PatchLabels
 from mmalign.vlm import nearest
@@ -133,7 +134,7 @@ def explorer(
     and wrong apart where that is known. patches, names: of `misalignment`, for the same images."""
     shown = []
     for name, picture in named(images, names):
-        file, own = png(model.shown(picture)), [one for one in patches if one.image == name]
+        file, own = base64_png(model.shown(picture)), [one for one in patches if one.image == name]
         tokens: Ranked = [[(one.word, one.cosine)] for one in own]
         panes = [
             _pane("visual tokens", file, model, own, tokens, [one.right for one in own]),

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmalign.errors import CheckError
-from mmalign.explore import Explorer, Pane, Picture, page, png
+from mmalign.explore import Explorer, Pane, Picture, page
 from mmalign.io import files
 from mmalign.io.legible import told
+from mmalign.io.pictures import base64_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -130,7 +131,7 @@ class WordMap:
         layers = self._layers(number)
         return Pane(
             name,
-            png(self.pictures[number]),
+            base64_png(self.pictures[number]),
             self.grid,
             {one.layer: one.words for one in layers},
             layers[0].seen if layers else None,

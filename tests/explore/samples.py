@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmalign.explore import Explorer, Pane, Picture, png
+from mmalign.explore import Explorer, Pane, Picture
+from mmalign.io.pictures import base64_png
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "rocket.jpg")
 WORDS = [
@@ -38,7 +39,7 @@ def photographs(side: int = 336) -> list[Image.Image]:
 def pane(image: Image.Image, grid: tuple[int, int] | None, name: str = "", layers: int = 3, **more: object) -> Pane:
     tokens = grid[0] * grid[1] if grid else 10
     words = {layer: ranked(tokens, seed=100 * layer + len(name)) for layer in range(layers)}
-    return Pane(name, png(image), grid, words, **more)
+    return Pane(name, base64_png(image), grid, words, **more)
 
 
 def one(grid: tuple[int, int] | None = (5, 3), **more: object) -> Explorer:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mmalign.explore import Explorer, Pane, Picture, Truth, page, png
+from mmalign.explore import Explorer, Pane, Picture, Truth, page
+from mmalign.io.pictures import base64_png
 from tests.browser import browser
 from tests.explore.samples import WORDS, noise, one, pane, photographs, ranked
 
@@ -214,7 +215,7 @@ def test_padding_is_hatched_said_and_has_no_word_on_it(shown):
 
 def test_a_word_is_found(shown):
     words = {0: [[("cat", 0.4), ("dog", 0.3)], [("sky", 0.4), ("Cats", 0.2)], [("sun", 0.1)]], 1: [[("sky", 0.1)]] * 3}
-    tab = shown(Explorer([Picture("p", [Pane("m", png(noise(8)), (1, 3), words)])]))
+    tab = shown(Explorer([Picture("p", [Pane("m", base64_png(noise(8)), (1, 3), words)])]))
     find(tab, "cat")
     assert tab.do("document.querySelector('.mmx-status').innerText") == (
         "m: “cat” is near 2 of 3 patches here, and near most at layer 0: 2"
@@ -229,7 +230,7 @@ def test_a_word_is_found(shown):
 
 def judged(image, name, right):
     truth = Truth([("cat", "red"), ("sky",), ()], [True, True, None], {0: right, 1: [False, False, None]})
-    return Pane(name, png(image), (1, 3), {0: ranked(3, 2), 1: ranked(3, 2)}, truth=truth)
+    return Pane(name, base64_png(image), (1, 3), {0: ranked(3, 2), 1: ranked(3, 2)}, truth=truth)
 
 
 def test_two_models_side_by_side_right_and_wrong(shown):
@@ -272,7 +273,7 @@ def test_labels_and_attention_lie_over_the_picture(shown):
 
 def test_labels_alone_are_the_words(shown):
     labels = [[("star", 0.3), ("red", 0.1)], [], [("sky", 0.2)]]
-    own = Pane("", png(noise(8)), (1, 3), {}, labels=labels)
+    own = Pane("", base64_png(noise(8)), (1, 3), {}, labels=labels)
     tab = shown(Explorer([Picture("p", [own])], measure="score"))
     assert tab.do(f"{VIEW}.panes[0].cells.map(cell => cell.word)") == ["star", "", "sky"]
     point(tab, 0)
@@ -315,7 +316,9 @@ def test_hostile_words_are_words(shown):
     hostile = "</script><img src=x onerror=\"document.title='got'\">"
     words = {0: [[(hostile, 0.5), ("\u202eab", 0.4), ("مرحبا", 0.3)]]}
     tab = shown(
-        Explorer([Picture(hostile, [Pane(hostile, png(noise(8)), (1, 1), words)], [(hostile, hostile)])], hostile)
+        Explorer(
+            [Picture(hostile, [Pane(hostile, base64_png(noise(8)), (1, 1), words)], [(hostile, hostile)])], hostile
+        )
     )
     point(tab, 0)
     assert tab.do(TIP)[0].split("\n") == [hostile, "0.500", "\\u202eab", "0.400", "مرحبا", "0.300"]
@@ -339,7 +342,7 @@ def test_figures_for_a_paper(shown):
     drawn = tab.do(f"{VIEW}.figure()")
     assert drawn.count("<rect") == 1 + 2 * 15
     assert drawn.count("<image") == 2
-    assert drawn.count(png(image)) == 2
+    assert drawn.count(base64_png(image)) == 2
     for own in explorer.pictures[0].panes:
         assert all(f"{word} {cosine:.3f}" in drawn for words in own.layers[0] for word, cosine in words)
     assert tab.do("blobs[0].text()") == drawn

@@ -7,9 +7,10 @@ from random import Random
 
 import pytest
 
-from mmalign.explore import Explorer, Pane, Picture, Truth, png
+from mmalign.explore import Explorer, Pane, Picture, Truth
 from mmalign.explore.packed import packed
 from mmalign.explore.page import html
+from mmalign.io.pictures import base64_png
 from tests.explore.samples import noise, one, pane, ranked
 
 
@@ -44,7 +45,7 @@ def test_words_and_cosines_of_any_grid(grid):
 
 def test_patches_of_fewer_words_and_none_and_a_cosine_that_is_no_number():
     words = [[("a", 1.0), ("b", -1.0)], [], [("c", float("nan"))]]
-    own = Pane("", png(noise(8)), (1, 3), {7: words})
+    own = Pane("", base64_png(noise(8)), (1, 3), {7: words})
     explorer = Explorer([Picture("p", [own])])
     assert unpacked(explorer) == [[[("a", 1000), ("b", -1000)], [], [("c", -32768)]]]
     assert packed(explorer)["pictures"][0]["panes"][0]["layers"] == [7]
@@ -52,7 +53,7 @@ def test_patches_of_fewer_words_and_none_and_a_cosine_that_is_no_number():
 
 def test_a_pane_without_a_layer_and_labels_alone():
     labels = ranked(6, 3)
-    explorer = Explorer([Picture("p", [Pane("", png(noise(8)), (2, 3), {}, labels=labels)])])
+    explorer = Explorer([Picture("p", [Pane("", base64_png(noise(8)), (2, 3), {}, labels=labels)])])
     raw = packed(explorer)
     assert unpacked(explorer) == []
     assert plain(raw["pictures"][0]["panes"][0]["labels"], 1, 6, raw["words"]) == rounded([labels])
@@ -61,7 +62,7 @@ def test_a_pane_without_a_layer_and_labels_alone():
 def test_more_words_than_two_bytes_can_count():
     many = [f"w{number}" for number in range(70_000)]
     layer = [[(word, 0.5)] for word in many]
-    explorer = Explorer([Picture("p", [Pane("", png(noise(8)), (250, 280), {0: layer})])])
+    explorer = Explorer([Picture("p", [Pane("", base64_png(noise(8)), (250, 280), {0: layer})])])
     assert packed(explorer)["pictures"][0]["panes"][0]["wide"] == 3
     assert unpacked(explorer) == rounded([layer])
 
@@ -74,7 +75,7 @@ def test_a_picture_of_several_panes_stands_in_the_page_once():
     raw = packed(explorer)
     assert [one["image"] for one in raw["pictures"][0]["panes"]] == [0, 0, 1]
     assert [(one["width"], one["height"]) for one in raw["images"]] == [(32, 32)] * 2
-    assert html(explorer).count(png(image)) == 1
+    assert html(explorer).count(base64_png(image)) == 1
 
 
 def test_ten_pictures_of_clip_l_at_32_layers_are_under_10_mb():
@@ -84,7 +85,7 @@ def test_ten_pictures_of_clip_l_at_32_layers_are_under_10_mb():
     pictures = []
     for number in range(10):
         layers = {layer: ranked(576, 5, 32 * number + layer, many) for layer in range(32)}
-        pictures.append(Picture(str(number), [Pane("", png(noise(336, number)), (24, 24), layers)]))
+        pictures.append(Picture(str(number), [Pane("", base64_png(noise(336, number)), (24, 24), layers)]))
     size = len(html(Explorer(pictures)).encode())
     assert 4e6 < size < 10e6
 
@@ -93,7 +94,14 @@ def test_truth_padding_and_attention():
     truth = Truth([("cat", "red"), (), ("sky",)], [True, None, False], {0: [True, None, False], 2: [False, None, True]})
     words = ranked(3)
     own = Pane(
-        "m", png(noise(8)), (1, 3), {0: words, 1: words, 2: words}, [True, False, True], None, [0.5, 0, 1 / 3], truth
+        "m",
+        base64_png(noise(8)),
+        (1, 3),
+        {0: words, 1: words, 2: words},
+        [True, False, True],
+        None,
+        [0.5, 0, 1 / 3],
+        truth,
     )
     raw = packed(Explorer([Picture("p", [own])]))
     (made,), table = raw["pictures"][0]["panes"], raw["words"]
@@ -108,7 +116,7 @@ def test_truth_padding_and_attention():
 def test_shares_are_over_all_pictures_pane_by_pane():
     def judged(name, *right):
         truth = Truth([("x",)] * len(right), [True] * len(right), {0: right})
-        return Pane(name, png(noise(8)), (1, len(right)), {0: ranked(len(right))}, truth=truth)
+        return Pane(name, base64_png(noise(8)), (1, len(right)), {0: ranked(len(right))}, truth=truth)
 
     pictures = [Picture("1", [judged("a", True, False), judged("b", False, None)]), Picture("2", [judged("a", True)])]
     assert Explorer(pictures).shares() == {"a": {0: {True: (2, 3)}}, "b": {0: {True: (0, 1)}}}
@@ -140,7 +148,9 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 def test_texts_are_json_in_which_no_tag_can_stand():
     words = [[(HOSTILE, 0.5), ("\x1b[31m\u202eabc", 0.4), ("مرحبا", 0.3), ("\ud800 & \u2028", 0.2)]]
-    own = Pane(HOSTILE, png(noise(8)), (1, 1), {0: words}, remarks={0: HOSTILE}, truth=Truth([(HOSTILE,)], [True]))
+    own = Pane(
+        HOSTILE, base64_png(noise(8)), (1, 1), {0: words}, remarks={0: HOSTILE}, truth=Truth([(HOSTILE,)], [True])
+    )
     text = html(Explorer([Picture(HOSTILE, [own], [(HOSTILE, HOSTILE)])], HOSTILE, HOSTILE), HOSTILE)
     assert HOSTILE not in text
     assert "<img src" not in text

@@ -1,5 +1,6 @@
 """A stage that trains the language model alone: from its card's weights, or from random ones."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmalign.errors import StageError
 from mmalign.io import files
 from mmalign.llms.causal import CausalLM
 from mmalign.pipeline import task
@@ -28,11 +30,13 @@ stages:
 def trained(here: Path):
     """trained(words ...): what the stage wrote, weights by name, and its metrics."""
 
-    def run(*words: str):
+    def run(*words: str, whole: bool = False):
         (here / "words.yaml").write_text(STAGE)
         (node,) = graph.plan(compose.load("words.yaml", words), here / "runs")
         task.save(node)
         results = language.run(task.load(node.folder))
+        if whole:
+            return results
         return load_file(node.folder / "weights" / "llm" / "model.safetensors"), results["metrics"]
 
     return run
@@ -51,6 +55,20 @@ def test_it_starts_from_the_weights_of_its_card(trained):
     fresh, random_metrics = trained("stages.words.from=config")
     assert not torch.equal(fresh["model.embed_tokens.weight"], before["model.embed_tokens.weight"].float())
     assert metrics["lm"] < 0.5 * random_metrics["lm"]
+
+
+def test_steps_that_are_not_finite_end_it_or_are_left_out(trained, here):
+    """The rate of the first step throws the weights out of all bounds."""
+    wild = ["stages.words.optim={lr: 3e37, warmup: 0}", "stages.words.steps=4", "stages.words.engine.save_every=1"]
+    with pytest.raises(StageError, match="or on_nan: skip"):
+        trained(*wild)
+    results = trained(*wild, "stages.words.on_nan=skip", whole=True)
+    (folder,) = (here / "runs").glob("language-*")  # the setting goes on where the other stopped
+    lines = [json.loads(line) for line in (folder / "nonfinite.jsonl").read_text().splitlines()]
+    assert 1 <= len(lines) <= 3
+    told = f"{len(lines)} of 4 steps were not finite and left out, see {folder.name}/nonfinite.jsonl"
+    assert told in results["warnings"]
+    assert told in (folder / "events.jsonl").read_text()
 
 
 def test_random_weights_are_drawn_from_the_seed(trained):

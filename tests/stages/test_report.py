@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mmalign.errors import RunError
-from mmalign.explore import png
+from mmalign.io.pictures import base64_png
 from mmalign.plan import graph
 from mmalign.plan import read as compose
 from mmalign.stages import cells, charts, curves, draw, explored, plots, report
@@ -282,7 +282,7 @@ def arm(folder: Path, right: list[bool], answer: str) -> None:
         "layers": LAYERS,
         "seen": None,
     }
-    other = {**row, "png": png(Image.new("RGB", (2, 1))), "question": "", "id": "eval-1"}
+    other = {**row, "png": base64_png(Image.new("RGB", (2, 1))), "question": "", "id": "eval-1"}
     truth = {"words": [["red"], ["sky"]], "object": [True, True], "right": {"0": right, "4": [False, None]}}
     judged = {**row, "question": "", "id": "eval-0", "truth": truth, "remarks": {"4": "40% of perfect"}}
     (folder / "pictures.json").write_text(json.dumps([{**row, "question": "What?", "id": "7"}]))

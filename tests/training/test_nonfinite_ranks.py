@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from mmalign.training.events import Events
 from mmalign.training.loop import Fit, Term
 from mmalign.training.optim import groups
 from tests import ports
+from tests.ranks import joined
 from tests.training.test_loop import Net, by_hand_without, spoilt
 
 pytestmark = pytest.mark.slow
@@ -43,12 +43,7 @@ def rank_of_two(rank: int, port: int, place: Path) -> None:
 
 def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_both(tmp_path):
     both = mp.spawn(rank_of_two, (ports.free(), tmp_path), nprocs=2, join=False)
-    patience = time.monotonic() + 300
-    while not both.join(timeout=1):
-        if time.monotonic() > patience:
-            for process in both.processes:
-                process.kill()
-            pytest.fail("the ranks wait for each other")
+    joined(both)
     expected, lm_of = by_hand_without(BAD, STEPS)
     for zero in range(4):
         one, two = (torch.load(tmp_path / str(zero) / f"{rank}.pt") for rank in (0, 1))

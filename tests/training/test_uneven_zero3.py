@@ -4,7 +4,6 @@ A module that one rank calls and another does not is a collective that does not 
 """
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +34,7 @@ from mmalign.vision.hf import HFVision
 from mmalign.vlm.model import VLM
 from mmalign.vlm.supervised import PassLabels, Supervised
 from tests import parts, ports
+from tests.ranks import joined
 from tests.training.test_basic_zero import Labelled, TruthLabels, lines, of_words, partitioned
 
 STEPS = 3
@@ -115,12 +115,7 @@ def test_two_unlike_ranks_log_the_losses_of_one(tmp_path: Path):
     folders = {"clip": parts.clip(tmp_path / "clip"), "llama": parts.llm("llama", tmp_path / "llama")}
     folders["dinov2"] = parts.dinov2(tmp_path / "dinov2")
     both = mp.spawn(ranks, (ports.free(), folders, tmp_path), nprocs=2, join=False)
-    patience = time.monotonic() + 300
-    while not both.join(timeout=1):
-        if time.monotonic() > patience:
-            for process in both.processes:
-                process.kill()
-            pytest.fail("the ranks wait for each other")
+    joined(both)
     for name, trains in TRAINS.items():
         train(folders, tmp_path / f"{name}-one", 0, trains)
         one, two = (lines(tmp_path / f"{name}-{ranks_}" / "metrics.jsonl") for ranks_ in ("one", "two"))
