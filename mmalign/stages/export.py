@@ -34,6 +34,7 @@ from mmalign.pipeline.build import DTYPES
 from mmalign.pipeline.task import Task
 from mmalign.plan.recipe import Export, Train
 from mmalign.stages import export_whole, verify
+from mmalign.stages.checks import Checks
 from mmalign.training.events import Events
 from mmalign.vision.hf import HFVision, layers
 from mmalign.vlm import folder
@@ -54,14 +55,15 @@ class Exported:
 def run(task: Task) -> dict[str, Any]:
     stage = cast(Export, task.stage)
     task = task if "vlm" in task.cards else trained(task)
+    events = Events(task.folder)
+    checks = Checks(events, export_whole.CHECKS if "vlm" in task.cards else verify.CHECKS)
     vlm = build.vlm(task)
     target = task.folder / "exported"
     shutil.rmtree(target, ignore_errors=True)
     weights_in = precision(task)
     if isinstance(vlm, Checkpoint):
-        return _whole(task, vlm, target, weights_in, stage.tolerance)
-    exported = export(vlm, task, target, weights_in, stage.tolerance)
-    events = Events(task.folder)
+        return _whole(vlm, target, weights_in, stage.tolerance, checks)
+    exported = export(vlm, task, target, checks, weights_in, stage.tolerance)
     if exported.difference is None:
         events.say(f"plain transformers cannot hold it: {exported.why_not}; it loads where mmalign is installed")
     else:
@@ -73,10 +75,10 @@ def run(task: Task) -> dict[str, Any]:
     return {"metrics": measured, **about, "fit": fit, "exported": str(target.name)}
 
 
-def _whole(task: Task, vlm: Checkpoint, target: Path, weights_in: str, tolerance: float) -> dict[str, Any]:
+def _whole(vlm: Checkpoint, target: Path, weights_in: str, tolerance: float, checks: Checks) -> dict[str, Any]:
     """A whole model as a checkpoint of its own class."""
-    difference = export_whole.export(vlm, target, weights_in, tolerance)
-    events = Events(task.folder)
+    difference = export_whole.export(vlm, target, weights_in, tolerance, checks)
+    events = checks.events
     events.say(f"weights in {weights_in}; plain transformers answers as the model does, alone and in a batch")
     events.say(f"the largest difference of a logit, computed in fp32, is {difference:.2e}")
     about = {"why_not": "", "note": "", "precision": weights_in, "fit": "", "exported": target.name}
@@ -97,18 +99,23 @@ def trained(task: Task) -> Task:
     return replace(task, cards={**task.cards, "llm": replace(card, args=args)})
 
 
-def export(vlm: VLM, task: Task, target: Path, weights_in: str = "fp32", tolerance: float = 1e-3) -> Exported:
+def export(
+    vlm: VLM, task: Task, target: Path, checks: Checks, weights_in: str = "fp32", tolerance: float = 1e-3
+) -> Exported:
     """Write the folder, weights in the precision given, and ask it what the model says: whole and right, or absent.
 
-    Raises StageError for a folder that plain transformers does not read, or that answers otherwise.
+    Raises StageError for a folder that plain transformers does not read, or that answers otherwise. checks: begun
+    before the model was loaded.
     """
     if reason := why_not(vlm):
         build.cast_all(weights_in, vlm)
         folder.save(target, vlm, task.cards)
         return Exported(target, None, reason)
+    load = checks.lap()
     with files.made(target) as beside:
         written = write(vlm, beside, weights_in, tolerance)
-        (seen,) = verify.ask([written])
+        checks.expect(verify.times(written, checks.start, load))
+        (seen,) = verify.ask([written], checks.done)
         judge(seen, target, tolerance)
         sums.write(beside)
     return Exported(target, seen["difference"], note="; ".join(filter(None, [note(vlm), written.note])))

@@ -19,6 +19,7 @@ from mmalign.integrations.asking import GREEDY
 from mmalign.integrations.checkpoint import Checkpoint
 from mmalign.io import files, sums
 from mmalign.pipeline import build
+from mmalign.stages.checks import Checks
 from mmalign.stages.verify import in_plain_process, pictures
 from mmalign.vlm import folder
 
@@ -28,26 +29,29 @@ ASKED: tuple[tuple[str, list[int]], ...] = (
     (f"{MARK}\n{MARK}\nWhich of them is larger?", [0, 1]),
     ("Why?", []),
 )
+CHECKS = 2 + len(ASKED)  # the folder's, those of each question, and of a batch
 ALIKE = (f"{MARK}\nWhat is this?", f"{MARK}\nWhich colours are there in the picture, from left to right?")  # a batch
 
 
-def export(vlm: Checkpoint, target: Path, weights_in: str, tolerance: float) -> float:
+def export(vlm: Checkpoint, target: Path, weights_in: str, tolerance: float, checks: Checks) -> float:
     """Write the folder, weights in the precision given; the largest difference of a logit, computed in fp32.
 
-    Raises StageError for a folder that plain transformers does not read, or that answers otherwise.
+    Raises StageError for a folder that plain transformers does not read, or that answers otherwise. checks: begun
+    before the model was loaded.
     """
+    load = checks.lap()
     with files.made(target) as beside:
         build.cast_all(weights_in, vlm)
         vlm.write(beside)
         folder.forget_paths(beside)
         build.cast_all("fp32", vlm)
-        difference = _judged(_asked(vlm, beside, tolerance), target, tolerance)
+        difference = _judged(_asked(vlm, beside, tolerance, checks, load), target, tolerance)
         sums.write(beside)
     return difference
 
 
 @torch.no_grad()
-def _asked(vlm: Checkpoint, place: Path, tolerance: float) -> dict[str, Any]:
+def _asked(vlm: Checkpoint, place: Path, tolerance: float, checks: Checks, load: float) -> dict[str, Any]:
     """What was seen in the folder, where it was asked what the model says here."""
     vlm.eval()
     with tempfile.TemporaryDirectory(prefix="mmalign-") as work:
@@ -55,7 +59,8 @@ def _asked(vlm: Checkpoint, place: Path, tolerance: float) -> dict[str, Any]:
         for picture, file in zip(pictures(), shown, strict=True):
             picture.save(file)
         groups = [[question] for question in ASKED] + [[(text, [0]) for text in ALIKE]]
-        jobs = []
+        jobs, seconds = [], [checks.start + load]
+        checks.lap()
         for number, group in enumerate(groups):
             own, tensors = _job(vlm, group)
             tensors_in = Path(work) / f"{number}.safetensors"
@@ -63,12 +68,14 @@ def _asked(vlm: Checkpoint, place: Path, tolerance: float) -> dict[str, Any]:
             jobs.append(
                 {**own, "pictures": [[shown[n] for n in seen] for _, seen in group], "tensors": str(tensors_in)}
             )
+            seconds.append(checks.lap())
         about = {"folder": str(place.resolve()), "jobs": jobs, "threads": torch.get_num_threads()}
         (Path(work) / "job.json").write_text(
             json.dumps({**about, "most": TOKENS, "near": max(tolerance, 1e-3)}), encoding="utf-8"
         )
+        checks.expect(seconds)
         where = Path(work)
-        return dict(in_plain_process("verifier_whole.py", where / "job.json", where / "seen.json", place))
+        return dict(in_plain_process("verifier_whole.py", where / "job.json", where / "seen.json", place, checks.done))
 
 
 def _job(vlm: Checkpoint, group: list[tuple[str, list[int]]]) -> tuple[dict[str, Any], dict[str, Tensor]]:

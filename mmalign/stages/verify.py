@@ -9,11 +9,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import IO, Any, TypedDict, cast
 
 import torch
 from PIL import Image
@@ -23,6 +24,7 @@ from torch import Tensor
 from mmalign.data import MARK, Turn
 from mmalign.errors import DataError, StageError
 from mmalign.llms.causal import CausalLM
+from mmalign.stages.checks import DONE
 from mmalign.vision.hf import HFVision
 from mmalign.vlm.folder import MACHINE
 from mmalign.vlm.model import VLM
@@ -39,6 +41,7 @@ TALKS = {  # a conversation ends with a question, which is asked, or with an ans
     "a system turn": [Turn("system", "Answer briefly."), SEEN],
     "two turns as they are trained": [SEEN, Turn("assistant", TOLD), Turn("user", ASKED), Turn("assistant", "Yes")],
 }
+CHECKS = len(TALKS) + 6  # the folder's, of each conversation, pixels, loading, logits, questions with pictures, without
 COMPARED = ("two turns with a picture", "two turns without a picture", "two pictures")  # their logits
 QUESTIONS = (
     "What is this?",
@@ -54,12 +57,14 @@ JOINED = (
 
 @dataclass
 class Asked:
-    """A folder and what it must answer. tensors: pixels_B3SS and logits, by name. note: what it cannot answer."""
+    """A folder and what it must answer. tensors: pixels_B3SS and logits, by name. note: what it cannot answer. seconds:
+    that computing the logits took."""
 
     folder: Path
     job: dict[str, Any]
     tensors: dict[str, Tensor]
     note: str = ""
+    seconds: float = 0.0
 
 
 class Failure(TypedDict):
@@ -92,11 +97,13 @@ def asked(vlm: VLM, folder: Path, tolerance: float) -> Asked:
         raise StageError(what, at="args.template", fix="a template that takes a user's turn with a picture")
     tensors = {"pixels": vlm.pixels(pictures()).contiguous()}
     compared = {talk["name"] for talk in talks if talk["name"] in COMPARED} or {talks[0]["name"]}
+    began = time.monotonic()
     for talk in talks:
         if talk["name"] in compared:
             pixels = {"pixels_B3SS": tensors["pixels"][talk["pictures"]]} if talk["pictures"] else {}
             logits_SV = vlm.eval()(torch.tensor([talk["ids"]]), **pixels)[0, -BEHIND:].float()
             tensors[f"logits {talk['name']}"] = logits_SV.contiguous()
+    seconds = time.monotonic() - began
     seen = [_talk(vlm, "", [Turn("user", f"{MARK}\n{text}")]) for text in QUESTIONS]
     unseen = [_talk(vlm, "", [Turn("user", text)]) for text in QUESTIONS]
     places = {str(place) for place in (llm.checkpoint, encoder.checkpoint, folder.resolve().parent)}
@@ -106,7 +113,7 @@ def asked(vlm: VLM, folder: Path, tolerance: float) -> Asked:
         "exact_pixels": not encoder.pil, "machine": MACHINE,
         "paths": sorted(place for place in places if Path(place).is_absolute() and len(Path(place).parts) > 2),
     }  # fmt: skip
-    return Asked(folder, job, tensors, JOINED if any(talk["joined"] for talk in talks) else "")
+    return Asked(folder, job, tensors, JOINED if any(talk["joined"] for talk in talks) else "", seconds)
 
 
 def _talk(vlm: VLM, name: str, turns: Sequence[Turn]) -> dict[str, Any] | None:
@@ -141,26 +148,45 @@ def _parts(turns: Sequence[Turn], places: Sequence[str]) -> list[dict[str, Any]]
     return parted
 
 
-def ask(folders: Sequence[Asked]) -> list[Seen]:
-    """What was seen in each folder, all in one process. A StageError where that process ends early."""
+def ask(folders: Sequence[Asked], checked: Callable[[], None] = lambda: None) -> list[Seen]:
+    """What was seen in each folder, all in one process. A StageError where that process ends early.
+
+    checked: called behind every check, see `times`."""
     with tempfile.TemporaryDirectory(prefix="mmalign-") as work:
         place = Path(work)
         (place / "jobs.json").write_text(json.dumps(_jobs(folders, place)), encoding="utf-8")
-        return list(in_plain_process("verifier.py", place / "jobs.json", place / "seen.json", folders[0].folder))
+        seen = in_plain_process("verifier.py", place / "jobs.json", place / "seen.json", folders[0].folder, checked)
+        return list(seen)
 
 
-def in_plain_process(script: str, jobs: Path, seen: Path, folder: Path) -> Any:
+def times(one: Asked, start: float, load: float) -> list[float]:
+    """Seconds of each check of a folder, in their order, from those that the same took here: the start of a process,
+    loading the weights, and computing the logits that are compared."""
+    logits, compared = one.seconds, len(one.tensors) - 1
+    # an answer is asked for three times: alone, in a batch and by a pipeline
+    answers = [logits / compared * 3 * len(chats) for chats in one.job["questions"]]
+    return [start, *[0.0 for _ in one.job["talks"]], 0.0, load, logits, *answers]
+
+
+def in_plain_process(script: str, jobs: Path, seen: Path, folder: Path, checked: Callable[[], None]) -> Any:
     """What a script beside this one writes to `seen` of its `jobs`, in a process that cannot import mmalign, offline.
 
-    A StageError, about the exported folder, where that process ends early."""
+    A StageError, about the exported folder, where that process ends early. checked: called as often as the script says
+    that a check is done."""
     command = [sys.executable, "-P", str(Path(__file__).with_name(script)), str(jobs), str(seen)]
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    ended = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, check=False)
-    with suppress(OSError, ValueError):
-        return json.loads(seen.read_text(encoding="utf-8"))
-    said = ended.stderr.strip().splitlines()[-1:] or [""]
-    what = f"the process that checks what is exported ended early (code {ended.returncode}): {said[0][:500]}"
-    fix = "memory for the weights once more in fp32" if ended.returncode < 0 else "pip check"
+    environ = {**os.environ, **offline, "PYTHONIOENCODING": "utf-8"}
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8") as child:
+            for line in cast(IO[str], child.stdout):
+                if line.strip() == DONE:
+                    checked()
+        with suppress(OSError, ValueError):
+            return json.loads(seen.read_text(encoding="utf-8"))
+        errors.seek(0)
+        said = errors.read().strip().splitlines()[-1:] or [""]
+    what = f"the process that checks what is exported ended early (code {child.returncode}): {said[0][:500]}"
+    fix = "memory for the weights once more in fp32" if child.returncode < 0 else "pip check"
     raise StageError(what, at=str(folder), fix=fix)
 
 

@@ -27,7 +27,9 @@ from mmalign.plan import read as compose
 from mmalign.plan.cards import Card, Registry
 from mmalign.plan.recipe import Export
 from mmalign.stages import export, verify
+from mmalign.stages.checks import Checks
 from mmalign.testing import small
+from mmalign.training.events import Events
 from mmalign.vision import FITS
 from mmalign.vision.hf import HFVision
 from mmalign.vlm.folder import read
@@ -361,7 +363,7 @@ def _cards(given, depth):
 def test_what_llava_cannot_hold_loads_where_mmalign_is(build, tmp_path, precision):
     given = build(depth=3)
     cards = type("Task", (), {"cards": _cards(given, 3)})
-    made = export.export(given, cards, tmp_path / "out", precision)
+    made = export.export(given, cards, tmp_path / "out", Checks(Events(tmp_path), 1), precision)
     assert made.difference is None
     assert made.why_not == "its adapter has 3 linear layers"
     loaded = read(tmp_path / "out")

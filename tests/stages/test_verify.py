@@ -15,7 +15,9 @@ from transformers import AutoTokenizer
 from mmalign.data import MARK
 from mmalign.errors import StageError
 from mmalign.stages import export, verify
+from mmalign.stages.checks import Checks
 from mmalign.stages.verify import Asked
+from mmalign.training.events import Events
 from tests.llms.test_templates import TEMPLATES
 from tests.stages.test_export import build  # noqa: F401
 
@@ -190,12 +192,12 @@ def test_all_conversations_are_asked(whole):
 
 def test_a_folder_that_fails_is_not_kept(build, tmp_path, monkeypatch):  # noqa: F811
     failure = {"check": "ids", "what": "three tokens", "fix": "count again"}
-    monkeypatch.setattr(verify, "ask", lambda asked: [{"difference": None, "failure": failure}])
+    monkeypatch.setattr(verify, "ask", lambda asked, checked: [{"difference": None, "failure": failure}])
     with pytest.raises(StageError, match="the check of its ids: expected is three tokens") as error:
-        export.export(build(), None, tmp_path / "out")
+        export.export(build(), None, tmp_path / "out", Checks(Events(tmp_path), 1))
     assert error.value.at == str(tmp_path / "out")
     assert error.value.fix == "count again"
-    assert list(tmp_path.iterdir()) == []
+    assert [place.name for place in tmp_path.iterdir()] == ["events.jsonl"]
 
 
 def test_a_template_that_joins_answers_to_its_text_is_said(build, tmp_path):  # noqa: F811

@@ -20,6 +20,8 @@ from mmalign.plan import read as compose
 from mmalign.plan.cards import Registry
 from mmalign.plan.recipe import Evaluate, Part
 from mmalign.stages import evaluate, export, export_whole, train, whole
+from mmalign.stages.checks import Checks
+from mmalign.training.events import Events
 from tests.integrations import families
 from tests.integrations.test_declared import picture
 
@@ -360,7 +362,7 @@ def test_a_folder_that_answers_otherwise_is_not_kept(ready, tmp_path, monkeypatc
     own = type(ready).write
     monkeypatch.setattr(type(ready), "write", write)
     with pytest.raises(StageError) as caught:
-        export_whole.export(ready, tmp_path / "exported", "fp32", 1e-3)
+        export_whole.export(ready, tmp_path / "exported", "fp32", 1e-3, Checks(Events(tmp_path), 1))
     assert what in caught.value.what
     assert not (tmp_path / "exported").exists()
     tried = "report it; a larger `tolerance` keeps the folder" if harm == "weight" else None
@@ -370,7 +372,7 @@ def test_a_folder_that_answers_otherwise_is_not_kept(ready, tmp_path, monkeypatc
 def test_a_process_that_ends_early(ready, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(StageError) as caught:
-        export_whole.export(ready, tmp_path / "exported", "fp32", 1e-3)
+        export_whole.export(ready, tmp_path / "exported", "fp32", 1e-3, Checks(Events(tmp_path), 1))
     assert caught.value.what == "the process that checks what is exported ended early (code 1): "
     assert caught.value.fix == "pip check"
 
