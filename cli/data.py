@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ from . import live, show
 from .lines import complain
 
 if TYPE_CHECKING:
-    from mmalign.data.check import CheckResult, MakeRender
+    from mmalign.data.check import CheckResult, MakeRender, Progress
     from mmalign.llms.chat import Chat
 
 FIXES = 5  # ways out that are told at once
@@ -165,7 +165,7 @@ def _plain(text: str) -> Any:
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+def _progress(name: str) -> Iterator["Progress"]:
     """A bar on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
         yield _Lines(name)
@@ -177,8 +177,8 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=show.err, transient=True) as bar:
         task, pace = bar.add_task(one_line(name), total=None, left=""), Pace()
 
-        def tell(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, left=_left(pace, done, total))
+        def tell(done: int, total: int, work: tuple[int, int]) -> None:
+            bar.update(task, completed=done, total=total, left=_left(pace, *work))
 
         yield tell
 
@@ -193,8 +193,8 @@ class _Lines:
         self.name, self.pace = name, Pace()
         self.last = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
-        left = _left(self.pace, done, total)
+    def __call__(self, done: int, total: int, work: tuple[int, int]) -> None:
+        left = _left(self.pace, *work)
         if time.monotonic() - self.last >= live.EVERY:
             self.last = time.monotonic()
             complain(f"{self.name}: {live.far(done, total, 'records')}  {left}".rstrip())

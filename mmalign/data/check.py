@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmalign.data import Data, Record, decode
+from mmalign.data.ahead import Ahead
 from mmalign.data.mixture import Mixture
 from mmalign.data.reasons import Unusable, reason_of
 from mmalign.data.rows import Rows
@@ -40,7 +41,7 @@ MORE = "notes of other kinds"
 MakeData = Callable[[], Data]
 Render = Callable[[Record], Counter[str]]  # a record as a model gets it: {note: count}; a DataError: it cannot
 MakeRender = Callable[[], Render]
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, tuple[int, int]], None]
 Hashes = NDArray[np.uint64]
 
 
@@ -115,14 +116,15 @@ def check(
     """Check the data set that `make` builds; `make` is sent to other processes, so it must be picklable.
 
     jobs: processes; None: one for each core. make_render: as `make`, of what renders each record that can be read;
-    None: none is. progress: called with the records done and their number. A DataError where a process dies; what is
-    wrong with a record is no error, but in the result.
+    None: none is. progress: called with the records done, their number, and both as they take time, see Ahead. A
+    DataError where a process dies; what is wrong with a record is no error, but in the result.
     """
     began = time.monotonic()
     data = make()
     if not len(data):
         raise DataError("there is no record to check", fix="is all of it left out by a quarantine?")
     result, hashes_of_chunks = CheckResult(), []
+    ahead = Ahead(len(data))
     jobs = 1 if len(data) <= FEW else jobs or cores()
     starts = range(0, len(data), CHUNK)
     alone = jobs == 1 and map(Examiner(data, make_render and make_render()).chunk, starts)
@@ -130,7 +132,7 @@ def check(
         result.add(chunk)
         hashes_of_chunks.append(hashes)
         if progress:
-            progress(result.rows, len(data))
+            progress(result.rows, len(data), ahead.work(result.rows, result.files))
     _note_repeated_ids(data, hashes_of_chunks, result)
     result.remarks = list(data.remarks)
     result.seconds = time.monotonic() - began

@@ -81,5 +81,5 @@ def test_the_time_left_of_a_check_leaves_its_start_out(monkeypatch, capsys):
     monkeypatch.setattr(data.time, "monotonic", lambda: now[0])
     lines = data._Lines("mine")
     for now[0], done in ((60.0, 200), (61.0, 400), (70.0, 2200)):
-        lines(done, 4000)
+        lines(done, 4000, (done, 4000))
     assert capsys.readouterr().err.splitlines() == ["mine: 200/4000 records", "mine: 2200/4000 records  9 s left"]

@@ -10,7 +10,7 @@ import pytest
 from mmalign.cli import data as verbs
 from PIL import Image
 
-from mmalign.data import Data, Record, Turn, check
+from mmalign.data import Data, Record, Turn, ahead, check
 from mmalign.data.conversations import Conversations
 from mmalign.data.mixture import Mixture
 from mmalign.data.reasons import Unusable
@@ -88,10 +88,12 @@ def test_several_processes_find_the_same(tmp_path, monkeypatch, jobs, threads):
     if threads > 1:  # then spawned; else forked, if these tests run in one thread
         monkeypatch.setattr(threading, "active_count", lambda: threads)
     path, progress = many(tmp_path), []
-    result = check.check(partial(Conversations, path), jobs, lambda done, total: progress.append((done, total)))
+    result = check.check(partial(Conversations, path), jobs, lambda *told: progress.append(told))
     assert [record.id for record in result.bad] == [f"r{n}@{n}" for n in range(1000) if n % 60 >= 50]
     assert (result.rows, result.images) == (1000, 1000)
-    assert progress == [(n, 1000) for n in range(200, 1001, 200)]
+    assert [told[:2] for told in progress] == [(n, 1000) for n in range(200, 1001, 200)]
+    assert next(done for _, _, (done, _) in progress) == 200 + ahead.ROWS * 60
+    assert progress[-1][2][0] == progress[-1][2][1]
 
 
 def test_what_is_noted_is_named_as_far_as_anybody_reads(tmp_path):
