@@ -196,6 +196,9 @@ def inspect(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="write a page there, as .html, in place of the table")] = None,
     beside: Annotated[list[str] | None, typer.Option(help="another checkpoint, beside it on the page")] = None,
+    attention: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="how much this, said of it, looks at each patch, on the page")
+    ] = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
@@ -203,12 +206,16 @@ def inspect(
     if labels is not None:
         from . import misaligned
 
-        others = (layers, words, readout, replace, question, beside) != ("0", None, "input", False, None, None)
+        others = (layers, words, readout, replace, question, beside, attention) != (
+            "0", None, "input", False, None, None, None,
+        )  # fmt: skip
         misaligned.inspect(checkpoint, images, labels, keep, others, out, as_json)
         return
     from . import inspecting
 
-    inspecting.inspect(checkpoint, images, layers, keep, words, readout, out, as_json, replace, question, beside or [])
+    inspecting.inspect(
+        checkpoint, images, layers, keep, words, readout, out, as_json, replace, question, beside or [], attention
+    )
 
 
 @app.command()

@@ -33,6 +33,7 @@ def inspect(
     replace: bool = False,
     question: str | None = None,
     beside: Sequence[str] = (),
+    attention: str | None = None,
 ) -> None:
     replacing.check(replace, question)
     place, depths = existing.find(spec), numbers(layers)
@@ -46,8 +47,14 @@ def inspect(
     if beside and not target:
         raise RunError("--beside lays models side by side on a page", at="command line", fix="--out FILE.html")
 
+    if attention is not None and not target:
+        raise RunError("--attention is laid on the pictures of a page", at="command line", fix="--out FILE.html")
+
     def said(model: "VLM") -> "WordMap":
-        return model.nearest_words(list(pictures.values()), depths, keep, list(pictures), listed, readout)
+        words = model.nearest_words(list(pictures.values()), depths, keep, list(pictures), listed, readout)
+        if attention is None:
+            return words
+        return words.with_attention(model.attention(list(pictures.values()), attention))
 
     model = loaded(place)
     words = said(model)

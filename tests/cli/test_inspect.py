@@ -51,6 +51,17 @@ def test_two_checkpoints_side_by_side(model, mmalign):
     assert mmalign("inspect", model, "a.png", "--beside", "nowhere", "--out", "both.html").code == 2
 
 
+def test_how_much_a_text_looks_at_each_patch(model, mmalign):
+    result = mmalign("inspect", model, "a.png", "--attention", "Where is it?", "--out", "looked.html")
+    assert result.code == 0, result.err
+    data = json.loads(Path("looked.html").read_text().split('class="mmx-data">')[1].split("</script>")[0])
+    (pane,) = data["pictures"][0]["panes"]
+    assert len(pane["attention"]) == 36
+    assert sum(pane["attention"]) == pytest.approx(1, abs=1e-3)
+    result = mmalign("inspect", model, "a.png", "--attention", "Where is it?")
+    assert_mistake(result, "--attention is laid on the pictures of a page", "command line", "--out FILE.html")
+
+
 def test_the_words_of_a_list(model, mmalign):
     Path("words.txt").write_text("# mine\nred star\nblue\n\nring\nblue\n")
     result = mmalign("inspect", model, "a.png", "--words", "words.txt", "--layers", "0,2", "--json", "--out", "x.html")
@@ -294,7 +305,8 @@ def test_mistakes_beside_labels(model, labels, mmalign, monkeypatch):
     assert_mistake(result, "no labels card named 'toy-wrods'", "", "toy-words")
     result = mmalign("inspect", model, "a.png", "train-1", "--labels", labels)
     assert_mistake(result, "no labels for a.png", str(labels), "--labels CARD")
-    for option in (["--layers", "1"], ["--words", "x.txt"], ["--replace"], ["--beside", "x"], ["--readout", "lens"]):
+    options = (["--layers", "1"], ["--words", "x.txt"], ["--replace"], ["--beside", "x"], ["--readout", "lens"])
+    for option in (*options, ["--attention", "x"]):
         result = mmalign("inspect", model, "a.png", "--labels", "toy-words", *option)
         assert_mistake(
             result, "--labels compares layer 0 with the labels' own words", "command line", "without --layers"
