@@ -8,6 +8,7 @@ from mmalign.errors import RunError
 from mmalign.explore import Explorer, Pane, Picture, Ranked, Truth, page
 from mmalign.io import files, pages
 from mmalign.pipeline import finished, task
+from mmalign.stages import samples
 from mmalign.stages.explained import Explained
 from mmalign.stages.explained import Ranked as Stored
 
@@ -106,11 +107,12 @@ def _ranked(near: Stored, table: Sequence[str]) -> Ranked:
 
 
 def _answers(folder: Path) -> dict[str, str]:
-    """{question id: answer, with what it scored} of the benchmark whose pictures are shown: the first that asks."""
+    """{question id: answer, right or not} of the benchmark whose pictures are shown: the first that asks."""
     places = ((bench, folder / f"{bench}.jsonl") for bench in task.done(folder)["metrics"])
     bench, place = next(((bench, place) for bench, place in places if files.exists(place)), ("", None))
     if place is None:
         return {}
     items = finished.score(folder, bench).items if (folder / f"{bench}.json").exists() else {}
     texts = finished.answers(folder, bench)
-    return {qid: text + (f" (scored {items[qid]:g})" if qid in items else "") for qid, text in texts.items()}
+    most = samples.full(items)
+    return {qid: text + (f" ({samples.told(items[qid], most)})" if qid in items else "") for qid, text in texts.items()}

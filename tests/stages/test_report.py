@@ -300,7 +300,7 @@ def test_arms_are_panes_of_one_picture_with_question_answers_and_truth(tmp_path)
     assert [pane["name"] for pane in both["panes"]] == ["base", "sea"]
     assert {pane["image"] for pane in both["panes"]} == {0}
     assert both["texts"] == [
-        ["question", "What?"], ["base answers", "yes (scored 100)"], ["sea answers", "no (scored 100)"],
+        ["question", "What?"], ["base answers", "yes (right)"], ["sea answers", "no (right)"],
     ]  # fmt: skip
     assert [pane["remarks"] for pane in both["panes"]] == [["", "40% of perfect"]] * 2
     assert (alone["name"], alone["texts"], len(alone["panes"])) == ("2: eval-1", [], 2)
