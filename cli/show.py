@@ -11,9 +11,9 @@ from rich.text import Text
 
 from mmalign.errors import RunError
 from mmalign.io.visible import one_line
-from mmalign.pipeline import finished, recipes, standing, tracking
+from mmalign.pipeline import finished, rates, recipes, standing, tracking
 from mmalign.pipeline.recipes import Preview, preview
-from mmalign.plan import estimate, gaps, trackers
+from mmalign.plan import estimate, gaps, trackers, work
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Evaluate, Label, Language, Report, Stage, Train
 
@@ -115,6 +115,8 @@ def _estimates(nodes: Sequence[Node], devices: int) -> None:
     names_of: dict[tuple[str, ...], list[str]] = {}
     for node in nodes:
         if (costs := estimate.of(node, devices)) and (lines := estimate.lines(costs)):
+            if flops := work.flops(node, costs):
+                lines.append(rates.line(flops, rates.seconds(flops, devices)))
             names_of.setdefault(tuple(lines), []).append(node.name)
     for text, names in names_of.items():
         out.print(f"\n{', '.join(dict.fromkeys(names))}", style="bold")
@@ -135,8 +137,17 @@ def _row(node: Node, devices: int) -> dict[str, Any]:
         "reads": list(dict.fromkeys(other.name for _, other in node.reads)),
         "folder": str(node.folder),
         "arms": _arms(node),
-        "estimate": estimate.as_json(estimate.of(node, devices)),
+        "estimate": _as_json(node, devices),
     }
+
+
+def _as_json(node: Node, devices: int) -> dict[str, Any] | None:
+    """A stage's estimate, with its operations and the seconds they take where."""
+    if (costs := estimate.of(node, devices)) is None:
+        return None
+    flops = work.flops(node, costs)
+    took = {} if flops is None else {"seconds": rates.seconds(flops, devices)}
+    return {**(estimate.as_json(costs) or {}), "flops": flops, **took}
 
 
 def _arms(node: Node) -> list[str]:

@@ -16,6 +16,7 @@ from mmalign.integrations.asking import Asking
 from mmalign.integrations.partition import partition
 from mmalign.integrations.teaching import Teaching
 from mmalign.integrations.whole import WholeVLM, hollow, loaded
+from mmalign.io import pretrained
 
 __all__ = ["Checkpoint", "hollow"]
 
@@ -39,7 +40,6 @@ class Checkpoint(WholeVLM):
             (module, name, own) for module in self.whole.modules() for name, own in module.named_buffers("", False)
         )
         self._frequencies = [row for row in named if row[1].endswith("inv_freq")]
-        self._recomputes = False
         self._owners: dict[str, list[tuple[str, nn.Parameter]]] | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Checkpoint":
@@ -71,17 +71,11 @@ class Checkpoint(WholeVLM):
         super().train(mode)
         if "vision" not in self.trained:
             self.whole.get_encoder(modality="image").eval()
-        if mode and self._recomputes:  # a frozen layer, too: transformers recomputes only what is in training
-            for module in self.whole.modules():
-                if getattr(module, "gradient_checkpointing", False):
-                    module.training = True
         return self
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
-        self.whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._recomputes = True
-        self.train(self.training)
+        pretrained.recompute(self.whole)
 
     @property
     def asking(self) -> Asking:

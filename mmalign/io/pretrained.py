@@ -3,6 +3,7 @@ differently."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
@@ -55,8 +56,37 @@ def whole(checkpoint: str, kind: Any, **options: Any) -> Any:
 
 
 def recompute(model: Any, on: bool = True) -> None:
-    """Keep of its layers only their inputs, and make the rest again in the backward pass (activation checkpointing)."""
+    """Keep of its layers only their inputs, and make the rest again in the backward pass (activation checkpointing).
+
+    Also in layers in eval mode, as a frozen model's are: by itself transformers would keep all of theirs.
+    """
     word = "enable" if on else "disable"
     new = f"activation_checkpointing_{word}"  # as transformers calls it since 5.23
     switch = getattr(model, new if hasattr(model, new) else f"gradient_checkpointing_{word}")
     switch(*[{"use_reentrant": False}] * on)
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for layer in model.modules() if on else ():
+        if isinstance(layer, GradientCheckpointingLayer):
+            _recompute_frozen(layer)
+
+
+def _recompute_frozen(layer: Any) -> None:
+    """Have a layer recompute in eval mode, too, as long as it is to recompute at all."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    plain = layer.forward
+    if getattr(plain, "recomputes", False):
+        return
+
+    @wraps(plain)
+    def forward(*inputs: Any, **options: Any) -> Any:
+        asked = layer.gradient_checkpointing and not layer.training and torch.is_grad_enabled()
+        if not asked or options.get("past_key_values") is not None:  # a cache would be filled twice
+            return plain(*inputs, **options)
+        # nothing is drawn in eval mode, so there is no random state to bring back
+        return checkpoint(partial(plain, **options), *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    forward.recomputes = True  # type: ignore[attr-defined]
+    layer.forward = forward

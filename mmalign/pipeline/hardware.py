@@ -17,7 +17,7 @@ def used() -> dict[str, str]:
 
     cores: those this process may run on. gpus: of this machine, `8 x NVIDIA H200`.
     """
-    about = {"machine": platform.machine(), "python": platform.python_version(), "cpu": _cpu(), "cores": str(_cores())}
+    about = {"machine": platform.machine(), "python": platform.python_version(), "cpu": _cpu(), "cores": str(cores())}
     return {name: value for name, value in {**about, "memory": _memory(), "gpus": _gpus()}.items() if value}
 
 
@@ -29,7 +29,8 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -11,3 +11,9 @@ def test_times_as_people_say_them():
 
 def test_a_number_out_of_a_damaged_file_is_no_time():
     assert {lasting(number) for number in (float("inf"), float("nan"), -1.0, 1e300)} == {"?"}
+
+
+def test_days_and_years():
+    assert [lasting(86400.0 * days) for days in (9.9, 10, 400, 1000, 3650)] == [
+        "237 h 36 min", "10 days", "400 days", "3 years", "10 years",
+    ]  # fmt: skip
