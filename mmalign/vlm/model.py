@@ -21,7 +21,7 @@ from mmalign.llms import LLM, Look, Places
 from mmalign.objectives import Words
 from mmalign.vision import Frame, Vision
 from mmalign.vision.picture import upright_size
-from mmalign.vlm import attending, meaningful, nearest, replacement
+from mmalign.vlm import attention, meaningful, nearest, replacement
 from mmalign.vlm.batch import IGNORED, Sample, collate
 from mmalign.vlm.meaningful import Meaning
 from mmalign.vlm.pictures import listed, shown
@@ -354,8 +354,8 @@ class VLM(nn.Module):
 
     def attention(self, images: "Image | Sequence[Image]", text: str, layers: int | None = None) -> Tensor:
         """share_BQ: how much a text about images looks at each visual token, sum 1 (BASIC, arXiv 2508.06895, eq. 5); in
-        layers 1 .. `layers`, None: half of them. For `WordMap.with_attention`; see vlm/attending.py."""
-        return attending.attention(self, images, text, layers)
+        layers 1 .. `layers`, None: half of them. For `WordMap.with_attention`; see vlm/attention.py."""
+        return attention.attention(self, images, text, layers)
 
     def replaced(
         self, images: "Image | Sequence[Image]", question: str = QUESTION, layers: Sequence[int] = (0,),
