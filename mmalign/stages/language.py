@@ -16,7 +16,7 @@ from mmalign.pipeline.task import Task
 from mmalign.plan import building
 from mmalign.plan.cards import Card
 from mmalign.plan.recipe import Language
-from mmalign.stages import evaluate
+from mmalign.stages import evaluate, recomputing
 from mmalign.training import account, optim
 from mmalign.training.batches import BadSamples, Batches, Collate
 from mmalign.training.engine import Engine, connect, world
@@ -40,8 +40,7 @@ def run(task: Task) -> dict[str, Any]:
     collate = Collate(data, llm.chat, None, 0, stage.max_length, BadSamples.of(0, task.folder), stage.prompt_weight)
     model = Supervised(VLM(None, None, llm), {"lm": NextToken()}).to(DTYPES[stage.precision])
     model.freeze_all_but(["llm"])
-    if stage.engine.checkpointing:
-        llm.checkpoint_activations()
+    recomputing.decide(task, stage, [llm], events)
     batches = Batches(
         collate, len(data), stage.batch, stage.batch // ranks, task.seed, rank, ranks, stage.engine.workers
     )

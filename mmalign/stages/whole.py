@@ -155,8 +155,6 @@ def model(task: Task, stage: Train, vlm: Checkpoint, data: Data, events: Events)
     build.cast_all(stage.precision, own)
     own.to(device())
     own.freeze_all_but(stage.trains)
-    if stage.engine.checkpointing:
-        vlm.checkpoint_activations()
     if own.looks:
         events.say("BASIC's premise is not looked at in a whole model")
     return own

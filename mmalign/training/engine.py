@@ -36,6 +36,16 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def memory() -> float | None:
+    """GiB of the GPU that has the least, over all ranks, which all must ask; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    least = torch.tensor(float(torch.cuda.get_device_properties(device()).total_memory), device=device())
+    if world()[1] > 1:
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return least.item() / 2**30
+
+
 def connect() -> None:
     """Join the process group: NCCL on GPUs, gloo on CPUs; a single process needs no network for it."""
     if dist.is_initialized():
