@@ -96,7 +96,10 @@ def recomputing(
         return False, "no GPU whose memory they could fill"
     kept, again = (_total(stage, cards, devices, how) for how in (False, True))
     if kept is None or again is None:
-        return False, "the cards do not say how much memory the stage takes; if too little is there, checkpointing: true"
+        return (
+            False,
+            "the cards do not say how much memory the stage takes; checkpointing: true where it is too much",
+        )
     room = f"{_size(ROOM * memory)} of {_size(memory)} a device"
     if kept <= ROOM * memory:
         return False, f"with them the stage takes about {_size(kept)}, and there are {room}"
