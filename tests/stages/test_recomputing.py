@@ -1,4 +1,4 @@
-"""`engine.checkpointing`: decided by the devices' memory, told in the log, and never of any effect on what is learnt."""
+"""`engine.checkpointing`: decided by the devices' memory, told in the log, and without effect on what is learnt."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from mmalign.stages import recomputing, train
 
 SMALL = [
     "stages.label=~", "stages.tune=~", "stages.score=~", "stages.report=~", "stages.align.reads=~",
-    "stages.align.objectives={lm: 1.0, basic-direction: 0.1}", "stages.align.trains=[vision, adapter, llm]",
+    "stages.align.objectives={lm: 1.0, sea: ~, basic-direction: 0.1}", "stages.align.trains=[vision, adapter, llm]",
     "stages.align.steps=2", "stages.align.batch=4", "stages.align.micro_batch=2", "stages.align.precision=fp32",
     "stages.align.engine.workers=0", "stages.align.log_every=1",
 ]  # fmt: skip
