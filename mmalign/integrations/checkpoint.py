@@ -16,6 +16,9 @@ from mmalign.integrations.asking import Asking
 from mmalign.integrations.partition import partition
 from mmalign.integrations.teaching import Teaching
 from mmalign.integrations.whole import WholeVLM, hollow, loaded
+from mmalign.io import pretrained
+from mmalign.llms import watch
+from mmalign.llms.attending import attend
 
 __all__ = ["Checkpoint", "hollow"]
 
@@ -82,6 +85,14 @@ class Checkpoint(WholeVLM):
         self.whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._recomputes = True
         self.train(self.training)
+
+    def attend(self, kind: str) -> None:
+        """By which kernel its language model computes attention, see attending.py."""
+        attend(self.llm.body, kind)
+
+    def compile_layers(self) -> None:
+        """Have torch compile the layers of its language model, in passes with a gradient."""
+        pretrained.compile_layers(watch.layers(self.llm.body))
 
     @property
     def asking(self) -> Asking:

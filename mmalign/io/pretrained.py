@@ -1,8 +1,9 @@
 """Models of transformers: all that a checkpoint holds, or an error that says what is wrong; and what its versions call
 differently."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
@@ -52,6 +53,27 @@ def whole(checkpoint: str, kind: Any, **options: Any) -> Any:
             said = f"cannot load {checkpoint!r}: it {what} {len(found)} of its weights, such as {found[0]}"
             raise CardError(said, at=checkpoint, fix="a whole checkpoint of this configuration")
     return model
+
+
+def compile_layers(layers: Iterable[Any], always: bool = False) -> None:
+    """Have torch compile what layers compute, for any number of samples and positions.
+
+    Of each its `forward` alone: hooks, recomputation and DeepSpeed's own stay around it as they are, and so do the
+    names of its weights. Passes without gradients, as of an evaluation, are not compiled, unless `always`.
+    """
+    import torch
+
+    def compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
+        fast = torch.compile(plain, dynamic=True)
+
+        @wraps(plain)
+        def forward(*inputs: Any, **options: Any) -> Any:
+            return (fast if always or torch.is_grad_enabled() else plain)(*inputs, **options)
+
+        return forward
+
+    for layer in layers:
+        layer.forward = compiled(layer.forward)
 
 
 def recompute(model: Any, on: bool = True) -> None:

@@ -151,6 +151,7 @@ def known(task: Task) -> None:
 def model(task: Task, stage: Train, vlm: Checkpoint, data: Data, events: Events) -> WholeSupervised:
     """What the stage trains, ready to learn."""
     objectives = {name: cast(Objective, building.build(task.cards[f"objectives.{name}"])) for name in stage.objectives}
+    vlm.attend(stage.engine.attention)
     own = WholeSupervised(vlm, objectives, _labels(task, stage, vlm, data, events))
     build.cast_all(stage.precision, own)
     own.to(device())
