@@ -23,7 +23,7 @@ def test_every_part_runs_and_every_row_is_measured(tmp_path):
     done = run("--only", ",".join(set(PARTS) - {"correctness"}), "--out", tmp_path / "RESULTS.md")
     assert done.returncode == 0, done.stderr[-2000:]
     text = (tmp_path / "RESULTS.md").read_text()
-    for part in ("align step", "tune step", "Label extraction", "Evaluation", "Benchmarks"):
+    for part in ("align step", "tune step", "switches", "Label extraction", "Evaluation", "Benchmarks"):
         assert part in text
     assert text.count("| whole |") == len(PARTS) - 1
     assert "error" not in text

@@ -1,5 +1,5 @@
 """`engine.attention`: every kernel computes the same, BASIC's attention rows stand beside each; what is not there is
-refused. Flash attention runs on GPUs: a kernel that takes the same inputs stands in its place in transformers' registry.
+refused. Flash attention runs on GPUs: a kernel that takes the same inputs stands in its place in the registry.
 """
 
 import pytest
