@@ -92,7 +92,7 @@ class Checkpoint(WholeVLM):
 
     def compile_layers(self) -> None:
         """Have torch compile the layers of its language model, in passes with a gradient."""
-        pretrained.compile_layers(watch.layers(self.llm.body))
+        pretrained.compile_layers(watch.layers(self.llm.body), torch.compile, torch.is_grad_enabled)
 
     @property
     def asking(self) -> Asking:

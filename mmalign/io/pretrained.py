@@ -55,20 +55,19 @@ def whole(checkpoint: str, kind: Any, **options: Any) -> Any:
     return model
 
 
-def compile_layers(layers: Iterable[Any], always: bool = False) -> None:
+def compile_layers(layers: Iterable[Any], compiler: Callable[..., Any], when: Callable[[], bool]) -> None:
     """Have torch compile what layers compute, for any number of samples and positions.
 
     Of each its `forward` alone: hooks, recomputation and DeepSpeed's own stay around it as they are, and so do the
-    names of its weights. Passes without gradients, as of an evaluation, are not compiled, unless `always`.
+    names of its weights. compiler: torch.compile, which is not imported here. when: whether a pass runs compiled.
     """
-    import torch
 
     def compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
-        fast = torch.compile(plain, dynamic=True)
+        fast = compiler(plain, dynamic=True)
 
         @wraps(plain)
         def forward(*inputs: Any, **options: Any) -> Any:
-            return (fast if always or torch.is_grad_enabled() else plain)(*inputs, **options)
+            return (fast if when() else plain)(*inputs, **options)
 
         return forward
 

@@ -168,7 +168,7 @@ class CausalLM(LLM):
         attending.attend(self.lm, kind)
 
     def compile_layers(self) -> None:
-        pretrained.compile_layers(watch.layers(self.lm))
+        pretrained.compile_layers(watch.layers(self.lm), torch.compile, torch.is_grad_enabled)
 
     def vocabulary(self) -> Tensor:
         # not `.weight`: under ZeRO-3 DeepSpeed takes that, inside a forward pass, for a wish to keep it gathered

@@ -239,7 +239,7 @@ class HFVision(Vision):
         return F.normalize(torch.cat(rows), dim=-1)
 
     def compile_layers(self) -> bool:
-        pretrained.compile_layers(self._layers(), always=True)
+        pretrained.compile_layers(self._layers(), torch.compile, lambda: True)  # frozen ones have no gradients
         return True
 
     def checkpoint_activations(self) -> None:

@@ -30,7 +30,7 @@ def switches(sheet: Sheet, tiny: bool) -> None:
     lm = vlm.llm.lm.train()
     layers = list(watch.layers(lm))
     plain: Forwards = [layer.forward for layer in layers]
-    pretrained.compile_layers(layers)
+    pretrained.compile_layers(layers, torch.compile, torch.is_grad_enabled)
     fast: Forwards = [layer.forward for layer in layers]
     step = Arm(supervised, batch(vlm, work.behind), Optimizer(supervised))
 

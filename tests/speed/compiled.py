@@ -23,7 +23,7 @@ def measure() -> dict[str, Pairs]:
         return {}
     torch.set_num_threads(1)
     ours, plain = _model(), _model()
-    compile_layers(ours.layers)
+    compile_layers(ours.layers, torch.compile, torch.is_grad_enabled)
     return {"compiled layers / as they are": in_turn(_calls(ours), _calls(plain), TIMES, clock)}
 
 
