@@ -15,7 +15,7 @@ from tests.gpu._sheet import Sheet, in_rounds, page
 
 def run(*words, **more):
     command = [sys.executable, "-m", "tests.gpu", "--tiny", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **more)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, **more)
 
 
 @pytest.mark.slow
