@@ -47,8 +47,8 @@ CONTRACTS = {
 # Kinds that others name: what a LLaVA checkpoint is made of, and the loss that every model has.
 KINDS = {
     "integrations": {
-        "adapters.mlp", "llms.causal", "llms.head", "llms.plain", "llms.vocabulary", "llms.watch", "vision.hf",
-        "vision.processor",
+        "adapters.mlp", "llms.attending", "llms.causal", "llms.head", "llms.plain", "llms.vocabulary", "llms.watch",
+        "vision.hf", "vision.processor",
     },
     "testing": {"objectives.lm"},
 }  # fmt: skip

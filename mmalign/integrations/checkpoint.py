@@ -17,6 +17,8 @@ from mmalign.integrations.partition import partition
 from mmalign.integrations.teaching import Teaching
 from mmalign.integrations.whole import WholeVLM, hollow, loaded
 from mmalign.io import pretrained
+from mmalign.llms import watch
+from mmalign.llms.attending import attend
 
 __all__ = ["Checkpoint", "hollow"]
 
@@ -76,6 +78,14 @@ class Checkpoint(WholeVLM):
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         pretrained.recompute(self.whole)
+
+    def attend(self, kind: str) -> None:
+        """By which kernel its language model computes attention, see attending.py."""
+        attend(self.llm.body, kind)
+
+    def compile_layers(self) -> None:
+        """Have torch compile the layers of its language model, in passes with a gradient."""
+        pretrained.compile_layers(watch.layers(self.llm.body), torch.compile, torch.is_grad_enabled)
 
     @property
     def asking(self) -> Asking:

@@ -1,7 +1,7 @@
 """Models of transformers: all that a checkpoint holds, or an error that says what is wrong; and what its versions call
 differently."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any, TypeVar
@@ -53,6 +53,26 @@ def whole(checkpoint: str, kind: Any, **options: Any) -> Any:
             said = f"cannot load {checkpoint!r}: it {what} {len(found)} of its weights, such as {found[0]}"
             raise CardError(said, at=checkpoint, fix="a whole checkpoint of this configuration")
     return model
+
+
+def compile_layers(layers: Iterable[Any], compiler: Callable[..., Any], when: Callable[[], bool]) -> None:
+    """Have torch compile what layers compute, for any number of samples and positions.
+
+    Of each its `forward` alone: hooks, recomputation and DeepSpeed's own stay around it as they are, and so do the
+    names of its weights. compiler: torch.compile, which is not imported here. when: whether a pass runs compiled.
+    """
+
+    def compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
+        fast = compiler(plain, dynamic=True)
+
+        @wraps(plain)
+        def forward(*inputs: Any, **options: Any) -> Any:
+            return (fast if when() else plain)(*inputs, **options)
+
+        return forward
+
+    for layer in layers:
+        layer.forward = compiled(layer.forward)
 
 
 def recompute(model: Any, on: bool = True) -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from mmalign.llms.watch import Watch
 
 
+UNCOMPILED = "engine: {compile: false}"
+
+
 @dataclass(frozen=True)
 class Look:
     """What an objective wants to see of the language model's layers; known before the first step."""
@@ -133,6 +136,16 @@ class LLM(nn.Module):
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         raise NotImplementedError
+
+    def attend(self, kind: str) -> None:
+        """By which kernel attention is computed: auto, sdpa, flash or eager. CheckError for one that it has not."""
+        if kind != "auto":
+            what = f"how {type(self).__name__} computes attention cannot be chosen"
+            raise CheckError(what, at="engine.attention", fix="engine: {attention: auto}")
+
+    def compile_layers(self) -> None:
+        """Have torch compile the layers, where they learn or pass a gradient on; a CheckError where that cannot be."""
+        raise CheckError(f"the layers of {type(self).__name__} cannot be compiled", at="engine.compile", fix=UNCOMPILED)
 
     def vocabulary(self) -> Tensor:
         """embed_VD, the input embedding matrix itself."""

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mmalign.errors import CardError
 from mmalign.io import bounds as limits
 from mmalign.io import pretrained
-from mmalign.llms import LLM, Look, Places, gguf, watch
+from mmalign.llms import LLM, Look, Places, attending, gguf, watch
 from mmalign.llms.chat import Chat
 from mmalign.llms.decoding import Cached
 from mmalign.llms.head import Head, nll
@@ -163,6 +163,12 @@ class CausalLM(LLM):
 
     def checkpoint_activations(self) -> None:
         pretrained.recompute(self.lm)
+
+    def attend(self, kind: str) -> None:
+        attending.attend(self.lm, kind)
+
+    def compile_layers(self) -> None:
+        pretrained.compile_layers(watch.layers(self.lm), torch.compile, torch.is_grad_enabled)
 
     def vocabulary(self) -> Tensor:
         # not `.weight`: under ZeRO-3 DeepSpeed takes that, inside a forward pass, for a wish to keep it gathered

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from mmalign.llms.attending import masked
+
 if TYPE_CHECKING:
     from mmalign.llms import LLM
 
@@ -99,13 +101,14 @@ class Cached(Decoder):
 
     def read(self, embeds_BTD: Tensor, line: Line) -> Tensor:
         self.keys = line if self.keys is None else self.keys.then(line)
-        out = self.lm.base_model(
-            inputs_embeds=embeds_BTD,
-            attention_mask=masks(self.lm.config, line, self.keys),
-            position_ids=line.position_BS,
-            use_cache=True,
-            **self.cache,
-        )
+        with masked(self.lm.config):
+            out = self.lm.base_model(
+                inputs_embeds=embeds_BTD,
+                attention_mask=masks(self.lm.config, line, self.keys),
+                position_ids=line.position_BS,
+                use_cache=True,
+                **self.cache,
+            )
         hidden_BTD: Tensor = out.last_hidden_state
         return hidden_BTD
 
@@ -114,7 +117,7 @@ def masks(config: Any, line: Line, keys: Line) -> Any:
     """The mask as the model takes it: one, or one for each kind of layer where some see only a window."""
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
-    eager = config._attn_implementation == "eager"  # it adds its mask
+    eager = str(config._attn_implementation).endswith("eager")  # it adds its mask
 
     def mask(window: int | None) -> Tensor:
         seen = line.sees(keys, window)

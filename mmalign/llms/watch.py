@@ -6,21 +6,24 @@ Neither keeps a list of layers: outputs are added up as they come (their weights
 computed again for the text rows alone, beside the fast kernel, which never returns it.
 """
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmalign.errors import CheckError
 from mmalign.llms import Look, Places
 
-NAME = "mmalign_rows"
+NAME, EAGER = "mmalign_rows", "mmalign_rows_eager"
 LIMIT = 256 << 20  # bytes of attention weights at a time
 NORMS = ("norm", "final_layernorm")  # what transformers calls the norm behind the last layer; the second is Phi's
 
@@ -87,9 +90,16 @@ def prepare(lm: Any, looks: Iterable[Look]) -> None:
     if getattr(lm.config, "attn_logit_softcapping", None):
         what = f"{type(lm).__name__} caps its attention logits, which the fast attention kernels cannot do"
         raise CheckError(what, at="args.attention", fix="attention: equal")
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)  # without it padding would be seen, in silence
-    lm.set_attn_implementation(NAME)
+    kernel = getattr(lm.config, "_attn_implementation", None) or "sdpa"
+    if kernel in (NAME, EAGER):
+        return
+    if "flash" in kernel and kernel in ALL_ATTENTION_FUNCTIONS:  # it looks at its own name, so that has to stay
+        AttentionInterface.register(kernel, beside(ALL_ATTENTION_FUNCTIONS[kernel]))
+        return
+    name, own, mask = (EAGER, eager, eager_mask) if kernel == "eager" else (NAME, attention, sdpa_mask)
+    AttentionInterface.register(name, own)
+    AttentionMaskInterface.register(name, mask)  # without it padding would be seen, in silence
+    lm.set_attn_implementation(name)
 
 
 def layers(lm: Any) -> nn.ModuleList:
@@ -152,17 +162,56 @@ def keeping(lm: Any, numbers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
         yield kept
 
 
-def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """transformers' sdpa attention; where a pass is watched, what the text rows look at is added up beside it."""
-    out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+def beside(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel of transformers; where a pass is watched, what the text rows look at is added up beside it."""
+    if hasattr(kernel, "beside"):
+        return kernel
+
+    @wraps(kernel)
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> Any:
+        out = kernel(module, query, key, value, attention_mask, **options)
+        _add(module, query, key, attention_mask, options.get("scaling"), options.get("sliding_window"))
+        return out
+
+    attention.beside = kernel  # type: ignore[attr-defined]
+    return attention
+
+
+def _eager(module: nn.Module, *inputs: Any, **options: Any) -> Any:
+    """Each model of transformers has its own, beside its attention."""
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *inputs, **options)
+
+
+attention, eager = beside(sdpa_attention_forward), beside(_eager)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _add(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, window: int | None
+) -> None:
+    """To the watched pass, where there is one; what is noted there is nothing to compile."""
     number = int(getattr(module, "layer_idx", -1)) + 1
     if _watching and 0 < number <= _watching[-1].attended_layers:
-        watch = _watching[-1]
-        scaling = options.get("scaling") or query.shape[-1] ** -0.5
-        watch.attention(number, looked_at(query, key, attention_mask, scaling, watch.places))
-    return out
+        watch, seen = _watching[-1], _seen(query, mask, window)
+        watch.attention(number, looked_at(query, key, seen, scaling or query.shape[-1] ** -0.5, watch.places))
+
+
+def _seen(query_RHSE: Tensor, mask: Tensor | None, window: int | None) -> Tensor | None:
+    """The mask as sdpa takes it, (R, 1, S, S); None: the past and nothing else.
+
+    mask: so, or as flash attention takes it, (R, S) of what is no padding, or None: that hides the future itself, and
+    what is out of its window.
+    """
+    rows, _, length, _ = query_RHSE.shape
+    if (mask is None and (not window or length <= window)) or (mask is not None and mask.dim() == 4):
+        return mask
+    place_S = torch.arange(length, device=query_RHSE.device)
+    behind_SS = place_S[:, None] - place_S
+    seen_SS = (behind_SS >= 0) & (behind_SS < (window or length))
+    seen = seen_SS.expand(rows, 1, -1, -1)
+    return seen if mask is None else seen & (mask[:, None, None, :] > 0)
 
 
 @torch.no_grad()

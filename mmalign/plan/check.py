@@ -92,6 +92,37 @@ def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) ->
         yield from _model(recipe, cards)
     if isinstance(stage, (Train, Language, Contrast)) and stage.optim.name == "muon" and stage.engine.zero:
         yield mistake(recipe, name, "engine.zero", "muon steps on whole matrices", "engine: {zero: 0}")
+    if isinstance(stage, (Train, Language, Contrast)) and stage.engine.compile:
+        yield from _compiled(recipe, name, stage, cards)
+    if isinstance(stage, (Train, Language, Contrast)) and stage.engine.attention != "auto":
+        yield from _attending(recipe, name, stage)
+
+
+def _compiled(
+    recipe: Recipe, name: str, stage: Train | Language | Contrast, cards: dict[str, Card]
+) -> Iterator[MMAlignError]:
+    """What torch.compile cannot do."""
+    key, off = "engine.compile", "engine: {compile: false}"
+    if isinstance(stage, Contrast):
+        yield mistake(recipe, name, key, "a stage of kind contrast is not compiled", off)
+    if stage.engine.zero == 3:
+        what = "ZeRO 3 gathers weights inside a layer, which cannot be compiled"
+        yield mistake(recipe, name, key, what, "engine: {zero: 2, compile: true}")
+    if bits := cards["llm"].args.get("bits") if "llm" in cards else None:
+        yield mistake(recipe, name, key, f"layers held in {bits} bits are not compiled", off)
+
+
+def _attending(recipe: Recipe, name: str, stage: Train | Language | Contrast) -> Iterator[MMAlignError]:
+    """What a kernel of attention cannot do."""
+    key, sdpa = "engine.attention", "engine: {attention: sdpa}"
+    if isinstance(stage, Contrast):
+        what = "a stage of kind contrast has no language model, whose attention it is"
+        yield mistake(recipe, name, key, what, "engine: {attention: auto}")
+    if stage.engine.attention == "flash" and stage.precision == "fp32":
+        yield mistake(recipe, name, key, "flash attention is not for fp32", f"precision: bf16, or {sdpa}")
+    if stage.engine.attention == "flash" and getattr(stage, "pack", False):
+        what = "flash attention does not keep apart the samples that share a row"
+        yield mistake(recipe, name, key, what, f"pack: false, or {sdpa}")
 
 
 def _images(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) -> Iterator[MMAlignError]:

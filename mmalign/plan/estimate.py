@@ -5,14 +5,14 @@ Letters: C width of a patch, D width of the language model, P patches, Q visual 
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mmalign.io import document
 from mmalign.plan import facts
 from mmalign.plan.cards import Card
 from mmalign.plan.graph import Node
-from mmalign.plan.recipe import Label, Train
+from mmalign.plan.recipe import Label, Language, Train
 
 TEXT = 64  # tokens of text a sample, where the data's facts do not say
 GIB = 1 << 30
@@ -23,6 +23,7 @@ BYTES = {
 }
 SPREAD = {"weights": 3, "gradients": 2, "optimizer": 1}  # the ZeRO stage from which devices share it
 OFFLOADED = {"weights": 3, "optimizer": 1}  # and from which `offload` keeps it in CPU memory
+ROOM = 0.9  # of a device's memory for all that; the rest is CUDA's own, its buffers and what lies between tensors
 KEPT = 34  # bytes of 16-bit activations a patch, width and layer (arXiv 2205.05198, eq. 1, attention's own left out)
 
 
@@ -36,6 +37,8 @@ class Estimate:
     tokens: int | None = None  # a sample
     steps: int | None = None
     memory: dict[str, dict[str, float]] = field(default_factory=dict)  # "ZeRO n": {weights, ..., total} GiB a device
+    # GiB of a device's memory from which `engine.checkpointing: auto` keeps the activations; None: it is not auto
+    keeps_from: float | None = None
     checkpoint: float | None = None  # GiB on disk; two are kept, and a third is there while it is written
     store: float | None = None  # GiB of a label store
 
@@ -76,8 +79,52 @@ def _train(stage: Train, cards: Mapping[str, Card], devices: int) -> Estimate:
     estimate.steps = stage.steps or (math.ceil(stage.epochs * rows / stage.batch) if rows else None)
     if None not in estimate.parameters.values() and estimate.tokens and estimate.trained is not None:
         estimate.memory = _memory(stage, cards, estimate, devices)
+        if stage.engine.checkpointing == "auto":
+            estimate.keeps_from = estimate.memory[f"ZeRO {stage.engine.zero}"]["total"] / ROOM
     if estimate.trained is not None:
         estimate.checkpoint = estimate.trained * 12 / GIB  # fp32 weight and two moments
+    return estimate
+
+
+def recomputing(
+    stage: Train | Language, cards: Mapping[str, Card], devices: int, memory: float | None
+) -> tuple[bool, str]:
+    """What `engine.checkpointing` comes to, and why, in a line. memory: GiB of the smallest device; None: no GPU."""
+    if stage.engine.checkpointing != "auto":
+        return stage.engine.checkpointing, f"checkpointing: {str(stage.engine.checkpointing).lower()}"
+    if memory is None:
+        return False, "no GPU whose memory they could fill"
+    kept, again = (_total(stage, cards, devices, how) for how in (False, True))
+    if kept is None or again is None:
+        return (
+            False,
+            "the cards do not say how much memory the stage takes; checkpointing: true where it is too much",
+        )
+    room = f"{_size(ROOM * memory)} of {_size(memory)} a device"
+    if kept <= ROOM * memory:
+        return False, f"with them the stage takes about {_size(kept)}, and there are {room}"
+    less = f"with them the stage takes about {_size(kept)}, without {_size(again)}, and there are {room}"
+    return True, less + (": still too little by this estimate" if again > ROOM * memory else "")
+
+
+def _total(stage: Train | Language, cards: Mapping[str, Card], devices: int, recomputed: bool) -> float | None:
+    """GiB a device at the stage's own ZeRO stage."""
+    engine = replace(stage.engine, checkpointing=recomputed)
+    if isinstance(stage, Language):
+        estimate = _language(replace(stage, engine=engine), cards, devices)
+    else:
+        estimate = _train(replace(stage, engine=engine), cards, devices)
+    return estimate.memory[f"ZeRO {engine.zero}"]["total"] if estimate.memory else None
+
+
+def _language(stage: Language, cards: Mapping[str, Card], devices: int) -> Estimate:
+    """As of a training stage without pictures, each device's samples in one pass."""
+    size, text = cards["llm"].facts.get("parameters"), cards["data"].facts.get("tokens", TEXT)
+    estimate = Estimate({"llm": size}, trained=size, visual=0, tokens=min(stage.max_length, text), steps=stage.steps)
+    if size is not None:
+        alike = Train(trains=["llm"], precision=stage.precision, engine=stage.engine)
+        alike.micro_batch = max(1, stage.batch // devices)
+        estimate.memory = _memory(alike, cards, estimate, devices)
     return estimate
 
 
@@ -152,7 +199,8 @@ def _memory(stage: Train, cards: Mapping[str, Card], estimate: Estimate, devices
         every -= (estimate.parameters["llm"] or 0) * (1 - bits / 8 / BYTES[stage.precision]["weights"])
     count = {"weights": every, "gradients": estimate.trained or 0, "optimizer": estimate.trained or 0}
     active = (
-        activations(stage, cards["llm"], estimate.tokens or 0, estimate.visual or 0) + seeing(stage, cards["vision"])
+        activations(stage, cards["llm"], estimate.tokens or 0, estimate.visual or 0)
+        + (seeing(stage, cards["vision"]) if "vision" in cards else 0)
     ) / GIB
     table = {}
     for zero in range(4):
@@ -173,14 +221,14 @@ def activations(stage: Train, llm: Card, tokens: int, visual: int) -> float:
 
     A layer keeps its norms' inputs in fp32 and, in the model's precision, queries, keys, values, attention's output
     and the four vectors of a gated MLP; with a frozen language model its linear layers keep nothing, with
-    checkpointing a layer keeps its input alone.
+    checkpointing a layer keeps its input alone. Under `auto` it keeps all.
     """
     size = BYTES[stage.precision]["weights"]
     facts = llm.facts
     dim, inner, layers = facts.get("dim", 0), facts.get("inner", 4 * facts.get("dim", 0)), facts.get("layers", 0)
     keys = dim * facts.get("kv_heads", 1) // max(1, facts.get("heads", 1))
     layer = 8 * dim + size * ((5 if "llm" in stage.trains else 2) * dim + 2 * keys + 4 * inner)
-    kept = layers * size * dim + layer if stage.engine.checkpointing else layers * layer
+    kept = layers * size * dim + layer if stage.engine.checkpointing is True else layers * layer
     text = stage.micro_batch * max(0, tokens - visual)
     return float(stage.micro_batch * tokens * kept + text * facts.get("vocab", 0) * (size + 8))
 
@@ -195,11 +243,13 @@ def lines(estimate: Estimate) -> list[str]:
         return [f"label store: {_size(estimate.store)}"]
     parts = ", ".join(f"{part} {_count(size)}" for part, size in estimate.parameters.items())
     totals = ", ".join(f"{name} {_size(part['total'])}" for name, part in estimate.memory.items()) or "?"
+    kept = f"activations are recomputed on GPUs of less than {_size(estimate.keeps_from)}   (checkpointing: auto)"
     return [
         f"parameters: {parts}; trained {_count(estimate.trained)}",
         f"tokens a sample: about {_count(estimate.tokens)}, {_count(estimate.visual)} of them visual; "
         f"steps: {'?' if estimate.steps is None else f'{estimate.steps:,}'}",
         f"memory a device: about {totals}; checkpoints: up to three of {_size(estimate.checkpoint)}",
+        *[kept] * (estimate.keeps_from is not None),
     ]
 
 

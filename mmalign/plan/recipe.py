@@ -108,7 +108,17 @@ class EngineSettings:
     # DeepSpeed's ZeRO stage: 1 divides the optimizer's state over the devices, 2 gradients too, 3 parameters too
     zero: Literal[0, 1, 2, 3] = field(default=2, metadata={"unit": ""})
     offload: bool = False  # keep optimizer state (and ZeRO-3's parameters) in CPU memory
-    checkpointing: bool = False  # recompute the LLM's activations in the backward pass
+    # recompute activations in the backward pass instead of keeping them, of the language model and of an encoder that
+    # learns; auto: on GPUs whose memory would not hold them by the estimate of `mmalign plan`, which says how much that
+    # is. The stage's log says what was decided
+    checkpointing: Literal[True, False, "auto"] = "auto"
+    # have torch compile the layers of the language model and of a transformers encoder: some minutes before the first
+    # steps, faster ones then. Not with ZeRO 3, nor with weights in 4 or 8 bits
+    compile: bool = False
+    # by which kernel the language model computes attention, through transformers: sdpa, torch's own; flash, of the
+    # package flash-attn, on GPUs and in bf16; eager, in plain steps; auto, as the model does by itself. BASIC's
+    # attention rows are computed beside any of them
+    attention: Literal["auto", "sdpa", "flash", "eager"] = "auto"
     save_every: int = field(default=500, metadata=_above(0, STEPS))  # between two checkpoints
     workers: int = field(default=2, metadata=_least(0, "threads"))  # that read and prepare samples
 

@@ -35,11 +35,12 @@ def flops(node: Node, estimate: Estimate) -> float | None:
     layers = (sizes["llm"] or 0) - table * (1 if facts.get("tied") else 2)
     attention = facts["layers"] * estimate.tokens * facts["dim"]  # scores and their sums, of half the positions each
 
+    recomputed = stage.engine.checkpointing is True  # under `auto` it is not known here
     # times forward: the gradient of what goes in costs as much again, that of the weights too
     weights = learns["llm"] and cards["llm"].args.get("lora") is None
     backward = 1 + weights if any(learns.values()) else 0
-    decoder = PRODUCT * estimate.tokens * layers * (1 + backward + bool(stage.engine.checkpointing))
-    decoder += PRODUCT * estimate.tokens * attention * (1 + 2 * bool(backward) + bool(stage.engine.checkpointing))
+    decoder = PRODUCT * estimate.tokens * layers * (1 + backward + recomputed)
+    decoder += PRODUCT * estimate.tokens * attention * (1 + 2 * bool(backward) + recomputed)
     head = PRODUCT * text * table * (1 + backward)
     seeing = PRODUCT * _patches(cards.get("vision")) * (sizes.get("vision") or 0) * (3 if learns["vision"] else 1)
     adapter = PRODUCT * visual * (sizes.get("adapter") or 0) * (3 if learns["adapter"] or learns["vision"] else 1)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -43,8 +43,8 @@ class Pairs:
         return {"tokens": float(self.mask_BS.sum()), "images": float(len(self.pixels_B3SS))}
 
     def to(self, device: torch.device) -> "Pairs":
-        pixels_B3SS = self.pixels_B3SS.to(device, non_blocking=True)
-        return Pairs(pixels_B3SS, self.ids_BS.to(device), self.mask_BS.to(device), self.seed, self.ids)
+        names = ("pixels_B3SS", "ids_BS", "mask_BS")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
 class Contrastive(nn.Module):

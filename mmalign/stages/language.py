@@ -16,7 +16,7 @@ from mmalign.pipeline.task import Task
 from mmalign.plan import building
 from mmalign.plan.cards import Card
 from mmalign.plan.recipe import Language
-from mmalign.stages import evaluate
+from mmalign.stages import compiling, evaluate, recomputing
 from mmalign.training import account, optim
 from mmalign.training.batches import BadSamples, Batches, Collate
 from mmalign.training.engine import Engine, connect, world
@@ -29,6 +29,7 @@ from mmalign.vlm.supervised import Supervised
 def run(task: Task) -> dict[str, Any]:
     stage = cast(Language, task.stage)
     connect()
+    compiling.check(stage)
     rank, ranks = world()
     events = Events(task.folder, rank)
     card = task.cards["llm"]
@@ -36,12 +37,13 @@ def run(task: Task) -> dict[str, Any]:
     if stage.from_ == "config":
         card = replace(card, args={**card.args, "random": True})
     llm = cast(LLM, building.build(card))
+    llm.attend(stage.engine.attention)
     data = build.data(task.cards["data"])
     collate = Collate(data, llm.chat, None, 0, stage.max_length, BadSamples.of(0, task.folder), stage.prompt_weight)
     model = Supervised(VLM(None, None, llm), {"lm": NextToken()}).to(DTYPES[stage.precision])
     model.freeze_all_but(["llm"])
-    if stage.engine.checkpointing:
-        llm.checkpoint_activations()
+    compiling.apply(stage, model.vlm, events)
+    recomputing.decide(task, stage, [llm], events)
     batches = Batches(
         collate, len(data), stage.batch, stage.batch // ranks, task.seed, rank, ranks, stage.engine.workers
     )

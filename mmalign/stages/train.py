@@ -26,7 +26,7 @@ from mmalign.pipeline.task import Task
 from mmalign.plan import building, cards
 from mmalign.plan.objectives import unmet
 from mmalign.plan.recipe import Train
-from mmalign.stages import evaluations, watching, whole
+from mmalign.stages import compiling, evaluations, recomputing, watching, whole
 from mmalign.stages.evaluations import Evaluations, Sample
 from mmalign.stages.supply import Supply, supply
 from mmalign.stages.whole import WholeBatch, WholeCollate, WholeSupervised
@@ -52,6 +52,7 @@ def run(task: Task) -> dict[str, Any]:
     rank, ranks = world()
     events = Events(task.folder, rank)
 
+    compiling.check(stage)
     asked = evaluations.samples(task, stage)
     if "vlm" in task.cards:
         whole.known(task)
@@ -64,6 +65,8 @@ def run(task: Task) -> dict[str, Any]:
         labels = supply(task, stage, vlm, data, events)
         model = _supervised(task, stage, vlm, labels, ranks > 1, partial(_texts, data))
         collate = _collate(task, stage, vlm, data, labels, model.encoders)
+    compiling.apply(stage, vlm, events)
+    recomputing.decide(task, stage, _recomputing(stage, vlm), events)
     by_length = _by_length(task, stage, collate) if stage.group_by_length and isinstance(collate, Collate) else None
     batches = Batches(
         collate, len(data), stage.batch, stage.micro_batch, task.seed, rank, ranks, stage.engine.workers, by_length
@@ -114,15 +117,19 @@ def _supervised(
     named = {name: task.cards[f"objectives.{name}"] for name in stage.objectives}
     objectives: dict[str, Objective] = building.build_all(named, cards.inside("objectives", task.cards))
     _fits(objectives, vlm, labels)
+    vlm.llm.attend(stage.engine.attention)
     model = Supervised(vlm, objectives, labels.in_pass)
     build.cast_all(stage.precision, model)
     model.to(device()).prepare(distributed, texts)
     model.freeze_all_but(stage.trains)
-    if stage.engine.checkpointing:
-        vlm.llm.checkpoint_activations()
-        if "vision" in stage.trains and vlm.vision is not None:
-            vlm.vision.checkpoint_activations()
     return model
+
+
+def _recomputing(stage: Train, vlm: VLM | Checkpoint) -> list[recomputing.Recomputes]:
+    """The parts through which gradients pass."""
+    if isinstance(vlm, Checkpoint):
+        return [vlm]
+    return [vlm.llm, *([vlm.vision] if "vision" in stage.trains and vlm.vision is not None else [])]
 
 
 def _texts(data: Data) -> list[str]:

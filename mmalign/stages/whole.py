@@ -151,12 +151,11 @@ def known(task: Task) -> None:
 def model(task: Task, stage: Train, vlm: Checkpoint, data: Data, events: Events) -> WholeSupervised:
     """What the stage trains, ready to learn."""
     objectives = {name: cast(Objective, building.build(task.cards[f"objectives.{name}"])) for name in stage.objectives}
+    vlm.attend(stage.engine.attention)
     own = WholeSupervised(vlm, objectives, _labels(task, stage, vlm, data, events))
     build.cast_all(stage.precision, own)
     own.to(device())
     own.freeze_all_but(stage.trains)
-    if stage.engine.checkpointing:
-        vlm.checkpoint_activations()
     if own.looks:
         events.say("BASIC's premise is not looked at in a whole model")
     return own

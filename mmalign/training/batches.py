@@ -8,9 +8,9 @@ import math
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from mmalign.labels import LabelSource, under
 from mmalign.labels.store import Store
 from mmalign.llms.chat import Chat
 from mmalign.plan.recipe import uneven
-from mmalign.training.engine import world
+from mmalign.training.engine import device, world
 from mmalign.vision import Frame, Vision
 from mmalign.vision.picture import upright_size
 from mmalign.vlm.batch import Batch, Sample, collate
@@ -196,10 +196,11 @@ class Collates(Protocol):
 
 @dataclass
 class Batches:
-    """The passes of every step for one rank, prepared ahead by reader threads.
+    """The passes of every step for one rank, prepared ahead by reader threads, two steps' worth of them.
 
     rows: samples in the data. batch: samples a step. micro: samples a pass. rank, ranks: whose passes these are;
-    pass m of a step belongs to rank m % ranks. order: epoch -> a permutation of the rows; None: a random one.
+    pass m of a step belongs to rank m % ranks. order: epoch -> a permutation of the rows; None: a random one. pin: put
+    passes into page-locked memory, from which a GPU takes them while it works on others.
     """
 
     collate: Collates
@@ -211,6 +212,7 @@ class Batches:
     ranks: int = 1
     workers: int = 2
     order: Callable[[int], Any] | None = None
+    pin: bool = field(default_factory=torch.cuda.is_available)
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -245,18 +247,46 @@ class Batches:
         seeds = [zlib.crc32(f"{self.seed}/{step}/{m}".encode()) for m in range(self.batch // self.micro)]
         return list(zip(self.numbers(step), seeds, strict=True))[self.rank :: self.ranks]
 
-    def run(self, start: int, steps: int) -> Iterator[list[Any]]:
-        """The batches of steps start .. steps-1; reading stays two steps ahead."""
+    def run(self, start: int, steps: int) -> Generator[list[Any]]:
+        """The batches of steps start .. steps-1; reading stays two steps ahead.
+
+        What goes wrong with a pass is raised where its step is asked for. Closed early, it ends its readers.
+        """
         if not self.workers:
             for step in range(start, steps):
-                yield [self.collate.batch(numbers, seed) for numbers, seed in self.of_step(step)]
+                yield [self._read(numbers, seed) for numbers, seed in self.of_step(step)]
             return
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="reader") as pool:
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="reader", initializer=self._begin)
+        try:
             ahead: deque[list[Future[Any]]] = deque()
             for step in range(start, steps + 2):
                 if step < steps:
-                    ahead.append([pool.submit(self.collate.batch, n, seed) for n, seed in self.of_step(step)])
+                    ahead.append([pool.submit(self._read, n, seed) for n, seed in self.of_step(step)])
                 if len(ahead) > 2 or step >= steps:
                     if not ahead:
                         return
                     yield [future.result() for future in ahead.popleft()]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _begin(self) -> None:
+        """A thread knows no device of its own, and memory would be locked for the first."""
+        if self.pin and torch.cuda.is_available():
+            torch.cuda.set_device(device())
+
+    def _read(self, numbers: Sequence[int], seed: int) -> Any:
+        batch = self.collate.batch(numbers, seed)
+        return pinned(batch) if self.pin else batch
+
+
+def pinned(batch: Any) -> Any:
+    """A pass, any dataclass, with all its tensors in page-locked memory, also those in its lists and mappings."""
+    return replace(batch, **{f.name: _pinned(getattr(batch, f.name)) for f in fields(batch)})
+
+
+def _pinned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    if isinstance(value, list):
+        return [_pinned(one) for one in value]
+    return {name: _pinned(one) for name, one in value.items()} if isinstance(value, dict) else value

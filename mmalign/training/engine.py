@@ -36,6 +36,16 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def memory() -> float | None:
+    """GiB of the GPU that has the least, over all ranks, which all must ask; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    least = torch.tensor(float(torch.cuda.get_device_properties(device()).total_memory), device=device())
+    if world()[1] > 1:
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return least.item() / 2**30
+
+
 def connect() -> None:
     """Join the process group: NCCL on GPUs, gloo on CPUs; a single process needs no network for it."""
     if dist.is_initialized():
@@ -126,11 +136,12 @@ class Engine:
         """Add the gradient of a scalar; DeepSpeed divides it by passes and ranks."""
         self.engine.backward(loss)
 
-    def step(self, factor: float, last: bool) -> float | None:
+    def step(self, factor: float, last: bool) -> Tensor | float | None:
         """After every pass; at the `last` of a step the weights move. Returns the gradient's norm then.
 
         factor: what the peak rate of every group is multiplied by. The norm is that before clipping; None: unknown.
-        Where it is not finite, on all ranks then, weights and optimizer stay as they are.
+        Where it is not finite, on all ranks then, weights and optimizer stay as they are, and it is a float. A tensor
+        is finite: DeepSpeed has looked at it before it moved weights, and to read it would wait for these to move.
         """
         if not last:
             self.engine.step()
@@ -143,8 +154,11 @@ class Engine:
             return norm
         self.engine.step()
         self.steps += 1
-        norm = self.engine.get_global_grad_norm() if norm is None else norm
-        return None if norm is None else float(norm)
+        if norm is not None:
+            return norm
+        norm = self.engine.get_global_grad_norm()
+        looked = getattr(self.engine.optimizer, "overflow", None) is False
+        return norm if norm is None or (looked and isinstance(norm, Tensor)) else float(norm)
 
     def _leave_out(self) -> None:
         """End a step without the optimizer: no gradients, and the next pass is the first of another step."""
@@ -230,7 +244,7 @@ class Engine:
         if "momentum" in torch_group and "betas" not in torch_group:
             return {"momentum_buffer": torch.zeros_like(master)}
         zeros = {key: torch.zeros_like(master, memory_format=torch.preserve_format) for key in KEYS[:2]}
-        return {"step": torch.tensor(float(steps)), **zeros}
+        return {"step": torch.tensor(float(steps), device=master.device), **zeros}  # where the fused kernel counts
 
     def _link(self) -> None:
         """Make ZeRO 1 and 2 see the optimizer's state as it is now, not as it was when they first looked."""

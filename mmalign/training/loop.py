@@ -4,7 +4,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mmalign.training import checkpoint
 from mmalign.training.account import CUTS
 from mmalign.training.engine import Engine, world
 from mmalign.training.events import Events
+from mmalign.training.later import Later
 from mmalign.training.optim import factor
 from mmalign.training.usage import Usage
 
@@ -54,6 +56,9 @@ class Fit:
     Every number logged is the exact mean over its unit: over passes, ranks and the steps since the last line; cuts are
     added up, and the peak of memory is that of the process that took the most.
 
+    Between two lines of the log nothing here waits for the device: the loop hands it one step after the other. What
+    does wait, once a step, is the optimizer, which looks whether the gradient is finite before it moves weights.
+
     SIGTERM, to any rank, ends the run behind the step in work, with a checkpoint, which a later run goes on from.
 
     A step with a loss or a gradient that is not finite never moves weights. It ends the run, or with `skip` is left
@@ -80,7 +85,7 @@ class Fit:
     _usage: Usage = field(init=False)
     _out: int = field(default=0, init=False)  # steps left out since that line
     _row: int = field(default=0, init=False)  # steps left out since the last that was not
-    _ending: Tensor | float = field(default=0.0, init=False)  # how many ranks heard SIGTERM before this step
+    _ending: Later | float = field(default=0.0, init=False)  # how many ranks heard SIGTERM before this step
 
     def run(self) -> dict[str, float]:
         """Train to the end; returns the last line of the log.
@@ -88,8 +93,8 @@ class Fit:
         StageError where a loss or its gradient is not finite and is not left out; Stopped where SIGTERM came.
         """
         told = threading.Event()
-        with on_sigterm(told.set):
-            return self._run(told.is_set)
+        with on_sigterm(told.set), ExitStack() as stack:
+            return self._run(told.is_set, stack)
 
     def warnings(self) -> list[str]:
         """That steps were left out, and how many; nothing where none was."""
@@ -98,20 +103,23 @@ class Fit:
         told = f"{self.skipped:,} of {self.steps:,} steps were not finite and left out"
         return [f"{told}, see {self.folder.name}/nonfinite.jsonl"]
 
-    def _run(self, asked: Callable[[], bool]) -> dict[str, float]:
+    def _run(self, asked: Callable[[], bool], stack: ExitStack) -> dict[str, float]:
         start = saved = self._resume()
         self._usage = Usage(self.engine.device)
         self._clock = time.monotonic()
         metrics: dict[str, float] = {}
         if not start:
             self._watched(0)
-        for step, passes in enumerate(self.batches(start), start):
+        batches = self.batches(start)
+        if isinstance(batches, Generator):
+            stack.callback(batches.close)  # who reads ahead ends with the loop, however that ends
+        for step, passes in enumerate(batches, start):
             sums = dict(self._sums)
             norm = self._step(step, passes, asked())
             done = step + 1
             self._usage.look()
 
-            if norm is not None and not math.isfinite(norm):
+            if isinstance(norm, float) and not math.isfinite(norm):
                 self._not_finite(done, norm, passes, sums)
             else:
                 self._row = 0
@@ -193,23 +201,25 @@ class Fit:
         dist.broadcast_object_list(place)
         return (newest[1:] if newest else checkpoint.load(place[0], check=False)) if place[0] else None
 
-    def _step(self, step: int, passes: list[Any], asked: bool = False) -> float | None:
-        """Forward and backward of every pass, then the weights move; returns the norm of the gradient.
+    def _step(self, step: int, passes: list[Any], asked: bool = False) -> Tensor | float | None:
+        """Forward and backward of every pass, then the weights move; returns the norm of the gradient, see Engine.step.
 
         asked: whether this rank is to end; that is summed up with the rest, so that all ranks end behind one step.
         """
         # how much of each unit the whole step holds, over passes and ranks
         rows = [[*(batch.units[unit] for unit in UNITS), 0.0] for batch in passes]
         counts = torch.tensor([*rows, [0.0] * len(UNITS) + [float(asked)]], dtype=torch.float64).sum(0)
-        counts = counts.float().to(self.engine.device)
+        counts = counts.float().to(self.engine.device, non_blocking=True)
+        self._ending = float(asked)
         if world()[1] > 1:
             dist.all_reduce(counts)
-        *sizes, self._ending = counts
+            self._ending = Later(counts[-1])
+        *sizes, _ = counts
         total = dict(zip(UNITS, sizes, strict=True))
 
         weights = {name: term.at(step, self.steps) for name, term in self.terms.items()}
         scale = self.engine.passes * world()[1]  # DeepSpeed takes the mean over passes and ranks
-        norm = None
+        norm: Tensor | float | None = None
         for number, batch in enumerate(passes):
             torch.manual_seed(batch.seed)
             losses, notes = self.engine(batch.to(self.engine.device))
@@ -236,8 +246,9 @@ class Fit:
         return norm
 
     def _add(self, name: str, value: Tensor | float) -> None:
-        """To the sums of the next line; they stay on the device, for reading them there would wait for it."""
-        value = torch.as_tensor(value, dtype=torch.float32, device=self.engine.device).detach()
+        """To the sums of the next line: of tensors where they are, for to read them there, as to copy a number there,
+        would wait for the device."""
+        value = torch.as_tensor(value, dtype=torch.float32).detach()
         self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
 
     def _not_finite(self, done: int, norm: float, passes: list[Any], sums: dict[str, Tensor]) -> None:
@@ -261,13 +272,13 @@ class Fit:
             raise StageError(told + many, at=names, fix=CALM + ("" if self.skip else ", or on_nan: skip"))
         self.events.say(f"{told}: left out, see nonfinite.jsonl")
 
-    def _log(self, done: int, norm: float | None) -> dict[str, float]:
+    def _log(self, done: int, norm: Tensor | float | None) -> dict[str, float]:
         """Write a line to metrics.jsonl: means since the last one; nothing where all steps since then were left out."""
         steps, seconds = done - self._logged - self._out, time.monotonic() - self._clock
         self._logged, self._out, self._clock = done, 0, time.monotonic()
         if not steps:
             return {}
-        sums = self._reduced()
+        sums, norm = self._reduced(), None if norm is None else float(norm)
 
         losses = {name: sums[name] / steps for name in ("loss", *self.terms)}
         notes = [name.removeprefix("note.") for name in sums if name.startswith("note.")]
@@ -294,8 +305,8 @@ class Fit:
             names_of: list[list[str]] = [[] for _ in range(ranks)]
             dist.all_gather_object(names_of, names)
             names = sorted(set().union(*names_of))
-        zero = torch.zeros((), device=self.engine.device)
-        sums = torch.stack([self._sums.get(name, zero) for name in names])
+        zero, device = torch.zeros(()), self.engine.device
+        sums = torch.stack([self._sums.get(name, zero).to(device) for name in names])
         if ranks > 1:
             dist.all_reduce(sums)
         self._sums.clear()

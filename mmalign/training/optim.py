@@ -63,11 +63,12 @@ def _is_table(name: str) -> bool:
 
 
 def optimizer(param_groups: Sequence[ParamGroup], optim: Optim) -> torch.optim.Optimizer:
-    """AdamW; for groups marked `muon`, Muon beside it. Every rate is 0 until the loop sets it."""
+    """AdamW, in one kernel a tensor (on CPUs and GPUs; but for the last bits it steps as the plain one does); for
+    groups marked `muon`, Muon beside it. Every rate is 0 until the loop sets it."""
     betas = (optim.betas[0], optim.betas[1])
     adamw = [group.settings() for group in param_groups if not group.muon]
     muon = [group.settings() for group in param_groups if group.muon]
-    return MuonAdamW(muon, adamw, betas) if muon else torch.optim.AdamW(adamw, betas=betas)
+    return MuonAdamW(muon, adamw, betas) if muon else torch.optim.AdamW(adamw, betas=betas, fused=True)
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -76,7 +77,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(self, muon: list[dict[str, Any]], adamw: list[dict[str, Any]], betas: tuple[float, float]) -> None:
         self.inner: list[torch.optim.Optimizer] = [torch.optim.Muon(muon, lr=0.0)]
         if adamw:
-            self.inner.append(torch.optim.AdamW(adamw, betas=betas))
+            self.inner.append(torch.optim.AdamW(adamw, betas=betas, fused=True))
         super().__init__([group for inner in self.inner for group in inner.param_groups], {})
         for inner in self.inner:
             inner.state = self.state

@@ -81,6 +81,10 @@ class Vision(nn.Module):
         """text_WJ: texts in the joint space, one unit vector each, fp32. A CardError where `joint` is 0."""
         raise no_text(self.identity())
 
+    def compile_layers(self) -> bool:
+        """Have torch compile the layers; whether they are, which is nothing to rely on."""
+        return False
+
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         raise NotImplementedError

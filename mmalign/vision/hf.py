@@ -238,6 +238,10 @@ class HFVision(Vision):
             rows = [_pooled(model.get_text_features(_token_ids(tokenizer, model, part))) for part in parts]
         return F.normalize(torch.cat(rows), dim=-1)
 
+    def compile_layers(self) -> bool:
+        pretrained.compile_layers(self._layers(), torch.compile, lambda: True)  # frozen ones have no gradients
+        return True
+
     def checkpoint_activations(self) -> None:
         pretrained.recompute(self.tower)
 

@@ -92,6 +92,9 @@ class S2(Vision):
         self.encoder.requires_grad_(requires_grad)
         return self
 
+    def compile_layers(self) -> bool:
+        return self.encoder.compile_layers()
+
     def checkpoint_activations(self) -> None:
         self.encoder.checkpoint_activations()
 

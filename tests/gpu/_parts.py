@@ -17,7 +17,17 @@ from tests.speed import Pairs
 from ._sheet import Sheet
 
 ROOT = Path(__file__).parents[2]
-SPEED = ("kl", "lm_loss", "topn", "attention", "basic_step", "sea_step", "stage1")  # those that look for a GPU
+SPEED = (
+    "adamw",
+    "compiled",
+    "kl",
+    "lm_loss",
+    "topn",
+    "attention",
+    "basic_step",
+    "sea_step",
+    "stage1",
+)  # those that look for a GPU
 
 
 @dataclass(frozen=True)
@@ -104,10 +114,17 @@ def _evaluation(sheet: Sheet, tiny: bool) -> None:
     evaluation(sheet, tiny)
 
 
+def _switches(sheet: Sheet, tiny: bool) -> None:
+    from ._switches import switches
+
+    switches(sheet, tiny)
+
+
 PARTS = {
     "correctness": Part(150, correctness),
     "vicuna": Part(100, _training("Vicuna-7B")),
     "gemma": Part(90, _training("Gemma-2B")),
+    "switches": Part(90, _switches),
     "labels": Part(60, _labels),
     "evaluation": Part(110, _evaluation),
     "speed": Part(140, speed),

@@ -118,6 +118,10 @@ class Arm:
 
     def __call__(self) -> None:
         attend(self.supervised)
+        self.step()
+
+    def step(self) -> None:
+        """Attention as it is."""
         self.supervised.zero_grad()
         terms, _ = self.supervised(self.seen)
         sum(WEIGHTS.get(name, 1.0) * term for name, term in terms.items()).backward()
@@ -149,9 +153,8 @@ def _llavas(vlm: VLM, plain: Arm) -> None:
 class Optimizer:
     """AdamW on fp32 copies of what learns, a parameter at a time: one fp32 gradient is held, not all."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, fused: bool = True) -> None:
         self.pairs = [(p, p.detach().float()) for p in module.parameters() if p.requires_grad]
-        fused = torch.cuda.is_available()
         self.adams = [torch.optim.AdamW([own], lr=1e-6, fused=fused) for _, own in self.pairs]
 
     @torch.no_grad()

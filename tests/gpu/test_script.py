@@ -15,7 +15,7 @@ from tests.gpu._sheet import Sheet, in_rounds, page
 
 def run(*words, **more):
     command = [sys.executable, "-m", "tests.gpu", "--tiny", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **more)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, **more)
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_every_part_runs_and_every_row_is_measured(tmp_path):
     done = run("--only", ",".join(set(PARTS) - {"correctness"}), "--out", tmp_path / "RESULTS.md")
     assert done.returncode == 0, done.stderr[-2000:]
     text = (tmp_path / "RESULTS.md").read_text()
-    for part in ("align step", "tune step", "Label extraction", "Evaluation", "Benchmarks"):
+    for part in ("align step", "tune step", "switches", "Label extraction", "Evaluation", "Benchmarks"):
         assert part in text
     assert text.count("| whole |") == len(PARTS) - 1
     assert "error" not in text

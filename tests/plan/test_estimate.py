@@ -56,6 +56,53 @@ def test_checkpointing_keeps_less():
     assert long.memory["ZeRO 3"]["activations"] > 5 * stage("llava_vicuna7b", "tune").memory["ZeRO 3"]["activations"]
 
 
+AUTO = "stages.tune.engine.checkpointing=auto"
+
+
+def of_tune(*words, recipe="llava_vicuna7b"):
+    return next(n for n in graph.plan(compose.load(recipe, words), "runs") if n.name == "tune")
+
+
+def test_auto_recomputes_where_the_device_is_too_small():
+    """The border is the one that `plan` prints; at it, activations are kept."""
+    found, kept = stage("llava_vicuna7b", "tune", AUTO), stage("llava_vicuna7b", "tune", AUTO.replace("auto", "false"))
+    assert found.memory == kept.memory
+    assert kept.keeps_from is None
+    assert found.keeps_from == pytest.approx(kept.memory["ZeRO 3"]["total"] / 0.9)
+    assert f"recomputed on GPUs of less than {found.keeps_from:.1f} GiB" in estimate.lines(found)[-1]
+    node = of_tune(AUTO)
+    assert estimate.recomputing(node.stage, node.cards, 8, found.keeps_from + 1e-6)[0] is False
+    recomputed, why = estimate.recomputing(node.stage, node.cards, 8, found.keeps_from - 1e-6)
+    assert recomputed
+    again = stage("llava_vicuna7b", "tune", AUTO.replace("auto", "true")).memory["ZeRO 3"]["total"]
+    total = kept.memory["ZeRO 3"]["total"]
+    assert f"with them the stage takes about {total:.1f} GiB, without {again:.1f} GiB, and there are" in why
+    assert "still too little" not in why
+    assert "still too little" in estimate.recomputing(node.stage, node.cards, 8, 10.0)[1]
+    assert estimate.recomputing(node.stage, node.cards, 1, found.keeps_from)[0]  # one device holds all of it
+
+
+def test_auto_without_a_gpu_without_facts_and_what_is_no_auto():
+    node = of_tune(AUTO)
+    assert estimate.recomputing(node.stage, node.cards, 8, None) == (False, "no GPU whose memory they could fill")
+    open_ = of_tune(AUTO, "model.adapter={card: q-former, args: {depth: 5}}")
+    kept, why = estimate.recomputing(open_.stage, open_.cards, 8, 1.0)
+    assert (kept, "the cards do not say how much" in why) == (False, True)
+    for word in ("true", "false"):
+        node = of_tune(AUTO.replace("auto", word))
+        assert estimate.recomputing(node.stage, node.cards, 8, 1.0) == (word == "true", f"checkpointing: {word}")
+
+
+def test_auto_of_a_language_model_alone():
+    """All its samples of a device are one pass, so a step's activations halve with twice the devices."""
+    nodes = graph.plan(compose.load("toyworld"), "runs")
+    node = next(n for n in nodes if n.stage.kind == "language")
+    two, four = (estimate._language(node.stage, node.cards, n).memory["ZeRO 0"] for n in (2, 4))
+    assert two["activations"] == pytest.approx(2 * four["activations"])
+    assert estimate.recomputing(node.stage, node.cards, 1, 1e-3)[0]
+    assert not estimate.recomputing(node.stage, node.cards, 1, 1e3)[0]
+
+
 def test_logits_of_a_longer_text():
     """A pass keeps, for every token of text, V logits in the model's precision and in fp32, and their gradient."""
     (node,) = (n for n in graph.plan(compose.load("llava_vicuna7b"), "runs") if n.name == "align")

@@ -1,6 +1,10 @@
 """What each pass sees: a function of seed and step alone, bad samples counted, labels beside their images."""
 
 import json
+import threading
+import time
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ import torch
 from mmalign.data import Data, Record, Turn
 from mmalign.errors import DataError, StageError
 from mmalign.llms.chat import Chat
+from mmalign.training import batches
 from mmalign.training.batches import BadSamples, Batches, Collate
 from tests import parts
 
@@ -179,3 +184,86 @@ def test_an_order_of_its_own_is_kept(chat):
     batches = make(chat, rows=8)
     batches.order = lambda epoch: [7, 6, 5, 4, 3, 2, 1, 0] if epoch == 0 else list(range(8))
     assert [batches.numbers(step) for step in range(3)] == [[[7, 6], [5, 4]], [[3, 2], [1, 0]], [[0, 1], [2, 3]]]
+
+
+# Reading ahead
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+def test_what_goes_wrong_ahead_is_raised_where_its_step_is_asked_for(chat):
+    """With the words it has without reading ahead, behind the steps before it; and no reader outlives it."""
+    told = []
+    for workers in (0, 2):
+        batches = make(chat, workers=workers, bad=BadSamples(0))
+        bad = batches.numbers(2)[0][0]  # of the first epoch, so no step before has it
+        batches.collate.data.broken = (bad,)
+        seen = []
+        with pytest.raises(StageError) as caught:
+            for step in batches.run(0, 8):
+                seen.append([batch.ids for batch in step])
+        told.append((str(caught.value), seen))
+        assert not readers()
+    assert told[0] == told[1]
+    assert len(told[0][1]) == 2
+
+
+def test_readers_end_when_the_loop_does(chat):
+    batches = make(chat, workers=2)
+    run = batches.run(0, 1000)
+    next(run)
+    assert readers()
+    run.close()
+    assert not readers()
+
+
+def test_no_more_than_three_steps_are_held(chat):
+    """However slow the loop is: that in work, and two read ahead."""
+    batches = make(chat, workers=2)
+    alive, most = weakref.WeakSet(), 0
+    own = batches.collate.batch
+
+    class Held(list):
+        pass
+
+    def batch(numbers, seed):
+        made = own(numbers, seed)
+        made.ids = Held(made.ids)
+        alive.add(made.ids)
+        return made
+
+    Held.__hash__ = object.__hash__
+    batches.collate.batch = batch
+    for _ in batches.run(0, 30):
+        time.sleep(0.002)
+        most = max(most, len(alive))
+    assert 3 <= most <= (1 + 3) * batches.passes  # the loop's own variable holds the step before
+
+
+def test_passes_are_pinned_by_the_readers(chat, monkeypatch):
+    """Every tensor of a pass, those in lists too; what is not a tensor stays. The order is the same."""
+    pinned, threads = set(), set()
+
+    def pin(tensor):
+        threads.add(threading.current_thread().name)
+        copy = tensor.clone()
+        pinned.add(id(copy))
+        kept.append(copy)
+        return copy
+
+    kept = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    plain, ours = make(chat, workers=2), make(chat, workers=2)
+    assert plain.pin is torch.cuda.is_available()
+    plain.pin, ours.pin = False, True
+    for theirs, own in zip(plain.run(0, 3), ours.run(0, 3), strict=True):
+        for one, other in zip(theirs, own, strict=True):
+            assert one.ids == other.ids
+            assert torch.equal(one.ids_RS, other.ids_RS)
+            assert {id(other.ids_RS), id(other.mask_RS), id(other.weight_RS)} <= pinned
+    assert all(name.startswith("reader") for name in threads)
+    batch = replace(own[0], target_pixels=[torch.ones(2)])
+    assert id(batches.pinned(batch).target_pixels[0]) in pinned
+    assert batches.pinned(batch).pixels_B3SS is None

@@ -6,16 +6,19 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmalign.errors import StageError, Stopped
 from mmalign.plan.recipe import EngineSettings as Settings
 from mmalign.plan.recipe import Optim
 from mmalign.training.engine import Engine
 from mmalign.training.events import Events
+from mmalign.training.later import Later
 from mmalign.training.loop import Fit, Term
 from mmalign.training.optim import factor, groups
 
@@ -404,3 +407,67 @@ def test_a_run_that_stops_says_how_it_could_go_on(tmp_path):
 def test_a_weight_that_warms_up():
     assert [Term(2.0, "images", 0.4).at(step, 10) for step in range(6)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
     assert Term(2.0).at(0, 10) == 2.0
+
+
+class Reads(TorchDispatchMode):
+    """Counts numbers that are read from a device, each of which would wait for a GPU. Of CPUs they are counted too."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+class Still:
+    """An engine that reads nothing, and says its norm as DeepSpeed does: a tensor that was looked at."""
+
+    passes, device = 4, torch.device("cpu")
+
+    def __init__(self):
+        self.net = Net()
+
+    def __call__(self, batch):
+        return self.net(batch)
+
+    def backward(self, loss):
+        loss.backward()
+
+    def step(self, factor, last):
+        return torch.tensor(1.5) if last else None
+
+
+def test_nothing_waits_for_the_device_between_two_lines_of_the_log(tmp_path):
+    _, run = fit(tmp_path, steps=9, log_every=4)
+    run.engine = Still()
+    counts, reads = [], Reads()
+    run.watchers = [lambda done: counts.append(reads.count)]
+    with reads:
+        run.run()
+    assert log(tmp_path)[0]["norm"] == 1.5
+    by_step = [after - before for before, after in pairwise(counts)]
+    # a line is written behind the watchers, so it counts to the next step
+    assert [by_step[n] for n in (0, 1, 2, 3, 5, 6, 7)] == [0] * 7
+    assert by_step[4] > 0  # the counter counts
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(0, "fp32"), (1, "fp32"), (2, "bf16")])
+def test_an_engine_reads_its_norm_once_or_leaves_it_where_it_is(tmp_path, zero, precision):
+    """Without ZeRO and in fp32 it is ours to look whether it is finite; DeepSpeed has looked itself otherwise."""
+    net, optim = Net(), Optim(lr=1e-2)
+    engine = Engine(net, groups(net.named_parameters(), optim), optim, Settings(zero=zero), precision, 1, 1)
+    one = passes(0)[1]
+    one.x = one.x.to(engine.module.adapter.weight.dtype)
+    engine.backward(engine(one)[0]["lm"].float())
+    with Reads() as reads:
+        norm = engine.step(1.0, last=True)
+    assert float(norm) > 0
+    assert isinstance(norm, float if not zero else torch.Tensor)
+    # DeepSpeed: whether the gradient overflows, whether its norm is a number, and again where each group is clipped
+    assert reads.count <= (2 + len(engine.groups) if zero else 1)
+
+
+def test_a_number_on_its_way():
+    assert float(Later(torch.tensor(2.0))) == 2.0
+    assert Later(torch.tensor(1.0))
+    assert not Later(torch.tensor(0.0, requires_grad=True))

@@ -70,7 +70,9 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     twin.load_state_dict(parts.state_dict())
     twins = dict(twin.named_parameters())
     muon = torch.optim.Muon([twins[n] for g in trained if g.muon for n in g.names], lr=1e-2, weight_decay=0.0)
-    adamw = torch.optim.AdamW([twins[n] for g in trained if not g.muon for n in g.names], lr=1e-2, weight_decay=0.0)
+    adamw = torch.optim.AdamW(
+        [twins[n] for g in trained if not g.muon for n in g.names], lr=1e-2, weight_decay=0.0, fused=True
+    )
     for settings in both.param_groups:
         settings["lr"] = 1e-2
     for step in range(3):
@@ -82,3 +84,26 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest():
         muon.step()
         adamw.step()
     assert all(torch.equal(p, twins[n]) for n, p in parts.named_parameters())
+
+
+def test_adamw_in_one_kernel_steps_as_the_plain_one():
+    """Decayed matrices of odd shapes and biases, 20 steps: equal to 1e-7 of the weights, and so are both moments."""
+    nets = [nn.ModuleDict({"adapter": nn.Linear(7, 31), "llm": nn.Linear(31, 3)}) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    optim = Optim(lr=1e-3, weight_decay=0.1, betas=[0.9, 0.95])
+    ours = optimizer(groups(nets[0].named_parameters(), optim), optim)
+    plain = torch.optim.AdamW([g.settings() for g in groups(nets[1].named_parameters(), optim)], betas=(0.9, 0.95))
+    assert all(group["fused"] for group in ours.param_groups)
+    assert not any(group["fused"] for group in plain.param_groups)
+    for step in range(20):
+        for net, adam in zip(nets, (ours, plain), strict=True):
+            g = torch.Generator().manual_seed(step)
+            for p in net.parameters():
+                p.grad = torch.randn(p.shape, generator=g)
+            for group in adam.param_groups:
+                group["lr"] = 1e-3
+            adam.step()
+    for one, other in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.allclose(one, other, rtol=1e-7, atol=1e-7)
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.allclose(ours.state[one][key], plain.state[other][key], rtol=1e-6, atol=1e-7)
