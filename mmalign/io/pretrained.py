@@ -4,6 +4,7 @@ differently."""
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
+from importlib import import_module
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
@@ -84,18 +85,16 @@ def recompute(model: Any, on: bool = True) -> None:
     new = f"activation_checkpointing_{word}"  # as transformers calls it since 5.23
     switch = getattr(model, new if hasattr(model, new) else f"gradient_checkpointing_{word}")
     switch(*[{"use_reentrant": False}] * on)
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     for layer in model.modules() if on else ():
-        if isinstance(layer, GradientCheckpointingLayer):
+        if any(kind.__name__ == "GradientCheckpointingLayer" for kind in type(layer).__mro__):
             _recompute_frozen(layer)
 
 
 def _recompute_frozen(layer: Any) -> None:
     """Have a layer recompute in eval mode, too, as long as it is to recompute at all."""
-    import torch
-    from torch.utils.checkpoint import checkpoint
-
+    checkpointing, torch = (
+        import_module(name) for name in ("torch.utils.checkpoint", "torch")
+    )  # loaded with the model
     plain = layer.forward
     if getattr(plain, "recomputes", False):
         return
@@ -106,7 +105,9 @@ def _recompute_frozen(layer: Any) -> None:
         if not asked or options.get("past_key_values") is not None:  # a cache would be filled twice
             return plain(*inputs, **options)
         # nothing is drawn in eval mode, so there is no random state to bring back
-        return checkpoint(partial(plain, **options), *inputs, use_reentrant=False, preserve_rng_state=False)
+        return checkpointing.checkpoint(
+            partial(plain, **options), *inputs, use_reentrant=False, preserve_rng_state=False
+        )
 
     forward.recomputes = True  # type: ignore[attr-defined]
     layer.forward = forward
