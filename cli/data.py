@@ -139,8 +139,7 @@ def _print_result(card: Card, data: Data, result: "CheckResult", quarantine: Pat
     if not result.bad:
         show.out.print("every record can be used")
     else:
-        share = 100 * len(result.bad) / result.rows
-        show.out.print(f"{len(result.bad):,} records cannot be used ({share:.2g} %)\n")
+        show.out.print(f"{len(result.bad):,} records cannot be used ({_share(len(result.bad), result.rows)} %)\n")
         table = show.table("reason", "records", "what it means", "the first")
         for reason, count in result.reasons.items():
             first = next(record for record in result.bad if record.reason == reason)
@@ -156,6 +155,12 @@ def _print_result(card: Card, data: Data, result: "CheckResult", quarantine: Pat
         show.out.print(f"written: {quarantine}   train without them: args: {{quarantine: {quarantine.absolute()}}}")
     elif result.bad:
         show.out.print("leave them out: --quarantine FILE here, then args: {quarantine: FILE} where the data is named")
+
+
+def _share(bad: int, rows: int) -> str:
+    """In percent, with two figures that count."""
+    share = 100 * bad / rows
+    return f"{share:.2g}" if share < 99.5 else f"{share:.0f}"
 
 
 def _plain(text: str) -> Any:

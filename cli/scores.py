@@ -105,7 +105,8 @@ def ready(node: "Node") -> None:
 
     if (node.folder / "stage.json").exists():
         return
-    for problem in paths({role: card for role, card in node.cards.items() if card.family == "data"}):
+    named = {role: card for role, card in node.cards.items() if card.family == "data"}
+    for problem in paths(node.recipe, node.name, named):
         raise problem
     for card in node.cards.values():
         kind = target(own(card)) if card.family == "benchmarks" else None

@@ -23,6 +23,7 @@ from mmalign.io.limits import ROWS
 BLOCK = 1 << 19  # bytes looked at together; more do not fit the nearest caches
 BOM = b"\xef\xbb\xbf"
 LINE = 1 << 20  # bytes of the first lines that are looked at
+UNENDED = "correct that row; or fetch the file again, where it came over a network"
 SHORT = 8  # bytes; only lines this short are looked at to see whether they are blank
 
 Array = NDArray[Any]
@@ -165,8 +166,8 @@ class _JsonList:
             self.at += len(block)
         start_N, end_N = np.concatenate(self.starts), np.concatenate(self.ends)
         if self.depth or self.in_string:
-            what = f"the JSON list is cut off in or behind row {len(end_N)}"
-            raise DataError(what, at=str(self.path), fix="fetch the file again")
+            what = f"the JSON list is cut off in or behind row {len(end_N)}, or has a quote or bracket too many there"
+            raise DataError(what, at=str(self.path), fix=UNENDED)
         self._check_between(source, start_N, end_N)
         return np.stack([start_N, end_N], 1)
 

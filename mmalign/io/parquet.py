@@ -77,7 +77,7 @@ def library() -> Any:
     try:
         import pyarrow.parquet  # 0.2 s: only where such a file is read
     except ImportError as err:
-        raise DataError("parquet and Arrow files need pyarrow", fix="pip install mmalign[data]") from err
+        raise DataError("parquet, Arrow, CSV and TSV files need pyarrow", fix="pip install mmalign[data]") from err
     return pyarrow.parquet
 
 

@@ -290,7 +290,7 @@ def _asked(
     own = model or ModelParts()
     recipe = Recipe(name=name, seed=seed, model=own, stages={verb: stage}, where=lambda _: "command line")
     asked = graph.cards_of(recipe, verb, registry)
-    about_stage = (*targets(recipe, verb, asked), *paths(asked), *protocols(recipe, verb, stage, asked))
+    about_stage = (*targets(recipe, verb, asked), *paths(recipe, verb, asked), *protocols(recipe, verb, stage, asked))
     for problem in of_stage(recipe, verb, stage, asked) if model else about_stage:
         raise problem
     return asked, recipe

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from mmalign.errors import CardError
+from mmalign.errors import CardError, suggest
 from mmalign.io import environment
 from mmalign.plan import definitions, signatures, trust
 from mmalign.plan.cards import INNER, Card, ForeignCard, Registry, inside, named_inside
@@ -103,6 +103,11 @@ def _member_part(card: Card, number: int, member: Any, registry: Registry | None
 def _called(make: Any, card: Card, args: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     import inspect  # here, because reading cards does without it
 
+    known = inspect.signature(make).parameters
+    for arg in args:
+        if arg not in known and not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+            what = f"{card.family} {card.name!r} takes no argument {arg!r}"
+            raise CardError(what, at=card.path, fix=suggest(arg, set(known).difference(given)))
     try:
         inspect.signature(make).bind(**given, **args)
     except TypeError as err:

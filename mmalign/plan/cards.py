@@ -249,10 +249,21 @@ def _told(card: Card) -> bool | None:
         told = trust.of_family(card.target, card.family)
     except definitions.Absent as err:
         what = f"{card.family} {card.name!r} is {card.target}: {err}"
-        raise CardError(what, at=at, fix="check `target:`, or install the package that brings it") from err
+        fix = _beside(card) or "check `target:`, or install the package that brings it"
+        raise CardError(what, at=at, fix=fix) from err
     if told is False:
         raise trust.no_part(card.target, card.family, card.name, at)
     return told
+
+
+def _beside(card: Card) -> str:
+    """What makes a module importable that lies in the working folder, or in or beside the card's shelf; "" for none."""
+    top = card.target.partition(".")[0]
+    for place in (Path.cwd(), *Path(card.path).absolute().parents[:3]):
+        if (place / f"{top}.py").is_file() or (place / top / "__init__.py").is_file():
+            found = packages.spec(top)
+            return "" if found else f"export PYTHONPATH={os.path.relpath(place)}"
+    return ""
 
 
 def _of_member(member: Mapping[str, Any]) -> Card:

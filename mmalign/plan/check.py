@@ -63,7 +63,7 @@ def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) ->
     yield from whole.parts(recipe, name, stage)
     yield from _needed(recipe, name, stage)
     yield from targets(recipe, name, cards)
-    yield from paths(cards)
+    yield from paths(recipe, name, cards)
     if "vlm" in cards:
         yield from whole.fits(recipe, name, stage, cards)
     yield from (problem for card in cards.values() for problem in facts.contradicted(card))

@@ -78,27 +78,30 @@ def _lacking(card: Card, takes: signatures.Arguments, at: str) -> Iterator[MMAli
             yield CheckError(f"{card.family} {card.name!r} needs the argument {arg!r}", at=at, fix=fix)
 
 
-def paths(cards: dict[str, Card]) -> Iterator[MMAlignError]:
-    """Do the files and folders that cards name exist?"""
-    for card in cards.values():
+def paths(recipe: Recipe, name: str, cards: dict[str, Card]) -> Iterator[MMAlignError]:
+    """Do the files and folders that a stage's cards name exist? Told where the recipe names one, or else the card."""
+    own = {role: (part, key) for role, _, part, key in named(recipe, name)}
+    for role, card in cards.items():
+        part, where = own.get(role, (Part(card.name), ""))
         for key, spec in [*card.args.items(), *(pair for _, one in members(card) for pair in one.args.items())]:
+            at = recipe.where(f"{where}.args.{key}") if key in part.args else f"{card.path}  args.{key}"
             if isinstance(spec, str) and spec.startswith(packaged.PREFIX):
-                yield from _packaged(card, key, spec)
+                yield from _packaged(card, key, spec, at)
             elif isinstance(spec, str) and (place := files.local(spec)) and not files.exists(sure(place)):
-                what, at = f"{card.family} {card.name!r}: {key} {spec} does not exist", f"{card.path}  args.{key}"
+                what = f"{card.family} {card.name!r}: {key} {spec} does not exist"
                 if spec.startswith("data:"):
                     yield NoFileError(what, at=at, fix=f"mmalign data get {card.name}, or set MMALIGN_DATA")
                 else:
                     yield CheckError(what, at=at, fix="check the path")
 
 
-def _packaged(card: Card, key: str, spec: str) -> Iterator[MMAlignError]:
+def _packaged(card: Card, key: str, spec: str, at: str) -> Iterator[MMAlignError]:
     """Is there such a model, and the package that reads it? The model itself is not read."""
     try:
         packaged.readable(spec)
     except CardError as err:
         what = f"{card.family} {card.name!r}: {key} {spec}: {err.what}"
-        yield CheckError(what, at=f"{card.path}  args.{key}", fix=err.fix)
+        yield CheckError(what, at=at, fix=err.fix)
 
 
 def sure(place: Path) -> Path:

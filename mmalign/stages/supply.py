@@ -68,7 +68,8 @@ def spelled(words: list[str], vlm: VLM, events: Events) -> Words:
     embeddings = vlm.word_embeddings(words)
     silent = embeddings.silent
     if silent:
-        events.say(f"{len(silent)} words have no token and are never drawn: {', '.join(silent[:5])}")
+        more = ", ..." if len(silent) > 5 else ""
+        events.say(f"{len(silent)} words have no token and are never drawn: {', '.join(silent[:5])}{more}")
     if len(silent) == len(words):
         raise StageError("the tokenizer makes nothing of any word in the list", fix="another word list")
     return embeddings

@@ -177,7 +177,7 @@ class VLM(nn.Module):
         """embeds_RSD: words as the language model embeds them, visual tokens where the image marks stand.
 
         The marks of a picture are as many ids `llm.chat.mark` as it has tokens, row by row in the order of the
-        pictures. Raises StageError where places and tokens differ in number.
+        pictures. Raises StageError where places and tokens differ in number, or tokens and words in width.
         """
         at_RS = ids_RS == self.llm.chat.mark
         embeds_RSD = self.llm.embed(ids_RS.masked_fill(at_RS, 0))
@@ -186,6 +186,9 @@ class VLM(nn.Module):
         if (places := int(at_RS.sum())) != (tokens := tokens_BQD.shape[0] * tokens_BQD.shape[1]):
             what = f"{places} places for visual tokens, {tokens} tokens: the adapter's count is not what it declared"
             raise StageError(what)
+        if (wide := tokens_BQD.shape[-1]) != (width := embeds_RSD.shape[-1]):
+            what = f"the adapter's visual tokens have {wide} numbers, the language model's words {width}"
+            raise StageError(what, fix="give `llm_dim` numbers a token in forward(); check_adapter tests it")
         rows, columns = torch.where(at_RS)
         return embeds_RSD.index_put((rows, columns), tokens_BQD.flatten(0, 1).to(embeds_RSD.dtype))
 

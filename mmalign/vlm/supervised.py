@@ -158,7 +158,7 @@ class Supervised(nn.Module):
         try:
             return self.vlm.embed(batch.ids_RS, visual_BQD)
         except StageError as err:
-            raise StageError(err.what, at=", ".join(batch.ids[:3])) from err
+            raise StageError(err.what, at=", ".join(batch.ids[:3]), fix=err.fix) from err
 
     def places(self, batch: Batch) -> Places:
         """Where each image's tokens stand, and where text is; StageError for an image with no text behind it, where

@@ -80,5 +80,6 @@ def test_a_card_takes_the_arguments_of_its_class(tmp_path: Path) -> None:
     card = Registry().card("benchmarks", "mmbench_cn")
     bench = on(card, data=files(tmp_path, "mmbench_cn"), extraction="before-2025-08")
     assert bench.questions()[0].text.endswith("\n请直接回答选项字母。")
-    with pytest.raises(CardError, match="unexpected keyword argument 'language_'"):
+    with pytest.raises(CardError, match="takes no argument 'language_'") as told:
         on(card, data=str(tmp_path), language_="cn")
+    assert told.value.fix == "did you mean 'language'?"

@@ -212,5 +212,5 @@ def test_a_file_built_otherwise() -> None:
 
 def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(DataError, match="parquet and Arrow files need pyarrow"):
+    with pytest.raises(DataError, match="parquet, Arrow, CSV and TSV files need pyarrow"):
         reading.parquet(["x.parquet"])

@@ -164,6 +164,20 @@ def test_the_command(folder, capsys):
     assert "leave them out: --quarantine FILE" in out
 
 
+def test_all_and_nearly_all(tmp_path, capsys):
+    for count, told in ((0, "100 %"), (1, "100 %"), (10, "95 %")):
+        jsonl(tmp_path / "rows.jsonl", [{}] * 200 + [row(str(n), "0.jpg") for n in range(count)])
+        images(tmp_path, 1)
+        _, out, _ = run(capsys, str(tmp_path / "rows.jsonl"), [])
+        assert f"cannot be used ({told})" in out
+
+
+def test_a_misspelt_argument_of_the_reader(folder):
+    with pytest.raises(CardError, match="takes no argument 'image'") as told:
+        verbs.check(str(folder / "rows.jsonl"), ["image=."], jobs=1, quarantine=None, as_json=False)
+    assert told.value.fix == "did you mean 'images'?"
+
+
 def test_the_quarantine_file(folder, capsys):
     target = folder / "q.jsonl"
     code, out, _ = run(capsys, str(folder / "rows.jsonl"), [], quarantine=target)

@@ -64,6 +64,7 @@ def test_nothing(tmp_path, text):
         ('[{"a": 1}, {"a"', "cut off in or behind row 1"),
         ('[{"a": 1}, {"a": "x', "cut off in or behind row 1"),
         ('[{"a": 1}', "cut off in or behind row 1"),
+        ('[{"a": 1}, {"a": "x"", "b": 1}]', "in or behind row 1, or has a quote or bracket too many there"),
         ("[", "cut off in or behind row 0"),
         ('[{"a": 1}] [', "more behind the end"),
         ('[{"a": 1}]]', "more behind the end"),

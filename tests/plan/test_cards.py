@@ -206,6 +206,22 @@ def test_arguments_are_read_from_the_text(here, monkeypatch, text, takes):
                 definitions.find(target)
 
 
+def test_a_module_beside_its_shelf_that_is_not_importable_is_found(here):
+    """The `try` says what makes it so; where none lies there, that the target is to be checked."""
+    (here / "shelf" / "adapters").mkdir(parents=True)
+    card = here / "shelf" / "adapters" / "own.yaml"
+    card.write_text("summary: mine\ntarget: lies_beside.Own\n")
+    for place, fix in ((None, "check `target:`, or "), (here / "lies_beside.py", "export PYTHONPATH=."),
+                       (here / "shelf" / "lies_beside.py", "export PYTHONPATH=shelf")):  # fmt: skip
+        if place:
+            place.write_text("class Own: ...\n")
+        with pytest.raises(CardError, match="no package 'lies_beside' is installed") as told:
+            Registry([str(here / "shelf")]).card("adapters", "own")
+        assert told.value.fix.startswith(fix)
+        if place:
+            place.unlink()
+
+
 def test_broken_python_is_said_to_be_broken(here, monkeypatch):
     (here / "broken_part.py").write_text("def A(:\n")
     monkeypatch.syspath_prepend(here)

@@ -237,7 +237,7 @@ SIMPLE = [
     Mistake("card of a package that is not installed", "no package 'nowhere' is installed", "check `target:`",
             words=("registry=[./shelf]", "model.adapter=packageless"), at="shelf/adapters/packageless.yaml  target"),
     Mistake("missing file of a card", "checkpoint /nowhere/clip does not exist", "check the path",
-            words=("model.vision.args.checkpoint=/nowhere/clip",), at="args.checkpoint"),
+            words=("model.vision.args.checkpoint=/nowhere/clip",), at="command line  model.vision.args.checkpoint"),
     Mistake("missing registry folder", "no registry folder", "a folder with vision/, adapters/", "seed: 3",
             "seed: 3\nregistry: [./nowhere]", line=1),
     # YAML
@@ -259,7 +259,8 @@ SIMPLE = [
     Mistake("a benchmark that is none, beside training", "no benchmarks card named 'toy-lokup'", "'toy-lookup'",
             words=("stages.align.evaluate=[toy-perplexity, toy-lokup]",), at="stages.align.evaluate.1"),
     Mistake("a benchmark without its files, beside training", "/nowhere does not exist", "check the path",
-            words=("stages.align.evaluate=[{card: mmlu, args: {data: ./nowhere}}]",), at="mmlu.yaml  args.data"),
+            words=("stages.align.evaluate=[{card: mmlu, args: {data: ./nowhere}}]",),
+            at="stages.align.evaluate.0.args.data"),
     Mistake("an argument no benchmark has, beside training", "takes no argument 'imags'", "did you mean 'images'?",
             words=("stages.align.evaluate=[{card: toy-pope, args: {imags: 3}}]",),
             at="stages.align.evaluate.0.args.imags"),
@@ -384,7 +385,7 @@ def test_an_unknown_benchmark_for_a_trained_model(tiny, mmalign):
     what = "benchmarks 'pope': data data:eval/pope does not exist"
     assert_mistake(said, what, "pope.yaml  args.data", "MMALIGN_DATA")
     said = mmalign("eval", node.folder, "--bench", "toy-pope,pope", "--data", "nowhere")
-    assert_mistake(said, f"data {tiny.parent}/nowhere does not exist", "pope.yaml  args.data", "check the path")
+    assert_mistake(said, f"data {tiny.parent}/nowhere does not exist", "command line", "check the path")
 
 
 def test_a_stage_that_is_no_model_is_not_evaluated(tiny, mmalign):

@@ -176,7 +176,16 @@ def test_words_the_tokenizer_makes_nothing_of_are_said_and_never_drawn(tmp_path,
     assert max(int(words_NPK.max()) for words_NPK, _ in store.shards()) >= len(known)  # a store is for any model
     assert {word for one in pairs for _, word in one} <= set(range(len(known)))
     said = (given.folder / "events.jsonl").read_text()
-    assert "3 words have no token and are never drawn: " in json.loads(said.splitlines()[0])["say"]
+    assert "3 words have no token and are never drawn: " in (said := json.loads(said.splitlines()[0])["say"])
+    assert "..." not in said
+
+
+def test_of_many_words_the_first_are_named_and_that_there_are_more(tmp_path):
+    (tmp_path / "words.txt").write_text("\n".join(["star", *"一丁七万丈三"]))
+    given = labelled(tmp_path, f"stages.label.source.args={{words: {tmp_path}/words.txt}}", "stages.label.keep=2")
+    train.run(given)
+    told = json.loads((given.folder / "events.jsonl").read_text().splitlines()[0])["say"]
+    assert told == "6 words have no token and are never drawn: 一, 丁, 七, 万, 丈, ..."
 
 
 def test_a_word_list_the_tokenizer_makes_nothing_of(tmp_path):

@@ -293,6 +293,14 @@ def test_an_adapter_that_lies_about_its_tokens_is_named(folders):
         model.embed(batch, torch.zeros(1, 24, 32))
 
 
+def test_an_adapter_whose_tokens_have_another_width_is_told_so(folders):
+    model = build(folders)
+    batch = collate(model).batch([0], seed=0)
+    width = model.embed(batch, None).shape[-1]
+    with pytest.raises(StageError, match=f"visual tokens have {width + 1} numbers, the language model's words {width}"):
+        model.embed(batch, torch.zeros(1, 25, width + 1))
+
+
 def test_the_passs_random_numbers_are_its_own(folders):
     model = build(folders)
     batch = Batch(torch.zeros(1, 1).long(), torch.ones(1, 1).long(), torch.zeros(1, 1), None, seed=3)
