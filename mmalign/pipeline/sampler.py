@@ -6,7 +6,10 @@ import sys
 from collections import Counter
 from typing import Any
 
+from mmalign.data import Record
+from mmalign.data.pictures import ImageReader, LocalFolder
 from mmalign.errors import CardError, DataError, MMAlignError
+from mmalign.io import files
 from mmalign.llms import gguf
 from mmalign.llms.rendered import Rendered
 from mmalign.pipeline.sample import Sample, failed
@@ -42,12 +45,23 @@ def _sample(job: dict[str, Any]) -> Sample:
         sample["seen"] += 1
         try:
             record = data[number]
-            notes += Counter(record.notes) + (render(record) if render else Counter())
+            told = Counter(record.notes) + (render(record) if render else Counter())
+            _pictures(data, record)
+            notes += told
         except DataError as err:
             sample["bad"] += 1
             sample.setdefault("first", f"{data.id_of(number)}: {err.what}")
             sample.setdefault("fix", err.fix or "")
     return {**sample, "notes": dict(notes.most_common())}
+
+
+def _pictures(data: Any, record: Record) -> None:
+    """Read a record's picture files, where they lie in folders of this machine; Unusable for one that is not there."""
+    reader = getattr(data, "reader", None)
+    if isinstance(reader, ImageReader) and all(isinstance(root, LocalFolder) for root in reader.roots):
+        for reference in record.images:
+            if isinstance(reference, str) and not files.is_url(reference):
+                reader.read(reference)
 
 
 def spread(size: int, most: int) -> list[int]:

@@ -62,6 +62,15 @@ def test_few_bad_rows_are_noted_and_more_than_max_bad_refused(looked):
     assert "tools" in note
 
 
+def test_a_picture_that_is_not_there_is_told_before_training(looked):
+    rows = [*plain(9), row("gone", "none.jpg")]
+    with pytest.raises(CheckError, match="1 of 10 rows of conversations .* gone@9: missing: no image none.jpg"):
+        looked(rows)
+    (note,) = looked(rows, "stages.tune.max_bad=0.1")
+    assert note.endswith("no image none.jpg")
+    assert looked([*plain(9), row("far", "http://localhost:1/a.jpg")]) == []  # nothing is fetched
+
+
 def test_what_is_cut_and_marks_of_others_are_told(looked):
     rows = plain(4)
     for one in rows[:3]:
