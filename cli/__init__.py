@@ -51,17 +51,22 @@ def run(
     allow_code: AllowCode = False,
 ) -> None:
     """Run every stage of a recipe that is not done."""
+    from mmalign.pipeline import following, leading
+    from mmalign.pipeline.launched import launched
     from mmalign.pipeline.run import Launch
     from mmalign.pipeline.run import run as run_
 
     from . import live, missing, scores, show
 
-    nodes, notes = missing.reached(recipe, [*(overrides or []), *show.tracked(log_to)], runs)
-    show.tell([*notes, *scores.unlooked([node for node in nodes if node.name not in (force or [])])])
-    launch = Launch(devices, hosts)
-    with live.display(nodes, launch) as display:
-        run_(nodes, launch, display, force or [])
-    show.results(nodes, as_json)
+    if (own := launched()) and own.number:  # the first of them runs the stages, and says all there is to say
+        raise typer.Exit(following.follow(own, runs))
+    with leading.leading(own, runs, devices, hosts) as leader:
+        nodes, notes = missing.reached(recipe, [*(overrides or []), *show.tracked(log_to)], runs)
+        show.tell([*notes, *scores.unlooked([node for node in nodes if node.name not in (force or [])])])
+        launch = Launch(devices, hosts, leader)
+        with live.display(nodes, launch) as display:
+            run_(nodes, launch, display, force or [])
+        show.results(nodes, as_json)
 
 
 @app.command()

@@ -24,10 +24,10 @@ def main() -> int:
     args = argparse.ArgumentParser(prog="mmalign.pipeline.worker")
     args.add_argument("folder", type=Path)
     args.add_argument("--written", default="")  # the hash of the stage.yaml that our parent wrote
-    args.add_argument("--devices", type=int, default=0)  # more than 1: start that many of us with torchrun
+    args.add_argument("--devices", type=int, default=0)  # start that many of us with torchrun
     given = args.parse_args()
     _die_with_parent()
-    if given.devices > 1:
+    if given.devices:
         return _spread(given.folder, given.devices, given.written)
     rank = int(os.environ.get("RANK", "0"))
     _log(logging.INFO if rank == 0 else logging.WARNING)
@@ -102,9 +102,14 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
     from torch.distributed.run import main as torchrun
 
     os.environ["MMALIGN_PARENT"] = str(os.getpid())
+    where = ["--standalone"]
+    if (nodes := os.environ.get("WORLD_SIZE", "1")) != "1":  # as many hosts do the same, each counted as one process
+        env = {name: os.environ.pop(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")}
+        where = [f"--nnodes={nodes}", f"--node-rank={env['RANK']}"]
+        where += [f"--master-addr={env['MASTER_ADDR']}", f"--master-port={env['MASTER_PORT']}"]
     try:
         worker = ["-m", "mmalign.pipeline.worker", str(folder), f"--written={written}"]
-        torchrun(["--standalone", f"--nproc-per-node={devices}", *worker])
+        torchrun([*where, f"--nproc-per-node={devices}", *worker])
     except ChildFailedError as err:  # its own summary of who failed first; the workers wrote what went wrong
         logging.error("%s", err)
         _, first = err.get_first_failure()
