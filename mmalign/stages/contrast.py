@@ -123,7 +123,7 @@ def run(task: Task) -> dict[str, Any]:
     for line in fit.warnings():
         events.say(line)
     _write(task, engine, clip, encoder, stage)
-    return {"metrics": last, "warnings": fit.warnings(), "account": fit.account(), "parts": {"vision": f"{task.folder.name}/weights/vision"}}
+    return {"metrics": last, "warnings": fit.warnings(), "parts": {"vision": f"{task.folder.name}/weights/vision"}}
 
 
 def _passes(batches: Batches, steps: int) -> Any:

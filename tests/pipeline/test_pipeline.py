@@ -361,12 +361,12 @@ def test_two_processes_go_on_from_the_same_older_checkpoint(alone):
 
 
 @pytest.mark.slow
-def test_a_host_file_through_a_shell_that_stands_for_ssh(alone, monkeypatch):
+def test_two_hosts_through_a_shell_that_stands_for_ssh(alone, monkeypatch):
     shell = alone / "bin" / "ssh"
     shell.parent.mkdir()
     shell.write_text('#!/bin/sh\nwhile [ "$1" = "-o" ]; do shift 2; done\nshift\nexec sh -c "$*"\n')
     shell.chmod(0o755)
-    (alone / "hosts").write_text("localhost slots=2\n")
+    (alone / "hosts").write_text("node2 slots=1\nlocalhost slots=1\n")
     monkeypatch.setenv("PATH", f"{shell.parent}{os.pathsep}{os.environ['PATH']}")
     train(alone, "hosted", "--hosts", "hosts")
     assert json.loads((stage(alone, "align", "hosted") / "stage.json").read_text())["devices"] == 2
