@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 from mmalign.errors import DataError, MMAlignError, StageError, Stopped
 from mmalign.io import disk, environment
 from mmalign.io.visible import visible
-from mmalign.pipeline import ended, task, weights
+from mmalign.pipeline import ended, hardware, task, weights
 
 
 def main() -> int:
@@ -92,9 +93,23 @@ def run(folder: Path, rank: int, written: str = "") -> None:
     resumed = {place.name for place in folder.iterdir()} - {"stage.yaml", *task.RUNNING}
     stage = importlib.import_module(f"mmalign.stages.{given.stage.kind}")
     results: dict[str, Any] = stage.run(given)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    hosts = _hosts(size)
     if rank == 0:
         again = {"resumed": True} if resumed else {}  # what it took is not the whole time
-        task.finish(given, {**results, **again}, began, int(os.environ.get("WORLD_SIZE", "1")))
+        task.finish(given, {**results, **again}, began, size, hosts)
+
+
+def _hosts(size: int) -> dict[str, str]:
+    """{host: its GPUs} of all ranks, in their order; every rank asks."""
+    own = socket.gethostname(), hardware.used().get("gpus", "")
+    if size == 1:
+        return dict([own])
+    import torch.distributed as dist
+
+    of_rank: list[tuple[str, str]] = [own] * size
+    dist.all_gather_object(of_rank, own)
+    return dict(of_rank)
 
 
 def _spread(folder: Path, devices: int, written: str = "") -> int:

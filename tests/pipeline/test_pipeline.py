@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -312,6 +313,10 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(alone):
     assert not list(alone.glob("mixed/train-*/stage.json"))
     said = run(alone, *words)
     assert "align: goes on from step" in said.err
+    (told,) = [line for line in said.err.splitlines() if "from here on" in line]
+    assert told.startswith("align: 1 process from here on, 2 before: the same samples in the same steps; ")
+    (account,) = json.loads((stage(alone, "align", "mixed") / "stage.json").read_text())["account"]
+    assert re.fullmatch(r"trained by 2 processes from step 0 on, 1 process from step \d+ on", account)
     assert_equal_traces(trace(alone, "mixed"), trace(alone, "alone"))
 
 
