@@ -187,8 +187,11 @@ def _start(node: Node, launch: Launch, lock: int, written: str) -> Child:
     if leader:
         env = leader.begin(node.folder, written, env)
     command, place = [*launch.command(node), f"--written={written}"], node.folder / "log.txt"
-    with open(place, "ab") as log:
-        own = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, pass_fds=[lock])
+    try:
+        with open(place, "ab") as log:
+            own = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, pass_fds=[lock])
+    except OSError as err:
+        raise RunError(f"cannot start {command[0]!r}: {err.strerror}", at=str(place), fix="free memory") from err
     return Crew(own, leader, place) if leader else own
 
 

@@ -194,6 +194,27 @@ def test_one_that_is_killed_ends_the_stage(folder):
     assert f"  | process 1 on {socket.gethostname()} is gone\n" in first.err
 
 
+API = """
+import sys
+from pathlib import Path
+from mmalign.pipeline import launched
+launched.WORKER = [sys.executable, "worker.py"]
+import mmalign
+results = mmalign.run("tiny.yaml")
+print([(name, (folder / "stage.json").exists()) for name, folder in results.folders.items()])
+"""
+
+
+def test_every_process_of_a_script_gets_the_results(folder):
+    env = {name: value for name, value in os.environ.items() if name not in NOT_A_READERS or name == "PYTHONPATH"}
+    line = [sys.executable, "-c", API]
+    said = ended([
+        subprocess.Popen(line, env=env | torchrun(number, 2), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for number in range(2)
+    ])  # fmt: skip
+    assert [(one.code, one.out) for one in said] == [(0, "[('label', True), ('align', True)]\n")] * 2, said[0].err
+
+
 # One at a time
 
 
