@@ -36,7 +36,7 @@ def follow(own: Launched, runs: Path) -> int:
     place, until = meeting(runs, own.key), time.monotonic() + JOIN
     while True:
         with suppress(OSError, ValueError, KeyError, TypeError):  # not there yet, or left behind by one that was killed
-            wire = _join(json.loads(place.read_text(encoding="utf-8")), own.number)
+            wire = _join(_ours(place), own.number)
             break
         if time.monotonic() > until:
             what = f"process {own.number} of {own.size}: the first did not come within {JOIN:.0f} s"
@@ -44,6 +44,15 @@ def follow(own: Launched, runs: Path) -> int:
             raise RunError(what, at=str(place), fix=fix)
         time.sleep(AGAIN)
     return _serve(wire, runs, own.local)
+
+
+def _ours(place: Path) -> dict[str, Any]:
+    """Where the first command is reached, as this user wrote it; a ValueError where it was another one."""
+    with open(place, encoding="utf-8") as source:
+        if os.fstat(source.fileno()).st_uid != os.geteuid():
+            raise ValueError("another's")
+        about: dict[str, Any] = json.load(source)
+    return about
 
 
 def _join(about: Mapping[str, Any], number: int) -> Wire:

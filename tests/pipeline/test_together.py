@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from mmalign.errors import RunError
-from mmalign.pipeline import leading
+from mmalign.pipeline import following, leading
 from mmalign.pipeline.launched import HERE, Launched, launched
 from mmalign.pipeline.leading import Leader
 from mmalign.pipeline.run import Launch
@@ -244,6 +245,22 @@ def test_devices_of_one_process_a_host(here, monkeypatch):
         assert leader is not None
         launch = Launch(8, None, leader)
         assert (launch.size, launch.here) == (16, 8)
+
+
+def test_a_meeting_that_another_user_arranged_is_not_gone_to(here, monkeypatch):
+    leader, meeting = Leader(2), leading.meeting(here, "k")
+    meeting.parent.mkdir()
+    meeting.write_text(json.dumps({"address": HERE, "port": leader.port, "token": leader.token}))
+    monkeypatch.setattr(following, "JOIN", 1.0)
+    monkeypatch.setattr(following.os, "geteuid", lambda: meeting.stat().st_uid + 1)
+    with pytest.raises(RunError) as caught:
+        following.follow(place(number=1, size=2), here)
+    assert caught.value.what == "process 1 of 2: the first did not come within 1 s"
+    with pytest.raises(RunError):
+        leader.wait(0)
+    monkeypatch.undo()
+    threading.Thread(target=lambda: leader.end(7)).start()
+    assert following.follow(place(number=1, size=2), here) == 7
 
 
 def test_nobody_waits_for_ever():
