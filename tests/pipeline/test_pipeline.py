@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -295,7 +296,8 @@ def assert_equal_traces(found: dict[str, list[float]], want: dict[str, list[floa
 def test_two_processes_reach_the_losses_of_one(alone, zero):
     runs = f"two-zero-{zero}"
     train(alone, runs, "--devices", "2", f"stages.align.engine.zero={zero}")
-    assert json.loads((stage(alone, "align", runs) / "stage.json").read_text())["devices"] == 2
+    about = json.loads((stage(alone, "align", runs) / "stage.json").read_text())
+    assert (about["devices"], about["hosts"]) == (2, [socket.gethostname()])
     assert_equal_traces(trace(alone, runs), trace(alone, "alone"))
 
 

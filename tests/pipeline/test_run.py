@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from mmalign.errors import RunError
-from mmalign.pipeline import run, stalled, task, worker
+from mmalign.pipeline import launched, run, stalled, task, worker
 from mmalign.pipeline.run import Failed, Launch
 from mmalign.plan import graph
 from mmalign.plan import read as compose
@@ -421,6 +421,31 @@ def test_commands(plan, monkeypatch):
     Path("hosts").write_text("localhost slots=3\nnode2 slots=2\n")
     assert Launch(hosts=Path("hosts")).command(align) == [*python, str(align.folder), "--devices=3"]
     assert Launch(hosts=Path("hosts")).command(report) == [*python, str(report.folder)]
+
+
+@pytest.mark.parametrize(
+    ("env", "where"),
+    [
+        ({}, ["--standalone"]),
+        (
+            {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "node1", "MASTER_PORT": "4000"},
+            ["--nnodes=3", "--node-rank=1", "--master-addr=node1", "--master-port=4000"],
+        ),
+    ],
+)
+def test_processes_of_one_host_and_of_several(monkeypatch, env, where):
+    from torch.distributed import run as elastic
+
+    given = []
+    monkeypatch.setattr(elastic, "main", given.extend)
+    monkeypatch.setenv("MMALIGN_PARENT", "0")
+    for name in launched.PLACE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert worker._spread(Path("runs/train-abc"), 2, "hash") == 0
+    module = ["-m", "mmalign.pipeline.worker", "runs/train-abc", "--written=hash"]
+    assert given == [*where, "--nproc-per-node=2", *module]
 
 
 @pytest.mark.parametrize(("code", "given"), [(task.FULL, task.FULL), (2, 1), (-9, 1)])
