@@ -44,24 +44,34 @@ def run(
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     devices: Annotated[int, typer.Option(min=1, help="processes on this machine, one a device")] = 1,
-    hosts: Annotated[Path | None, typer.Option(help="a DeepSpeed host file")] = None,
+    hosts: Annotated[
+        Path | None, typer.Option(help="a DeepSpeed host file; this machine and, by ssh, the others")
+    ] = None,
     force: Annotated[list[str] | None, typer.Option(help="run this stage again; its old folder is kept aside")] = None,
     log_to: LogTo = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Run every stage of a recipe that is not done."""
+    """Run every stage of a recipe that is not done.
+
+    Started several times by srun or torchrun, all take part in each stage.
+    """
+    from mmalign.pipeline import following, leading
+    from mmalign.pipeline.launched import launched
     from mmalign.pipeline.run import Launch
     from mmalign.pipeline.run import run as run_
 
     from . import live, missing, scores, show
 
-    nodes, notes = missing.reached(recipe, [*(overrides or []), *show.tracked(log_to)], runs)
-    show.tell([*notes, *scores.unlooked([node for node in nodes if node.name not in (force or [])])])
-    launch = Launch(devices, hosts)
-    with live.display(nodes, launch) as display:
-        run_(nodes, launch, display, force or [])
-    show.results(nodes, as_json)
+    if (own := launched()) and own.number:  # the first of them runs the stages, and says all there is to say
+        raise typer.Exit(following.follow(own, runs))
+    with leading.leading(own, runs, devices, hosts) as leader:
+        nodes, notes = missing.reached(recipe, [*(overrides or []), *show.tracked(log_to)], runs)
+        show.tell([*notes, *scores.unlooked([node for node in nodes if node.name not in (force or [])])])
+        launch = Launch(devices, hosts, leader)
+        with live.display(nodes, launch) as display:
+            run_(nodes, launch, display, force or [])
+        show.results(nodes, as_json)
 
 
 @app.command()

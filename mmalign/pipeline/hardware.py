@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,15 @@ def used() -> dict[str, str]:
     """
     about = {"machine": platform.machine(), "python": platform.python_version(), "cpu": _cpu(), "cores": str(cores())}
     return {name: value for name, value in {**about, "memory": _memory(), "gpus": _gpus()}.items() if value}
+
+
+def of_hosts(gpus: Sequence[str]) -> dict[str, str]:
+    """`used` of this machine, where several of them were; gpus: those of each host."""
+    if len(gpus) < 2:
+        return used()
+    (kind, count), *others = [*Counter(filter(None, gpus)).items(), ("", 0)]
+    told = [f"{kind} on {count} host{'s' * (count > 1)}", *(f"{other} on {many}" for other, many in others if many)]
+    return used() | ({"gpus": ", ".join(told)} if kind else {})
 
 
 def _cpu() -> str:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmalign.errors import StageError
 from mmalign.io import files
 from mmalign.io.visible import visible
-from mmalign.pipeline import finished, sample, standing
+from mmalign.pipeline import finished, following, leading, sample, standing
+from mmalign.pipeline.launched import launched
 from mmalign.pipeline.run import Launch, Show
 from mmalign.pipeline.run import run as run_nodes
 from mmalign.plan import gaps, graph, read
@@ -129,13 +131,22 @@ def run(
 ) -> Results:
     """Run every stage of a recipe that is not done: `mmalign run` from Python, with the same arguments.
 
-    devices: processes on this machine. hosts: a DeepSpeed host file. force: stages to run again. show: is told of
+    devices: processes on this machine. hosts: a DeepSpeed host file. In a script that srun or torchrun started several
+    times all take part in each stage, and each gets the results. force: stages to run again. show: is told of
     progress; None: the log is. Raises what `preview` raises, and StageError where a stage fails.
     """
-    plan = reached(preview(recipe, *overrides, runs=runs))
-    for note in plan.notes:
-        log.warning("%s", visible(note))
-    run_nodes(plan.stages, Launch(devices, Path(hosts) if hosts else None), show or _Log(), force)
+    own, file = launched(), Path(hosts) if hosts else None
+    if own and own.number:  # the first runs the stages
+        if code := following.follow(own, Path(runs)):
+            raise StageError(
+                "the first process did not come to the end", at=str(runs), fix=f"exit code {code}: see its log"
+            )
+        return results(preview(recipe, *overrides, runs=runs).stages)
+    with leading.leading(own, Path(runs), devices, file) as leader:
+        plan = reached(preview(recipe, *overrides, runs=runs))
+        for note in plan.notes:
+            log.warning("%s", visible(note))
+        run_nodes(plan.stages, Launch(devices, file, leader), show or _Log(), force)
     return results(plan.stages)
 
 

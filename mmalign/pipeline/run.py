@@ -2,13 +2,12 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,8 @@ from typing import Any, Protocol
 from mmalign.errors import MMAlignError, RunError, StageError, Terminated, suggest
 from mmalign.io import files
 from mmalign.io.signals import on_sigterm
-from mmalign.pipeline import ended, task
+from mmalign.pipeline import ended, hosts, launched, task
+from mmalign.pipeline.leading import Crew, Leader
 from mmalign.pipeline.lock import POLL, locked
 from mmalign.pipeline.records import recorded
 from mmalign.pipeline.stalled import Stalled
@@ -36,39 +36,62 @@ class Show(Protocol):
     def end(self, node: Node, seconds: float) -> None: ...
 
 
+class Child(Protocol):
+    """The process of a stage, or several as one."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
 @dataclass
 class Launch:
-    """Where a stage runs: processes on this machine, or on the hosts of a DeepSpeed host file."""
+    """Where a stage runs: processes on this machine, on the hosts of a DeepSpeed host file, or at all the commands that
+    torchrun or srun started together, so many at each.
+
+    leader: knows the others.
+    """
 
     devices: int = 1
     hosts: Path | None = None
+    leader: Leader | None = None
 
     @property
     def size(self) -> int:
         """Processes of a stage; a RunError when the host file is none, or the two contradict each other."""
         if not self.hosts:
-            return self.devices
+            return self.devices * (self.leader.size if self.leader else 1)
         if self.devices > 1:
             what = f"--devices {self.devices} and --hosts {self.hosts} both say how many processes there are"
             raise RunError(what, fix="--hosts alone: a host's slots are its processes")
-        try:
-            lines = [line.split("#")[0] for line in self.hosts.read_text(encoding="utf-8").splitlines()]
-            slots = [int(line.rpartition("slots=")[2]) for line in lines if line.strip()]
-            if not slots or min(slots) < 1:
-                raise ValueError("every host needs a slot")
-        except (OSError, ValueError) as err:
-            fix = "a file with lines like `host1 slots=8`"
-            raise RunError(f"{self.hosts} is no host file: {err}", at=str(self.hosts), fix=fix) from err
-        return sum(slots)
+        return sum(host.slots for host in hosts.read(self.hosts))
+
+    @property
+    def here(self) -> int:
+        """Processes of a stage on this machine that its one process starts; 0: it is the only one."""
+        if self.leader:
+            return self.leader.devices.get(0, 0)
+        devices = hosts.read(self.hosts)[0].slots if self.hosts else self.devices
+        return devices if devices > 1 else 0
 
     def command(self, node: Node) -> list[str]:
-        worker = ["mmalign.pipeline.worker", str(node.folder)]
-        if self.hosts and not node.stage.alone:
-            beside = shutil.which("deepspeed", path=str(Path(sys.executable).parent))  # a venv that is not activated
-            return [beside or "deepspeed", f"--hostfile={self.hosts}", "--no_local_rank", "--module", *worker]
-        if self.devices > 1 and not node.stage.alone:
-            return [sys.executable, "-m", *worker, f"--devices={self.devices}"]
-        return [sys.executable, "-m", *worker]
+        worker = [*launched.WORKER, str(node.folder)]
+        return worker if node.stage.alone or not self.here else [*worker, f"--devices={self.here}"]
+
+    @contextmanager
+    def reached(self, nodes: Sequence[Node]) -> Iterator[None]:
+        """In the block the hosts that some stages run on take part; a RunError where one cannot."""
+        if not self.hosts or all(node.stage.alone for node in nodes):
+            yield
+            return
+        with hosts.reached(self.hosts, nodes[0].folder.parent) as self.leader:
+            yield
 
 
 class Failed(StageError):
@@ -92,11 +115,12 @@ def run(nodes: Sequence[Node], launch: Launch, show: Show, force: Sequence[str] 
     for node in nodes:
         if node.name in force or not node.done:
             _divides(node, launch)
-    for node in nodes:
-        if node.name in force:
-            set_aside(node)
-    left = [node for node in nodes if not node.done]
-    with on_sigterm(_terminate), recorded(nodes, launch.size if left else 1) as record:
+    left = [node for node in nodes if node.name in force or not node.done]
+    devices = launch.size if left else 1
+    with on_sigterm(_terminate), launch.reached(left), recorded(nodes, devices) as record:
+        for node in left:
+            if node.name in force:
+                set_aside(node)
         for node in left:
             _run_one(node, launch, show, record)
 
@@ -151,25 +175,27 @@ def _run_one(node: Node, launch: Launch, show: Show, record: Callable[[], None])
     node.__dict__.pop("done", None)
 
 
-def _start(node: Node, launch: Launch, lock: int, written: str) -> subprocess.Popen[bytes]:
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}  # of log.txt
+def _start(node: Node, launch: Launch, lock: int, written: str) -> Child:
+    env = launched.alone(os.environ) | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}  # of log.txt
     if not {"", os.getcwd()} & set(sys.path):  # as here: a torch.py beside a recipe is not imported
         env["PYTHONSAFEPATH"] = "1"
-    if not launch.hosts:
-        env["MMALIGN_PARENT"] = str(os.getpid())  # DeepSpeed's launcher stands between us and its workers
+    env["MMALIGN_PARENT"] = str(os.getpid())
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if launch.devices > 1:
-        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.devices)))
-    command = [*launch.command(node), f"--written={written}"]
-    if not shutil.which(command[0]):
-        raise RunError(f"cannot start {command[0]!r}: not installed", fix="pip install deepspeed")
-    with open(node.folder / "log.txt", "ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, pass_fds=[lock])
+    if launch.here:
+        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.here)))
+    leader = None if node.stage.alone else launch.leader
+    if leader:
+        env = leader.begin(node.folder, written, env)
+    command, place = [*launch.command(node), f"--written={written}"], node.folder / "log.txt"
+    try:
+        with open(place, "ab") as log:
+            own = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, pass_fds=[lock])
+    except OSError as err:
+        raise RunError(f"cannot start {command[0]!r}: {err.strerror}", at=str(place), fix="free memory") from err
+    return Crew(own, leader, place) if leader else own
 
 
-def _watch(
-    node: Node, child: subprocess.Popen[bytes], tell: Callable[[dict[str, Any]], None], look: Callable[[], None]
-) -> None:
+def _watch(node: Node, child: Child, tell: Callable[[dict[str, Any]], None], look: Callable[[], None]) -> None:
     """Tell what the stage says until it ends. look: is called again and again meanwhile."""
     events = _events(node.folder / "events.jsonl")
     stalled = Stalled(node.folder, child.pid)

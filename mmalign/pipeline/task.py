@@ -1,6 +1,7 @@
 """What a stage is handed (stage.yaml) and what it leaves behind (stage.json)."""
 
 import hashlib
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -121,13 +122,16 @@ def _stage(raw: dict[str, Any], place: Path) -> Stage:
         raise RunError(f"stage.yaml is damaged: {str(err).splitlines()[0]}", at=f"{place}  stage", fix=AGAIN) from err
 
 
-def finish(task: Task, results: Mapping[str, Any], began: float, devices: int) -> None:
+def finish(
+    task: Task, results: Mapping[str, Any], began: float, devices: int, hosts: Mapping[str, str] | None = None
+) -> None:
     """Write stage.json, last of all, so that a killed stage is not taken for done, with the hash of what it left.
 
     All of that is on the disk before.
 
     results: what the stage's `run` returned: `metrics`, `parts`, and whatever else readers of the folder need.
-    began: time.time() at the stage's start. devices: number of processes.
+    began: time.time() at the stage's start. devices: number of processes. hosts: {name: its
+    GPUs} of the machines they ran on; None: this one.
     """
     disk.settle(task.folder)
     about = {
@@ -140,7 +144,8 @@ def finish(task: Task, results: Mapping[str, Any], began: float, devices: int) -
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.time() - began, 2),
         "devices": devices,
-        "hardware": hardware.used(),
+        "hosts": list(hosts or [socket.gethostname()]),
+        "hardware": hardware.of_hosts([*(hosts or {}).values()]),
         "software": software.used(),
         "arms": task.arms,
         "reads": [[slot, folder.name] for slot, folder in task.reads],

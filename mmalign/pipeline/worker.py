@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,17 +18,17 @@ from typing import Any
 from mmalign.errors import DataError, MMAlignError, StageError, Stopped
 from mmalign.io import disk, environment
 from mmalign.io.visible import visible
-from mmalign.pipeline import ended, task, weights
+from mmalign.pipeline import ended, hardware, task, weights
 
 
 def main() -> int:
     args = argparse.ArgumentParser(prog="mmalign.pipeline.worker")
     args.add_argument("folder", type=Path)
     args.add_argument("--written", default="")  # the hash of the stage.yaml that our parent wrote
-    args.add_argument("--devices", type=int, default=0)  # more than 1: start that many of us with torchrun
+    args.add_argument("--devices", type=int, default=0)  # start that many of us with torchrun
     given = args.parse_args()
     _die_with_parent()
-    if given.devices > 1:
+    if given.devices:
         return _spread(given.folder, given.devices, given.written)
     rank = int(os.environ.get("RANK", "0"))
     _log(logging.INFO if rank == 0 else logging.WARNING)
@@ -92,9 +93,23 @@ def run(folder: Path, rank: int, written: str = "") -> None:
     resumed = {place.name for place in folder.iterdir()} - {"stage.yaml", *task.RUNNING}
     stage = importlib.import_module(f"mmalign.stages.{given.stage.kind}")
     results: dict[str, Any] = stage.run(given)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    hosts = _hosts(size)
     if rank == 0:
         again = {"resumed": True} if resumed else {}  # what it took is not the whole time
-        task.finish(given, {**results, **again}, began, int(os.environ.get("WORLD_SIZE", "1")))
+        task.finish(given, {**results, **again}, began, size, hosts)
+
+
+def _hosts(size: int) -> dict[str, str]:
+    """{host: its GPUs} of all ranks, in their order; every rank asks."""
+    own = socket.gethostname(), hardware.used().get("gpus", "")
+    if size == 1:
+        return dict([own])
+    import torch.distributed as dist
+
+    of_rank: list[tuple[str, str]] = [own] * size
+    dist.all_gather_object(of_rank, own)
+    return dict(of_rank)
 
 
 def _spread(folder: Path, devices: int, written: str = "") -> int:
@@ -102,9 +117,14 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
     from torch.distributed.run import main as torchrun
 
     os.environ["MMALIGN_PARENT"] = str(os.getpid())
+    where = ["--standalone"]
+    if (nodes := os.environ.get("WORLD_SIZE", "1")) != "1":  # as many hosts do the same, each counted as one process
+        env = {name: os.environ.pop(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")}
+        where = [f"--nnodes={nodes}", f"--node-rank={env['RANK']}"]
+        where += [f"--master-addr={env['MASTER_ADDR']}", f"--master-port={env['MASTER_PORT']}"]
     try:
         worker = ["-m", "mmalign.pipeline.worker", str(folder), f"--written={written}"]
-        torchrun(["--standalone", f"--nproc-per-node={devices}", *worker])
+        torchrun([*where, f"--nproc-per-node={devices}", *worker])
     except ChildFailedError as err:  # its own summary of who failed first; the workers wrote what went wrong
         logging.error("%s", err)
         _, first = err.get_first_failure()

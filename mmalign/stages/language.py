@@ -60,7 +60,8 @@ def run(task: Task) -> dict[str, Any]:
     if not rank:
         llm.save(task.folder / "weights" / "llm", in_precision(state, DTYPES[stage.precision]))
     told = {} if rank else account.of(task.folder, int(last["step"]) * stage.batch, stage.max_length, {}, data.left_out)
-    told |= {"warnings": [*told["warnings"], *fit.warnings()]} if told else {}
+    if told:
+        told |= {"account": [*fit.account(), *told["account"]], "warnings": [*told["warnings"], *fit.warnings()]}
     for line in [*told.get("account", []), *told.get("warnings", [])]:
         events.say(line)
     return {

@@ -87,7 +87,8 @@ def run(task: Task) -> dict[str, Any]:
         events.say(watcher.cost())
 
     told = {} if rank else _account(task, stage, collate, int(last["step"]), premise)
-    told |= {"warnings": [*told["warnings"], *fit.warnings()]} if told else {}
+    if told:
+        told |= {"account": [*fit.account(), *told["account"]], "warnings": [*told["warnings"], *fit.warnings()]}
     for line in [*told.get("account", []), *told.get("warnings", [])]:
         events.say(line)
     return {

@@ -27,6 +27,7 @@ from mmalign.training.optim import factor
 from mmalign.training.usage import Usage
 
 UNITS = ("tokens", "images")  # what a loss is a mean over
+PROCESSES = "processes"  # in a checkpoint: [step, number of processes from there on] of the run so far
 SKIPPED = "skipped"  # in a checkpoint: steps that were left out before it
 CALM = "a lower learning rate, or precision: fp32"
 IN_A_ROW = 10  # steps that may be left out one behind the other
@@ -79,6 +80,7 @@ class Fit:
     watchers: Sequence[Callable[[int], bool]] = ()
     skip: bool = False  # leave steps out that are not finite
     skipped: int = field(default=0, init=False)  # such steps, over all sessions of the run
+    processes: list[list[int]] = field(default_factory=list, init=False)  # [step, how many from there on]
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)  # since the last line of the log
     _logged: int = field(default=0, init=False)  # the step of that line
     _clock: float = field(default=0.0, init=False)  # seconds, when it was written
@@ -137,6 +139,8 @@ class Fit:
                 checkpoint.save(self.folder / "checkpoints", done, self._state(done), world()[0])
                 saved = done
             if done < self.steps and ending:
+                if world()[1] > 1:  # whoever starts the ranks may end all of them soon after one
+                    dist.barrier()
                 raise Stopped("ended by SIGTERM", at=f"step {done}", fix="the same command goes on")
         return metrics or self._last()
 
@@ -152,6 +156,7 @@ class Fit:
         """What a checkpoint holds: the engine's, and the line of the log that has begun, to be ended as if nothing
         had happened."""
         yield from self.engine.state()
+        yield PROCESSES, torch.tensor(self.processes)
         if self.skipped:
             yield SKIPPED, torch.tensor(self.skipped)
         if self._logged < done:
@@ -176,12 +181,29 @@ class Fit:
             self.skipped = int(state.get(SKIPPED, 0))
             self.engine.load_state(state, step - self.skipped)
             self._take_up(state, step)
+            self.processes = state.get(PROCESSES, torch.zeros(0, 2)).int().tolist()
             self.events.say(f"goes on from step {step}")
+        self._told(step)
         if not world()[0]:
             for log in self.folder.glob("*.jsonl"):
                 if not log.name.startswith(("events.", "bad.")):
                     checkpoint.trim(log, step if newest else -1)
         return step
+
+    def _told(self, step: int) -> None:
+        """Note from which step on how many processes train, and say so where it were others before."""
+        now = world()[1]
+        before = self.processes[-1][1] if self.processes else now
+        if before != now:
+            told = "the same samples in the same steps; sums are added in another order, so numbers differ by rounding"
+            self.events.say(f"{now} {_processes(now)} from here on, {before} before: {told}, about 1e-5 in fp32")
+        if before != now or not self.processes:
+            self.processes.append([step, now])
+
+    def account(self) -> list[str]:
+        """That the number of processes changed, and when; nothing where it did not."""
+        told = [f"{number} {_processes(number)} from step {step} on" for step, number in self.processes]
+        return [f"trained by {', '.join(told)}"] if len(told) > 1 else []
 
     def _take_up(self, state: dict[str, Tensor], step: int) -> None:
         """Go on with the line of the log that a checkpoint stands in; its sums, of all ranks, count once."""
@@ -311,6 +333,10 @@ class Fit:
             dist.all_reduce(sums)
         self._sums.clear()
         return dict(zip(names, sums.tolist(), strict=True))
+
+
+def _processes(number: int) -> str:
+    return "process" if number == 1 else "processes"
 
 
 def _gathered(names: list[str]) -> list[str]:

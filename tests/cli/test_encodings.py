@@ -106,7 +106,7 @@ def test_a_stage_writes_its_log_in_utf_8(monkeypatch):
 
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     monkeypatch.setattr(run.subprocess, "Popen", started)
-    node = type("Node", (), {"folder": Path("/tmp")})
-    launch = type("Launch", (), {"hosts": None, "devices": 1, "command": lambda *_: [sys.executable]})()
+    node = type("Node", (), {"folder": Path("/tmp"), "stage": type("Stage", (), {"alone": True})})
+    launch = type("Launch", (), {"here": 0, "command": lambda *_: [sys.executable]})()
     with pytest.raises(StartedError, match="utf-8"):
         run._start(node, launch, 0, "")

@@ -4,6 +4,8 @@ import platform
 import sys
 from types import SimpleNamespace
 
+import pytest
+
 from mmalign.pipeline import hardware
 
 
@@ -30,3 +32,16 @@ def test_gpus_are_counted_by_name(monkeypatch):
 def test_a_system_that_does_not_tell_its_processor(monkeypatch):
     monkeypatch.setattr(hardware, "Path", lambda name: SimpleNamespace(read_text=lambda **_: "flags\t: a b\n"))
     assert hardware._cpu() == ""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "told"),
+    [
+        (["8 x A", "8 x A"], "8 x A on 2 hosts"),
+        (["8 x A", "4 x B", "8 x A"], "8 x A on 2 hosts, 4 x B on 1"),
+        (["", ""], None),
+    ],
+)
+def test_gpus_of_several_hosts(gpus, told):
+    assert hardware.of_hosts(gpus) == hardware.used() | ({"gpus": told} if told else {})
+    assert hardware.of_hosts(gpus[:1]) == hardware.used()

@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -294,7 +296,8 @@ def assert_equal_traces(found: dict[str, list[float]], want: dict[str, list[floa
 def test_two_processes_reach_the_losses_of_one(alone, zero):
     runs = f"two-zero-{zero}"
     train(alone, runs, "--devices", "2", f"stages.align.engine.zero={zero}")
-    assert json.loads((stage(alone, "align", runs) / "stage.json").read_text())["devices"] == 2
+    about = json.loads((stage(alone, "align", runs) / "stage.json").read_text())
+    assert (about["devices"], about["hosts"]) == (2, [socket.gethostname()])
     assert_equal_traces(trace(alone, runs), trace(alone, "alone"))
 
 
@@ -312,6 +315,10 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(alone):
     assert not list(alone.glob("mixed/train-*/stage.json"))
     said = run(alone, *words)
     assert "align: goes on from step" in said.err
+    (told,) = [line for line in said.err.splitlines() if "from here on" in line]
+    assert told.startswith("align: 1 process from here on, 2 before: the same samples in the same steps; ")
+    (account,) = json.loads((stage(alone, "align", "mixed") / "stage.json").read_text())["account"]
+    assert re.fullmatch(r"trained by 2 processes from step 0 on, 1 process from step \d+ on", account)
     assert_equal_traces(trace(alone, "mixed"), trace(alone, "alone"))
 
 
@@ -361,12 +368,12 @@ def test_two_processes_go_on_from_the_same_older_checkpoint(alone):
 
 
 @pytest.mark.slow
-def test_a_host_file_through_a_shell_that_stands_for_ssh(alone, monkeypatch):
+def test_two_hosts_through_a_shell_that_stands_for_ssh(alone, monkeypatch):
     shell = alone / "bin" / "ssh"
     shell.parent.mkdir()
     shell.write_text('#!/bin/sh\nwhile [ "$1" = "-o" ]; do shift 2; done\nshift\nexec sh -c "$*"\n')
     shell.chmod(0o755)
-    (alone / "hosts").write_text("localhost slots=2\n")
+    (alone / "hosts").write_text("node2 slots=1\nlocalhost slots=1\n")
     monkeypatch.setenv("PATH", f"{shell.parent}{os.pathsep}{os.environ['PATH']}")
     train(alone, "hosted", "--hosts", "hosts")
     assert json.loads((stage(alone, "align", "hosted") / "stage.json").read_text())["devices"] == 2

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from mmalign.errors import RunError
-from mmalign.pipeline import run, stalled, task, worker
+from mmalign.pipeline import launched, run, stalled, task, worker
 from mmalign.pipeline.run import Failed, Launch
 from mmalign.plan import graph
 from mmalign.plan import read as compose
@@ -418,11 +418,34 @@ def test_commands(plan, monkeypatch):
     assert Launch(devices=4).command(align) == [*python, str(align.folder), "--devices=4"]
     assert Launch(devices=4).command(label)[-1] == "--devices=4"
     assert Launch(devices=4).command(report) == [*python, str(report.folder)]  # one process does it all
-    given = Launch(hosts=Path("hosts")).command(align)
-    assert Path(given[0]).name == "deepspeed"
-    worker = ["--module", "mmalign.pipeline.worker", str(align.folder)]
-    assert given[1:] == ["--hostfile=hosts", "--no_local_rank", *worker]
+    Path("hosts").write_text("localhost slots=3\nnode2 slots=2\n")
+    assert Launch(hosts=Path("hosts")).command(align) == [*python, str(align.folder), "--devices=3"]
     assert Launch(hosts=Path("hosts")).command(report) == [*python, str(report.folder)]
+
+
+@pytest.mark.parametrize(
+    ("env", "where"),
+    [
+        ({}, ["--standalone"]),
+        (
+            {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "node1", "MASTER_PORT": "4000"},
+            ["--nnodes=3", "--node-rank=1", "--master-addr=node1", "--master-port=4000"],
+        ),
+    ],
+)
+def test_processes_of_one_host_and_of_several(monkeypatch, env, where):
+    from torch.distributed import run as elastic
+
+    given = []
+    monkeypatch.setattr(elastic, "main", given.extend)
+    monkeypatch.setenv("MMALIGN_PARENT", "0")
+    for name in launched.PLACE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert worker._spread(Path("runs/train-abc"), 2, "hash") == 0
+    module = ["-m", "mmalign.pipeline.worker", "runs/train-abc", "--written=hash"]
+    assert given == [*where, "--nproc-per-node=2", *module]
 
 
 @pytest.mark.parametrize(("code", "given"), [(task.FULL, task.FULL), (2, 1), (-9, 1)])
@@ -436,17 +459,6 @@ def test_a_full_disk_is_known_from_one_of_several_processes(monkeypatch, code, g
     monkeypatch.setattr(elastic, "main", fail)
     monkeypatch.setenv("MMALIGN_PARENT", "0")
     assert worker._spread(Path("runs/train-abc"), 2) == given
-
-
-def test_the_size_of_a_host_file(here):
-    hosts = here / "hosts"
-    hosts.write_text("one slots=4\n# two slots=8\n\nthree slots=2  # half of it\n")
-    assert Launch(hosts=hosts).size == 6
-    assert Launch(devices=3).size == 3
-    for text in ("one\n", "one slots=many\n", "", "# nobody\n", "one slots=0\n", "one slots=4\ntwo slots=-2\n"):
-        hosts.write_text(text)
-        with pytest.raises(RunError, match="is no host file"):
-            assert Launch(hosts=hosts).size
 
 
 @pytest.mark.parametrize(("devices", "fits"), [(1, True), (2, True), (3, False), (4, False)])

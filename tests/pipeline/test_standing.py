@@ -164,7 +164,7 @@ def test_a_run_that_cannot_start_a_stage_is_no_kill(plan):
 
     with pytest.raises(RunError, match="cannot start"):
         run.run(plan(), Nothing(), Told())
-    assert text(plan()[0]) == "failed: cannot start '/no/such/program': not installed"
+    assert text(plan()[0]) == "failed: cannot start '/no/such/program': No such file or directory"
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,35 @@ def test_sigterm_ends_the_step_saves_and_the_rest_is_as_if_it_had_not_come(tmp_p
     assert [[line[k] for k in keep] for line in log(two)] == [[line[k] for k in keep] for line in log(one)]
 
 
+def test_another_number_of_processes_is_told_and_kept(tmp_path, monkeypatch):
+    """Here one that says it was two before; tests/pipeline/test_pipeline.py has them train."""
+    stops = iter([False, False, True])  # before the first step, and behind each
+    _, run = fit(tmp_path, save_every=1, stop=lambda done: next(stops))
+    run.processes = [[0, 2]]
+    monkeypatch.setattr(Fit, "_told", lambda self, step: None)
+    run.run()
+    monkeypatch.undo()
+    _, run = fit(tmp_path)
+    run.run()
+    assert run.processes == [[0, 2], [1, 1]]
+    assert run.account() == ["trained by 2 processes from step 0 on, 1 process from step 1 on"]
+    said = [json.loads(line).get("say", "") for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    (told,) = [line for line in said if "before" in line]
+    assert told == (
+        "1 process from here on, 2 before: the same samples in the same steps; "
+        "sums are added in another order, so numbers differ by rounding, about 1e-5 in fp32"
+    )
+
+
+def test_the_same_number_of_processes_is_not(tmp_path):
+    stops = iter([False, False, True])
+    fit(tmp_path, save_every=1, stop=lambda done: next(stops))[1].run()
+    _, run = fit(tmp_path)
+    run.run()
+    assert (run.processes, run.account()) == ([[0, 1]], [])
+    assert " before: " not in (tmp_path / "events.jsonl").read_text()
+
+
 def test_sigterm_at_the_last_step_changes_nothing(tmp_path):
     def told(step):
         if step == 5:
