@@ -5,7 +5,7 @@
       license: other; the terms of CC-3M and BLIP must be kept
       files:
         - {name: blip_laion_cc_sbu_558k.json, size: 181 MB, to: "data:LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"}
-        - {name: images.zip, size: 27 GB, unpack: "data:LLaVA-Pretrain/images"}
+        - {name: images.zip, size: 27.4 GB, unpack: "data:LLaVA-Pretrain/images"}
 
 Data is only written into the user's data folder, whatever a card says; weights go into the hub's own cache.
 """

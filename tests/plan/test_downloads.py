@@ -18,12 +18,14 @@ HUB = "source: {hub: some/model"
 
 
 @pytest.mark.parametrize("card", READING, ids=lambda card: f"{card.family}/{card.name}")
-def test_every_card_that_reads_files_says_where_from_and_under_which_licence(card):
+def test_every_card_that_reads_files_says_where_from_how_much_and_under_which_licence(card):
     sources = Registry().sources(card)
     assert sources
     for source in sources:
         assert source.address(source.files[0] if source.files else None)
-        assert source.license
+        assert source.license not in ("", UNKNOWN)
+        sizes = [file.size for file in source.files] or [source.size]
+        assert all(downloads.about(size) for size in sizes), (source.address(), sizes)
     for _, spec in _specs(card):  # each place is one that a source fills
         assert any(files.local(file.place).is_relative_to(files.local(spec)) for s in sources for file in s.files), spec
 
