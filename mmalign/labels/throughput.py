@@ -3,8 +3,11 @@
 Its flags do not tell. Without instructions for bf16 a product takes several times as long as in fp32, with them a
 fraction; which of them are used PyTorch and oneDNN decide each for itself, and ONEDNN_MAX_CPU_ISA takes them back from
 the one alone.
+
+`python -m mmalign.labels.throughput` prints both rates.
 """
 
+import json
 import time
 from functools import cache
 
@@ -38,3 +41,7 @@ def _rate(dtype: torch.dtype) -> float:
         torch.mm(rows_RD, columns_CD.T, out=product_RC)
         seconds.append(time.perf_counter() - began)
     return 2 * ROWS * WIDTH * COLUMNS / min(seconds[1:])
+
+
+if __name__ == "__main__":
+    print(json.dumps([*rates().values()]))

@@ -54,7 +54,11 @@ def _run(line: list[str], variables: Mapping[str, str], folder: Path = ROOT) -> 
 
 def _quickstart(variables: Mapping[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        _run([sys.executable, "-m", "mmalign.cli", "run", "quickstart"], variables, Path(folder))
+        _run(
+            [sys.executable, "-c", "from mmalign.cli import entry; entry()", "run", "quickstart"],
+            variables,
+            Path(folder),
+        )
 
 
 def _spent(call: Callable[[], object]) -> float:

@@ -1,5 +1,6 @@
 """The 10 best of 41,242 words for an image's 576 patches: against the matrix product alone, in bf16 where that is fast
-and else in fp32, and against the plain way, an fp32 product and topk. The last row is memory: that of 8 images' patches against that of one chunk of them.
+and else in fp32, and against the plain way, an fp32 product and topk. The last row is memory: that of 8 images' patches
+against that of one chunk of them.
 """
 
 import torch
