@@ -1,14 +1,16 @@
-"""`doctor`: what this machine can run, told without importing it; whether a folder of runs is as it was written."""
+"""`doctor`: what this machine can run, and how fast; whether a folder of runs is as it was written."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
 from mmalign import __version__
 from mmalign.errors import RunError
-from mmalign.io import files
+from mmalign.io import files, processor
 
 NEEDED = {
     "torch": "training and evaluation",
@@ -34,7 +36,10 @@ def examine(as_json: bool) -> None:
     rows.append({"what": "memory", "found": _memory(), "for": ""})
     rows.append({"what": "disk here", "found": f"{shutil.disk_usage('.').free >> 30} GiB free", "for": "runs"})
     rows.append({"what": "cache", "found": cleaning.state(), "for": "mmalign doctor --clean empties it"})
-    rows.append({"what": "GPUs", "found": _gpus(), "for": "models beyond the toy world"})
+    rows.append({"what": "GPUs", "found": processor.gpus(), "for": "models beyond the toy world"})
+    if rates := _rates():
+        found = f"fp32 {rates[0] / 1e9:.0f}, bf16 {rates[1] / 1e9:.0f} GFLOP/s a core"
+        rows.append({"what": "CPU", "found": found, "for": _compared(*rates)})
     if as_json:
         dump(rows)
         return
@@ -76,11 +81,20 @@ def _memory() -> str:
     return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB"
 
 
-def _gpus() -> str:
-    if not shutil.which("nvidia-smi"):
-        return "none"
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    process = subprocess.run(query, capture_output=True, text=True, check=False)
+def _rates() -> tuple[float, float] | None:
+    """Operations a second of a core, in fp32 and in bf16, that a process with torch measures; None where none can."""
+    line = [sys.executable, "-m", "mmalign.labels.throughput"]
+    process = subprocess.run(line, capture_output=True, text=True, check=False)
     if process.returncode:
-        return "none: nvidia-smi fails"
-    return process.stdout.strip().replace("\n", "; ") or "none"
+        return None
+    full, half = json.loads(process.stdout.splitlines()[-1])
+    return full, half
+
+
+def _compared(full: float, half: float) -> str:
+    """What training on this CPU should know of its rates."""
+    if half >= full:
+        return f"training; bf16 is {half / full:.1f} times as fast as fp32"
+    return (
+        f"training; bf16 is {full / half:.1f} times slower than fp32: precision=fp32 in stages that train on this CPU"
+    )

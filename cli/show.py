@@ -13,7 +13,7 @@ from mmalign.errors import RunError
 from mmalign.io.visible import one_line
 from mmalign.pipeline import finished, rates, recipes, standing, tracking
 from mmalign.pipeline.recipes import Preview, preview
-from mmalign.plan import estimate, gaps, trackers, work
+from mmalign.plan import estimate, gaps, slow, trackers, work
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Evaluate, Label, Language, Report, Stage, Train
 
@@ -66,7 +66,7 @@ def plan(whole: Preview, devices: int, as_json: bool) -> None:
     """The stages of a recipe as a table, with what they will take on so many devices, and what is missing."""
     from . import missing
 
-    nodes, notes = whole.stages, whole.notes
+    nodes, notes = whole.stages, [*whole.notes, *slow.notes(whole.stages)]
     rows = [_row(node, devices) for node in nodes]
     if as_json:
         from . import dump

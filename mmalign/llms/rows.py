@@ -16,18 +16,26 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def logits(rows_RD: Tensor, embed_VD: Tensor) -> Tensor:
-    """logits_RV in fp32 (fp64 from fp64); on CUDA without rounding them to bf16 on the way."""
+def logits(rows_RD: Tensor, embed_VD: Tensor, into_RV: Tensor | None = None) -> Tensor:
+    """logits_RV in fp32 (fp64 from fp64), written into this room where one is given; on CUDA without rounding them to
+    bf16 on the way."""
     if rows_RD.is_cuda and rows_RD.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(rows_RD, embed_VD.T, out_dtype=torch.float32)
-    return wide(rows_RD @ embed_VD.T)
+        return torch.mm(rows_RD, embed_VD.T, out_dtype=torch.float32, out=into_RV)
+    if into_RV is None or into_RV.dtype != embed_VD.dtype:
+        product_RV = rows_RD @ embed_VD.T
+        return wide(product_RV) if into_RV is None else into_RV.copy_(product_RV)
+    return torch.mm(rows_RD, embed_VD.T, out=into_RV)
 
 
-def chunks(rows: int, embed_VD: Tensor, limit: Mapping[str, int], held: int) -> Iterator[slice]:
+def chunks(
+    rows: int, embed_VD: Tensor, limit: Mapping[str, int], held: int, most: int | None = None
+) -> Iterator[slice]:
     """All of `rows`, so many at a time that what is held of a row and token, in bytes, stays below the device's limit;
-    but never fewer than LEAST."""
+    but never fewer than LEAST, nor more than `most`. They are shared out evenly: a thin rest would be slow."""
     size = max(LEAST, limit.get(embed_VD.device.type, limit["cpu"]) // (held * len(embed_VD)))
-    yield from (slice(start, start + size) for start in range(0, rows, size))
+    size = size if most is None else min(size, most)
+    even = -(-rows // -(-rows // size)) if rows else size
+    yield from (slice(start, min(start + even, rows)) for start in range(0, rows, even))
 
 
 class Product:
@@ -40,8 +48,8 @@ class Product:
         self.grad_ND = torch.empty_like(rows_ND, requires_grad=False) if of_rows else None
         self.grad_VD: Tensor | None = None
 
-    def logits(self, rows: slice) -> Tensor:
-        return logits(self.rows_ND[rows], self.embed_VD)
+    def logits(self, rows: slice, into_RV: Tensor | None = None) -> Tensor:
+        return logits(self.rows_ND[rows], self.embed_VD, into_RV)
 
     def back(self, rows: slice, gap_RV: Tensor, scale_R1: Tensor) -> None:
         """Take the gradient of the logits of these rows: gap times scale."""

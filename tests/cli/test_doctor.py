@@ -1,8 +1,10 @@
 """`doctor`: what is installed, and a machine whose GPU tool is there and fails."""
 
 import json
+import subprocess
 
 import pytest
+from mmalign.cli import doctor
 
 from mmalign.io import seal
 from tests.plan.test_mistakes import assert_mistake
@@ -24,6 +26,42 @@ def test_gpus(here, mmalign, monkeypatch, script, expected):
     rows = {row["what"]: row["found"] for row in json.loads(mmalign("doctor", "--json").out)}
     assert rows["GPUs"] == expected
     assert rows["torch"] != "missing"
+
+
+@pytest.mark.parametrize(
+    ("printed", "found", "use"),
+    [
+        ("[36e9, 8e9]", "fp32 36, bf16 8 GFLOP/s a core",
+         "training; bf16 is 4.5 times slower than fp32: precision=fp32 in stages that train on this CPU"),
+        ("[100e9, 370e9]", "fp32 100, bf16 370 GFLOP/s a core", "training; bf16 is 3.7 times as fast as fp32"),
+    ],
+)  # fmt: skip
+def test_it_says_where_bf16_is_slow(printed, found, use, monkeypatch, capsys):
+    """As the probe prints its rates, in a process of its own."""
+    run, asked = subprocess.run, []
+
+    def probed(line, **options):
+        asked.append(line[1:])
+        return run([line[0], "-c", f"print('{printed}')"], **options)
+
+    monkeypatch.setattr(doctor.subprocess, "run", probed)
+    doctor.examine(as_json=True)
+    row = next(row for row in json.loads(capsys.readouterr().out) if row["what"] == "CPU")
+    assert row == {"what": "CPU", "found": found, "for": use}
+    assert ["-m", "mmalign.labels.throughput"] in asked
+
+
+def test_without_torch_it_says_nothing_of_rates(monkeypatch, capsys):
+    run = subprocess.run
+    monkeypatch.setattr(doctor.subprocess, "run", lambda line, **options: run([line[0], "-c", "import no"], **options))
+    doctor.examine(as_json=True)
+    assert "CPU" not in [row["what"] for row in json.loads(capsys.readouterr().out)]
+
+
+def test_the_rates_are_measured(mmalign):
+    row = next(row for row in json.loads(mmalign("doctor", "--json").out) if row["what"] == "CPU")
+    assert row["found"].startswith("fp32 ")
+    assert row["found"].endswith(" GFLOP/s a core")
 
 
 @pytest.mark.parametrize(

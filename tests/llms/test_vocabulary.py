@@ -40,14 +40,16 @@ def off(found, exact):
 
 def cut(monkeypatch, rows, vocab):
     monkeypatch.setattr(wide, "LEAST", 1)
-    monkeypatch.setitem(vocabulary.LIMIT, "cpu", rows * vocabulary.BYTES * vocab)
+    monkeypatch.setitem(vocabulary.LIMIT, "cpu", rows * 8 * vocab)
 
 
 @pytest.mark.parametrize(("rows", "dim", "vocab"), SHAPES)
 @pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("at_once", [1, 70])  # numbers: a row, or some
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize(("dtype", "bound"), DTYPES)
-def test_value_and_gradients(rows, dim, vocab, chunk, softcap, dtype, bound, monkeypatch):
+def test_value_and_gradients(rows, dim, vocab, chunk, at_once, softcap, dtype, bound, monkeypatch):
+    monkeypatch.setitem(vocabulary.NUMBERS, "cpu", at_once)
     if chunk:
         cut(monkeypatch, chunk, vocab)
     inputs = [*random_inputs(rows, dim, vocab, dtype), random_inputs(1, dim, 2 * vocab, dtype)[3].detach()[vocab:]]
@@ -103,6 +105,7 @@ def test_one_matrix_for_both_is_a_constant_to_the_target(softcap):
 @pytest.mark.parametrize("wanted", [(0, 1), (0, 1, 3, 4)])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_with_all_gradients_no_more_is_held_for_more_rows(wanted, softcap, monkeypatch):
+    monkeypatch.setitem(vocabulary.NUMBERS, "cpu", 5000)
     monkeypatch.setattr(wide, "LEAST", 16)
     monkeypatch.setitem(vocabulary.LIMIT, "cpu", 1)
     held = {}
@@ -111,12 +114,13 @@ def test_with_all_gradients_no_more_is_held_for_more_rows(wanted, softcap, monke
         inputs = [one.detach().requires_grad_(n in wanted) for n, one in enumerate(inputs)]
         held[rows] = peak(lambda inputs=inputs: vocabulary_kl(*inputs, softcap).backward())
     matrices = (len(wanted) > 2) * 5 * 5000 * 8 * 4  # of each a sum and a product, and one that backward() scales
-    assert held[16] < 1.1 * 16 * 5000 * (vocabulary.BYTES + 4 * bool(softcap)) + matrices
+    assert held[16] < 1.2 * 16 * 5000 * 8 + matrices
     assert held[128] < 1.1 * held[16] + matrices
 
 
 def test_the_most_that_is_held_does_not_grow_with_the_batch(monkeypatch):
-    """Three numbers of a chunk's logits, and the gradient; patches x vocabulary is never held."""
+    """Two numbers of a chunk's logits, more of one row, and the gradient; patches x vocabulary is never held."""
+    monkeypatch.setitem(vocabulary.NUMBERS, "cpu", 5000)
     monkeypatch.setattr(wide, "LEAST", 16)
     monkeypatch.setitem(vocabulary.LIMIT, "cpu", 1)
     held = {}
@@ -124,8 +128,50 @@ def test_the_most_that_is_held_does_not_grow_with_the_batch(monkeypatch):
         inputs = random_inputs(rows, 8, 5000, torch.float32)
         inputs = inputs[0], *(one.detach() for one in inputs[1:])
         held[rows] = peak(lambda inputs=inputs: vocabulary_kl(*inputs).backward())
-    assert held[16] < 1.1 * 16 * 5000 * vocabulary.BYTES
+    assert held[16] < 1.2 * 16 * 5000 * 8
     assert held[128] < 1.05 * held[16]
+
+
+@pytest.mark.parametrize(("rows", "vocab"), [(576, 32_000), (576, 128_256), (576, 256_000), (4608, 256_000)])
+def test_chunks_are_thick_and_what_they_hold_is_bounded(rows, vocab):
+    """By the products' rate, 144 rows or more; by memory, the limit, with any number of rows."""
+    limit, most = vocabulary.LIMIT["cpu"], vocabulary.MOST["cpu"]
+    cut = list(wide.chunks(rows, torch.empty(vocab, 0), vocabulary.LIMIT, vocabulary.held(torch.empty(0), None), most))
+    sizes = [part.stop - part.start for part in cut]
+    assert [n for part in cut for n in range(part.start, part.stop)] == list(range(rows))
+    assert min(sizes) >= 128
+    assert 144 <= max(sizes) <= 288
+    assert 8 * max(sizes) * vocab <= limit
+
+
+@pytest.mark.parametrize(("rows", "size", "cut"), [(7, 3, [3, 3, 1]), (9, 4, [3, 3, 3]), (300, 288, [150, 150])])
+def test_no_chunk_is_a_thin_rest(rows, size, cut, monkeypatch):
+    monkeypatch.setattr(wide, "LEAST", 1)
+    found = list(wide.chunks(rows, torch.empty(10, 0), {"cpu": 100 * size}, 10))
+    assert [part.stop - part.start for part in found] == cut
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("of_target", [False, True])
+def test_a_few_rows_at_a_time_or_all_the_result_is_the_same_bits(softcap, of_target, monkeypatch):
+    made = []
+    for numbers in (1, 100, 10**9):
+        monkeypatch.setitem(vocabulary.NUMBERS, "cpu", numbers)
+        g = torch.Generator().manual_seed(0)
+        own, target = (3 * torch.randn(11, 37, generator=g) for _ in range(2))
+        kl = vocabulary.rows_kl(own, target, softcap, of_target)
+        made.append([kl, own, *([target] if of_target else [])])
+    assert all(torch.equal(one, other) for rest in made[1:] for one, other in zip(made[0], rest, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_logits_are_written_where_they_are_asked_for(dtype):
+    g = torch.Generator().manual_seed(0)
+    rows, embed = torch.randn(5, 8, generator=g).to(dtype), torch.randn(33, 8, generator=g).to(dtype)
+    room = torch.empty(5, 33, dtype=torch.promote_types(dtype, torch.float32))
+    found = wide.logits(rows, embed, room)
+    assert found.data_ptr() == room.data_ptr()
+    assert torch.equal(found, wide.logits(rows, embed))
 
 
 def test_a_far_off_logit_overflows_nothing():

@@ -53,7 +53,7 @@ def inputs(images, tokens, dim, vocab, dtype=torch.float64):
 def test_the_sum_and_its_gradients(shape, softcap, chunk, dtype, monkeypatch):
     if chunk:
         monkeypatch.setattr(wide, "LEAST", 1)
-        monkeypatch.setitem(vocabulary.LIMIT, "cpu", chunk * vocabulary.BYTES * shape[3])
+        monkeypatch.setitem(vocabulary.LIMIT, "cpu", chunk * 8 * shape[3])
     own = inputs(*shape, dtype)
     counted = torch.rand(shape[:2], generator=torch.Generator().manual_seed(4)) < 0.6
     if len(counted) > 1:
@@ -210,7 +210,7 @@ def test_the_most_that_is_held_does_not_grow_with_the_patches(head, monkeypatch)
         objective = prepared(embed, head=head)
         held[images] = peak(lambda s=step, o=objective: o(s).backward())
     matrix = 5000 * 8 * 4
-    assert held[2] < 1.3 * 16 * 5000 * vocabulary.BYTES + (head == "learned") * 4 * matrix
+    assert held[2] < 1.3 * 16 * 5000 * 12 + (head == "learned") * 4 * matrix
     assert held[16] < 1.3 * held[2]
 
 

@@ -2,7 +2,7 @@
 
 The model of `basic_step`, the adapter learning; 41,242 words of which each patch has 10. Online, the words nearest to
 the patches that are drawn are found among all of them (768 wide): on a CPU that is a far larger share of this small
-model's step than of a 7B's, of which it is 0.2 % by its operations; it is reported and has no target.
+model's step, a tenth by its operations, than of a 7B's, of which it is 0.2 %.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from .basic_step import GRID, probe
 from .topn import KEEP, WIDTH, WORDS, cone
 
 TARGET = 1.03
+ONLINE = 1.15
 TIMES = 7
 
 
@@ -41,7 +42,7 @@ def measure() -> dict[str, Pairs]:
     alone, both = _step({"lm": NextToken()}), {"lm": NextToken(), "sea": SEA()}
     found = {"step lm + sea / lm": in_turn(_step(both, "store"), alone, TIMES, clock)}
     found["step lm + sea / lm, online"] = in_turn(_step(both, "online"), alone, TIMES, clock)
-    found["step lm + sea / lm, online"].target = float("inf")
+    found["step lm + sea / lm, online"].target = ONLINE
     return found
 
 
