@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+WAIT = 20  # seconds for a tool that hangs, as it does where a driver is ill
 BF16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}  # the last one is ARM's
 # what ONEDNN_MAX_CPU_ISA may be that leaves none of them
 LIMITS = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
@@ -17,8 +18,9 @@ def gpus() -> str:
     if not shutil.which("nvidia-smi"):
         return "none"
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    process = subprocess.run(query, capture_output=True, text=True, check=False)
-    if process.returncode:
+    try:
+        process = subprocess.run(query, capture_output=True, text=True, check=True, timeout=WAIT)
+    except (OSError, subprocess.SubprocessError):
         return "none: nvidia-smi fails"
     return process.stdout.strip().replace("\n", "; ") or "none"
 

@@ -1,12 +1,10 @@
 """How long work takes: what this machine multiplies in a second, and what was measured on a GPU."""
 
-import shutil
-import subprocess
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cache
 
+from mmalign.io import processor
 from mmalign.io.times import lasting
 from mmalign.pipeline.hardware import cores
 
@@ -38,14 +36,9 @@ def products() -> float:
 
 @cache
 def gpus() -> tuple[str, ...]:
-    """Names of this machine's GPUs, from nvidia-smi; none where it is not there or does not answer."""
-    if not (program := shutil.which("nvidia-smi")):
-        return ()
-    with suppress(OSError, subprocess.SubprocessError):
-        asked = [program, "--query-gpu=name", "--format=csv,noheader"]
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
-        return tuple(line.strip() for line in told.splitlines() if line.strip())
-    return ()
+    """Names of this machine's GPUs; none where nvidia-smi tells of none."""
+    told = processor.gpus()
+    return () if told.startswith("none") else tuple(one.split(",")[0].strip() for one in told.split(";"))
 
 
 def seconds(flops: float, devices: int) -> dict[str, float]:

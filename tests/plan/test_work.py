@@ -131,7 +131,7 @@ def test_the_longest_name_is_looked_for_first():
 @pytest.mark.parametrize(
     ("script", "names"),
     [
-        ("echo NVIDIA T4; echo NVIDIA T4", ("NVIDIA T4", "NVIDIA T4")),
+        ("echo NVIDIA T4, 15360 MiB; echo NVIDIA T4, 15360 MiB", ("NVIDIA T4", "NVIDIA T4")),
         ("echo no devices were found; exit 6", ()),
         ("exit 0", ()),
     ],
