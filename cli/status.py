@@ -104,6 +104,9 @@ def remark(row: Row) -> str:
     told = [] if row.state in ("done", "failed", "damaged") else [one_line(row.standing.why)]
     if row.silent is not None and row.silent > stalled.SILENT:
         told.append(f"nothing heard of it for {lasting(row.silent)}")
+    if row.spikes:
+        last, many = row.spikes[-1], len(row.spikes)
+        told.append(f"{many} spike{'s' * (many > 1)}, the last of the {one_line(last['what'])} by step {last['step']}")
     return "; ".join(filter(None, told))
 
 
@@ -145,5 +148,6 @@ def _row(row: Row) -> dict[str, Any]:
         "seconds": row.seconds,
         "left": row.left,
         "silent": row.silent,
+        "spikes": len(row.spikes),
         "failed": standing.failure(row.standing, row.folder),
     }

@@ -22,6 +22,7 @@ from mmalign.training.account import CUTS
 from mmalign.training.engine import Engine, world
 from mmalign.training.events import Events
 from mmalign.training.optim import factor
+from mmalign.training.spikes import Spikes
 from mmalign.training.usage import Usage
 
 UNITS = ("tokens", "images")  # what a loss is a mean over
@@ -58,7 +59,7 @@ class Fit:
 
     A step with a loss or a gradient that is not finite never moves weights. It ends the run, or with `skip` is left
     out, on all ranks, of weights, optimizer and log alike, up to IN_A_ROW of them; its samples are written down in
-    nonfinite.jsonl either way.
+    nonfinite.jsonl either way. Gradients and losses that are finite and far above those before are told, see spikes.py.
     """
 
     engine: Engine
@@ -73,6 +74,7 @@ class Fit:
     # called with the steps done, before the first one (0) and after each; a True after a step: enough
     watchers: Sequence[Callable[[int], bool]] = ()
     skip: bool = False  # leave steps out that are not finite
+    samples: Callable[[int], Sequence[str]] | None = None  # step (from 0) -> ids of its samples, over all ranks
     skipped: int = field(default=0, init=False)  # such steps, over all sessions of the run
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)  # since the last line of the log
     _logged: int = field(default=0, init=False)  # the step of that line
@@ -81,6 +83,11 @@ class Fit:
     _out: int = field(default=0, init=False)  # steps left out since that line
     _row: int = field(default=0, init=False)  # steps left out since the last that was not
     _ending: Tensor | float = field(default=0.0, init=False)  # how many ranks heard SIGTERM before this step
+    _spikes: Spikes = field(init=False)
+
+    def __post_init__(self) -> None:
+        warm = max(self.optim.warmup, *(term.warmup for term in self.terms.values()))
+        self._spikes = Spikes(self.folder, self.events, math.ceil(warm * self.steps), self.samples)
 
     def run(self) -> dict[str, float]:
         """Train to the end; returns the last line of the log.
@@ -92,11 +99,12 @@ class Fit:
             return self._run(told.is_set)
 
     def warnings(self) -> list[str]:
-        """That steps were left out, and how many; nothing where none was."""
+        """That steps were left out, that there were spikes, and how many; nothing where there were none."""
+        spikes = self._spikes.warnings()
         if not self.skipped:
-            return []
+            return spikes
         told = f"{self.skipped:,} of {self.steps:,} steps were not finite and left out"
-        return [f"{told}, see {self.folder.name}/nonfinite.jsonl"]
+        return [f"{told}, see {self.folder.name}/nonfinite.jsonl", *spikes]
 
     def _run(self, asked: Callable[[], bool]) -> dict[str, float]:
         start = saved = self._resume()
@@ -115,6 +123,7 @@ class Fit:
                 self._not_finite(done, norm, passes, sums)
             else:
                 self._row = 0
+                self._spikes.see("norm", norm, done)
             stopped = self._watched(done)
             if stopped or done % self.log_every == 0 or done == self.steps:
                 metrics = self._log(done, norm) or metrics
@@ -134,11 +143,14 @@ class Fit:
 
     def _last(self) -> dict[str, float]:
         """The last line of the log, of a run that left out every step since it was resumed."""
-        log = self.folder / "metrics.jsonl"
-        lines: list[dict[str, float]] = files.read_jsonl(log, kind=dict[str, float]) if log.exists() else []
-        if lines:
+        if lines := self._lines():
             return lines[-1]
         raise StageError(f"none of {self.steps} steps was finite", at="nonfinite.jsonl", fix=CALM)
+
+    def _lines(self) -> list[dict[str, float]]:
+        """The lines of the log so far."""
+        log = self.folder / "metrics.jsonl"
+        return list(files.read_jsonl(log, kind=dict[str, float])) if log.exists() else []
 
     def _state(self, done: int) -> Iterator[tuple[str, Tensor]]:
         """What a checkpoint holds: the engine's, and the line of the log that has begun, to be ended as if nothing
@@ -173,6 +185,7 @@ class Fit:
             for log in self.folder.glob("*.jsonl"):
                 if not log.name.startswith(("events.", "bad.")):
                     checkpoint.trim(log, step if newest else -1)
+            self._spikes.resume(self._lines())
         return step
 
     def _take_up(self, state: dict[str, Tensor], step: int) -> None:
@@ -264,7 +277,7 @@ class Fit:
     def _log(self, done: int, norm: float | None) -> dict[str, float]:
         """Write a line to metrics.jsonl: means since the last one; nothing where all steps since then were left out."""
         steps, seconds = done - self._logged - self._out, time.monotonic() - self._clock
-        self._logged, self._out, self._clock = done, 0, time.monotonic()
+        since, self._logged, self._out, self._clock = self._logged, done, 0, time.monotonic()
         if not steps:
             return {}
         sums = self._reduced()
@@ -285,6 +298,7 @@ class Fit:
         if not world()[0]:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps({**line, "time": round(time.time(), 3)}) + "\n")  # seconds since 1970
+        self._spikes.see("loss", line["loss"], done, since)
         return line
 
     def _reduced(self) -> dict[str, float]:
