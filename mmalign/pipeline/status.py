@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict
 from mmalign.errors import RunError
 from mmalign.io import document, yaml
 from mmalign.pipeline import progress, records, remaining, stalled, standing
-from mmalign.pipeline.progress import Progress
+from mmalign.pipeline.progress import Progress, Spike
 from mmalign.pipeline.records import Planned, Record
 from mmalign.pipeline.standing import Standing
 
@@ -34,7 +34,7 @@ class Row:
     seconds: float | None = None
     silent: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    spikes: list[progress.Spike] = field(default_factory=list)
+    spikes: list[Spike] = field(default_factory=list)
 
     @property
     def state(self) -> str:

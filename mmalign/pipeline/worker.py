@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import DataError, MMAlignError, StageError, Stopped
-from mmalign.io import disk, environment
+from mmalign.io import beats, disk, environment
 from mmalign.io.visible import visible
-from mmalign.pipeline import ended, task, weights
+from mmalign.pipeline import ended, memory, ranks, task, weights
 
 
 def main() -> int:
@@ -31,18 +31,23 @@ def main() -> int:
         return _spread(given.folder, given.devices, given.written)
     rank = int(os.environ.get("RANK", "0"))
     _log(logging.INFO if rank == 0 else logging.WARNING)
+    beats.begin(given.folder, rank)
     try:
         run(given.folder, rank, given.written)
     except MMAlignError as err:
         return _fail(given.folder, err)
     except Exception as err:
+        if (short := memory.short(err)) is not None:
+            return _fail(given.folder, memory.error(short, task.load(given.folder, given.written), rank))
         at = str(getattr(err, "filename", None) or given.folder)
         if _code(err) in DENIED:
             return _fail(given.folder, disk.denied(at))
         if _code(err) not in FULL:
+            beats.end(environment.hidden(f"raised {type(err).__name__}: {err}", SECRETS))
             raise
         fix = "free some, or another --runs; the same command goes on"
         return _fail(given.folder, StageError(f"no space left: {err}", at=at, fix=fix), task.FULL)
+    beats.end()
     return 0
 
 
@@ -107,6 +112,7 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
         torchrun(["--standalone", f"--nproc-per-node={devices}", *worker])
     except ChildFailedError as err:  # its own summary of who failed first; the workers wrote what went wrong
         logging.error("%s", err)
+        ranks.left(folder, {rank: failure.exitcode for rank, failure in err.failures.items()})
         _, first = err.get_first_failure()
         return task.FULL if first.exitcode == task.FULL else 1
     except Exception as err:
@@ -118,6 +124,7 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
 def _fail(folder: Path, err: MMAlignError, code: int = 0) -> int:
     logging.error("%s", err)
     what, at, fix = (environment.hidden(text, SECRETS) for text in (err.what, err.at, err.fix))
+    beats.end(f"raised {type(err).__name__}: {what}")
     asked: dict[str, Any] = {}
     if isinstance(err, (DataError, Stopped)):  # data that cannot give what is asked; SIGTERM
         asked = {"exit_code": err.exit_code} | ({"interrupted": True} if isinstance(err, Stopped) else {})

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmalign.errors import StageError, Stopped
-from mmalign.io import files
+from mmalign.io import beats, files
 from mmalign.io.signals import on_sigterm
 from mmalign.plan.recipe import Optim
 from mmalign.training import checkpoint
@@ -28,6 +28,7 @@ from mmalign.training.usage import Usage
 UNITS = ("tokens", "images")  # what a loss is a mean over
 SKIPPED = "skipped"  # in a checkpoint: steps that were left out before it
 CALM = "a lower learning rate, or precision: fp32"
+READS = "waits for samples"
 IN_A_ROW = 10  # steps that may be left out one behind the other
 LINE = "line/"  # what the names of a checkpoint begin with that belong to the line of the log that is not written yet
 
@@ -113,7 +114,9 @@ class Fit:
         metrics: dict[str, float] = {}
         if not start:
             self._watched(0)
+        beats.tell(start, "steps", READS)
         for step, passes in enumerate(self.batches(start), start):
+            beats.tell(step, "steps", "trains")
             sums = dict(self._sums)
             norm = self._step(step, passes, asked())
             done = step + 1
@@ -135,10 +138,12 @@ class Fit:
             ending = bool(self._ending)
             # otherwise only where a line of the log ends
             if done < self.steps and (ending or (done == self._logged and done - saved >= self.save_every)):
+                beats.tell(done, "steps", "saves a checkpoint")
                 checkpoint.save(self.folder / "checkpoints", done, self._state(done), world()[0])
                 saved = done
             if done < self.steps and ending:
                 raise Stopped("ended by SIGTERM", at=f"step {done}", fix="the same command goes on")
+            beats.tell(done, "steps", READS)
         return metrics or self._last()
 
     def _last(self) -> dict[str, float]:
@@ -167,6 +172,7 @@ class Fit:
     def _watched(self, done: int) -> bool:
         """Whether a watcher says enough; all are asked, and what they take counts as no step's time."""
         began = time.monotonic()
+        beats.tell(done, "steps", "looks and evaluates" if self.watchers else None)
         enough = [watcher(done) for watcher in self.watchers]
         self._clock += time.monotonic() - began
         return any(enough)
