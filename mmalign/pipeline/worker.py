@@ -112,8 +112,10 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
         torchrun(["--standalone", f"--nproc-per-node={devices}", *worker])
     except ChildFailedError as err:  # its own summary of who failed first; the workers wrote what went wrong
         logging.error("%s", err)
-        ranks.left(folder, {rank: failure.exitcode for rank, failure in err.failures.items()})
         _, first = err.get_first_failure()
+        # it ends the others, with SIGTERM and half a minute later with SIGKILL, and counts them as failures, too
+        soon = {rank: each for rank, each in err.failures.items() if each.timestamp <= first.timestamp + 1}
+        ranks.left(folder, {r: each.exitcode for r, each in soon.items() if each.exitcode != -signal.SIGTERM})
         return task.FULL if first.exitcode == task.FULL else 1
     except Exception as err:
         logging.error("%s", err)

@@ -138,7 +138,7 @@ def passes(places: tuple[tuple[str, Path], ...], count: int, packed: bool) -> li
 def train(folders: dict[str, Path], place: Path, case: Case) -> dict[str, torch.Tensor]:
     """As many steps as there are mixtures; the weights of the adapter behind them."""
     place.mkdir(parents=True, exist_ok=True)
-    rank, ranks = engine.world()
+    rank, _ = engine.world()
     model, own = model_of(folders, case.terms), passes(tuple(folders.items()), case.passes, case.packed)
     optim, steps = Optim(lr=3e-3), len(MIXTURES)
     param_groups = groups(model.named_parameters(), optim)
