@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mmalign.errors import StageError
 from mmalign.pipeline import ranks
 from mmalign.pipeline.task import Task
-from mmalign.plan import relief
+from mmalign.plan import estimate, relief
 from mmalign.plan.cards import Card
 from mmalign.plan.recipe import Stage
 
@@ -17,26 +17,26 @@ SIZES = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 <<
 
 
 def short(err: BaseException) -> str | None:
-    """What of, where an exception says that there is no memory left: `GPU memory, 2.0 GiB were asked for`."""
+    """What is told where an exception says that there is no memory left; None: it does not."""
     text = str(err)
     if type(err).__name__ == "OutOfMemoryError" or (isinstance(err, RuntimeError) and DEVICE.search(text)):
-        kind = "GPU memory"
+        kind = "out of GPU memory"
     elif isinstance(err, MemoryError) or "DefaultCPUAllocator" in text:
-        kind = "memory"
+        kind = "out of memory"
     else:
         return None
     if not (asked := ASKED.search(text)):
         return kind
-    size = float(asked[1]) * SIZES.get(asked[2], 1 << 30) / (1 << 30)
-    return f"{kind}, {size:.1f} GiB were asked for" if size >= 0.1 else f"{kind}, {size * 1024:.1f} MiB were asked for"
+    size = float(asked[1]) * SIZES.get(asked[2], 1 << 30) / estimate.GIB
+    return f"{kind}, {estimate.size_of(size)} were asked for"
 
 
 def error(short: str, task: Task, rank: int) -> StageError:
     """What is told of a rank that ran out of memory, with what could be changed."""
     what = relief.told(task.stage, task.cards, int(os.environ.get("WORLD_SIZE", "1")))
-    own = relief.readers(task.stage) if not short.startswith("GPU") else ""
+    own = relief.readers(task.stage) if "GPU" not in short else ""
     fix = ", or ".join(filter(None, [what, own]))
-    return StageError(f"out of {short}", at=ranks.where(task.folder, rank) or str(task.folder), fix=fix)
+    return StageError(short, at=ranks.where(task.folder, rank) or str(task.folder), fix=fix)
 
 
 def perhaps(stage: Stage, cards: Mapping[str, Card], devices: int) -> str:

@@ -24,12 +24,15 @@ CPU = (
 @pytest.mark.parametrize(
     ("err", "what"),
     [
-        (torch.OutOfMemoryError(GPU), "GPU memory, 2.5 GiB were asked for"),
-        (torch.OutOfMemoryError("Tried to allocate 20.00 MiB"), "GPU memory, 20.0 MiB were asked for"),
-        (RuntimeError("CUDA error: out of memory"), "GPU memory"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "GPU memory"),
-        (RuntimeError(CPU), "memory, 1024.0 GiB were asked for"),
-        (MemoryError(), "memory"),
+        (torch.OutOfMemoryError(GPU), "out of GPU memory, 2.5 GiB were asked for"),
+        (torch.OutOfMemoryError("Tried to allocate 20.00 MiB"), "out of GPU memory, 20.0 MiB were asked for"),
+        (RuntimeError("CUDA error: out of memory"), "out of GPU memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "out of GPU memory",
+        ),
+        (RuntimeError(CPU), "out of memory, 1024.0 GiB were asked for"),
+        (MemoryError(), "out of memory"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
         (ValueError("out of memory"), None),
     ],
@@ -41,7 +44,7 @@ def test_what_says_that_there_is_no_memory(err, what):
 def test_torch_says_so_itself():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50, dtype=torch.uint8)
-    assert memory.short(caught.value) == "memory, 1048576.0 GiB were asked for"
+    assert memory.short(caught.value) == "out of memory, 1048576.0 GiB were asked for"
 
 
 def failed(node, module, monkeypatch, err) -> dict:
