@@ -36,8 +36,8 @@ def standing(folder: Path) -> str:
         return ""
     if len(alive) == 1:
         return far(alive[0])
-    counts = Counter(far(beat) for beat in alive)
-    most, count = max(counts.items(), key=lambda item: (item[1], item[0]))
+    counts, done = Counter(map(far, alive)), {far(beat): beat["done"] for beat in alive}
+    most, count = max(counts.items(), key=lambda item: (item[1], done[item[0]]))  # of two, who is behind has a name
     others = [beat for beat in alive if far(beat) != most]
     if not others:
         return f"all {count} ranks: {most}"
@@ -81,7 +81,9 @@ class Absent:
             if self.heard.get(rank, (0.0, 0.0))[0] != sign:
                 self.heard[rank] = sign, now
         since = {beat["rank"]: now - self.heard[beat["rank"]][1] for beat in alive}
-        for beat in alive if min(since.values(), default=0.0) < ABSENT / 2 else []:
+        if min(since.values(), default=0.0) >= ABSENT / 2:  # of nobody: the folder lags, or we were stopped
+            return
+        for beat in alive:
             rank = beat["rank"]
             if since[rank] < ABSENT:
                 self.told.discard(rank)

@@ -28,7 +28,7 @@ CPU = (
         (torch.OutOfMemoryError("Tried to allocate 20.00 MiB"), "out of GPU memory, 20.0 MiB were asked for"),
         (RuntimeError("CUDA error: out of memory"), "out of GPU memory"),
         (
-            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
             "out of GPU memory",
         ),
         (RuntimeError(CPU), "out of memory, 1024.0 GiB were asked for"),

@@ -124,6 +124,23 @@ def test_a_rank_whose_signs_of_life_end_is_named_once(tmp_path, monkeypatch):
     assert passed(600, []) == []  # the folder lags: of none is there a sign
 
 
+def test_silence_is_told_with_where_the_ranks_are(tmp_path, monkeypatch):
+    for name in stalled.SIGNS:
+        (tmp_path / name).touch()
+    now = [1000.0]
+    monkeypatch.setattr(stalled.time, "monotonic", lambda: now[0])
+    looks, told = stalled.Stalled(tmp_path, os.getpid()), []
+    for rank in range(2):
+        leave(tmp_path, rank, done=9 + rank, alive=1.0)
+    while not told:
+        now[0] += 10
+        for rank in range(2):
+            leave(tmp_path, rank, done=9 + rank, alive=now[0])
+        told = list(looks.look())
+    where = "rank 0 (process 70 on node2): 9 steps done, trains; the other: 10 steps done, trains"
+    assert told == [f"nothing heard of it for 10 minutes ({where}); it may be stuck, see {tmp_path / 'log.txt'}"]
+
+
 STUCK = '''"""A data part that harms the second of two ranks at its third step."""
 
 import os
