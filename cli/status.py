@@ -12,7 +12,7 @@ from rich.text import Text
 from mmalign.errors import RunError
 from mmalign.io.times import lasting
 from mmalign.io.visible import one_line, visible
-from mmalign.pipeline import stalled, standing, status
+from mmalign.pipeline import ranks, stalled, standing, status
 from mmalign.pipeline.status import Row, Run
 
 from . import live, show
@@ -103,7 +103,11 @@ def remark(row: Row) -> str:
     """What else there is to say of a stage but a failure, which has lines of its own."""
     told = [] if row.state in ("done", "failed", "damaged") else [one_line(row.standing.why)]
     if row.silent is not None and row.silent > stalled.SILENT:
-        told.append(f"nothing heard of it for {lasting(row.silent)}")
+        where = ranks.standing(row.folder)
+        told.append(f"nothing heard of it for {lasting(row.silent)}{where and f' ({where})'}")
+    if row.spikes:
+        last, many = row.spikes[-1], len(row.spikes)
+        told.append(f"{many} spike{'s' * (many > 1)}, the last of the {one_line(last['what'])} by step {last['step']}")
     return "; ".join(filter(None, told))
 
 
@@ -145,5 +149,6 @@ def _row(row: Row) -> dict[str, Any]:
         "seconds": row.seconds,
         "left": row.left,
         "silent": row.silent,
+        "spikes": len(row.spikes),
         "failed": standing.failure(row.standing, row.folder),
     }

@@ -92,6 +92,18 @@ def metrics(folder: Path) -> dict[str, float]:
     return {name: value for name, value in newest.items() if name not in ("time", "step")} | speeds(newest)
 
 
+class Spike(TypedDict):
+    """Of spikes.jsonl, as far as it is read here."""
+
+    step: document.Count
+    what: str
+
+
+def spikes(folder: Path) -> list[Spike]:
+    """Those of a stage's loss and gradient, the last at the end; of many only some."""
+    return list(filter(None, (_parsed(line, Spike) for line in _lines(folder / "spikes.jsonl"))))
+
+
 def curves(folder: Path) -> list[dict[str, float]]:
     """Lines of a stage's metrics.jsonl, at most POINTS from all over the steps, with what they are a second; in the
     place of what a step has of each unit."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmalign.errors import MMAlignError, RunError, StageError, Terminated, suggest
-from mmalign.io import files
+from mmalign.io import beats, files
 from mmalign.io.signals import on_sigterm
-from mmalign.pipeline import ended, hosts, launched, task
+from mmalign.pipeline import ended, hosts, launched, memory, ranks, task
 from mmalign.pipeline.leading import Crew, Leader
 from mmalign.pipeline.lock import POLL, locked
 from mmalign.pipeline.records import recorded
@@ -161,16 +162,18 @@ def _run_one(node: Node, launch: Launch, show: Show, record: Callable[[], None])
         written = task.save(node)
         record()
         (node.folder / ended.NAME).unlink(missing_ok=True)
+        shutil.rmtree(node.folder / beats.FOLDER, ignore_errors=True)  # of another number of ranks, perhaps
         files.write(node.folder / "events.jsonl", "")
         began = time.monotonic()
         try:
             show.begin(node)
             with Tracking(node, lambda said: show.event(node, {"say": said})) as trackers:
                 child = _start(node, launch, lock, written)
-                _watch(node, child, lambda event: show.event(node, event), trackers.look)
+                _watch(node, child, lambda event: show.event(node, event), trackers.look, launch.size)
         except BaseException as err:
             _leave_word(node, err)
             raise
+        shutil.rmtree(node.folder / beats.FOLDER, ignore_errors=True)
         show.end(node, time.monotonic() - began)
     node.__dict__.pop("done", None)
 
@@ -195,7 +198,9 @@ def _start(node: Node, launch: Launch, lock: int, written: str) -> Child:
     return Crew(own, leader, place) if leader else own
 
 
-def _watch(node: Node, child: Child, tell: Callable[[dict[str, Any]], None], look: Callable[[], None]) -> None:
+def _watch(
+    node: Node, child: Child, tell: Callable[[dict[str, Any]], None], look: Callable[[], None], devices: int
+) -> None:
     """Tell what the stage says until it ends. look: is called again and again meanwhile."""
     events = _events(node.folder / "events.jsonl")
     stalled = Stalled(node.folder, child.pid)
@@ -217,7 +222,7 @@ def _watch(node: Node, child: Child, tell: Callable[[dict[str, Any]], None], loo
     for event in next(events):
         tell(event)
     if child.returncode or not (node.folder / "stage.json").exists():
-        raise _failure(node, child.returncode)
+        raise _failure(node, child.returncode, devices)
 
 
 def _events(place: Path) -> Iterator[list[dict[str, Any]]]:
@@ -231,7 +236,7 @@ def _events(place: Path) -> Iterator[list[dict[str, Any]]]:
         yield [json.loads(line) for line in whole.splitlines() if line]
 
 
-def _failure(node: Node, code: int | None) -> Failed:
+def _failure(node: Node, code: int | None, devices: int) -> Failed:
     log = node.folder / "log.txt"
     tail = _end(log).splitlines()[-TAIL:]
     if said := ended.read(node.folder):
@@ -240,9 +245,13 @@ def _failure(node: Node, code: int | None) -> Failed:
     if code == task.FULL:
         what, fix = "found no space left", "free some, or another --runs; the same command goes on"
     elif code and code < 0:
-        what, fix = f"killed by signal {-code}", "the same command goes on; signal 9 often means out of memory"
+        what, fix = f"killed by signal {-code}", "the same command goes on"
     else:
         what, fix = f"ended with code {code}", "the last lines of its log are below"
+    if first := ranks.fate(node.folder):
+        what = f"{what}: {first}"
+    if code == -signal.SIGKILL or ranks.KILLED_9 in first:
+        fix = memory.perhaps(node.stage, node.cards, devices)
     ended.write(node.folder, what, str(log), fix.replace("are below", f"(mmalign logs {node.folder})"))
     return Failed(f"stage {node.name!r} {what}", str(log), fix, log, tail)
 

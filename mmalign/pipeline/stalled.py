@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from mmalign.pipeline import ranks
+
 LOOK = 1.0  # seconds between two looks
 SILENT = 600.0  # seconds without a line in its log or its events until that is told; then twice as many, and so on
 SIGNS = ("events.jsonl", "log.txt")
@@ -20,6 +22,7 @@ class Stalled:
         self.patience, self.size = SILENT, 0
         self.stopped: set[int] = set()  # processes, at the last look
         self.told: set[int] = set()
+        self.absent = ranks.Absent(folder)
 
     def look(self) -> Iterator[str]:
         """What there is to tell now."""
@@ -30,12 +33,14 @@ class Stalled:
             self.looked = now
             yield from self._stopped()
             yield from self._silent(now)
+            yield from self.absent.look()
 
     def _stopped(self) -> Iterator[str]:
         stopped = {process for process in below(self.process) if state(process) == "stopped"}
         lasting = stopped & self.stopped  # in two looks: what stops and goes on with us is no news
         for process in sorted(lasting - self.told):
-            yield f"process {process} is stopped; kill -CONT {process} lets it go on"
+            rank = ranks.of_process(self.folder, process)
+            yield f"process {process}{rank} is stopped; kill -CONT {process} lets it go on"
         for process in sorted(self.told - stopped):
             if state(process) == "there":
                 yield f"process {process} goes on"
@@ -47,7 +52,8 @@ class Stalled:
             self.size, self.heard, self.patience = size, now, SILENT
         elif now - self.heard >= self.patience:
             self.patience *= 2
-            minutes = f"{(now - self.heard) / 60:.0f} minutes"
+            where = ranks.standing(self.folder)
+            minutes = f"{(now - self.heard) / 60:.0f} minutes{where and f' ({where})'}"
             yield f"nothing heard of it for {minutes}; it may be stuck, see {self.folder / 'log.txt'}"
 
 

@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict
 from mmalign.errors import RunError
 from mmalign.io import document, yaml
 from mmalign.pipeline import progress, records, remaining, stalled, standing
-from mmalign.pipeline.progress import Progress
+from mmalign.pipeline.progress import Progress, Spike
 from mmalign.pipeline.records import Planned, Record
 from mmalign.pipeline.standing import Standing
 
@@ -21,7 +21,8 @@ WORKS = ("running", "stopped", "ending")  # states in which somebody holds the f
 @dataclass
 class Row:
     """A stage. left: seconds it still takes, of one that runs or waits; None: not known. seconds: it took. silent:
-    seconds since it was last heard of, and metrics: its newest losses and speeds, of one that runs."""
+    seconds since it was last heard of, and metrics: its newest losses and speeds, of one that runs. spikes: of its loss
+    and gradient, of one that is not done."""
 
     name: str
     kind: str
@@ -33,6 +34,7 @@ class Row:
     seconds: float | None = None
     silent: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    spikes: list[Spike] = field(default_factory=list)
 
     @property
     def state(self) -> str:
@@ -133,7 +135,7 @@ def _row(name: str, kind: str, arms: list[str], folder: Path, stands: Standing) 
         seconds = stands.about.get("seconds")
         row.seconds = seconds if isinstance(seconds, (int, float)) else None
     elif stands.state not in UNBEGUN.values():
-        row.progress = progress.of(folder)
+        row.progress, row.spikes = progress.of(folder), progress.spikes(folder)
     if stands.state in WORKS:
         row.silent, row.metrics = stalled.silent(folder), progress.metrics(folder)
     return row

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmalign import __version__
 from mmalign.errors import RunError
-from mmalign.io import disk, document, files, seal, sums, yaml
+from mmalign.io import beats, disk, document, files, seal, sums, yaml
 from mmalign.pipeline import hardware, software
 from mmalign.plan.cards import Card, as_dict, foreign
 from mmalign.plan.graph import FORMAT, Finished, Node
@@ -158,7 +158,7 @@ def finish(
 
 TRACKED, CSV = "tracked", "metrics.csv"  # of trackers, see tracking.py
 # what only the run itself needs, and what may be written later
-RUNNING = ("lock", "log.txt", "events.jsonl", "error.json", "stage.json", TRACKED, CSV)
+RUNNING = ("lock", "log.txt", "events.jsonl", "error.json", "stage.json", beats.FOLDER, TRACKED, CSV)
 
 
 def left(folder: Path) -> Iterator[Path]:

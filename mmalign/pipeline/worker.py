@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import DataError, MMAlignError, StageError, Stopped
-from mmalign.io import disk, environment
+from mmalign.io import beats, disk, environment
 from mmalign.io.visible import visible
-from mmalign.pipeline import ended, hardware, task, weights
+from mmalign.pipeline import ended, hardware, memory, ranks, task, weights
 
 
 def main() -> int:
@@ -32,18 +32,23 @@ def main() -> int:
         return _spread(given.folder, given.devices, given.written)
     rank = int(os.environ.get("RANK", "0"))
     _log(logging.INFO if rank == 0 else logging.WARNING)
+    beats.begin(given.folder, rank)
     try:
         run(given.folder, rank, given.written)
     except MMAlignError as err:
         return _fail(given.folder, err)
     except Exception as err:
+        if (short := memory.short(err)) is not None:
+            return _fail(given.folder, memory.error(short, task.load(given.folder, given.written), rank))
         at = str(getattr(err, "filename", None) or given.folder)
         if _code(err) in DENIED:
             return _fail(given.folder, disk.denied(at))
         if _code(err) not in FULL:
+            beats.end(environment.hidden(f"raised {type(err).__name__}: {err}", SECRETS))
             raise
         fix = "free some, or another --runs; the same command goes on"
         return _fail(given.folder, StageError(f"no space left: {err}", at=at, fix=fix), task.FULL)
+    beats.end()
     return 0
 
 
@@ -128,6 +133,9 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
     except ChildFailedError as err:  # its own summary of who failed first; the workers wrote what went wrong
         logging.error("%s", err)
         _, first = err.get_first_failure()
+        # it ends the others, with SIGTERM and half a minute later with SIGKILL, and counts them as failures, too
+        soon = {rank: each for rank, each in err.failures.items() if each.timestamp <= first.timestamp + 1}
+        ranks.left(folder, {r: each.exitcode for r, each in soon.items() if each.exitcode != -signal.SIGTERM})
         return task.FULL if first.exitcode == task.FULL else 1
     except Exception as err:
         logging.error("%s", err)
@@ -138,6 +146,7 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
 def _fail(folder: Path, err: MMAlignError, code: int = 0) -> int:
     logging.error("%s", err)
     what, at, fix = (environment.hidden(text, SECRETS) for text in (err.what, err.at, err.fix))
+    beats.end(f"raised {type(err).__name__}: {what}")
     asked: dict[str, Any] = {}
     if isinstance(err, (DataError, Stopped)):  # data that cannot give what is asked; SIGTERM
         asked = {"exit_code": err.exit_code} | ({"interrupted": True} if isinstance(err, Stopped) else {})

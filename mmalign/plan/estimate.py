@@ -12,7 +12,7 @@ from mmalign.io import document
 from mmalign.plan import facts
 from mmalign.plan.cards import Card
 from mmalign.plan.graph import Node
-from mmalign.plan.recipe import Label, Language, Train
+from mmalign.plan.recipe import Label, Language, Stage, Train
 
 TEXT = 64  # tokens of text a sample, where the data's facts do not say
 GIB = 1 << 30
@@ -45,9 +45,14 @@ class Estimate:
 
 def of(node: Node, devices: int = 1) -> Estimate | None:
     """The estimate of a training or labelling stage; None for other kinds."""
-    if isinstance(node.stage, Label):
-        return _label(node.stage, node.cards)
-    return _train(node.stage, node.cards, devices) if isinstance(node.stage, Train) else None
+    return of_stage(node.stage, node.cards, devices)
+
+
+def of_stage(stage: Stage, cards: Mapping[str, Card], devices: int = 1) -> Estimate | None:
+    """The same, of a stage by its settings and cards."""
+    if isinstance(stage, Label):
+        return _label(stage, cards)
+    return _train(stage, cards, devices) if isinstance(stage, Train) else None
 
 
 def _label(stage: Label, cards: Mapping[str, Card]) -> Estimate:
@@ -100,10 +105,10 @@ def recomputing(
             False,
             "the cards do not say how much memory the stage takes; checkpointing: true where it is too much",
         )
-    room = f"{_size(ROOM * memory)} of {_size(memory)} a device"
+    room = f"{size_of(ROOM * memory)} of {size_of(memory)} a device"
     if kept <= ROOM * memory:
-        return False, f"with them the stage takes about {_size(kept)}, and there are {room}"
-    less = f"with them the stage takes about {_size(kept)}, without {_size(again)}, and there are {room}"
+        return False, f"with them the stage takes about {size_of(kept)}, and there are {room}"
+    less = f"with them the stage takes about {size_of(kept)}, without {size_of(again)}, and there are {room}"
     return True, less + (": still too little by this estimate" if again > ROOM * memory else "")
 
 
@@ -240,20 +245,21 @@ def as_json(estimate: Estimate | None) -> dict[str, Any] | None:
 def lines(estimate: Estimate) -> list[str]:
     """For the reader of a plan; `?` where the cards' facts do not say."""
     if not estimate.parameters:
-        return [f"label store: {_size(estimate.store)}"]
+        return [f"label store: {size_of(estimate.store)}"]
     parts = ", ".join(f"{part} {_count(size)}" for part, size in estimate.parameters.items())
-    totals = ", ".join(f"{name} {_size(part['total'])}" for name, part in estimate.memory.items()) or "?"
-    kept = f"activations are recomputed on GPUs of less than {_size(estimate.keeps_from)}   (checkpointing: auto)"
+    totals = ", ".join(f"{name} {size_of(part['total'])}" for name, part in estimate.memory.items()) or "?"
+    kept = f"activations are recomputed on GPUs of less than {size_of(estimate.keeps_from)}   (checkpointing: auto)"
     return [
         f"parameters: {parts}; trained {_count(estimate.trained)}",
         f"tokens a sample: about {_count(estimate.tokens)}, {_count(estimate.visual)} of them visual; "
         f"steps: {'?' if estimate.steps is None else f'{estimate.steps:,}'}",
-        f"memory a device: about {totals}; checkpoints: up to three of {_size(estimate.checkpoint)}",
+        f"memory a device: about {totals}; checkpoints: up to three of {size_of(estimate.checkpoint)}",
         *[kept] * (estimate.keeps_from is not None),
     ]
 
 
-def _size(gib: float | None) -> str:
+def size_of(gib: float | None) -> str:
+    """For the reader; None: not known."""
     if gib is None:
         return "?"
     return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.1f} MiB"

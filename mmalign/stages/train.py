@@ -254,6 +254,7 @@ def _fit(
         stage.log_every,
         watchers=watchers,
         skip=stage.on_nan == "skip",
+        samples=batches.samples,
     )
 
 

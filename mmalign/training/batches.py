@@ -191,6 +191,8 @@ class Collate:
 class Collates(Protocol):
     """What makes passes of records."""
 
+    data: Data
+
     def batch(self, numbers: Sequence[int], seed: int) -> Any: ...
 
 
@@ -234,6 +236,10 @@ class Batches:
         positions = range(step * self.batch, (step + 1) * self.batch)  # counted through all epochs
         numbers = [int(self._order(at // self.rows)[at % self.rows]) for at in positions]
         return [numbers[start : start + self.micro] for start in range(0, self.batch, self.micro)]
+
+    def samples(self, step: int) -> list[str]:
+        """The ids of a step's samples, over all ranks; also of those that are not usable."""
+        return [self.collate.data.id_of(number) for numbers in self.numbers(step) for number in numbers]
 
     def _order(self, epoch: int) -> Any:
         if getattr(self, "_epoch", None) != (epoch, self.seed):

@@ -7,6 +7,8 @@ from pathlib import Path
 from threading import RLock, Timer
 from typing import Any
 
+from mmalign.io import beats
+
 EVERY = 0.1  # seconds between two lines about progress
 
 
@@ -39,6 +41,7 @@ class Events:
 
         Of what comes all at once, as the answers of a pass do, the last is written, a moment later.
         """
+        beats.tell(done, unit)
         if self.rank:
             return
         with self.lock:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmalign.errors import StageError, Stopped
-from mmalign.io import files
+from mmalign.io import beats, files
 from mmalign.io.signals import on_sigterm
 from mmalign.plan.recipe import Optim
 from mmalign.training import checkpoint
@@ -24,12 +24,14 @@ from mmalign.training.engine import Engine, world
 from mmalign.training.events import Events
 from mmalign.training.later import Later
 from mmalign.training.optim import factor
+from mmalign.training.spikes import Spikes
 from mmalign.training.usage import Usage
 
 UNITS = ("tokens", "images")  # what a loss is a mean over
 PROCESSES = "processes"  # in a checkpoint: [step, number of processes from there on] of the run so far
 SKIPPED = "skipped"  # in a checkpoint: steps that were left out before it
 CALM = "a lower learning rate, or precision: fp32"
+READS = "waits for samples"
 IN_A_ROW = 10  # steps that may be left out one behind the other
 LINE = "line/"  # what the names of a checkpoint begin with that belong to the line of the log that is not written yet
 
@@ -64,7 +66,7 @@ class Fit:
 
     A step with a loss or a gradient that is not finite never moves weights. It ends the run, or with `skip` is left
     out, on all ranks, of weights, optimizer and log alike, up to IN_A_ROW of them; its samples are written down in
-    nonfinite.jsonl either way.
+    nonfinite.jsonl either way. Gradients and losses that are finite and far above those before are told, see spikes.py.
     """
 
     engine: Engine
@@ -79,6 +81,7 @@ class Fit:
     # called with the steps done, before the first one (0) and after each; a True after a step: enough
     watchers: Sequence[Callable[[int], bool]] = ()
     skip: bool = False  # leave steps out that are not finite
+    samples: Callable[[int], Sequence[str]] | None = None  # step (from 0) -> ids of its samples, over all ranks
     skipped: int = field(default=0, init=False)  # such steps, over all sessions of the run
     processes: list[list[int]] = field(default_factory=list, init=False)  # [step, how many from there on]
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)  # since the last line of the log
@@ -88,6 +91,12 @@ class Fit:
     _out: int = field(default=0, init=False)  # steps left out since that line
     _row: int = field(default=0, init=False)  # steps left out since the last that was not
     _ending: Later | float = field(default=0.0, init=False)  # how many ranks heard SIGTERM before this step
+    _spikes: Spikes = field(init=False)
+    _unseen: tuple[Later | float, int] | None = field(default=None, init=False)  # a norm, and the steps done by then
+
+    def __post_init__(self) -> None:
+        warm = max(self.optim.warmup, *(term.warmup for term in self.terms.values()))
+        self._spikes = Spikes(self.folder, self.events, math.ceil(warm * self.steps), self.samples)
 
     def run(self) -> dict[str, float]:
         """Train to the end; returns the last line of the log.
@@ -99,11 +108,12 @@ class Fit:
             return self._run(told.is_set, stack)
 
     def warnings(self) -> list[str]:
-        """That steps were left out, and how many; nothing where none was."""
+        """That steps were left out, that there were spikes, and how many; nothing where there were none."""
+        spikes = self._spikes.warnings()
         if not self.skipped:
-            return []
+            return spikes
         told = f"{self.skipped:,} of {self.steps:,} steps were not finite and left out"
-        return [f"{told}, see {self.folder.name}/nonfinite.jsonl"]
+        return [f"{told}, see {self.folder.name}/nonfinite.jsonl", *spikes]
 
     def _run(self, asked: Callable[[], bool], stack: ExitStack) -> dict[str, float]:
         start = saved = self._resume()
@@ -115,7 +125,9 @@ class Fit:
         batches = self.batches(start)
         if isinstance(batches, Generator):
             stack.callback(batches.close)  # who reads ahead ends with the loop, however that ends
+        beats.tell(start, "steps", READS)
         for step, passes in enumerate(batches, start):
+            beats.tell(step, "steps", "trains")
             sums = dict(self._sums)
             norm = self._step(step, passes, asked())
             done = step + 1
@@ -125,9 +137,11 @@ class Fit:
                 self._not_finite(done, norm, passes, sums)
             else:
                 self._row = 0
+                self._see(norm, done)
             stopped = self._watched(done)
             if stopped or done % self.log_every == 0 or done == self.steps:
                 metrics = self._log(done, norm) or metrics
+                self._see()
             fresh = metrics if done == self._logged else {}
             self.events.progress(done, self.steps, "steps", {k: v for k, v in fresh.items() if k != "step"})
             if stopped:
@@ -136,21 +150,33 @@ class Fit:
             ending = bool(self._ending)
             # otherwise only where a line of the log ends
             if done < self.steps and (ending or (done == self._logged and done - saved >= self.save_every)):
+                self._see()
+                beats.tell(done, "steps", "saves a checkpoint")
                 checkpoint.save(self.folder / "checkpoints", done, self._state(done), world()[0])
                 saved = done
             if done < self.steps and ending:
                 if world()[1] > 1:  # whoever starts the ranks may end all of them soon after one
                     dist.barrier()
                 raise Stopped("ended by SIGTERM", at=f"step {done}", fix="the same command goes on")
+            beats.tell(done, "steps", READS)
         return metrics or self._last()
+
+    def _see(self, norm: Tensor | float | None = None, done: int = 0) -> None:
+        """Look whether the norm before this one is a spike: to read this one now would wait for the device."""
+        if self._unseen:
+            self._spikes.see("norm", float(self._unseen[0]), self._unseen[1])
+        self._unseen = None if norm is None else (Later(norm) if isinstance(norm, Tensor) else norm, done)
 
     def _last(self) -> dict[str, float]:
         """The last line of the log, of a run that left out every step since it was resumed."""
-        log = self.folder / "metrics.jsonl"
-        lines: list[dict[str, float]] = files.read_jsonl(log, kind=dict[str, float]) if log.exists() else []
-        if lines:
+        if lines := self._lines():
             return lines[-1]
         raise StageError(f"none of {self.steps} steps was finite", at="nonfinite.jsonl", fix=CALM)
+
+    def _lines(self) -> list[dict[str, float]]:
+        """The lines of the log so far."""
+        log = self.folder / "metrics.jsonl"
+        return list(files.read_jsonl(log, kind=dict[str, float])) if log.exists() else []
 
     def _state(self, done: int) -> Iterator[tuple[str, Tensor]]:
         """What a checkpoint holds: the engine's, and the line of the log that has begun, to be ended as if nothing
@@ -168,6 +194,7 @@ class Fit:
     def _watched(self, done: int) -> bool:
         """Whether a watcher says enough; all are asked, and what they take counts as no step's time."""
         began = time.monotonic()
+        beats.tell(done, "steps", "looks and evaluates" if self.watchers else None)
         enough = [watcher(done) for watcher in self.watchers]
         self._clock += time.monotonic() - began
         return any(enough)
@@ -188,6 +215,7 @@ class Fit:
             for log in self.folder.glob("*.jsonl"):
                 if not log.name.startswith(("events.", "bad.")):
                     checkpoint.trim(log, step if newest else -1)
+            self._spikes.resume(self._lines())
         return step
 
     def _told(self, step: int) -> None:
@@ -297,7 +325,7 @@ class Fit:
     def _log(self, done: int, norm: Tensor | float | None) -> dict[str, float]:
         """Write a line to metrics.jsonl: means since the last one; nothing where all steps since then were left out."""
         steps, seconds = done - self._logged - self._out, time.monotonic() - self._clock
-        self._logged, self._out, self._clock = done, 0, time.monotonic()
+        since, self._logged, self._out, self._clock = self._logged, done, 0, time.monotonic()
         if not steps:
             return {}
         sums, norm = self._reduced(), None if norm is None else float(norm)
@@ -318,6 +346,7 @@ class Fit:
         if not world()[0]:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps({**line, "time": round(time.time(), 3)}) + "\n")  # seconds since 1970
+        self._spikes.see("loss", line["loss"], done, since)
         return line
 
     def _reduced(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ import pytest
 from mmalign.cli import live, show
 from mmalign.cli import status as verb
 
+from mmalign.io import beats
 from mmalign.pipeline import ended, lock, records, run, status, task
 from mmalign.pipeline.standing import Standing
 from mmalign.pipeline.status import Row, Run
@@ -313,6 +314,36 @@ def test_silence_is_told_and_is_no_state(tiny, mmalign, plan):
         assert f"running label {lock.owner()}; nothing heard of it for 15 min" in " ".join(
             mmalign("status").out.split()
         )
+
+
+def test_of_a_silent_stage_its_ranks_are_told(tiny, mmalign, plan):
+    node = plan()[0]
+    with lock.locked(node.folder):
+        task.save(node)
+        (node.folder / "events.jsonl").touch()
+        os.utime(node.folder / "events.jsonl", (time.time() - 900,) * 2)
+        (node.folder / beats.FOLDER).mkdir()
+        for rank in range(3):
+            doing = "waits for samples" if rank == 1 else "trains"
+            beat = {"rank": rank, "host": "node2", "process": 7, "done": 40, "unit": "steps", "doing": doing}
+            beats.place(node.folder, rank).write_bytes(beats.as_bytes({**beat, "time": 1.0, "alive": 1.0}))
+        said = "rank 1 (process 7 on node2): 40 steps done, waits for samples; the others: 40 steps done, trains"
+        assert f"nothing heard of it for 15 min ({said})" in " ".join(mmalign("status").out.split())
+
+
+def test_spikes_of_a_stage_that_runs_are_counted(tiny, mmalign, plan):
+    node = plan()[0]
+    with lock.locked(node.folder):
+        task.save(node)
+        (node.folder / "events.jsonl").touch()
+        lines = [{"step": step, "what": "loss", "value": 4.0, "usual": 2.0, "samples": []} for step in (80, 410)]
+        assert json.loads(mmalign("status", "--json").out)["runs"][0]["stages"][0]["spikes"] == 0
+        (node.folder / "spikes.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        said = " ".join(mmalign("status").out.split())
+        assert f"{lock.owner()}; 2 spikes, the last of the loss by step 410" in said
+        assert json.loads(mmalign("status", "--json").out)["runs"][0]["stages"][0]["spikes"] == 2
+        (node.folder / "spikes.jsonl").write_text(json.dumps(lines[0]) + "\nnonsense")
+        assert "1 spike, the last of the loss by step 80" in " ".join(mmalign("status").out.split())
 
 
 def test_the_time_of_stages_that_wait_is_that_of_their_like(tiny, mmalign, plan):

@@ -12,7 +12,7 @@ import pytest
 
 from mmalign.errors import RunError
 from mmalign.pipeline import ended, lock, recipes, run, standing, task
-from mmalign.plan import graph
+from mmalign.plan import graph, relief
 from mmalign.plan import read as compose
 from tests.pipeline.test_run import DONE, Script, Told, failing
 
@@ -143,7 +143,7 @@ def test_failed_says_with_what_until_it_runs_again(plan):
         (
             "os.kill(os.getpid(), 9)",
             "killed by signal 9",
-            "the same command goes on; signal 9 often means out of memory",
+            "the same command goes on; signal 9 often means out of memory: engine.workers: 1 -> 0, or {proposals}",
         ),
         ("sys.exit(28)", "found no space left", "free some, or another --runs; the same command goes on"),
     ],
@@ -154,7 +154,8 @@ def test_a_stage_that_said_nothing_is_remembered_by_its_run(plan, say, what, fix
     folder = plan()[1].folder
     stands = standing.of(folder)
     assert stands.text == f"failed: {what}"
-    assert (stands.at, stands.fix) == (str(folder / "log.txt"), fix.format(folder=folder))
+    fix = fix.format(folder=folder, proposals=relief.told(plan()[1].stage, plan()[1].cards))
+    assert (stands.at, stands.fix) == (str(folder / "log.txt"), fix)
 
 
 def test_a_run_that_cannot_start_a_stage_is_no_kill(plan):
