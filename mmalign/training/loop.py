@@ -140,8 +140,8 @@ class Fit:
                 self._see(norm, done)
             stopped = self._watched(done)
             if stopped or done % self.log_every == 0 or done == self.steps:
-                metrics = self._log(done, norm) or metrics
                 self._see()
+                metrics = self._log(done, norm) or metrics
             fresh = metrics if done == self._logged else {}
             self.events.progress(done, self.steps, "steps", {k: v for k, v in fresh.items() if k != "step"})
             if stopped:
