@@ -131,8 +131,9 @@ def _run_one(node: Node, launch: Launch, show: Show, record: Callable[[], None])
     with locked(node.folder) as lock:
         if node.done:  # another process finished it while we waited for our turn
             return
+        damage = ""
         if node.begun:
-            task.load(node.folder)  # refuses a folder of another format before anything is touched
+            damage = task.damage(node.folder)  # refuses a folder of another format before anything is touched
             files.sweep(node.folder)
         written = task.save(node)
         record()
@@ -141,6 +142,8 @@ def _run_one(node: Node, launch: Launch, show: Show, record: Callable[[], None])
         began = time.monotonic()
         try:
             show.begin(node)
+            if damage:
+                show.event(node, {"say": f"stage.yaml was damaged and is written anew: {damage}"})
             with Tracking(node, lambda said: show.event(node, {"say": said})) as trackers:
                 child = _start(node, launch, lock, written)
                 _watch(node, child, lambda event: show.event(node, event), trackers.look)

@@ -110,6 +110,8 @@ class EngineSettings:
     offload: bool = False  # keep optimizer state (and ZeRO-3's parameters) in CPU memory
     checkpointing: bool = False  # recompute the LLM's activations in the backward pass
     save_every: int = field(default=500, metadata=_above(0, STEPS))  # between two checkpoints
+    # the newest, which stay; where the newest is damaged, the one before it is gone on from
+    keep: int = field(default=2, metadata=_least(1, "checkpoints"))
     workers: int = field(default=2, metadata=_least(0, "threads"))  # that read and prepare samples
 
 

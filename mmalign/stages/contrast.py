@@ -117,7 +117,7 @@ def run(task: Task) -> dict[str, Any]:
     events = Events(task.folder, rank)
     fit = Fit(
         engine, _passes(batches, stage.steps), stage.steps, stage.optim, {"contrast": Term()}, task.folder, events,
-        stage.engine.save_every, stage.log_every, skip=stage.on_nan == "skip",
+        stage.engine.save_every, stage.log_every, skip=stage.on_nan == "skip", keep=stage.engine.keep,
     )  # fmt: skip
     last = fit.run()
     for line in fit.warnings():

@@ -246,6 +246,7 @@ def _fit(
         stage.log_every,
         watchers=watchers,
         skip=stage.on_nan == "skip",
+        keep=stage.engine.keep,
     )
 
 

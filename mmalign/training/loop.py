@@ -16,13 +16,14 @@ from torch import Tensor
 from mmalign.errors import StageError, Stopped
 from mmalign.io import files
 from mmalign.io.signals import on_sigterm
-from mmalign.plan.recipe import Optim
+from mmalign.plan.recipe import EngineSettings, Optim
 from mmalign.training import checkpoint
 from mmalign.training.account import CUTS
 from mmalign.training.engine import Engine, world
 from mmalign.training.events import Events
 from mmalign.training.optim import factor
 from mmalign.training.usage import Usage
+from mmalign.training.writer import Writer
 
 UNITS = ("tokens", "images")  # what a loss is a mean over
 SKIPPED = "skipped"  # in a checkpoint: steps that were left out before it
@@ -73,6 +74,7 @@ class Fit:
     # called with the steps done, before the first one (0) and after each; a True after a step: enough
     watchers: Sequence[Callable[[int], bool]] = ()
     skip: bool = False  # leave steps out that are not finite
+    keep: int = EngineSettings.keep  # checkpoints
     skipped: int = field(default=0, init=False)  # such steps, over all sessions of the run
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)  # since the last line of the log
     _logged: int = field(default=0, init=False)  # the step of that line
@@ -88,8 +90,8 @@ class Fit:
         StageError where a loss or its gradient is not finite and is not left out; Stopped where SIGTERM came.
         """
         told = threading.Event()
-        with on_sigterm(told.set):
-            return self._run(told.is_set)
+        with on_sigterm(told.set), Writer(self.folder / "checkpoints", world()[0], self.keep) as writer:
+            return self._run(told.is_set, writer)
 
     def warnings(self) -> list[str]:
         """That steps were left out, and how many; nothing where none was."""
@@ -98,7 +100,7 @@ class Fit:
         told = f"{self.skipped:,} of {self.steps:,} steps were not finite and left out"
         return [f"{told}, see {self.folder.name}/nonfinite.jsonl"]
 
-    def _run(self, asked: Callable[[], bool]) -> dict[str, float]:
+    def _run(self, asked: Callable[[], bool], writer: Writer) -> dict[str, float]:
         start = saved = self._resume()
         self._usage = Usage(self.engine.device)
         self._clock = time.monotonic()
@@ -126,9 +128,11 @@ class Fit:
             ending = bool(self._ending)
             # otherwise only where a line of the log ends
             if done < self.steps and (ending or (done == self._logged and done - saved >= self.save_every)):
-                checkpoint.save(self.folder / "checkpoints", done, self._state(done), world()[0])
+                writer.save(done, self._state(done), self.engine.state_bytes)
                 saved = done
+            writer.look()
             if done < self.steps and ending:
+                writer.wait()
                 raise Stopped("ended by SIGTERM", at=f"step {done}", fix="the same command goes on")
         return metrics or self._last()
 
