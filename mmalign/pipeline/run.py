@@ -1,6 +1,5 @@
 """Runs a plan: starts each stage that is not done as its own process, watches it, and says how it went."""
 
-import json
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 from mmalign.errors import MMAlignError, RunError, StageError, Terminated, suggest
 from mmalign.io import files
 from mmalign.io.signals import on_sigterm
-from mmalign.pipeline import ended, task
+from mmalign.pipeline import ended, progress, task
 from mmalign.pipeline.lock import POLL, locked
 from mmalign.pipeline.records import recorded
 from mmalign.pipeline.stalled import Stalled
@@ -198,14 +197,14 @@ def _watch(
 
 
 def _events(place: Path) -> Iterator[list[dict[str, Any]]]:
-    """Endless: the events written since the last look, whole lines only."""
+    """Endless: the events written since the last look, whole lines only; those that a full disk cut are left out."""
     seen = 0
     while True:
         with open(place, "rb") as source:
             source.seek(seen)
             whole, newline, _ = source.read().rpartition(b"\n")
         seen += len(whole) + len(newline)
-        yield [json.loads(line) for line in whole.splitlines() if line]
+        yield [event for line in whole.splitlines() if (event := progress.event(line))]
 
 
 def _failure(node: Node, code: int | None) -> Failed:

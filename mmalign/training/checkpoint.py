@@ -56,6 +56,7 @@ def save(folder: Path, step: int, state: State, rank: int, keep: int = EngineSet
     if target.exists():
         _put_aside(target)
     partial.rename(target)
+    sums.drop(partial)
     disk.sync(folder)
     older = [place for place in complete(folder) if step_of(place) < step]
     for old in set(folder.glob("step-*")) - {target, *older[: keep - 1]}:

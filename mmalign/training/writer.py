@@ -66,7 +66,8 @@ def _begun(work: Callable[[], None]) -> Future[None]:
 
     def run() -> None:
         try:
-            future.set_result(work())
+            work()
+            future.set_result(None)
         except BaseException as err:
             future.set_exception(err)
 

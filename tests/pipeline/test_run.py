@@ -163,18 +163,28 @@ def test_only_the_end_of_a_long_log_is_shown(plan):
 
 def test_a_line_that_is_half_written_is_not_read_yet(tmp_path):
     place = tmp_path / "events.jsonl"
-    place.write_text('{"a": 1}\n{"b"')
+    place.write_text('{"say": "a"}\n{"say"')
     events = run._events(place)
-    assert next(events) == [{"a": 1}]
+    assert next(events) == [{"say": "a"}]
     assert next(events) == []
     with open(place, "a") as out:
-        out.write(': 2}\n\n{"c": 3}\n')
-    assert next(events) == [{"b": 2}, {"c": 3}]
+        out.write(': "b"}\n\n{"say": "c"}\n')
+    assert next(events) == [{"say": "b"}, {"say": "c"}]
+
+
+@pytest.mark.parametrize("line", ['{"say": "a', "[1]", '{"say": 1}', '{"done": 1, "total": 2}', '{"done": -1}', "\0" * 9])
+def test_a_line_that_a_full_disk_cut_is_left_out(plan, line):
+    """Another one was written behind it."""
+    told = Told()
+    say = f"open(folder / 'events.jsonl', 'a').write({line!r} + '\\n')\n"
+    run.run(plan()[:1], Script(say={"label": DONE.replace("given =", f"{say}given =")}), told)
+    heard = [event for what, _, *event in told.heard if what == "event"]
+    assert heard == [[{"say": "hello"}], [{"done": 1, "total": 1, "numbers": {}}]]
 
 
 def test_an_interruption_ends_the_stage_too(plan):
     """Ctrl-C in the front end: the child is gone when the run returns, and the lock is free."""
-    say = "(folder / 'pid').write_text(str(os.getpid())); open(folder / 'events.jsonl', 'a').write('{\"say\": 1}\\n')"
+    say = "(folder / 'pid').write_text(str(os.getpid())); open(folder / 'events.jsonl', 'a').write('{\"say\": \"so\"}\\n')"
     told = Told(on_event=lambda: (_ for _ in ()).throw(KeyboardInterrupt) if told.heard[-1][1] == "align" else None)
     with pytest.raises(KeyboardInterrupt):
         run.run(plan(), failing(f"{say}\nimport threading; threading.Event().wait()"), told)
