@@ -10,6 +10,7 @@ import json
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from torch import Tensor
 from tests.cli.warm import Command, Warm
 
 LINE = [sys.executable, "-c", "from mmalign.cli import entry; entry()"]
-COLD = 10  # of so many sessions one begins with a new Python; the others are forked, see warm.py
+COLD = 20  # of so many sessions one begins with a new Python; the others are forked, see warm.py
 ONE = """\
 name: one
 seed: 3
@@ -39,14 +40,14 @@ stages:
     trains: [adapter]
     objectives: {{lm: 1.0}}
     optim: {{lr: 1e-3}}
-    batch: 4
-    micro_batch: 2
+    batch: 2
+    micro_batch: 1
     steps: {steps}
     precision: fp32
     log_every: 1
-    engine: {{zero: 0, save_every: 3, workers: 1}}
+    engine: {{zero: 0, save_every: 2, workers: 1}}
 """
-PACE = 6  # steps that a session goes on by, about; a run has twice as many, so that it is not over before its time
+PACE = 2  # steps that a session goes on by, about
 SLOW = 600  # seconds after which a session that should have ended is a failure
 TIMES = ("time", "steps_per_second", "peak_memory_gib")  # of a line of the log; not the same twice
 
@@ -173,13 +174,17 @@ RECORDS = ("train-*/stage.yaml", "train-*/error.json", "train-*/events.jsonl", "
 
 @dataclass
 class Run:
-    """One training, ended `count` times. sizes: the numbers of processes it may be begun with."""
+    """One training, ended `count` times. sizes: the numbers of processes it may be begun with.
+
+    over: is called when it came to its own end, and compares; where that was too early another one begins.
+    """
 
     folder: Path
     count: int
     sizes: tuple[int, ...]
     seed: int
     warm: Warm
+    over: Callable[["Run"], None]
     patience: float = 10.0  # seconds from the command to the first step, measured
     ends: Counter[str] = field(default_factory=Counter)
     moments: Counter[str] = field(default_factory=Counter)
@@ -188,7 +193,7 @@ class Run:
     def __post_init__(self) -> None:
         self.how = random.Random(self.seed)
         self.runs = self.folder / "runs"
-        self.steps = 2 * PACE * self.count
+        self.steps = 40 + PACE * self.count
         self.folder.mkdir(exist_ok=True)
         (self.folder / "one.yaml").write_text(ONE.format(steps=self.steps))
 
@@ -205,10 +210,13 @@ class Run:
         """All endings, then the session that is left to its own end."""
         kinds = [list(ENDINGS)[number % len(ENDINGS)] for number in range(self.count)]
         self.how.shuffle(kinds)
-        for number, kind in enumerate(kinds):
-            self.session(kind, (number + 1) * PACE)
-            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {number + 1:4} {kind:24} at step {self._reached()}\n")
-            sys.stderr.flush()
+        while kinds:
+            before = self.ends.total() - self.ends["its own"]
+            self.session(kinds[-1], (before + 1) * PACE)
+            if self.ends.total() - self.ends["its own"] > before:
+                kind = kinds.pop()
+                sys.stderr.write(f"{time.strftime('%H:%M:%S')} {before + 1:4} {kind:24} at step {self._reached()}\n")
+                sys.stderr.flush()
         self.session("", self.steps)
 
     def session(self, kind: str, up_to: int) -> None:
@@ -225,15 +233,20 @@ class Run:
         try:
             if ending and ending.act:
                 self._await(process, up_to)
-                assert process.poll() is None, f"{kind}: it ended before: {self._said()}"
-                ending.act(process, self.how)
+                if process.poll() is None:
+                    ending.act(process, self.how)
             code = process.wait(SLOW)
         finally:
             _send(signal.SIGKILL, *_descendants(process), process)
+        if code == 0:
+            kind, ending = "", None
         self._check(kind, code, newest, damaged)
         if ending and ending.spoils:
             self._spoil(ending.spoils)
         self.ends[kind or "its own"] += 1
+        if not kind:
+            self.over(self)
+            shutil.rmtree(self.runs)
 
     def _begin(self, words: list[str], cold: bool, limit: int = 0) -> Process:
         """`mmalign run`. limit: bytes that no file may outgrow; 0: none."""
@@ -273,7 +286,7 @@ class Run:
                 if moment == "step" or any(self.runs.glob("train-*/checkpoints/.step-*")):
                     time.sleep(late)
                     return
-                if reached >= step + 8:  # the moments in which it writes one are short
+                if reached >= step + 4:  # the moments in which it writes one are short
                     return
             time.sleep(0.001)
 
@@ -287,6 +300,7 @@ class Run:
     def _check(self, kind: str, code: int, newest: int, damaged: set[str]) -> None:
         """What it went on from, how it ended, and that nothing done was lost."""
         said = self._said()
+        assert len(list(self.runs.glob("train-*"))) <= 1, f"{kind}: another folder: {said}"
         told = re.findall(r"goes on from step (\d+)", said)
         assert "Traceback" not in said, f"{kind}: {said}"
         assert code in (ENDINGS[kind].codes if kind else (0,)), f"{kind}: {code}: {said}"

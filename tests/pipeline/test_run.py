@@ -172,7 +172,9 @@ def test_a_line_that_is_half_written_is_not_read_yet(tmp_path):
     assert next(events) == [{"say": "b"}, {"say": "c"}]
 
 
-@pytest.mark.parametrize("line", ['{"say": "a', "[1]", '{"say": 1}', '{"done": 1, "total": 2}', '{"done": -1}', "\0" * 9])
+@pytest.mark.parametrize(
+    "line", ['{"say": "a', "[1]", '{"say": 1}', '{"done": 1, "total": 2}', '{"done": -1}', "\0" * 9]
+)
 def test_a_line_that_a_full_disk_cut_is_left_out(plan, line):
     """Another one was written behind it."""
     told = Told()
@@ -184,7 +186,7 @@ def test_a_line_that_a_full_disk_cut_is_left_out(plan, line):
 
 def test_an_interruption_ends_the_stage_too(plan):
     """Ctrl-C in the front end: the child is gone when the run returns, and the lock is free."""
-    say = "(folder / 'pid').write_text(str(os.getpid())); open(folder / 'events.jsonl', 'a').write('{\"say\": \"so\"}\\n')"
+    say = "(folder / 'pid').write_text(str(os.getpid())); open(folder / 'events.jsonl', 'a').write('{\"say\": \"\"}\\n')"
     told = Told(on_event=lambda: (_ for _ in ()).throw(KeyboardInterrupt) if told.heard[-1][1] == "align" else None)
     with pytest.raises(KeyboardInterrupt):
         run.run(plan(), failing(f"{say}\nimport threading; threading.Event().wait()"), told)
