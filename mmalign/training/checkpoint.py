@@ -141,15 +141,20 @@ def _tensors(shards: Iterable[Path], fix: str) -> dict[str, Tensor]:
     return state
 
 
-def trim(log: Path, step: int) -> None:
-    """Drop the lines of a JSONL log that a checkpoint of `step` has not reached (and a last line cut by a kill)."""
+def trim(log: Path, step: int) -> int:
+    """Drop the lines of a JSONL log that a checkpoint of `step` has not reached, and a last line cut by a kill.
+
+    Damaged ones go too; returns how many that were.
+    """
     if not log.exists():
-        return
-    kept = []
-    for line in log.read_bytes().splitlines():
+        return 0
+    kept, damaged = [], 0
+    lines = log.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError, RecursionError):
-            continue
+            damaged += bool(line) and number < len(lines)
     files.write(log, b"".join(kept))
+    return damaged

@@ -133,6 +133,8 @@ class Fit:
             writer.look()
             if done < self.steps and ending:
                 writer.wait()
+                if world()[1] > 1:  # who ends first is the end of all, see torchrun
+                    dist.barrier()
                 raise Stopped("ended by SIGTERM", at=f"step {done}", fix="the same command goes on")
         return metrics or self._last()
 
@@ -175,8 +177,9 @@ class Fit:
             self.events.say(f"goes on from step {step}")
         if not world()[0]:
             for log in self.folder.glob("*.jsonl"):
-                if not log.name.startswith(("events.", "bad.")):
-                    checkpoint.trim(log, step if newest else -1)
+                kept = log.name.startswith(("events.", "bad."))
+                if damaged := 0 if kept else checkpoint.trim(log, step if newest else -1):
+                    self.events.say(f"{log.name}: {damaged} damaged lines are left out")
         return step
 
     def _take_up(self, state: dict[str, Tensor], step: int) -> None:

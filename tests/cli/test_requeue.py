@@ -78,3 +78,23 @@ def test_it_saves_is_queued_again_and_ends_with_the_same_weights(job, size, send
     assert begun(job, size).wait(300) == 0
     assert all(torch.equal(value, weights(job / "runs")[name]) for name, value in weights(job / "ended").items())
     assert numbers(job / "ended") == numbers(job / "runs")
+
+
+SPREAD = """
+import pathlib, sys
+from mmalign.pipeline import worker
+worker.RANK = "tests.pipeline.lingering"
+sys.exit(worker._spread(pathlib.Path(sys.argv[1]), 2))
+"""
+
+
+def test_ranks_have_the_time_they_need_to_save(here):
+    """Also more than the 30 seconds after which torchrun, told to end, kills them."""
+    env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen([sys.executable, "-c", SPREAD, str(here)], env=env)
+    while len(list(here.glob("begun-*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(300) == 1
+    assert sorted(place.name for place in here.glob("saved-*")) == ["saved-0", "saved-1"]

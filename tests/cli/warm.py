@@ -41,6 +41,8 @@ class Forked(subprocess.Popen):  # type: ignore[type-arg]
             for theirs, own in ((p2cread, 0), (c2pwrite, 1), (errwrite, 2)):
                 if theirs >= 0:
                     os.dup2(theirs, own)
+            if rest[14]:  # start_new_session
+                os.setsid()
             _close(pass_fds)
             os.environ.clear()
             os.environ.update(env)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmalign.data import Data, Record, Turn
-from mmalign.errors import DataError, StageError
+from mmalign.errors import DataError, RunError, StageError
 from mmalign.llms.chat import Chat
 from mmalign.training.batches import BadSamples, Batches, Collate
 from tests import parts
@@ -179,3 +179,13 @@ def test_an_order_of_its_own_is_kept(chat):
     batches = make(chat, rows=8)
     batches.order = lambda epoch: [7, 6, 5, 4, 3, 2, 1, 0] if epoch == 0 else list(range(8))
     assert [batches.numbers(step) for step in range(3)] == [[[7, 6], [5, 4]], [[3, 2], [1, 0]], [[0, 1], [2, 3]]]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"sample": "a"}', '{"sample": 1, "reason": "b"}'])
+def test_a_damaged_list_of_unusable_samples_is_named(tmp_path, damage):
+    place = tmp_path / "bad.jsonl"
+    place.write_text('{"sample": "a", "reason": "b"}\n' + damage + "\n")
+    with pytest.raises(RunError) as caught:
+        BadSamples(3, tmp_path).all()
+    assert caught.value.at.startswith(f"{place}:2")
+    assert caught.value.fix == f"delete {place}: what is unusable is found again"

@@ -218,6 +218,14 @@ def test_all_is_on_the_disk_before_the_marker_and_before_an_older_one_goes(saved
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"step": 2')
-    checkpoint.trim(log, 10)
+    assert checkpoint.trim(log, 10) == 0
     assert log.read_text() == '{"step": 5}\n{"step": 10}\n'
-    checkpoint.trim(tmp_path / "none.jsonl", 3)
+    assert checkpoint.trim(tmp_path / "none.jsonl", 3) == 0
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"stop": 3}', '{"step": "x"}', "\0"])
+def test_damaged_lines_of_the_log_are_counted(tmp_path, damage):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(f'{{"step": 5}}\n{damage}\n{damage}\n{{"step": 15}}\n')
+    assert checkpoint.trim(log, 10) == 2
+    assert log.read_text() == '{"step": 5}\n'
