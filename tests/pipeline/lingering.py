@@ -10,6 +10,7 @@ SECONDS = 33.0  # torchrun kills after 30
 
 
 def end(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun says it again when another rank has ended
     time.sleep(SECONDS)
     (Path(sys.argv[1]) / f"saved-{os.environ['RANK']}").touch()
     sys.exit(143)
