@@ -27,7 +27,9 @@ def job(here):
     line = f"mmalign run one.yaml stages.align.steps={STEPS} --devices ${{SIZE:-1}} "
     (here / "train.sbatch").write_text(text.replace("mmalign run sea_llava_vicuna7b --devices 8 ", line))
     assert line in (here / "train.sbatch").read_text()
-    (here / "one.yaml").write_text(ONE.replace("save_every: 1", "save_every: 1000"))
+    (here / "one.yaml").write_text(
+        ONE.replace("save_every: 1", "save_every: 1000").replace("micro_batch: 8", "micro_batch: 4")
+    )
     made = {
         ".venv/bin/activate": f'export PATH="{here}/.venv/bin:$PATH"\n',
         ".venv/bin/mmalign": f"#!{sys.executable}\nfrom mmalign.cli import entry\nentry()\n",
