@@ -178,10 +178,12 @@ class Hashes:
         self.known: dict[str, list[Any]] = {}
         self.fresh = False
         if memory and memory.exists():
-            try:
-                self.known = dict(json.loads(memory.read_text()))
-            except (ValueError, TypeError, OSError, RecursionError):
-                self.known = {}  # only a cache: what it lacks is read again
+            from mmalign.io import seal  # which writes through this file
+
+            # only a cache: what it lacks is read again. But a wrong hash would name another folder than the one that
+            # holds what was done so far, so one that is not as it was written is left.
+            with suppress(ValueError, TypeError, KeyError, OSError, RecursionError):
+                self.known = dict(seal.opened(memory.read_bytes())[seal.HASHES])
 
     def of(self, spec: str) -> str | None:
         """The hash of a file, of a checkpoint folder's files (it has a config.json), or of a label store; else None.
@@ -231,8 +233,10 @@ class Hashes:
 
     def save(self) -> None:
         if self.memory and self.fresh and self.memory.parent.exists():
+            from mmalign.io import seal
+
             with suppress(OSError):  # only a cache: a plan also works where nothing can be written
-                write_json(self.memory, self.known)
+                seal.write(self.memory, {seal.HASHES: self.known})
 
 
 def data_frame(rows: list[dict[str, Any]]) -> Any:

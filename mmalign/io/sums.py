@@ -43,6 +43,13 @@ def forget() -> None:
 os.register_at_fork(after_in_child=forget)
 
 
+def drop(folder: Path) -> None:
+    """Remember no hash of what lay in a folder that is gone."""
+    within = f"{folder.absolute()}{os.sep}"
+    for key in [key for key in list(_begun) if key[0].startswith(within)]:
+        _begun.pop(key, None)
+
+
 def begin(places: Iterable[Path]) -> None:
     """Begin to hash files, for a `verify` that comes; what cannot be read is told by that."""
     for place in places:

@@ -26,6 +26,18 @@ class Line(TypedDict):
     time: NotRequired[float]  # seconds since 1970; 0.1.0 wrote none
 
 
+class Told(Line):
+    """Likewise, as the run hears it."""
+
+    numbers: dict[str, float]  # to be shown beside the bar
+
+
+class Said(TypedDict):
+    """Of events.jsonl, for the reader."""
+
+    say: str
+
+
 class Moment(NamedTuple):
     """How much was done at a time, in seconds."""
 
@@ -54,9 +66,9 @@ class Pace:
         return (now - since.time) * (total - done) / (done - since.done)
 
 
-def work(event: Line | Mapping[str, Any]) -> tuple[int, int]:
+def work(line: Line | Mapping[str, Any]) -> tuple[int, int]:
     """Done and total of a line about progress, as they take time."""
-    done, total = event.get("work") or (event["done"], event["total"])
+    done, total = line.get("work") or (line["done"], line["total"])
     return done, total
 
 
@@ -75,9 +87,9 @@ def of(folder: Path) -> Progress | None:
     pace = Pace()
     newest: Line | None = None
     left: float | None = None
-    for event in _events(folder / "events.jsonl"):
-        newest = event
-        left = pace.left(event["time"], *work(event)) if "time" in event else None
+    for line in _events(folder / "events.jsonl"):
+        newest = line
+        left = pace.left(line["time"], *work(line)) if "time" in line else None
     if newest is None:
         return None
     if left is not None and "time" in newest:
@@ -123,11 +135,16 @@ def speeds(numbers: Mapping[str, float]) -> dict[str, float]:
     return {f"{unit}/s": numbers[unit] * numbers["steps_per_second"] for unit in units}
 
 
+def event(line: bytes) -> dict[str, Any] | None:
+    """A line of events.jsonl; None for one that is cut, or none of ours."""
+    return _parsed(line, Said) or _parsed(line, Told)  # type: ignore[no-any-return]
+
+
 def _events(place: Path) -> Iterator[Line]:
     """The lines about progress that are looked at, in their order."""
     for line in _lines(place):
-        if event := _parsed(line, Line):
-            yield event
+        if known := _parsed(line, Line):
+            yield known
 
 
 def _parsed(line: bytes, kind: Any) -> Any:

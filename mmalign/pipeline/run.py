@@ -1,6 +1,5 @@
 """Runs a plan: starts each stage that is not done as its own process, watches it, and says how it went."""
 
-import json
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 from mmalign.errors import MMAlignError, RunError, StageError, Terminated, suggest
 from mmalign.io import beats, files
 from mmalign.io.signals import on_sigterm
-from mmalign.pipeline import ended, hosts, launched, memory, ranks, task
+from mmalign.pipeline import ended, hosts, launched, memory, progress, ranks, task
 from mmalign.pipeline.leading import Crew, Leader
 from mmalign.pipeline.lock import POLL, locked
 from mmalign.pipeline.records import recorded
@@ -156,8 +155,9 @@ def _run_one(node: Node, launch: Launch, show: Show, record: Callable[[], None])
     with locked(node.folder) as lock:
         if node.done:  # another process finished it while we waited for our turn
             return
+        damage = ""
         if node.begun:
-            task.load(node.folder)  # refuses a folder of another format before anything is touched
+            damage = task.damage(node.folder)  # refuses a folder of another format before anything is touched
             files.sweep(node.folder)
         written = task.save(node)
         record()
@@ -167,6 +167,8 @@ def _run_one(node: Node, launch: Launch, show: Show, record: Callable[[], None])
         began = time.monotonic()
         try:
             show.begin(node)
+            if damage:
+                show.event(node, {"say": f"stage.yaml was damaged and is written anew: {damage}"})
             with Tracking(node, lambda said: show.event(node, {"say": said})) as trackers:
                 child = _start(node, launch, lock, written)
                 _watch(node, child, lambda event: show.event(node, event), trackers.look, launch.size)
@@ -226,14 +228,14 @@ def _watch(
 
 
 def _events(place: Path) -> Iterator[list[dict[str, Any]]]:
-    """Endless: the events written since the last look, whole lines only."""
+    """Endless: the events written since the last look, whole lines only; those that a full disk cut are left out."""
     seen = 0
     while True:
         with open(place, "rb") as source:
             source.seek(seen)
             whole, newline, _ = source.read().rpartition(b"\n")
         seen += len(whole) + len(newline)
-        yield [json.loads(line) for line in whole.splitlines() if line]
+        yield [event for line in whole.splitlines() if (event := progress.event(line))]
 
 
 def _failure(node: Node, code: int | None, devices: int) -> Failed:

@@ -69,12 +69,17 @@ def silent(folder: Path) -> float | None:
 def below(process: int) -> Iterator[int]:
     """A process of this machine and those that it began, and so on; the process alone where the system does not say."""
     yield process
+    for child in children(process):
+        yield from below(child)
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process of this machine began and which still are; none where the system does not say."""
     try:
         begun = [one.read_text() for one in Path(f"/proc/{process}/task").glob("*/children")]
     except OSError:  # it ended meanwhile
-        return
-    for child in " ".join(begun).split():
-        yield from below(int(child))
+        return []
+    return [int(child) for child in " ".join(begun).split()]
 
 
 def state(process: int | None) -> str:

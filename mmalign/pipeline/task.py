@@ -92,9 +92,7 @@ def load(folder: Path, written: str = "") -> Task:
     card: Callable[..., Card] = partial(foreign, file=place)
     if written and hashlib.sha256(content := place.read_bytes()).hexdigest() == written:
         about, card = yaml.parse(content.decode(), str(place), RunError).raw, _written
-    if about.get("format") != FORMAT:
-        what = f"{folder.name} was begun in format {about.get('format')!r}; this mmalign reads format {FORMAT}"
-        raise RunError(what, at=str(folder), fix=AGAIN)
+    _refuse_other(about, folder)
     document.fit(about, Stored, str(place), fix=AGAIN)
     stage = _stage(about["stage"], place)
     cards = {role: card(raw, role=role) for role, raw in about["cards"].items()}
@@ -102,6 +100,31 @@ def load(folder: Path, written: str = "") -> Task:
     basics = {key: about[key] for key in ("name", "recipe", "seed", "what", "arms")}
     basics |= {key: about[key] for key in ("asked", "sources") if key in about}
     return Task(folder=folder, stage=stage, cards=cards, reads=reads, **basics)
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with the stage.yaml of a stage that was begun, which `save` writes anew; empty: nothing.
+
+    A RunError when another format of mmalign wrote it: then all in the folder is that one's.
+    """
+    place = folder / "stage.yaml"
+    try:
+        about = yaml.read(place, RunError).raw
+    except RunError as err:
+        return err.what
+    if isinstance(about.get("format"), int):
+        _refuse_other(about, folder)
+    try:
+        document.fit(about, Stored, str(place))
+    except RunError as err:
+        return err.what
+    return ""
+
+
+def _refuse_other(about: Mapping[str, Any], folder: Path) -> None:
+    if about.get("format") != FORMAT:
+        what = f"{folder.name} was begun in format {about.get('format')!r}; this mmalign reads format {FORMAT}"
+        raise RunError(what, at=str(folder), fix=AGAIN)
 
 
 def _written(raw: Mapping[str, Any], role: str) -> Card:

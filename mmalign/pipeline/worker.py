@@ -12,13 +12,16 @@ import socket
 import sys
 import threading
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from mmalign.errors import DataError, MMAlignError, StageError, Stopped
 from mmalign.io import beats, disk, environment
+from mmalign.io.signals import on_sigterm
 from mmalign.io.visible import visible
 from mmalign.pipeline import ended, hardware, memory, ranks, task, weights
+from mmalign.pipeline.stalled import children
 
 
 def main() -> int:
@@ -117,6 +120,21 @@ def _hosts(size: int) -> dict[str, str]:
     return dict(of_rank)
 
 
+RANK = "mmalign.pipeline.worker"
+OTHERS = ("SIGINT", "SIGHUP", "SIGQUIT")  # than SIGTERM; what torchrun hears
+
+
+def _pass_on() -> None:
+    """SIGTERM for every rank, which end by themselves; for this process where it began none yet."""
+    ranks = children(os.getpid())
+    for rank in ranks:
+        with suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGTERM)
+    if not ranks:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _spread(folder: Path, devices: int, written: str = "") -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
@@ -128,8 +146,11 @@ def _spread(folder: Path, devices: int, written: str = "") -> int:
         where = [f"--nnodes={nodes}", f"--node-rank={env['RANK']}"]
         where += [f"--master-addr={env['MASTER_ADDR']}", f"--master-port={env['MASTER_PORT']}"]
     try:
-        worker = ["-m", "mmalign.pipeline.worker", str(folder), f"--written={written}"]
-        torchrun([*where, f"--nproc-per-node={devices}", *worker])
+        how = [*where, f"--nproc-per-node={devices}"]
+        # told to end, torchrun would kill ranks after 30 s, however long their checkpoint takes
+        own = [f"--signals-to-handle={','.join(OTHERS)}"] if sys.platform == "linux" else []
+        with on_sigterm(_pass_on) if own else nullcontext():
+            torchrun([*how, *own, "-m", RANK, str(folder), f"--written={written}"])
     except ChildFailedError as err:  # its own summary of who failed first; the workers wrote what went wrong
         logging.error("%s", err)
         _, first = err.get_first_failure()

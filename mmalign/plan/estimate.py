@@ -39,7 +39,8 @@ class Estimate:
     memory: dict[str, dict[str, float]] = field(default_factory=dict)  # "ZeRO n": {weights, ..., total} GiB a device
     # GiB of a device's memory from which `engine.checkpointing: auto` keeps the activations; None: it is not auto
     keeps_from: float | None = None
-    checkpoint: float | None = None  # GiB on disk; two are kept, and a third is there while it is written
+    checkpoint: float | None = None  # GiB on disk
+    kept: int | None = None  # checkpoints; one more is there while it is written
     store: float | None = None  # GiB of a label store
 
 
@@ -62,7 +63,7 @@ def _label(stage: Label, cards: Mapping[str, Card]) -> Estimate:
 
 
 def _train(stage: Train, cards: Mapping[str, Card], devices: int) -> Estimate:
-    estimate = Estimate()
+    estimate = Estimate(kept=stage.engine.keep)
     grid, patch, dim = _fact(cards, "vision", "grid"), _fact(cards, "vision", "dim"), _fact(cards, "llm", "dim")
     estimate.visual = visual_tokens(cards.get("adapter"), grid)
     estimate.parameters = {
@@ -248,13 +249,15 @@ def lines(estimate: Estimate) -> list[str]:
         return [f"label store: {size_of(estimate.store)}"]
     parts = ", ".join(f"{part} {_count(size)}" for part, size in estimate.parameters.items())
     totals = ", ".join(f"{name} {size_of(part['total'])}" for name, part in estimate.memory.items()) or "?"
-    kept = f"activations are recomputed on GPUs of less than {size_of(estimate.keeps_from)}   (checkpointing: auto)"
+    again = f"activations are recomputed on GPUs of less than {size_of(estimate.keeps_from)}   (checkpointing: auto)"
+    kept = estimate.kept or 0
+    count = {1: "two", 2: "three"}.get(kept, f"{kept + 1:,}")
     return [
         f"parameters: {parts}; trained {_count(estimate.trained)}",
         f"tokens a sample: about {_count(estimate.tokens)}, {_count(estimate.visual)} of them visual; "
         f"steps: {'?' if estimate.steps is None else f'{estimate.steps:,}'}",
-        f"memory a device: about {totals}; checkpoints: up to three of {size_of(estimate.checkpoint)}",
-        *[kept] * (estimate.keeps_from is not None),
+        f"memory a device: about {totals}; checkpoints: up to {count} of {size_of(estimate.checkpoint)}",
+        *[again] * (estimate.keeps_from is not None),
     ]
 
 

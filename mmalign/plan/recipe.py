@@ -120,6 +120,8 @@ class EngineSettings:
     # attention rows are computed beside any of them
     attention: Literal["auto", "sdpa", "flash", "eager"] = "auto"
     save_every: int = field(default=500, metadata=_above(0, STEPS))  # between two checkpoints
+    # the newest, which stay; where the newest is damaged, the one before it is gone on from
+    keep: int = field(default=2, metadata=_least(1, "checkpoints"))
     workers: int = field(default=2, metadata=_least(0, "threads"))  # that read and prepare samples
 
 

@@ -118,6 +118,7 @@ def run(task: Task) -> dict[str, Any]:
     fit = Fit(
         engine, _passes(batches, stage.steps), stage.steps, stage.optim, {"contrast": Term()}, task.folder, events,
         stage.engine.save_every, stage.log_every, skip=stage.on_nan == "skip", samples=batches.samples,
+        keep=stage.engine.keep,
     )  # fmt: skip
     last = fit.run()
     for line in fit.warnings():

@@ -53,7 +53,7 @@ def run(task: Task) -> dict[str, Any]:
     fit = Fit(
         engine, lambda start: batches.run(start, stage.steps), stage.steps, stage.optim, {"lm": Term(unit="tokens")},
         task.folder, events, stage.engine.save_every, stage.log_every, watchers=[gate] if gate else [],
-        skip=stage.on_nan == "skip", samples=batches.samples,
+        skip=stage.on_nan == "skip", samples=batches.samples, keep=stage.engine.keep,
     )  # fmt: skip
     last = fit.run()
     state = engine.weights("vlm.llm")

@@ -255,6 +255,7 @@ def _fit(
         watchers=watchers,
         skip=stage.on_nan == "skip",
         samples=batches.samples,
+        keep=stage.engine.keep,
     )
 
 

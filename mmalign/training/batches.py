@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -93,9 +93,17 @@ class BadSamples:
         return len(reasons)
 
 
+class Bad(TypedDict):
+    """A line of bad.jsonl."""
+
+    sample: str
+    reason: str
+
+
 def _read(path: Path) -> dict[str, str]:
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return {row["sample"]: row["reason"] for row in map(json.loads, lines)}
+    fix = f"delete {path}: what is unusable is found again"
+    rows: list[Bad] = files.read_jsonl(path, fix=fix, kind=Bad) if path.exists() else []
+    return {row["sample"]: row["reason"] for row in rows}
 
 
 def _write(path: Path, reasons: Mapping[str, str]) -> None:

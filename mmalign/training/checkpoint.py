@@ -1,4 +1,4 @@
-"""Checkpoints of a running stage: whole or absent, safetensors and JSON, the newest two kept."""
+"""Checkpoints of a running stage: whole or absent, safetensors and JSON, the newest few kept."""
 
 import json
 import shutil
@@ -15,10 +15,11 @@ from mmalign.io import disk, files, seal, sums
 from mmalign.io.document import Count
 from mmalign.io.steps import complete, step_of
 from mmalign.io.sums import Damaged
+from mmalign.plan.recipe import EngineSettings
 
 SHARD = 4 << 30  # bytes a file
-KEPT = 2  # checkpoints: where the newest is damaged, the other one is gone on from
 ASIDE = ".damaged"  # what the name of a damaged checkpoint ends in, until the next one is written
+State = Iterable[tuple[str, Tensor]]  # (name, tensor on the CPU), as Engine.state gives it
 
 
 class Step(TypedDict):
@@ -29,11 +30,11 @@ class Step(TypedDict):
     files: NotRequired[dict[str, str]]  # SHA-256 of the shards; 0.1.0 wrote none
 
 
-def save(folder: Path, step: int, state: Iterable[tuple[str, Tensor]], rank: int) -> None:
+def save(folder: Path, step: int, state: State, rank: int, keep: int = EngineSettings.keep) -> None:
     """Write `folder`/step-N; every rank iterates the state, rank 0 writes it.
 
-    Older checkpoints but one go afterwards, once the new one is on the disk. state: (name, tensor on the CPU), as
-    Engine.state gives it; never more than one file of it is held.
+    Of all checkpoints the newest `keep` stay, the others go once this one is on the disk. Never more than one file of
+    the state is held.
     """
     if rank:
         for _ in state:
@@ -55,13 +56,14 @@ def save(folder: Path, step: int, state: Iterable[tuple[str, Tensor]], rank: int
     if target.exists():
         _put_aside(target)
     partial.rename(target)
+    sums.drop(partial)
     disk.sync(folder)
     older = [place for place in complete(folder) if step_of(place) < step]
-    for old in set(folder.glob("step-*")) - {target, *older[: KEPT - 1]}:
-        shutil.rmtree(old)
+    for old in set(folder.glob("step-*")) - {target, *older[: keep - 1]}:
+        _remove(old)
 
 
-def _shards(state: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def _shards(state: State) -> Iterator[dict[str, Tensor]]:
     shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in state:
@@ -72,6 +74,14 @@ def _shards(state: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
             shard, size = {}, 0
     if shard:
         yield shard
+
+
+def _remove(checkpoint: Path) -> None:
+    """In two steps, so that what is killed between them is not taken for a checkpoint that was damaged."""
+    gone = checkpoint.with_name(f".{checkpoint.name}.gone.part")
+    shutil.rmtree(gone, ignore_errors=True)
+    checkpoint.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _put_aside(checkpoint: Path) -> None:
@@ -131,15 +141,20 @@ def _tensors(shards: Iterable[Path], fix: str) -> dict[str, Tensor]:
     return state
 
 
-def trim(log: Path, step: int) -> None:
-    """Drop the lines of a JSONL log that a checkpoint of `step` has not reached (and a last line cut by a kill)."""
+def trim(log: Path, step: int) -> int:
+    """Drop the lines of a JSONL log that a checkpoint of `step` has not reached, and a last line cut by a kill.
+
+    Damaged ones go too; returns how many that were.
+    """
     if not log.exists():
-        return
-    kept = []
-    for line in log.read_bytes().splitlines():
+        return 0
+    kept, damaged = [], 0
+    lines = log.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError, RecursionError):
-            continue
+            damaged += bool(line) and number < len(lines)
     files.write(log, b"".join(kept))
+    return damaged

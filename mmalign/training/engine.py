@@ -186,12 +186,18 @@ class Engine:
     # The state by name. Every rank must take part in every call.
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, weight) and (name/key, optimizer state) of every trained parameter: full tensors, fp32, on the CPU."""
+        """(name, weight) and (name/key, optimizer state) of every trained parameter: full tensors, fp32, on the CPU,
+        which stay as they are when training goes on."""
         self._link()
         for name, parameter, master in self._trained():
             for key in (None, *KEYS):
                 if (value := self._get(parameter, master, key)) is not None:
-                    yield (name if key is None else f"{name}/{key}"), value.detach().float().cpu()
+                    yield (name if key is None else f"{name}/{key}"), value.detach().to("cpu", torch.float32, copy=True)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of `state`, at most: of every trained parameter the weight and two moments."""
+        return sum(12 * getattr(p, "ds_numel", p.numel()) for group in self.groups for p in group.params)
 
     def weights(self, part: str) -> dict[str, Tensor]:
         """Every parameter and buffer of a part under its name inside the part: trained ones fp32, on the CPU.

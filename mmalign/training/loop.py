@@ -17,7 +17,7 @@ from torch import Tensor
 from mmalign.errors import StageError, Stopped
 from mmalign.io import beats, files
 from mmalign.io.signals import on_sigterm
-from mmalign.plan.recipe import Optim
+from mmalign.plan.recipe import EngineSettings, Optim
 from mmalign.training import checkpoint
 from mmalign.training.account import CUTS
 from mmalign.training.engine import Engine, world
@@ -26,6 +26,7 @@ from mmalign.training.later import Later
 from mmalign.training.optim import factor
 from mmalign.training.spikes import Spikes
 from mmalign.training.usage import Usage
+from mmalign.training.writer import Writer
 
 UNITS = ("tokens", "images")  # what a loss is a mean over
 PROCESSES = "processes"  # in a checkpoint: [step, number of processes from there on] of the run so far
@@ -82,6 +83,7 @@ class Fit:
     watchers: Sequence[Callable[[int], bool]] = ()
     skip: bool = False  # leave steps out that are not finite
     samples: Callable[[int], Sequence[str]] | None = None  # step (from 0) -> ids of its samples, over all ranks
+    keep: int = EngineSettings.keep  # checkpoints
     skipped: int = field(default=0, init=False)  # such steps, over all sessions of the run
     processes: list[list[int]] = field(default_factory=list, init=False)  # [step, how many from there on]
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)  # since the last line of the log
@@ -104,8 +106,9 @@ class Fit:
         StageError where a loss or its gradient is not finite and is not left out; Stopped where SIGTERM came.
         """
         told = threading.Event()
-        with on_sigterm(told.set), ExitStack() as stack:
-            return self._run(told.is_set, stack)
+        writer = Writer(self.folder / "checkpoints", world()[0], self.keep)
+        with on_sigterm(told.set), writer, ExitStack() as stack:
+            return self._run(told.is_set, writer, stack)
 
     def warnings(self) -> list[str]:
         """That steps were left out, that there were spikes, and how many; nothing where there were none."""
@@ -115,7 +118,7 @@ class Fit:
         told = f"{self.skipped:,} of {self.steps:,} steps were not finite and left out"
         return [f"{told}, see {self.folder.name}/nonfinite.jsonl", *spikes]
 
-    def _run(self, asked: Callable[[], bool], stack: ExitStack) -> dict[str, float]:
+    def _run(self, asked: Callable[[], bool], writer: Writer, stack: ExitStack) -> dict[str, float]:
         start = saved = self._resume()
         self._usage = Usage(self.engine.device)
         self._clock = time.monotonic()
@@ -152,10 +155,12 @@ class Fit:
             if done < self.steps and (ending or (done == self._logged and done - saved >= self.save_every)):
                 self._see()
                 beats.tell(done, "steps", "saves a checkpoint")
-                checkpoint.save(self.folder / "checkpoints", done, self._state(done), world()[0])
+                writer.save(done, self._state(done), self.engine.state_bytes)
                 saved = done
+            writer.look()
             if done < self.steps and ending:
-                if world()[1] > 1:  # whoever starts the ranks may end all of them soon after one
+                writer.wait()
+                if world()[1] > 1:  # who ends first is the end of all, see torchrun
                     dist.barrier()
                 raise Stopped("ended by SIGTERM", at=f"step {done}", fix="the same command goes on")
             beats.tell(done, "steps", READS)
@@ -213,8 +218,9 @@ class Fit:
         self._told(step)
         if not world()[0]:
             for log in self.folder.glob("*.jsonl"):
-                if not log.name.startswith(("events.", "bad.")):
-                    checkpoint.trim(log, step if newest else -1)
+                kept = log.name.startswith(("events.", "bad."))
+                if damaged := 0 if kept else checkpoint.trim(log, step if newest else -1):
+                    self.events.say(f"{log.name}: {damaged} damaged lines are left out")
             self._spikes.resume(self._lines())
         return step
 

@@ -152,6 +152,21 @@ def test_a_damaged_memory_of_hashes_is_read_again(tmp_path, damage):
     assert files.Hashes(memory).of(str(big)) == files.Hashes().of(str(big))
 
 
+def test_a_hash_that_was_turned_in_the_memory_is_not_believed(tmp_path):
+    """It would be another fingerprint, and a stage would begin anew in another folder."""
+    big, memory = tmp_path / "big.bin", tmp_path / ".hashes.json"
+    big.write_text("a")
+    hashes = files.Hashes(memory)
+    right = hashes.of(str(big))
+    hashes.save()
+    text = memory.read_text()
+    for at in range(len(text)):
+        memory.write_text(text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :])
+        assert files.Hashes(memory).of(str(big)) == right
+    memory.write_text(text)
+    assert files.Hashes(memory).known == hashes.known
+
+
 def test_hashes_are_only_a_cache_where_nothing_can_be_written(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("a")
     hashes = files.Hashes(tmp_path / ".hashes.json")

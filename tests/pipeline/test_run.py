@@ -163,18 +163,31 @@ def test_only_the_end_of_a_long_log_is_shown(plan):
 
 def test_a_line_that_is_half_written_is_not_read_yet(tmp_path):
     place = tmp_path / "events.jsonl"
-    place.write_text('{"a": 1}\n{"b"')
+    place.write_text('{"say": "a"}\n{"say"')
     events = run._events(place)
-    assert next(events) == [{"a": 1}]
+    assert next(events) == [{"say": "a"}]
     assert next(events) == []
     with open(place, "a") as out:
-        out.write(': 2}\n\n{"c": 3}\n')
-    assert next(events) == [{"b": 2}, {"c": 3}]
+        out.write(': "b"}\n\n{"say": "c"}\n')
+    assert next(events) == [{"say": "b"}, {"say": "c"}]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"say": "a', "[1]", '{"say": 1}', '{"done": 1, "total": 2}', '{"done": -1}', "\0" * 9]
+)
+def test_a_line_that_a_full_disk_cut_is_left_out(plan, line):
+    """Another one was written behind it."""
+    told = Told()
+    say = f"open(folder / 'events.jsonl', 'a').write({line!r} + '\\n')\n"
+    run.run(plan()[:1], Script(say={"label": DONE.replace("given =", f"{say}given =")}), told)
+    heard = [event for what, _, *event in told.heard if what == "event"]
+    assert heard == [[{"say": "hello"}], [{"done": 1, "total": 1, "numbers": {}}]]
 
 
 def test_an_interruption_ends_the_stage_too(plan):
     """Ctrl-C in the front end: the child is gone when the run returns, and the lock is free."""
-    say = "(folder / 'pid').write_text(str(os.getpid())); open(folder / 'events.jsonl', 'a').write('{\"say\": 1}\\n')"
+    event = json.dumps({"say": "here"}) + "\n"
+    say = f"(folder / 'pid').write_text(str(os.getpid())); open(folder / 'events.jsonl', 'a').write({event!r})"
     told = Told(on_event=lambda: (_ for _ in ()).throw(KeyboardInterrupt) if told.heard[-1][1] == "align" else None)
     with pytest.raises(KeyboardInterrupt):
         run.run(plan(), failing(f"{say}\nimport threading; threading.Event().wait()"), told)
@@ -383,6 +396,35 @@ def test_force_of_a_stage_that_never_ran_and_of_none(plan):
     with pytest.raises(RunError) as caught:
         run.run(plan(), Script(), told, ["algn"])
     assert (caught.value.what, caught.value.fix) == ("--force algn: no such stage", "did you mean 'align'?")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "- 1", "name: [", "format: x", "format: 1\nname: align", "\0"])
+def test_a_damaged_stage_yaml_of_a_stage_that_was_begun_is_written_anew(plan, damage):
+    """By the recipe, which it was made from; what else lies in the folder stays."""
+    label = plan()[0]
+    task.save(label)
+    right = (label.folder / "stage.yaml").read_bytes()
+    (label.folder / "kept.txt").write_text("kept")
+    (label.folder / "stage.yaml").write_text(damage)
+    told = Told()
+    run.run(plan()[:1], Script(), told)
+    (said,) = [
+        event["say"] for what, _, *rest in told.heard if what == "event" for event in rest if "anew" in str(event)
+    ]
+    assert said.startswith("stage.yaml was damaged and is written anew: ")
+    assert (label.folder / "stage.yaml").read_bytes() == right
+    assert (label.folder / "kept.txt").read_text() == "kept"
+    assert plan()[0].done
+
+
+def test_the_stage_yaml_of_another_format_is_refused_and_left(plan):
+    label = plan()[0]
+    task.save(label)
+    other = (label.folder / "stage.yaml").read_text().replace("format: 1", "format: 2").replace("cards:", "parts:")
+    (label.folder / "stage.yaml").write_text(other)
+    with pytest.raises(RunError, match="was begun in format 2; this mmalign reads format 1"):
+        run.run(plan()[:1], Script(), Told())
+    assert (label.folder / "stage.yaml").read_text() == other
 
 
 def test_force_mends_a_damaged_stage(plan):

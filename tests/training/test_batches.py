@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmalign.data import Data, Record, Turn
-from mmalign.errors import DataError, StageError
+from mmalign.errors import DataError, RunError, StageError
 from mmalign.llms.chat import Chat
 from mmalign.training import batches
 from mmalign.training.batches import BadSamples, Batches, Collate
@@ -267,3 +267,13 @@ def test_passes_are_pinned_by_the_readers(chat, monkeypatch):
     batch = replace(own[0], target_pixels=[torch.ones(2)])
     assert id(batches.pinned(batch).target_pixels[0]) in pinned
     assert batches.pinned(batch).pixels_B3SS is None
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"sample": "a"}', '{"sample": 1, "reason": "b"}'])
+def test_a_damaged_list_of_unusable_samples_is_named(tmp_path, damage):
+    place = tmp_path / "bad.jsonl"
+    place.write_text('{"sample": "a", "reason": "b"}\n' + damage + "\n")
+    with pytest.raises(RunError) as caught:
+        BadSamples(3, tmp_path).all()
+    assert caught.value.at.startswith(f"{place}:2")
+    assert caught.value.fix == f"delete {place}: what is unusable is found again"

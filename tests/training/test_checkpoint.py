@@ -2,13 +2,14 @@
 
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
 from mmalign.errors import RunError
-from mmalign.io import sums
+from mmalign.io import files, sums
 from mmalign.io.steps import complete
 from mmalign.training import checkpoint
 from tests.io.test_sums import flip
@@ -46,6 +47,56 @@ def test_the_newest_is_gone_on_from_and_two_stay(saved):
     checkpoint.save(saved, 15, iter(state(15).items()), 0)
     assert names(saved) == ["step-10", "step-15"]
     assert_goes_on_from(saved, 15)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_so_many_stay_as_are_asked_for(tmp_path, keep):
+    for step in range(1, 6):
+        checkpoint.save(tmp_path, step, iter(state(step).items()), 0, keep)
+        assert names(tmp_path) == [f"step-{step - number}" for number in reversed(range(min(keep, step)))]
+
+
+def test_one_that_was_being_removed_is_not_taken_for_damaged(saved, monkeypatch):
+    """Killed as its files go, the first of them gone."""
+
+    def killed(place, **_):
+        if "step-5" in place.name and place.exists():
+            (place / SHARD).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(saved, 15, iter(state(15).items()), 0)
+    assert [place.name for place in complete(saved)] == ["step-15", "step-10"]
+    checkpoint.save(saved, 20, iter(state(20).items()), 0)
+    files.sweep(saved)
+    assert names(saved) == ["step-15", "step-20"]
+
+
+def test_a_damaged_byte_anywhere_in_any_file_is_noticed(saved):
+    """Turned in one to eight bits, or all from it on cut off: two hundred times, the one before is gone on from."""
+    how = random.Random(5)
+    newest = saved / "step-10"
+    for _ in range(200):
+        place = how.choice(sorted(newest.iterdir()))
+        whole = place.read_bytes()
+        at = how.randrange(len(whole))
+        turned = whole[:at] + bytes([whole[at] ^ how.randrange(1, 256)]) + whole[at + 1 :]
+        place.write_bytes(whole[:at] if how.random() < 0.2 else turned)
+        sums.forget()  # its time may be the same still
+        assert_goes_on_from(saved, 5, "checkpoint step-10: ")
+        (saved / "step-10.damaged").rename(newest)
+        place.write_bytes(whole)
+    sums.forget()
+    assert_goes_on_from(saved, 10)
+
+
+def test_no_hash_of_a_checkpoint_that_is_gone_is_remembered(tmp_path):
+    sums.forget()
+    for step in range(1, 5):
+        checkpoint.save(tmp_path, step, iter(state(step).items()), 0)
+    assert sums._begun == {}
 
 
 def test_none_at_all(tmp_path):
@@ -161,12 +212,20 @@ def test_all_is_on_the_disk_before_the_marker_and_before_an_older_one_goes(saved
     order = [call for call in calls if call[0] != "rmtree" or call[1].startswith("step")]
     assert order[:2] == [("fsync", SHARD), ("fsync", ".step-15.part")]
     assert ("replace", f".step.json.{os.getpid()}.part") in order[2:5]
-    assert order[-3:] == [("rename", ".step-15.part"), ("fsync", saved.name), ("rmtree", "step-5")]
+    assert order[-3:] == [("rename", ".step-15.part"), ("fsync", saved.name), ("rename", "step-5")]
 
 
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"step": 2')
-    checkpoint.trim(log, 10)
+    assert checkpoint.trim(log, 10) == 0
     assert log.read_text() == '{"step": 5}\n{"step": 10}\n'
-    checkpoint.trim(tmp_path / "none.jsonl", 3)
+    assert checkpoint.trim(tmp_path / "none.jsonl", 3) == 0
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"stop": 3}', '{"step": "x"}', "\0"])
+def test_damaged_lines_of_the_log_are_counted(tmp_path, damage):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(f'{{"step": 5}}\n{damage}\n{damage}\n{{"step": 15}}\n')
+    assert checkpoint.trim(log, 10) == 2
+    assert log.read_text() == '{"step": 5}\n'

@@ -113,6 +113,19 @@ def test_resume_is_exact_and_may_change_the_zero_stage(zero, precision, name, th
         assert resumed == pytest.approx(expected, rel=1e-5 if precision == "fp32" else 1e-2)
 
 
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_state_stays_as_it_is_when_training_goes_on_and_takes_the_bytes_it_says(zero, precision):
+    engine, optim = make(zero, precision)
+    train(engine, optim, 0, 2)
+    state = dict(engine.state())
+    before = {name: value.clone() for name, value in state.items()}
+    train(engine, optim, 2, 4)
+    assert equal(state, before)
+    assert not equal(dict(engine.state()), before)
+    assert sum(value.nbytes for value in state.values()) == engine.state_bytes
+
+
 def test_the_state_is_whole_and_by_name():
     engine, optim = make(2, "bf16")
     train(engine, optim, 0, 2)

@@ -206,6 +206,21 @@ def test_an_interrupted_run_writes_the_log_and_weights_of_an_uninterrupted_one(t
     assert [[line[k] for k in keep] for line in log(two)] == [[line[k] for k in keep] for line in log(one)]
 
 
+def test_a_damaged_line_of_the_log_is_told_and_costs_no_more_than_itself(tmp_path):
+    def broken(step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return passes(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, steps=9, save_every=3, make=broken)[1].run()
+    place = tmp_path / "metrics.jsonl"
+    place.write_text(place.read_text().replace('{"step": 2', '{"step" 2'))
+    fit(tmp_path, steps=9, save_every=3)[1].run()
+    assert [line["step"] for line in log(tmp_path)] == [1, *range(3, 10)]
+    assert "metrics.jsonl: 1 damaged lines are left out" in (tmp_path / "events.jsonl").read_text()
+
+
 @pytest.mark.parametrize("at", [5, 6])  # in the midst of a line of the log, and where one ends
 def test_sigterm_ends_the_step_saves_and_the_rest_is_as_if_it_had_not_come(tmp_path, at):
     one, two = tmp_path / "one", tmp_path / "two"
