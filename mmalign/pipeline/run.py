@@ -24,6 +24,7 @@ from mmalign.pipeline.tracking import Tracking
 from mmalign.plan.graph import Node
 from mmalign.plan.recipe import Language, Train, uneven
 
+SECONDS = 10.0  # for a stage to end by itself
 TAIL = 15  # lines of the log shown when a stage fails
 END = 1 << 16  # bytes of it that are looked at
 
@@ -215,16 +216,27 @@ def _watch(
             look()
             time.sleep(POLL)
     except BaseException as err:
-        child.terminate()
-        child.send_signal(signal.SIGCONT)  # a stopped one hears nothing else
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(None if isinstance(err, Terminated) else 10)  # it ends its step; whoever sent it says how long
-        child.kill()
+        _end_by_itself(node, child, err, tell)
         raise
     for event in next(events):
         tell(event)
     if child.returncode or not (node.folder / "stage.json").exists():
         raise _failure(node, child.returncode, devices)
+
+
+def _end_by_itself(node: Node, child: Child, err: BaseException, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Have a stage end behind its step. How long that may take is up to whoever sent the signal; with others that end
+    for the same Ctrl-C, or for an error, it has a few seconds. A second Ctrl-C kills it."""
+    asked = isinstance(err, KeyboardInterrupt) and not isinstance(child, Crew)
+    try:
+        child.terminate()
+        child.send_signal(signal.SIGCONT)  # a stopped one hears nothing else
+        if asked and hasattr(node.stage, "engine"):
+            tell({"say": "saves what it has learnt, and ends; Ctrl-C again ends it at once"})
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(None if asked or isinstance(err, Terminated) else SECONDS)
+    finally:
+        child.kill()
 
 
 def _events(place: Path) -> Iterator[list[dict[str, Any]]]:

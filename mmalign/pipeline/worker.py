@@ -31,6 +31,10 @@ def main() -> int:
     args.add_argument("--devices", type=int, default=0)  # start that many of us with torchrun
     given = args.parse_args()
     _die_with_parent()
+    if os.environ.get(
+        "MMALIGN_PARENT"
+    ):  # a terminal's Ctrl-C reaches us, too: it is the command that says what follows
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if given.devices:
         return _spread(given.folder, given.devices, given.written)
     rank = int(os.environ.get("RANK", "0"))
@@ -121,7 +125,7 @@ def _hosts(size: int) -> dict[str, str]:
 
 
 RANK = "mmalign.pipeline.worker"
-OTHERS = ("SIGINT", "SIGHUP", "SIGQUIT")  # than SIGTERM; what torchrun hears
+OTHERS = ("SIGHUP", "SIGQUIT")  # than SIGTERM; what torchrun hears. Ctrl-C is for the command, see run.py
 
 
 def _pass_on() -> None:

@@ -79,7 +79,7 @@ def training(*words):
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # behind a shell it is deaf
     known = set(Path("runs").glob("train-*"))
     line = [*LINE, "run", "one.yaml", ENDLESS, *words]
-    with subprocess.Popen(line, stderr=subprocess.DEVNULL, **heard) as process:
+    with subprocess.Popen(line, stderr=subprocess.DEVNULL, start_new_session=True, **heard) as process:
         while not any('"step": 3' in place.read_text() for place in metrics(known)):
             assert process.poll() is None
             time.sleep(0.05)
@@ -125,11 +125,16 @@ def test_kill_9(one):
     assert "one   killed: began at " in watched()
 
 
-def test_ctrl_c(one):
-    with training() as process:
-        process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to the command", "to all, as a terminal does"])
+def test_ctrl_c(one, send):
+    with training("stages.align.engine.save_every=100000") as process:
+        send(process.pid, signal.SIGINT)
         assert process.wait(60) == 130
-    state, planned = told(ENDLESS)
+    (folder,) = begun(set())
+    (saved,) = (folder / "checkpoints").glob("step-*")  # behind the step that was in work
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert saved.name == f"step-{last}"
+    state, planned = told(ENDLESS, "stages.align.engine.save_every=100000")
     assert state == "interrupted"
     assert re.fullmatch(r"interrupted \(Ctrl-C\); goes on from step \d+", planned)
     drawn = watched()

@@ -487,7 +487,7 @@ def test_processes_of_one_host_and_of_several(monkeypatch, env, where):
         monkeypatch.setenv(name, value)
     assert worker._spread(Path("runs/train-abc"), 2, "hash") == 0
     module = ["-m", "mmalign.pipeline.worker", "runs/train-abc", "--written=hash"]
-    assert given == [*where, "--nproc-per-node=2", *module]
+    assert given == [*where, "--nproc-per-node=2", "--signals-to-handle=SIGHUP,SIGQUIT", *module]
 
 
 @pytest.mark.parametrize(("code", "given"), [(task.FULL, task.FULL), (2, 1), (-9, 1)])

@@ -20,7 +20,8 @@ NODE = 8  # devices
 LINK = 40e9  # bytes a second and device between nodes: 400 Gbit/s, of which 0.8
 INSIDE = 300e9  # inside one
 HOP = 15e-6  # seconds a message between two devices takes at least
-DISK = 2e9  # bytes a second that one process writes to shared storage
+COPY = 10e9  # bytes a second from all devices into the first node's memory, which training waits for
+DISK = 2e9  # bytes a second that a thread there writes to shared storage, while training goes on
 OPENS = 20e3  # files a second that shared storage opens
 JITTER = 0.02  # of a device's step, standard deviation
 LIFE = 50_000 * 3600.0  # seconds between two failures, times the devices: as on Llama 3's 16,384
@@ -134,19 +135,31 @@ class Cost:
     seconds: float
     saving: float
     lost: float
-    checkpoint: float  # seconds of one
+    checkpoint: float  # seconds of one, until it can be gone on from
 
     def efficiency(self, job: Job, devices: int) -> float:
         """Of the arithmetic at the measured rate, on as many devices."""
         return self.steps * job.batch * job.flops / (job.mfu * PEAK) / devices / self.seconds
 
 
+def copying(job: Job) -> float:
+    """Seconds: an fp32 weight and two moments of what trains."""
+    return 12 * job.trained / COPY
+
+
+def writing(job: Job) -> float:
+    return 12 * job.trained / DISK
+
+
 def cost(job: Job, devices: int) -> Cost:
     one = step(job, devices)
     steps = math.ceil(job.rows / job.batch)
-    checkpoint = 12 * job.trained / DISK  # an fp32 weight and two moments, written by one process while all wait
-    saving = checkpoint * ((steps - 1) // job.save_every)
+    between = min(job.save_every, steps) * one.seconds
+    # the next checkpoint waits until the last one is written
+    waits = copying(job) + max(0.0, writing(job) - between)
+    saving = waits * ((steps - 1) // job.save_every)
     busy = steps * one.seconds + saving
     failures = busy * devices / LIFE
-    again = (min(job.save_every, steps) * one.seconds + checkpoint) / 2 + START
-    return Cost(one, steps, busy + failures * again, saving, failures * again, checkpoint)
+    whole = copying(job) + writing(job)
+    again = (between + waits) / 2 + whole + START
+    return Cost(one, steps, busy + failures * again, saving, failures * again, whole)

@@ -16,15 +16,15 @@ def simulate(job: model.Job, devices: int, seed: int = 0, steps: int | None = No
     """Seconds of a stage. steps: how many of it; None: all.
 
     Each step a device computes as long as JITTER lets it; the slowest one ends it. A reader works one step ahead, and
-    no further. A failure throws away what came after the last checkpoint.
+    no further. A failure throws away what came after the last checkpoint that was whole by then.
     """
     drawn, clock = random.Random(seed), Clock()
     wanted = math.ceil(job.rows / job.batch) if steps is None else steps
     one = model.step(job, devices)
     compute = job.batch / devices * job.flops / (job.mfu * model.PEAK)
-    writing = 12 * job.trained / model.DISK
     fails = _next(drawn, devices, clock) if failing else math.inf
-    done = saved = 0
+    done = saved = begun = 0  # steps: done, on the disk, in the checkpoint that is written
+    written = 0.0  # when that one is whole
     ready = clock.now + one.reading  # when the samples of the next step are there
     while done < wanted:
         began = max(clock.now, ready)
@@ -32,11 +32,15 @@ def simulate(job: model.Job, devices: int, seed: int = 0, steps: int | None = No
         slowest = max(drawn.gauss(1.0, model.JITTER) for _ in range(devices)) if devices > 1 else 1.0
         clock.now = began + compute * slowest + one.talk - one.hidden
         done += 1
+        if written <= clock.now:
+            saved = begun
         if done % job.save_every == 0 and done < wanted:
-            clock.now += writing
-            saved = done
+            clock.now = max(clock.now, written)  # one at a time
+            saved, begun = begun, done
+            clock.now += model.copying(job)
+            written = clock.now + model.writing(job)
         if clock.now >= fails:
-            done = saved
+            done = begun = saved
             clock.now += model.START
             ready = clock.now + one.reading
             fails = _next(drawn, devices, clock)
