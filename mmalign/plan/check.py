@@ -96,6 +96,9 @@ def of_stage(recipe: Recipe, name: str, stage: Stage, cards: dict[str, Card]) ->
         yield from _compiled(recipe, name, stage, cards)
     if isinstance(stage, (Train, Language, Contrast)) and stage.engine.attention != "auto":
         yield from _attending(recipe, name, stage)
+    if isinstance(stage, Contrast) and stage.engine.checkpointing is True:
+        what = "a stage of kind contrast recomputes nothing"
+        yield mistake(recipe, name, "engine.checkpointing", what, "engine: {checkpointing: false}, or a smaller batch")
 
 
 def _compiled(

@@ -37,7 +37,7 @@ def _changed(stage: Train, devices: int) -> Iterator[tuple[str, Train]]:
     def running(what: str, **settings: object) -> tuple[str, Train]:
         return what, replace(stage, engine=replace(engine, **settings))  # type: ignore[arg-type]
 
-    if not engine.checkpointing:
+    if engine.checkpointing is not True:
         yield running("engine.checkpointing: true", checkpointing=True)
     for zero in range(engine.zero + 1, 4) if devices > 1 else ():
         yield running(f"engine.zero: {engine.zero} -> {zero}", zero=zero)
@@ -52,7 +52,7 @@ def _changed(stage: Train, devices: int) -> Iterator[tuple[str, Train]]:
 
 def _others(stage: Stage) -> Iterator[str]:
     engine = getattr(stage, "engine", None)
-    if isinstance(engine, EngineSettings) and isinstance(stage, Language) and not engine.checkpointing:
+    if isinstance(engine, EngineSettings) and isinstance(stage, Language) and engine.checkpointing is not True:
         yield "engine.checkpointing: true"
     if isinstance(stage, (Label, Evaluate, Language, Contrast)) and stage.batch > 1:
         yield f"batch: {stage.batch} -> {stage.batch // 2}"

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from mmalign.data import Data, Record, Turn
-from mmalign.errors import DataError, StageError
+from mmalign.errors import DataError, MMAlignError, StageError
 from mmalign.pipeline import task
 from mmalign.plan import graph
 from mmalign.plan import read as compose
+from mmalign.plan.check import check
 from mmalign.plan.recipe import Optim
 from mmalign.stages import contrast
 from mmalign.stages.contrast import Contrastive, Reader
@@ -103,3 +104,13 @@ def test_a_step_that_is_not_finite_is_left_out(trained, zero):
     weights = load_file(folder / "weights" / "vision" / "model.safetensors")
     for name, value in model.clip.state_dict().items():
         assert torch.allclose(weights[name], value.reshape(weights[name].shape), atol=1e-5), name
+
+
+def test_what_a_contrast_stage_cannot_do_is_refused(here):
+    """Before anything is built: a setting has an effect, or is a mistake."""
+    for setting, what in (("checkpointing: true", "recomputes nothing"), ("compile: true", "is not compiled")):
+        (here / "pairs.yaml").write_text(STAGE)
+        given = compose.load("pairs.yaml", [f"stages.pairs.engine={{{setting}}}"])
+        with pytest.raises(MMAlignError, match=f"a stage of kind contrast {what}") as caught:
+            check(given)
+        assert caught.value.at.endswith(f"stages.pairs.engine.{setting.split(':')[0]}")
