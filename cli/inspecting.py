@@ -1,6 +1,7 @@
 """`inspect`: the tokens, or the words of a list, nearest to each visual token of an image: a table or a page."""
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,8 @@ def inspect(
         del model  # before the others are loaded
         maps, title = [said(loaded(other)) for other in others], f"What the visual tokens of {spec} say"
         names = [spec, *beside] if beside else [""]
-        words.beside(*maps, names=names).save(target, title, replacing.section(answers))
+        below = replacing.section(answers) + (_looked(attention) if attention is not None else "")
+        words.beside(*maps, names=names).save(target, title, below)
     if as_json:
         from . import dump
 
@@ -78,6 +80,12 @@ def inspect(
         if remark := told(words.ceiling.get(layer)):
             out.print(f"layer {layer}: {remark}")
     replacing.show(answers)
+
+
+def _looked(text: str) -> str:
+    """The piece of a page that says what `attention` is there."""
+    told = f"Attention is how much the tokens of “{text}”, said of the picture, look at each visual token"
+    return f"<p>{escape(told)}, over heads and the first half of the layers: BASIC's a_i.</p>"
 
 
 def numbers(layers: str) -> list[int]:

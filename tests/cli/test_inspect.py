@@ -52,8 +52,9 @@ def test_two_checkpoints_side_by_side(model, mmalign):
 
 
 def test_how_much_a_text_looks_at_each_patch(model, mmalign):
-    result = mmalign("inspect", model, "a.png", "--attention", "Where is it?", "--out", "looked.html")
+    result = mmalign("inspect", model, "a.png", "--attention", "Where <is> it?", "--out", "looked.html")
     assert result.code == 0, result.err
+    assert "the tokens of “Where &lt;is&gt; it?”, said of the picture, look at" in Path("looked.html").read_text()
     data = json.loads(Path("looked.html").read_text().split('class="mmx-data">')[1].split("</script>")[0])
     (pane,) = data["pictures"][0]["panes"]
     assert len(pane["attention"]) == 36
