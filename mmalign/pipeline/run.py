@@ -253,9 +253,9 @@ def _events(place: Path) -> Iterator[list[dict[str, Any]]]:
 def _failure(node: Node, code: int | None, devices: int) -> Failed:
     log = node.folder / "log.txt"
     tail = _end(log).splitlines()[-TAIL:]
-    if said := ended.read(node.folder):
+    if said := ended.read(node.folder):  # which says it all; behind it the log has what launchers say of it
         what, at = f"stage {node.name!r}: {said['what']}", said["at"] or str(log)
-        return Failed(what, at, said["fix"], log, tail, said.get("exit_code", StageError.exit_code))
+        return Failed(what, at, said["fix"], log, [], said.get("exit_code", StageError.exit_code))
     if code == task.FULL:
         what, fix = "found no space left", "free some, or another --runs; the same command goes on"
     elif code and code < 0:
