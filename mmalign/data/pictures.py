@@ -37,6 +37,11 @@ class ImageReader:
         specs = [images] if isinstance(images, str) else list(images or [])
         self.roots = [_root(spec) for spec in specs]
 
+    @property
+    def local(self) -> bool:
+        """Whether all pictures lie in folders of this machine, where reading one costs next to nothing."""
+        return all(isinstance(root, LocalFolder) for root in self.roots)
+
     def read(self, reference: Any) -> tuple[bytes, str]:
         """(bytes, a name for messages) of a reference: a path, a URL, base64, bytes, or an object with bytes and path.
 

@@ -7,7 +7,6 @@ from collections import Counter
 from typing import Any
 
 from mmalign.data import Record
-from mmalign.data.pictures import ImageReader, LocalFolder
 from mmalign.errors import CardError, DataError, MMAlignError
 from mmalign.io import files
 from mmalign.llms import gguf
@@ -57,8 +56,8 @@ def _sample(job: dict[str, Any]) -> Sample:
 
 def _pictures(data: Any, record: Record) -> None:
     """Read a record's picture files, where they lie in folders of this machine; Unusable for one that is not there."""
-    reader = getattr(data, "reader", None)
-    if isinstance(reader, ImageReader) and all(isinstance(root, LocalFolder) for root in reader.roots):
+    reader: Any = getattr(data, "reader", None)
+    if getattr(reader, "local", False):
         for reference in record.images:
             if isinstance(reference, str) and not files.is_url(reference):
                 reader.read(reference)

@@ -207,10 +207,13 @@ class Engine:
         prefix = f"{part}."
         trained = {name: value for name, value in self.state() if name.startswith(prefix) and "/" not in name}
         weights: dict[str, Tensor] = {}
+        taken: dict[int, Tensor] = {}  # by parameter: one that has several names, as tied heads have, stays one tensor
         for name, value in self.module.state_dict(keep_vars=True).items():
             if name.startswith(prefix):
-                whole = trained.get(name)
-                weights[name.removeprefix(prefix)] = self._gathered(value) if whole is None else whole
+                whole = trained.get(name, taken.get(id(value)))
+                taken[id(value)] = weights[name.removeprefix(prefix)] = (
+                    self._gathered(value) if whole is None else whole
+                )
         return weights
 
     def _gathered(self, value: Tensor) -> Tensor:

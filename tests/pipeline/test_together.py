@@ -81,6 +81,7 @@ def begin(by: Any, number: int, size: int, *words: str, **env: str) -> "subproce
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # behind a shell's & it is deaf
     )
 
 

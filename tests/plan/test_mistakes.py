@@ -224,7 +224,7 @@ SIMPLE = [
             words=("stages.align.engine.attention=flash", "stages.align.precision=bf16", "stages.align.pack=true"),
             at="engine.attention"),
     Mistake("a word that is none of three", "engine.checkpointing must be one of True, False, auto, got 'atuo'", "auto",
-            words=("stages.align.engine.checkpointing=atuo",)),
+            words=("stages.align.engine.checkpointing=atuo",), at="stages.align.engine.checkpointing"),
     # cards
     Mistake("card that lacks a key", "the card 'keyless' lacks 'target'", "add `target: ...`",
             words=("registry=[./shelf]", "model.adapter=keyless"), at="shelf/adapters/keyless.yaml"),

@@ -19,7 +19,9 @@ from mmalign.llms import chat
 from mmalign.pipeline.load import load
 from mmalign.plan.cards import Card
 from mmalign.stages import export
+from mmalign.stages.checks import Checks
 from mmalign.testing import small
+from mmalign.training.events import Events
 from mmalign.vlm import folder as folders
 from tests.io.test_sums import flip
 from tests.plan.test_mistakes import assert_mistake
@@ -175,7 +177,9 @@ def test_an_export_says_nothing_of_the_machine_it_was_made_on(tmp_path, depth):
     llm = replace(llm, args={**llm.args, "template": str(template)})
     adapter = Card("", "mmalign.adapters.mlp.MLP", {"depth": depth}, path=str(machine / "x.yaml"))
     cards = {**small.encoder("clip", machine), "llm": llm, "adapter": adapter}
-    exported = export.export(folders.build(cards), SimpleNamespace(cards=cards), machine / "out")
+    exported = export.export(
+        folders.build(cards), SimpleNamespace(cards=cards), machine / "out", Checks(Events(machine), 1)
+    )
     assert (exported.difference is None) == (depth == 3)
     assert str(tmp_path) not in texts(machine / "out")
     assert "user-of-this-machine" not in texts(machine / "out")
