@@ -116,7 +116,7 @@ def _estimates(nodes: Sequence[Node], devices: int) -> None:
     for node in nodes:
         if (costs := estimate.of(node, devices)) and (lines := estimate.lines(costs)):
             if flops := work.flops(node, costs):
-                lines.append(rates.line(flops, rates.seconds(flops, devices)))
+                lines.append(rates.line(flops, _seconds(node, flops, devices)))
             names_of.setdefault(tuple(lines), []).append(node.name)
     for text, names in names_of.items():
         out.print(f"\n{', '.join(dict.fromkeys(names))}", style="bold")
@@ -146,8 +146,12 @@ def _as_json(node: Node, devices: int) -> dict[str, Any] | None:
     if (costs := estimate.of(node, devices)) is None:
         return None
     flops = work.flops(node, costs)
-    took = {} if flops is None else {"seconds": rates.seconds(flops, devices)}
+    took = {} if flops is None else {"seconds": _seconds(node, flops, devices)}
     return {**(estimate.as_json(costs) or {}), "flops": flops, **took}
+
+
+def _seconds(node: Node, flops: float, devices: int) -> dict[str, float]:
+    return rates.seconds(flops, devices, getattr(node.stage, "precision", "bf16"))
 
 
 def _arms(node: Node) -> list[str]:

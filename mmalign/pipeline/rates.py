@@ -16,7 +16,10 @@ PEAKS = {
 }  # fmt: skip
 MEASURED = "H200"  # tests/speed/RESULTS.md
 GPU = 0.33  # of its peak, by steps of Vicuna-7B and Gemma-2B there: 0.26 to 0.39; small models reach less
-CPU = 0.6  # of its fp32 products, by steps of `first_real`
+# of a core's fp32 products, by steps of `first_real`: 0.68 to 0.81, 1.94 to 2.24 with instructions for bf16; without,
+# products in bf16 were a fifth as fast as in fp32 where it was measured
+CPU = {"fp32": 0.75, "bf16": 2.0}
+EMULATED = 0.15
 SIDE, TRIES = 1024, 4
 
 
@@ -41,17 +44,18 @@ def gpus() -> tuple[str, ...]:
     return () if told.startswith("none") else tuple(one.split(",")[0].strip() for one in told.split(";"))
 
 
-def seconds(flops: float, devices: int) -> dict[str, float]:
+def seconds(flops: float, devices: int, precision: str = "bf16") -> dict[str, float]:
     """{where: how long so many operations take at least}: on the measured GPU, and on this machine's GPUs or cores.
 
-    devices: processes; on cores they share what there is.
+    devices: processes; on cores they share what there is. precision: fp32 or bf16; on GPUs bf16 is taken.
     """
     times = {_many(devices, MEASURED): flops / (devices * GPU * PEAKS[MEASURED])}
     if names := gpus():
         if peak := next((value for name, value in PEAKS.items() if name in names[0]), None):
             times[_many(devices, names[0])] = flops / (devices * GPU * peak)
         return times
-    return times | {f"this machine's {cores()} cores": flops / (CPU * products())}
+    share = EMULATED if precision == "bf16" and processor.lacks_bf16() else CPU[precision]
+    return times | {f"this machine's {cores()} cores": flops / (share * products())}
 
 
 def line(flops: float, times: Mapping[str, float]) -> str:

@@ -99,6 +99,7 @@ def machine(monkeypatch):
     """A machine whose cores make 100 GFLOP/s, and what nvidia-smi says there."""
     monkeypatch.setattr(rates, "products", lambda: 100e9)
     monkeypatch.setattr(rates, "cores", lambda: 2)
+    monkeypatch.setattr(rates.processor, "lacks_bf16", lambda: False)
 
     def with_gpus(*names):
         monkeypatch.setattr(rates, "gpus", lambda: names)
@@ -108,8 +109,8 @@ def machine(monkeypatch):
 
 
 def test_how_long_it_takes(machine):
-    day = 86400 * 100e9 * rates.CPU
-    times = rates.seconds(30 * day, devices=1)
+    day = 86400 * 100e9 * rates.CPU["fp32"]
+    times = rates.seconds(30 * day, devices=1, precision="fp32")
     assert times["this machine's 2 cores"] == pytest.approx(30 * 86400)
     assert rates.line(30 * day, times).endswith("on one H200, 30 days on this machine's 2 cores")
     assert rates.seconds(1e18, 8)["8 H200"] == pytest.approx(rates.seconds(1e18, 1)["one H200"] / 8)
@@ -126,6 +127,12 @@ def test_the_longest_name_is_looked_for_first():
     for number, name in enumerate(rates.PEAKS):
         first = next(other for other in rates.PEAKS if other in f"NVIDIA {name}")
         assert first == name, number
+
+
+@pytest.mark.parametrize(("lacks", "share"), [(False, rates.CPU["bf16"]), (True, rates.EMULATED)])
+def test_bf16_on_cores_that_have_it_or_not(machine, monkeypatch, lacks, share):
+    monkeypatch.setattr(rates.processor, "lacks_bf16", lambda: lacks)
+    assert rates.seconds(1e15, 1)["this machine's 2 cores"] == pytest.approx(1e15 / 100e9 / share)
 
 
 @pytest.mark.parametrize(
