@@ -12,11 +12,14 @@ Stages = Sequence[tuple[str, dict[str, Any]]]  # (folder's name, stage.json)
 
 
 def command(task: Task, stages: Stages) -> str:
-    """The line that runs all of it; empty where an older mmalign did not write down what it was asked for."""
+    """The line that runs all of it; `hosts` stands for a host file, where there were several. Empty where an older
+    mmalign did not write down what it was asked for."""
     if not task.asked:
         return ""
     devices = max((about["devices"] for _, about in stages), default=1)
-    return shlex.join(["mmalign", "run", *task.asked, *(["--devices", str(devices)] if devices > 1 else [])])
+    several = any(len(about.get("hosts", [])) > 1 for _, about in stages)
+    where = ["--hosts", "hosts"] if several else ["--devices", str(devices)] if devices > 1 else []
+    return shlex.join(["mmalign", "run", *task.asked, *where])
 
 
 def versions(stages: Stages) -> dict[str, str]:

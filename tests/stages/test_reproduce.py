@@ -22,6 +22,8 @@ def test_the_command_is_the_words_it_was_asked_for(tiny):
     stages = [("a", {"devices": 1, "seconds": 1}), ("b", {"devices": 4, "seconds": 1})]
     assert reproduce.command(of(["a b.yaml", "name=a b"]), stages[:1]) == "mmalign run 'a b.yaml' 'name=a b'"
     assert reproduce.command(of(["x"]), stages) == "mmalign run x --devices 4"
+    spread = [(name, {**about, "hosts": ["one", "two"]}) for name, about in stages]
+    assert reproduce.command(of(["x"]), spread) == "mmalign run x --hosts hosts"
     assert reproduce.command(of([]), stages) == ""
 
 
