@@ -237,6 +237,8 @@ def _end_by_itself(node: Node, child: Child, err: BaseException, tell: Callable[
             child.wait(None if asked or isinstance(err, Terminated) else SECONDS)
     finally:
         child.kill()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(SECONDS)
 
 
 def _events(place: Path) -> Iterator[list[dict[str, Any]]]:

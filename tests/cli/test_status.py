@@ -109,9 +109,8 @@ def test_after_a_failure(tiny, mmalign, scripted, plan, watched):
     folder = plan()[1].folder
     log = folder / "log.txt"
     assert said.code == 1
-    assert said.err.splitlines()[-5:] == [
-        "error: stage 'align': lm is nan", "  at   samples a", "  try  less", f"  log  {log}", "  | last words",
-    ]  # fmt: skip
+    told = ["error: stage 'align': lm is nan", "  at   samples a", "  try  less", f"  log  {log}"]
+    assert said.err.splitlines()[-4:] == told  # a message of its own needs no end of the log behind it
     expected = {"label": "done", "align": "failed", "tune": "not run", "score": "not run", "report": "not run"}
     assert states(mmalign) == expected
     planned = {"align": "failed: lm is nan", "tune": "after align", "score": "after tune", "report": "after score"}
