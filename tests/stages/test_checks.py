@@ -7,7 +7,7 @@ import torch
 
 from mmalign.pipeline import progress
 from mmalign.stages import verify
-from mmalign.stages.checks import Checks
+from mmalign.stages.checks import PLAIN, Checks
 from mmalign.stages.verify import Asked
 from mmalign.training.events import Events
 
@@ -16,7 +16,7 @@ from mmalign.training.events import Events
 def clock(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("mmalign.stages.checks.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("mmalign.stages.checks.time.process_time", lambda: 4.0)
+    monkeypatch.setattr("mmalign.stages.checks.time.process_time", lambda: 4.0 / PLAIN)
     return now
 
 
