@@ -26,6 +26,7 @@ from mmalign.data.mixture import Mixture
 from mmalign.data.reasons import Unusable, reason_of
 from mmalign.data.rows import Rows
 from mmalign.errors import DataError
+from mmalign.io import processor
 from mmalign.io.pictures import orientation
 
 CHUNK = 200  # records a process takes at once
@@ -125,7 +126,7 @@ def check(
         raise DataError("there is no record to check", fix="is all of it left out by a quarantine?")
     result, hashes_of_chunks = CheckResult(), []
     ahead = Ahead(len(data))
-    jobs = 1 if len(data) <= FEW else jobs or cores()
+    jobs = 1 if len(data) <= FEW else jobs or processor.cores()
     starts = range(0, len(data), CHUNK)
     alone = jobs == 1 and map(Examiner(data, make_render and make_render()).chunk, starts)
     for chunk, hashes in alone or _in_processes(make, jobs, starts, make_render):
@@ -137,11 +138,6 @@ def check(
     result.remarks = list(data.remarks)
     result.seconds = time.monotonic() - began
     return result
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_processes(make: MakeData, jobs: int, starts: range, make_render: MakeRender | None) -> Iterator[Chunk]:

@@ -1,4 +1,4 @@
-"""What this machine computes on, told by the system: its GPUs, and whether its CPU has instructions for bf16."""
+"""What this machine computes on, told by the system: cores, GPUs, and whether its CPU has instructions for bf16."""
 
 import os
 import shutil
@@ -11,6 +11,11 @@ WAIT = 20  # seconds for a tool that hangs, as it does where a driver is ill
 BF16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}  # the last one is ARM's
 # what ONEDNN_MAX_CPU_ISA may be that leaves none of them
 LIMITS = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> str:

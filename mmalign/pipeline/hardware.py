@@ -9,6 +9,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from mmalign.io import processor
+
 GIB = 2**30
 
 
@@ -18,7 +20,12 @@ def used() -> dict[str, str]:
 
     cores: those this process may run on. gpus: of this machine, `8 x NVIDIA H200`.
     """
-    about = {"machine": platform.machine(), "python": platform.python_version(), "cpu": _cpu(), "cores": str(cores())}
+    about = {
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "cpu": _cpu(),
+        "cores": str(processor.cores()),
+    }
     return {name: value for name, value in {**about, "memory": _memory(), "gpus": _gpus()}.items() if value}
 
 
@@ -37,11 +44,6 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return platform.processor()
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> str:

@@ -6,7 +6,6 @@ from functools import cache
 
 from mmalign.io import processor
 from mmalign.io.times import lasting
-from mmalign.pipeline.hardware import cores
 
 # Dense bf16 products, in operations a second, as their maker gives them; fp16 where a device has no bf16.
 PEAKS = {
@@ -55,7 +54,7 @@ def seconds(flops: float, devices: int, precision: str = "bf16") -> dict[str, fl
             times[_many(devices, names[0])] = flops / (devices * GPU * peak)
         return times
     share = EMULATED if precision == "bf16" and processor.lacks_bf16() else CPU[precision]
-    return times | {f"this machine's {cores()} cores": flops / (share * products())}
+    return times | {f"this machine's {processor.cores()} cores": flops / (share * products())}
 
 
 def line(flops: float, times: Mapping[str, float]) -> str:

@@ -197,6 +197,28 @@ def test_an_interruption_ends_the_stage_too(plan):
     run.run(plan(), Script(), Told())
 
 
+WAITS = "import threading; threading.Event().wait()"
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+
+
+@pytest.mark.parametrize(("before", "times"), [("", 1), (DEAF, 2)], ids=["once", "twice"])
+def test_ctrl_c_says_what_is_waited_for_and_a_second_one_ends_it(plan, before, times):
+    """A stage that trains has the time it needs to save; only a second Ctrl-C ends one that does not end."""
+    event = json.dumps({"say": "here"}) + "\n"
+    left = [KeyboardInterrupt] * times
+
+    def interrupts():
+        if left and told.heard[-1][1] == "align":
+            raise left.pop()
+
+    told = Told(on_event=interrupts)
+    say = f"open(folder / 'events.jsonl', 'a').write({event!r})"
+    with pytest.raises(KeyboardInterrupt):
+        run.run(plan(), failing(f"{before}\n{say}\n{WAITS}"), told)
+    said = [event["say"] for what, _, *rest in told.heard if what == "event" for event in rest if "say" in event]
+    assert said[-2:] == ["here", "saves what it has learnt, and ends; Ctrl-C again ends it at once"]
+
+
 def test_a_worker_ends_with_the_process_that_began_it(tiny):
     """kill -9 of the orchestrator: its stage does not work on alone."""
     code = "from mmalign.cli import entry; entry()"

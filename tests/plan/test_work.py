@@ -98,7 +98,7 @@ def test_what_is_not_known_is_not_told():
 def machine(monkeypatch):
     """A machine whose cores make 100 GFLOP/s, and what nvidia-smi says there."""
     monkeypatch.setattr(rates, "products", lambda: 100e9)
-    monkeypatch.setattr(rates, "cores", lambda: 2)
+    monkeypatch.setattr(rates.processor, "cores", lambda: 2)
     monkeypatch.setattr(rates.processor, "lacks_bf16", lambda: False)
 
     def with_gpus(*names):

@@ -13,13 +13,14 @@ from PIL import Image
 
 from mmalign.data import check
 from mmalign.data.conversations import Conversations
+from mmalign.io import processor
 
 from . import Pairs, in_turn
 
 TARGET = 1.25  # 0.8 of the limit
 IMAGES, DRAWN = 10_000, 100  # files; pictures drawn for them
 SIZE = (224, 168)  # pixels
-JOBS = min(2, check.cores())
+JOBS = min(2, processor.cores())
 TIMES = 5
 DECODE = """
 import sys
